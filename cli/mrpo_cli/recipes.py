@@ -1,0 +1,43 @@
+"""`mrpo recipes`: the recipes that ship."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mrpo_pipeline.errors import UserError
+
+app = typer.Typer(help="The recipes that ship: list them, copy one.", invoke_without_command=True)
+
+
+@app.callback()
+def list_recipes(context: typer.Context) -> None:
+    """List the recipes that ship, each with its first comment line."""
+    if context.invoked_subcommand is not None:
+        return
+    from mrpo_pipeline.recipe import shipped_recipes
+
+    for name, path in shipped_recipes().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        print(f"{name:16} {first}")
+
+
+@app.command("copy")
+def copy(
+    name: Annotated[str, typer.Argument(help="A name that `mrpo recipes` lists.")],
+    to: Annotated[Path, typer.Argument(help="File or folder; the current folder where not given.")] = Path("."),
+) -> None:
+    """Copy a shipped recipe, to be edited."""
+    from mrpo_pipeline.recipe import shipped_recipes
+
+    recipes = shipped_recipes()
+    if name not in recipes:
+        raise UserError(f"No shipped recipe is called {name!r}: there are {', '.join(recipes)}. Correct the name.")
+    target = to / recipes[name].name if to.is_dir() else to
+    if target.exists():
+        raise UserError(f"{target} is there already: expected a new file. Give another name, or move it away.")
+    shutil.copyfile(recipes[name], target)
+    print(target)

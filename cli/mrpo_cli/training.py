@@ -1,0 +1,48 @@
+"""`mrpo train` and `mrpo merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mrpo_cli.options import METHOD, OUTPUT, PAIRS, TRAINING, takes_recipe
+
+if TYPE_CHECKING:
+    from mrpo_pipeline.recipe import Recipe
+
+
+@takes_recipe(PAIRS, METHOD, TRAINING, OUTPUT)
+def train(
+    recipe: Recipe,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole checkpoint.")] = False,
+    check_anchor: Annotated[
+        bool,
+        typer.Option("--check-anchor/--no-check-anchor", help="Compare the policy's start with the cached anchor."),
+    ] = True,
+) -> None:
+    """Stage two: train the policy with LoRA against the cached references."""
+    from mrpo_pipeline.stage_two import train_recipe
+
+    metrics = train_recipe(recipe, resume=resume, check_anchor=check_anchor)
+    for name in ("train_loss", "eval_loss", "eval_accuracy/policy", "eval_accuracy/anchor", "eval_rewards/accuracies"):
+        if name in metrics:
+            print(f"{name:28} {metrics[name]:.4f}")
+    print(f"The adapter lies in {recipe.output_dir}")
+
+
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="The folder of `mrpo train`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged checkpoint.")],
+) -> None:
+    """Write adapter and base as one plain checkpoint."""
+    from mrpo_pipeline.policy.merge import merge_adapter
+
+    merge_adapter(adapter, output)
+    print(f"The merged model lies in {output}")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train")(train)
+    app.command("merge")(merge)

@@ -1,0 +1,23 @@
+"""Reference log-probs on disk: scored once, served for every run after. Knows no model and no tokenizer."""
+
+from mrpo_pipeline.cache.manifest import Manifest
+from mrpo_pipeline.cache.reference_cache import ReferenceCache, check_reference_name, list_references
+from mrpo_pipeline.cache.schema import SHARD_SCHEMA, CompletionRow, Unfit
+from mrpo_pipeline.cache.shards import DamagedError
+from mrpo_pipeline.cache.upkeep import CacheStats, Pruned, ShardReport
+from mrpo_pipeline.cache.writer import ShardWriter
+
+__all__ = [
+    "SHARD_SCHEMA",
+    "CacheStats",
+    "CompletionRow",
+    "DamagedError",
+    "Manifest",
+    "Pruned",
+    "ReferenceCache",
+    "ShardReport",
+    "ShardWriter",
+    "Unfit",
+    "check_reference_name",
+    "list_references",
+]

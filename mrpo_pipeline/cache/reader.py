@@ -1,0 +1,126 @@
+"""What the shards can serve: which completions, and how far each was scored.
+
+A row serves a cut if it is complete or its last byte end reaches the cut; of several rows of one completion the complete
+one serves, else the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mrpo_pipeline.cache.shards import SHARDS, DamagedError, list_parts, one_array, read_checked, read_rows
+from mrpo_pipeline.cache.storage import LocalStorage
+
+COVERAGE_SCHEMA: dict[str, pl.DataType] = {
+    "completion_id": pl.String(),
+    "complete": pl.Boolean(),
+    "last": pl.Int32(),
+    "row": pl.Int64(),
+    "shard": pl.String(),
+}
+
+
+def shard_coverage(storage: LocalStorage, name: str) -> pl.DataFrame:
+    """What one shard holds, from the three columns that tell it.
+
+    The pages' own checksums are verified; the shard's is where numbers are used.
+
+    Raises:
+        FileNotFoundError: where the shard is gone.
+        DamagedError: where the file cannot be read.
+    """
+    parts = []
+    first = 0
+    try:
+        with storage.open(name) as source:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=["completion_id", "byte_ends", "complete"])
+                offsets, ends = list_parts(one_array(table, "byte_ends"))
+                if (np.diff(offsets) == 0).any():
+                    raise ValueError("a row holds no tokens")
+                frame = pl.DataFrame(
+                    {
+                        "completion_id": pl.from_arrow(one_array(table, "completion_id")),
+                        "complete": pl.from_arrow(one_array(table, "complete")),
+                        "last": ends[offsets[1:] - 1],
+                        "row": np.arange(first, first + table.num_rows),
+                    }
+                )
+                parts.append(frame.with_columns(shard=pl.lit(name)))
+                first += table.num_rows
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DamagedError(storage, name, str(error).strip().split("\n")[0]) from error
+    return pl.concat(parts) if parts else pl.DataFrame(schema=COVERAGE_SCHEMA)
+
+
+class Coverage:
+    """How far each completion of a cache was scored, kept up with the shards on disk."""
+
+    def __init__(self, storage: LocalStorage) -> None:
+        self._storage = storage
+        self._shards: dict[str, pl.DataFrame] = {}
+
+    def rows(self, names: Sequence[str] | None = None) -> pl.DataFrame:
+        """Every row of the shards: ``completion_id``, ``complete``, ``last`` (bytes), ``row``, ``shard``.
+
+        A shard is read once: its name fixes its content. One that another process removed since it was listed is passed
+        over.
+
+        Args:
+            names: the shards; all that are there where not given.
+        """
+        known = self._shards
+        self._shards = {}
+        for name in self._storage.list(SHARDS) if names is None else names:
+            with suppress(FileNotFoundError):
+                self._shards[name] = known[name] if name in known else shard_coverage(self._storage, name)
+        parts = list(self._shards.values())
+        return pl.concat(parts, rechunk=False) if parts else pl.DataFrame(schema=COVERAGE_SCHEMA)
+
+    def serving(self, wanted: pl.DataFrame, names: Sequence[str] | None = None) -> pl.DataFrame:
+        """``wanted`` with the columns ``complete``, ``last``, ``row``, ``shard`` of the row that serves it, null where none.
+
+        Args:
+            wanted: with ``completion_id`` and ``cut`` (int64, bytes; null for the whole).
+            names: the shards to look in; all that are there where not given.
+        """
+        asked = wanted.select("completion_id").unique()
+        best = best_rows(self.rows(names).join(asked, on="completion_id", how="semi"))
+        joined = wanted.join(best, on="completion_id", how="left", maintain_order="left")
+        served = pl.col("complete") | (pl.col("last") >= pl.col("cut")).fill_null(False)
+        columns = ("complete", "last", "row", "shard")
+        return joined.with_columns(pl.when(served).then(pl.col(name)).alias(name) for name in columns)
+
+
+def best_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """One row for each completion: the complete one, else the longest; of equals always the same one."""
+    if rows["completion_id"].n_unique() == rows.height:
+        return rows
+    return rows.sort(["complete", "last", "shard", "row"], descending=[True, True, False, False]).unique(
+        "completion_id", keep="first", maintain_order=True
+    )
+
+
+def read_completions(storage: LocalStorage, best: pl.DataFrame) -> Iterator[pa.Table]:
+    """Whole rows of the shard schema, from verified shards.
+
+    Args:
+        best: with ``shard``, ``row`` and ``completion_id``, none null.
+
+    Raises:
+        DamagedError: for a shard that is not what was written.
+    """
+    for (name,), part in best.group_by("shard", maintain_order=True):
+        data = read_checked(storage, str(name))
+        for _ in read_rows(storage, str(name), data):
+            pass
+        yield pq.read_table(pa.BufferReader(data)).take(pa.array(part["row"].to_numpy()))

@@ -1,0 +1,323 @@
+"""The cache of one reference: a folder of shards and the identity of their numbers."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import polars as pl
+import pyarrow as pa
+
+from mrpo_pipeline.cache.manifest import Manifest, fixed_fields
+from mrpo_pipeline.cache.reader import Coverage, read_completions
+from mrpo_pipeline.cache.schema import SHARD_SCHEMA, Unfit
+from mrpo_pipeline.cache.shards import SHARDS
+from mrpo_pipeline.cache.storage import LocalStorage
+from mrpo_pipeline.cache.sums import build_sums, load_sums, shards_key, store_sums, wanted_key
+from mrpo_pipeline.cache.unfit import match_unfit, read_unfit, write_unfit
+from mrpo_pipeline.cache.upkeep import CacheStats, Pruned, ShardReport, cache_stats, prune_cache, verify_shards
+from mrpo_pipeline.cache.writer import ShardWriter
+from mrpo_pipeline.errors import RunError, UserError
+
+MANIFEST = "manifest.json"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_reference_name(name: str) -> str:
+    """The name, where a folder of the cache may bear it.
+
+    Raises:
+        UserError: where it may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"The reference name {name[:80]!r} cannot be used: expected 1 to 64 ASCII letters, digits, `.`, `_` or `-`, the "
+            "first a letter or digit, because it names a folder of the cache. Rename it under `references:`."
+        )
+    return name
+
+
+def list_references(root: str | Path) -> list[str]:
+    """Names of the references that the cache folder holds, sorted; none where there is no such folder."""
+    try:
+        return sorted(path.parent.name for path in Path(root).expanduser().glob(f"*/{MANIFEST}"))
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {root} cannot be read ({error.strerror}): give read access to it."
+        ) from error
+
+
+class ReferenceCache:
+    """Scored completions of one reference, at ``CACHE/NAME``.
+
+    Any number of processes may read it and write to it at once. Frames called *wanted* have the columns ``completion_id``
+    (string) and ``cut`` (int64, bytes of the completion that count; null for the whole completion and its end-of-turn
+    token).
+    """
+
+    def __init__(self, storage: LocalStorage, name: str) -> None:
+        self.name = name
+        self._storage = storage
+        self._coverage = Coverage(storage)
+
+    @classmethod
+    def open(cls, root: str | Path, name: str) -> ReferenceCache:
+        """The cache of the reference; nothing is made or read yet.
+
+        Raises:
+            UserError: for a name that could leave the cache folder, or a cache that is no local folder.
+        """
+        check_reference_name(name)
+        if "://" in str(root):
+            raise UserError(
+                f"cache: {root} is a URL: expected a local folder, the only place this version keeps a cache in. Give "
+                "`cache:` a folder."
+            )
+        folder = Path(root).expanduser()
+        for path in (folder, folder / name):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"cache: {path} is a file: expected a folder. Name another one under `cache:`.")
+        return cls(LocalStorage(folder / name), name)
+
+    @property
+    def path(self) -> Path:
+        """The reference's folder."""
+        return self._storage.root
+
+    # The numbers' identity.
+
+    def manifest(self) -> Manifest | None:
+        """What the numbers were computed from; None where nothing was scored yet.
+
+        Raises:
+            UserError: where it cannot be read, or shards lie there without one.
+        """
+        try:
+            data = self._storage.read(MANIFEST).to_pybytes()
+        except FileNotFoundError:
+            if self._storage.list(SHARDS):
+                raise UserError(
+                    f"{self._storage} holds shards and no {MANIFEST}: nothing tells what they were computed from. Restore "
+                    "the manifest from a copy, or remove that folder and score again (`mrpo score-refs`)."
+                ) from None
+            return None
+        except OSError as error:
+            raise UserError(
+                f"{self._storage}/{MANIFEST} cannot be read ({error.strerror}): give read access to the cache."
+            ) from error
+        return Manifest.from_bytes(data, f"{self._storage}/{MANIFEST}")
+
+    def check(self, expected: Mapping[str, str | None]) -> None:
+        """Refuse a cache whose numbers are not those of this fingerprint; a reference not yet scored passes.
+
+        Fields that are None in ``expected`` (cannot be told here, or left to the cache) are not compared.
+
+        Raises:
+            UserError: naming each field that differs, both values and what mends it.
+        """
+        manifest = self.manifest()
+        if manifest is None:
+            return
+        differences = manifest.differences(expected)
+        if not differences:
+            return
+        told = "; ".join(
+            f"`{field}` is {recorded} in the cache and {value} in this run" for field, recorded, value in differences
+        )
+        raise UserError(
+            f"The cache of reference {self.name} at {self._storage} was not computed by the reference that this run names: "
+            f"{told}. Its numbers are neither used nor touched. Set the reference back to what the cache has, or give it "
+            f"another name under `references:`, or {self._removal()}."
+        )
+
+    def create_or_check(
+        self, fingerprint: Mapping[str, str | None], recorded: Mapping[str, Any] | None = None
+    ) -> Manifest:
+        """Begin the cache with this fingerprint, or refuse it where it was begun with another.
+
+        Of several processes at once one begins it, and the others check against it.
+
+        Args:
+            fingerprint: field → value, of everything that changes the numbers.
+            recorded: engine, versions, machine, time: kept beside it, compared with nothing.
+
+        Returns:
+            the manifest on disk.
+
+        Raises:
+            UserError: where the fingerprint differs (see ``check``), or the folder cannot be written to.
+        """
+        if self.manifest() is None:
+            recorded = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **(recorded or {})}
+            made = Manifest(self.name, fixed_fields(fingerprint), recorded)
+            try:
+                self._storage.make_root()
+                self._storage.clear_leftovers()
+                self._storage.create(MANIFEST, made.to_bytes())
+            except OSError as error:
+                raise UserError(
+                    f"The cache of reference {self.name} cannot be begun at {self._storage} ({error.strerror or error}): "
+                    "expected a folder that can be written to. Make room, give write access, or name another under `cache:`."
+                ) from error
+        self.check(fingerprint)
+        return cast(Manifest, self.manifest())
+
+    # What it can serve.
+
+    def missing(self, wanted: pl.DataFrame, *, context: int | None = None) -> pl.DataFrame:
+        """The rows of ``wanted`` that are still to be scored: not served by the cache, nor known not to fit.
+
+        Args:
+            wanted: see the class; other columns are kept.
+            context: the reference's context length now, where it is known: what did not fit a shorter one is tried again.
+        """
+        unserved = self._unserved(wanted)
+        known = match_unfit(read_unfit(self._storage), unserved, context).select("completion_id", "cut").unique()
+        return unserved.join(known, on=["completion_id", "cut"], how="anti", nulls_equal=True, maintain_order="left")
+
+    def unfit(self, wanted: pl.DataFrame, *, context: int | None = None) -> pl.DataFrame:
+        """The rows of ``wanted`` that do not fit the reference's context and that no row serves: with ``tokens`` (that
+        scoring it takes) and ``context`` (length), both in the reference's tokens."""
+        return match_unfit(read_unfit(self._storage), self._unserved(wanted), context)
+
+    def sums(self, wanted: pl.DataFrame, *, on_missing: Literal["error", "null"] = "error") -> pl.DataFrame:
+        """Sums of the log-probs that count, in ``wanted``'s order.
+
+        Without a cut all tokens count; with one, those that end at or before it, and never the end-of-turn token. Read
+        from a derived file where a sound one of exactly these shards and cuts is there, else added up from verified
+        shards and kept.
+
+        Args:
+            on_missing: what to do where the cache serves a row of ``wanted`` not: ``error``, or ``null`` sums.
+
+        Returns:
+            ``completion_id``, ``cut``, ``logps`` (float64, nats), ``tokens`` (int32).
+
+        Raises:
+            UserError: for completions that are not scored (those that do not fit among them: see ``unfit``).
+            RunError: for a shard that is damaged.
+        """
+        keys = _keys(wanted)
+        distinct = keys.unique().sort("completion_id", "cut", nulls_last=True)
+        shards = self._storage.list(SHARDS)
+        prefix = f"{shards_key(shards)}-{wanted_key(distinct)}-"
+        sums = load_sums(self._storage, prefix)
+        if sums is None:
+            sums = build_sums(self._storage, self._coverage.serving(distinct, shards))
+            lacking = sums.filter(pl.col("logps").is_null())
+            if lacking.height:
+                if on_missing == "error":
+                    self._refuse_missing(lacking, distinct.height)
+            else:
+                store_sums(self._storage, prefix, sums)
+        return keys.join(sums, on=["completion_id", "cut"], how="left", nulls_equal=True, maintain_order="left")
+
+    def rows(self, wanted: pl.DataFrame) -> pl.DataFrame:
+        """The whole rows (columns of the shard schema) that serve ``wanted``, each once, from verified shards; rows that
+        nothing serves are absent.
+
+        Raises:
+            RunError: for a shard that is damaged.
+        """
+        serving = self._coverage.serving(_keys(wanted)).filter(pl.col("shard").is_not_null())
+        tables = [SHARD_SCHEMA.empty_table(), *read_completions(self._storage, serving.unique("completion_id"))]
+        return cast(pl.DataFrame, pl.from_arrow(pa.concat_tables(tables)))
+
+    # Adding to it.
+
+    def writer(self, *, rows_per_shard: int = 10_000, seconds: float = 300.0) -> ShardWriter:
+        """A context manager that takes rows (``add``) and writes shards; ``create_or_check`` comes first.
+
+        Args:
+            rows_per_shard: at most so many rows in a shard.
+            seconds: a row that has waited so long takes a shard with it, however small.
+        """
+        opened = self._begun().fingerprint_hash
+
+        def still_ours() -> None:
+            manifest = self.manifest()
+            if manifest is None or manifest.fingerprint_hash != opened:
+                raise RunError(
+                    f"The cache of reference {self.name} at {self._storage} was removed or begun anew while this run was "
+                    "scoring into it: the rows in hand were not written. Run `mrpo score-refs` again."
+                )
+
+        return ShardWriter(self._storage, rows_per_shard=rows_per_shard, seconds=seconds, still_ours=still_ours)
+
+    def mark_unfit(self, records: Sequence[Unfit]) -> None:
+        """Record completions that do not fit the reference's context, in one file."""
+        self._begun()
+        write_unfit(self._storage, records)
+
+    # Looking after it.
+
+    def verify(self) -> Iterator[ShardReport]:
+        """Each shard against its checksum and against what its rows must be, one report a shard."""
+        return verify_shards(self._storage)
+
+    def stats(self) -> CacheStats:
+        """Rows, completions, tokens, bytes, nats per token."""
+        return cache_stats(self._storage, self._coverage, read_unfit(self._storage)["completion_id"].n_unique())
+
+    def prune(self) -> Pruned:
+        """Remove what serves nothing: leftovers of dead processes, stale sums, shards whose every row stands elsewhere."""
+        return prune_cache(self._storage, self._coverage)
+
+    def remove(self) -> None:
+        """Delete the reference's folder with all its numbers, the manifest last: while any shard is left, what they were
+        computed from is too."""
+        try:
+            for path in self.path.iterdir() if self.path.is_dir() else ():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != MANIFEST:
+                    path.unlink()
+            self._storage.delete(MANIFEST)
+            if self.path.is_dir():
+                self.path.rmdir()
+        except OSError as error:
+            raise RunError(
+                f"The cache of reference {self.name} at {self._storage} could not be removed whole ({error}). What is left "
+                "of it is sound. End the processes that write to it, or give write access, and remove it again."
+            ) from error
+
+    def _begun(self) -> Manifest:
+        manifest = self.manifest()
+        if manifest is None:
+            raise RuntimeError(f"the cache of {self.name} has no manifest: call create_or_check before writing to it")
+        return manifest
+
+    def _unserved(self, wanted: pl.DataFrame) -> pl.DataFrame:
+        served = self._coverage.serving(_keys(wanted))["shard"].is_not_null()
+        return wanted.with_columns(_keys(wanted)["cut"]).filter(~served)
+
+    def _refuse_missing(self, lacking: pl.DataFrame, count: int) -> None:
+        unfit = match_unfit(read_unfit(self._storage), lacking.select("completion_id", "cut"), None).height
+        also = f", {unfit:,} of which do not fit its context" if unfit else ""
+        first = lacking["completion_id"][0]
+        raise UserError(
+            f"Reference {self.name} at {self._storage} lacks {lacking.height:,} of {count:,} completions{also} (the first is "
+            f"{first}): expected all of them scored, up to the lengths that this run counts. Run `mrpo score-refs` with this "
+            "recipe: it scores what is missing, and only that."
+        )
+
+    def _removal(self) -> str:
+        root = shlex.quote(str(self.path.parent))
+        return (
+            f"delete these numbers (`mrpo cache prune --cache {root} --reference {self.name} --all`) and score again "
+            "(`mrpo score-refs`)"
+        )
+
+
+def _keys(wanted: pl.DataFrame) -> pl.DataFrame:
+    """``completion_id`` and ``cut`` of what is wanted, with their types."""
+    keys = wanted.select(pl.col("completion_id").cast(pl.String), pl.col("cut").cast(pl.Int64))
+    if keys["completion_id"].null_count() or (keys["cut"] < 0).any():
+        raise ValueError("wanted holds a completion id that is null, or a negative cut")
+    return keys

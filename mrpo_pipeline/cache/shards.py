@@ -1,0 +1,151 @@
+"""Reading shards: checked against the checksum in their name, and against what their rows must be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mrpo_pipeline.cache.schema import SHARD_SCHEMA
+from mrpo_pipeline.cache.storage import LocalStorage, sha256_hex
+from mrpo_pipeline.errors import RunError
+
+SHARDS = "shards"
+
+
+class DamagedError(RunError):
+    """A file of the cache is not what was written."""
+
+    def __init__(self, storage: LocalStorage, name: str, problem: str) -> None:
+        self.name = name
+        self.problem = problem
+        super().__init__(
+            f"{storage}/{name} is damaged: {problem}. None of its numbers was used. Move that file out of the cache "
+            "(`mrpo cache verify` names every such file); `mrpo score-refs` then scores again what it held, and only that."
+        )
+
+
+def read_checked(storage: LocalStorage, name: str) -> pa.Buffer:
+    """The file's bytes, which agree with the checksum at the end of its name.
+
+    Raises:
+        DamagedError: where they do not, or the file cannot be read.
+    """
+    try:
+        data = storage.read(name)
+    except OSError as error:
+        raise DamagedError(storage, name, f"it cannot be read ({error.strerror or error})") from error
+    expected = PurePosixPath(name).stem[-64:]
+    found = sha256_hex(data)
+    if found != expected:
+        raise DamagedError(storage, name, f"the SHA-256 of its bytes is {found}, its name says {expected}")
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one row group, N of them, with T tokens in all.
+
+    Attributes:
+        first: the first row's place in the shard.
+        completion_ids: (N,) strings.
+        prompt_tokens: (N,).
+        offsets: (N + 1,) row i's tokens stand at ``offsets[i]:offsets[i + 1]``.
+        token_ids, logprobs, byte_ends: (T,).
+        complete: (N,).
+    """
+
+    first: int
+    completion_ids: pa.Array
+    prompt_tokens: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    token_ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+    byte_ends: npt.NDArray[np.int32]
+    complete: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.complete)
+
+
+def read_rows(storage: LocalStorage, name: str, data: pa.Buffer) -> Iterator[Rows]:
+    """The rows of a shard, row group after row group, each checked.
+
+    Args:
+        data: the shard's bytes, from ``read_checked``.
+
+    Raises:
+        DamagedError: for a file that is no shard, nulls, lists of unequal length, log-probs that are not finite, byte ends
+            that fall.
+    """
+    first = 0
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        for group in range(file.num_row_groups):
+            rows = _rows(file.read_row_group(group, columns=SHARD_SCHEMA.names), first)
+            yield rows
+            first += len(rows)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DamagedError(storage, name, str(error).strip().split("\n")[0]) from error
+
+
+def _rows(table: pa.Table, first: int) -> Rows:
+    columns = [one_array(table, name) for name in SHARD_SCHEMA.names]
+    ids, prompt_tokens, token_ids, logprobs, byte_ends, complete = columns
+    token_offsets, tokens = list_parts(token_ids)
+    for column, values in (("logprobs", logprobs), ("byte_ends", byte_ends)):
+        offsets, _ = list_parts(values)
+        if not np.array_equal(offsets, token_offsets):
+            raise ValueError(f"{column} and token_ids of a row differ in length")
+    rows = Rows(
+        first,
+        ids,
+        prompt_tokens.to_numpy(),
+        token_offsets,
+        tokens,
+        list_parts(logprobs)[1],
+        list_parts(byte_ends)[1],
+        complete.to_numpy(zero_copy_only=False),
+    )
+    if not np.isfinite(rows.logprobs).all():
+        raise ValueError("a log-prob is not finite")
+    if (np.diff(rows.offsets) == 0).any():
+        raise ValueError("a row holds no tokens")
+    falls = np.diff(rows.byte_ends) < 0
+    falls[rows.offsets[1:-1] - 1] = False  # from one row to the next the byte ends start again
+    if falls.any() or (rows.byte_ends < 0).any():
+        raise ValueError("the byte ends of a row fall")
+    return rows
+
+
+def one_array(table: pa.Table, name: str) -> pa.Array:
+    """A column as one array of the schema's type, without nulls.
+
+    Raises:
+        ValueError, pa.ArrowException: where it is not.
+    """
+    if name not in table.column_names:
+        raise ValueError(f"it has no column {name}")
+    column = table.column(name)
+    expected = SHARD_SCHEMA.field(name).type
+    if column.type != expected:
+        column = column.cast(expected)
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], expected)
+    if array.null_count or (pa.types.is_list(expected) and array.values.null_count):
+        raise ValueError(f"column {name} holds nulls")
+    return array
+
+
+def list_parts(lists: pa.ListArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    """A list array's offsets (N + 1,), from 0, and its values (T,)."""
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    values = lists.values.to_numpy(zero_copy_only=False)
+    return offsets - offsets[0], values[offsets[0] : offsets[-1]]

@@ -1,0 +1,123 @@
+"""Looking after a cache: is every shard what was written, what is in it, what can go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrpo_pipeline.cache.reader import Coverage, best_rows
+from mrpo_pipeline.cache.shards import SHARDS, DamagedError, read_checked, read_rows
+from mrpo_pipeline.cache.storage import LocalStorage
+from mrpo_pipeline.cache.sums import SUMS, load_sums, shards_key
+from mrpo_pipeline.cache.unfit import UNFIT
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """One shard as ``verify`` found it; ``problem`` is None where it is sound."""
+
+    name: str
+    size: int
+    rows: int = 0
+    tokens: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What a reference's cache holds.
+
+    ``rows`` counts what the shards hold, ``completions`` what they serve (each once), ``complete`` those of them that were
+    scored whole, ``tokens`` the served completions' tokens, ``nats_per_token`` their mean negative log-prob.
+    """
+
+    shards: int
+    size: int
+    rows: int
+    completions: int
+    complete: int
+    tokens: int
+    nats_per_token: float
+    unfit: int
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What ``prune`` removed: numbers of files, and bytes."""
+
+    leftovers: int
+    sums: int
+    shards: int
+    size: int
+
+
+def verify_shards(storage: LocalStorage) -> Iterator[ShardReport]:
+    """Re-read every shard: its checksum, and what its rows must be. No shard stops the others from being looked at."""
+    for name in storage.list(SHARDS):
+        size = rows = tokens = 0
+        try:
+            data = read_checked(storage, name)
+            size = data.size
+            for group in read_rows(storage, name, data):
+                rows += len(group)
+                tokens += len(group.token_ids)
+        except DamagedError as error:
+            yield ShardReport(name, size, rows, tokens, error.problem)
+        else:
+            yield ShardReport(name, size, rows, tokens)
+
+
+def cache_stats(storage: LocalStorage, coverage: Coverage, unfit: int) -> CacheStats:
+    """Count what is there, from verified shards.
+
+    Raises:
+        DamagedError: for a shard that is not what was written.
+    """
+    every = coverage.rows()
+    best = best_rows(every)
+    names = storage.list(SHARDS)
+    tokens = 0
+    total = 0.0
+    for (name,), part in best.group_by("shard"):
+        served = part["row"].sort().to_numpy()
+        for group in read_rows(storage, str(name), read_checked(storage, str(name))):
+            low, high = np.searchsorted(served, [group.first, group.first + len(group)])
+            places = served[low:high] - group.first
+            sums = np.add.reduceat(group.logprobs.astype(np.float64), group.offsets[:-1])
+            total -= float(sums[places].sum())
+            tokens += int(np.diff(group.offsets)[places].sum())
+    return CacheStats(
+        shards=len(names),
+        size=sum(storage.size(name) for name in names),
+        rows=every.height,
+        completions=best.height,
+        complete=int(best["complete"].sum()),
+        tokens=tokens,
+        nats_per_token=total / tokens if tokens else float("nan"),
+        unfit=unfit,
+    )
+
+
+def prune_cache(storage: LocalStorage, coverage: Coverage) -> Pruned:
+    """Remove what serves nothing: leftovers of dead processes, sums of other shards or damaged ones, and shards of which
+    every row is served as well by another.
+
+    Only sound shards count, on either side: a damaged one is left for ``verify`` to name.
+    """
+    leftovers = sum(storage.clear_leftovers(folder) for folder in (".", SHARDS, SUMS, UNFIT))
+    sound = [report.name for report in verify_shards(storage) if report.problem is None]
+    serving = best_rows(coverage.rows(sound))["shard"].unique()
+    superseded = sorted(set(sound) - set(serving.to_list()))
+    current = f"{SUMS}/{shards_key([name for name in storage.list(SHARDS) if name not in superseded])}-"
+    stale = [
+        name
+        for name in storage.list(SUMS)
+        if not name.startswith(current) or load_sums(storage, name.removeprefix(f"{SUMS}/")) is None
+    ]
+    size = 0
+    for name in superseded + stale:
+        size += storage.size(name)
+        storage.delete(name)
+    return Pruned(leftovers, len(stale), len(superseded), size)

@@ -1,0 +1,72 @@
+"""The demo's preference pairs: `python -m mrpo_pipeline.demo.data data` writes the files that the project ships.
+
+The same bytes come out every time and on every machine: a test compares them with the shipped files.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from mrpo_pipeline.demo.questions import draw_prompt
+
+TRAIN_FILE = "demo_train.jsonl"
+EVAL_FILE = "demo_eval.jsonl"
+
+# pairs of each kind
+COUNTS: dict[Literal["train", "eval"], dict[str, int]] = {
+    "train": {"arithmetic": 230, "geography": 230, "spelling": 120, "units": 140, "format": 140, "manners": 140},
+    "eval": {"arithmetic": 68, "geography": 68, "spelling": 38, "units": 42, "format": 42, "manners": 42},
+}
+SEED = 20240526
+
+
+def demo_pairs(part: Literal["train", "eval"]) -> list[dict[str, Any]]:
+    """The demo's pairs of one part, shuffled: `id`, `prompt`, `chosen`, `rejected` (messages) and `meta` (`kind`).
+
+    No question is asked twice in a part, and none in both: see `mrpo_pipeline.demo.questions.part_of`.
+    """
+    rng = Random(f"{SEED} {part}")
+    rows: list[dict[str, Any]] = []
+    asked: set[str] = set()
+    for kind, count in COUNTS[part].items():
+        made = 0
+        while made < count:
+            prompt, question = draw_prompt(kind, part, rng)
+            if question.text in asked:
+                continue
+            asked.add(question.text)
+            made += 1
+            rows.append(
+                {
+                    "id": f"{part}-{kind}-{made:03d}",
+                    "prompt": prompt,
+                    "chosen": [{"role": "assistant", "content": question.right}],
+                    "rejected": [{"role": "assistant", "content": question.wrong}],
+                    "meta": {"kind": kind},
+                }
+            )
+    rng.shuffle(rows)
+    return rows
+
+
+def demo_file(part: Literal["train", "eval"]) -> bytes:
+    """The bytes of the shipped file of one part: one JSON object a line, UTF-8."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in demo_pairs(part)).encode()
+
+
+def write_demo_data(folder: Path) -> list[Path]:
+    """Write both files into `folder` (made when absent) and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / TRAIN_FILE, folder / EVAL_FILE]
+    paths[0].write_bytes(demo_file("train"))
+    paths[1].write_bytes(demo_file("eval"))
+    return paths
+
+
+if __name__ == "__main__":
+    for path in write_demo_data(Path(sys.argv[1] if len(sys.argv) > 1 else "data")):
+        print(f"{path}: {path.stat().st_size:,} bytes")

@@ -1,0 +1,113 @@
+"""What every engine takes and gives: token ids in, per-token log-probs of the completion out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mrpo_pipeline.errors import RunError, UserError
+
+TokenIds = NDArray[np.int32]
+LogProbs = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringRequest:
+    """One completion to score, in one model's token ids.
+
+    Attributes:
+        prompt_ids: (P,) what stands before the completion, BOS included where the model has one; at least one token,
+            for the last of them predicts the completion's first.
+        completion_ids: (C,) at least one token; the end-of-turn token is among them where it is to be scored.
+    """
+
+    prompt_ids: TokenIds
+    completion_ids: TokenIds
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+class Engine(Protocol):
+    """What runs a reference."""
+
+    name: str
+    """`transformers` or `vllm`."""
+    context_length: int | None
+    """The most positions the model has; prompt and completion together may take one less. None: no limit."""
+    dtype: str
+    """What the weights were loaded as: `float32`, `bfloat16`, …"""
+    notices: list[str]
+    """What a user should be told once: what was chosen, and why."""
+
+    def score(self, requests: Sequence[ScoringRequest]) -> Iterator[tuple[int, LogProbs]]:
+        """Yield (index into `requests`, (C,) float32 log-probs in nats), as they come, the longest first.
+
+        Raises:
+            UserError: a request is empty, longer than the context allows, or holds an id outside the vocabulary.
+            RunError: the engine failed, or a log-prob is not finite (the message names the request's index).
+        """
+        ...
+
+    def close(self) -> None:
+        """Give memory and processes back. May be called twice."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that made the numbers, to be recorded beside them."""
+        ...
+
+
+def check_requests(requests: Sequence[ScoringRequest], context_length: int | None, vocab_size: int) -> None:
+    """Refuse, before anything runs, what no engine can score. Raises UserError naming the request's index."""
+    for index, request in enumerate(requests):
+        if not len(request.prompt_ids) or not len(request.completion_ids):
+            side = "prompt" if not len(request.prompt_ids) else "completion"
+            raise UserError(
+                f"request {index}: its {side} has no tokens. Scoring needs at least one token before the completion "
+                "(a BOS token will do) and one in it."
+            )
+        if context_length is not None and len(request) > context_length - 1:
+            raise UserError(
+                f"request {index}: {len(request.prompt_ids)} prompt and {len(request.completion_ids)} completion tokens "
+                f"make {len(request)}, and a context of {context_length} holds {context_length - 1} at most. "
+                "Lower limits.max_length, or leave this pair out."
+            )
+        for ids in (request.prompt_ids, request.completion_ids):
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= vocab_size:
+                raise UserError(
+                    f"request {index}: token id {high if high >= vocab_size else low} is outside the model's vocabulary "
+                    f"of {vocab_size}. Is this the tokenizer that belongs to the model?"
+                )
+
+
+def check_finite(index: int, request: ScoringRequest, logps: LogProbs) -> None:
+    """Raise RunError where a log-prob is NaN or infinite."""
+    bad = np.flatnonzero(~np.isfinite(logps))
+    if bad.size:
+        place = int(bad[0])
+        raise RunError(
+            f"request {index}: the log-prob of completion token {place} (id {int(request.completion_ids[place])}) is "
+            f"{logps[place]}; {bad.size} of {logps.size} are not finite. A 16-bit dtype that overflows is the commonest "
+            "cause: try dtype: bfloat16 or float32 for this reference."
+        )
+
+
+def longest_first(requests: Sequence[ScoringRequest]) -> list[int]:
+    """Indices of the requests, the longest first: what does not fit in memory fails at once, and padding is small."""
+    return sorted(range(len(requests)), key=lambda index: -len(requests[index]))
+
+
+def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], engine: str) -> None:
+    """Raise UserError for an option the engine does not have, with the nearest one it has."""
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(f"scoring.{name}: the {engine} engine has no such option.{hint}")

@@ -1,0 +1,103 @@
+"""A reference's weights into memory as transformers loads them, adapter and quantization included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.references import ModelSource, resolve_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+FOUR_BIT = ("nf4", "4bit", "bitsandbytes", "bitsandbytes-4bit")
+EIGHT_BIT = ("int8", "8bit", "bitsandbytes-8bit")
+
+
+def load_model(
+    source: ModelSource, *, device: torch.device, attn_implementation: str | None = None
+) -> tuple[PreTrainedModel, str]:
+    """The model in eval mode on `device`, no cache, nothing trainable; and the dtype's name.
+
+    An adapter stays an adapter (unmerged), so that a policy starting from it computes the very same numbers.
+    Quantizations: None (or what the checkpoint itself carries: AWQ, GPTQ, FP8), `nf4` (bitsandbytes 4-bit, double
+    quantization), `int8` (bitsandbytes).
+
+    Raises:
+        UserError: a quantization that transformers is not asked for by a known name, or a model that cannot be opened.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dtype = resolve_dtype(source)
+    settings: dict[str, Any] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    quantization = _quantization(source, getattr(torch, dtype))
+    if quantization is not None:
+        settings |= {"quantization_config": quantization, "device_map": {"": device}}
+    try:
+        config = AutoConfig.from_pretrained(
+            source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+        attention = exact_attention(config, attn_implementation)
+        if attention is not None:
+            settings["attn_implementation"] = attention
+        model = AutoModelForCausalLM.from_pretrained(
+            source.model, dtype=getattr(torch, dtype), use_safetensors=True, **settings
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"reference {source.name}: {source.model} cannot be loaded: {error}") from error
+    if getattr(model, "hf_device_map", None) is None and getattr(model, "quantization_method", None) is None:
+        model = model.to(device)
+    if source.adapter is not None:
+        from peft import PeftModel
+
+        try:
+            model = PeftModel.from_pretrained(model, source.adapter)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"reference {source.name}: the adapter {source.adapter} cannot be put on {source.model}: {error}"
+            ) from error
+    model.requires_grad_(False)
+    return model.eval(), dtype
+
+
+def exact_attention(config: Any, asked: str | None = None) -> str | None:
+    """The attention implementation to ask transformers for; None for its own choice.
+
+    transformers' SDPA attention leaves out a soft cap on the attention scores (Gemma-2's `attn_logit_softcapping`)
+    without a word, and is its default: log-probs are then off by hundredths of a nat and more. Such a model is loaded
+    with `eager` attention unless another implementation is asked for by name.
+
+    Raises:
+        UserError: `sdpa` is asked for a model whose attention scores are capped.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if getattr(text, "attn_logit_softcapping", None) is None:
+        return asked
+    if asked == "sdpa":
+        raise UserError(
+            "scoring.attn_implementation: sdpa leaves out the cap on attention scores that this model has "
+            f"(attn_logit_softcapping {text.attn_logit_softcapping}); use eager, flex_attention or flash_attention_2."
+        )
+    return asked or "eager"
+
+
+def _quantization(source: ModelSource, dtype: torch.dtype) -> Any:
+    if source.quantization is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if source.quantization in FOUR_BIT:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if source.quantization in EIGHT_BIT:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    raise UserError(
+        f"reference {source.name}: quantization {source.quantization} is not one the transformers engine makes itself; it "
+        "knows nf4 and int8 (bitsandbytes). A checkpoint that is quantized already (AWQ, GPTQ, FP8) needs no such key."
+    )

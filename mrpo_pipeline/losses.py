@@ -1,0 +1,155 @@
+"""Preference losses as pure functions of log-probs: Direct Preference Optimization (arXiv 2305.18290) and its kin.
+
+Where a loss is also TRL's (``DPOTrainer`` 1.16: sigmoid, hinge, ipo), the numbers are the same.
+
+Everything is computed in float64 and given back in the policy's precision. Sums reach thousands of nats, where float32
+resolves 5e-4; the difference of policy and reference would carry that error, while B numbers cost nothing in float64.
+For the same reason the caller should sum the policy's per-token log-probs in float64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrpo_pipeline.errors import UserError
+
+LOSSES = ("sigmoid", "hinge", "ipo")
+
+
+class PreferenceLoss(NamedTuple):
+    """Per pair: the loss, with its gradient, and the implicit rewards, without."""
+
+    losses: Tensor
+    """(B,)"""
+    chosen_rewards: Tensor
+    """(B,), β·(ℓ_θ − log π̃) of the chosen side; with R references, Σ_k α_k of that."""
+    rejected_rewards: Tensor
+    """(B,)"""
+
+
+def check_loss(loss: str, label_smoothing: float) -> None:
+    """Refuse a loss that is not offered, and label smoothing where it has no meaning; costs nothing, so call it early.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if loss not in LOSSES:
+        raise UserError(f"The setting method.loss is {loss!r}: expected one of {', '.join(LOSSES)}. Correct it.")
+    if not 0 <= label_smoothing < 0.5:
+        raise UserError(
+            f"The setting method.label_smoothing is {label_smoothing}: expected a number from 0 to below 0.5, the "
+            "share of pairs whose label is taken to be wrong. Correct it."
+        )
+    if label_smoothing and loss != "sigmoid":
+        raise UserError(
+            f"The setting method.label_smoothing is {label_smoothing} with method.loss {loss!r}: label smoothing is "
+            "defined for the sigmoid loss alone. Set it to 0, or set method.loss to sigmoid."
+        )
+
+
+def preference_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    weights: Tensor,
+    *,
+    beta: float,
+    loss: str = "sigmoid",
+    label_smoothing: float = 0.0,
+    chosen_lengths: Tensor | None = None,
+    rejected_lengths: Tensor | None = None,
+    chosen_units: Tensor | None = None,
+    rejected_units: Tensor | None = None,
+) -> PreferenceLoss:
+    """Loss of each pair, Σ_k α_k·L(z_k) with z_k = β·[(ℓ_θ(y_w) − ℓ_k(y_w)) − (ℓ_θ(y_l) − ℓ_k(y_l))].
+
+    R = 1 is DPO against one reference, π̃ or any other; R = K is Multi-DPO (arXiv 2405.16388). L(z) is
+
+    - ``sigmoid``: −(1 − s)·log σ(z) − s·log σ(−z), label smoothing s (arXiv 2305.18290; s: conservative DPO);
+    - ``hinge``: max(0, 1 − z) (SLiC, arXiv 2305.10425);
+    - ``ipo``: (z/β − 1/(2β))², z from means per policy token as in TRL (arXiv 2310.12036, eq. 17).
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps: (B,), nats, sums over the completion.
+        reference_chosen, reference_rejected: (B, R), nats, sums; float64.
+        weights: (B, R), rows summing to 1.
+        beta: the KL strength.
+        loss: ``sigmoid`` | ``hinge`` | ``ipo``.
+        label_smoothing: s, for ``sigmoid`` alone.
+        chosen_lengths, rejected_lengths: (B,), the policy's tokens in each completion. ``ipo`` needs them, unless there
+            are units; the others do not look at them.
+        chosen_units, rejected_units: (B,), what every log-ratio is divided by (``normalize: token`` or ``byte``); None
+            for sums. They are the unit of the rewards too, and ``ipo`` takes its means by them.
+
+    Returns:
+        losses and rewards, (B,) each, in the policy's dtype, float32 at least.
+
+    Raises:
+        UserError: for a loss that is not offered or cannot have label smoothing.
+        ValueError: for shapes that do not fit, or ``ipo`` without lengths.
+    """
+    check_loss(loss, label_smoothing)
+    pairs = policy_chosen_logps.shape
+    if not (
+        len(pairs) == 1
+        and policy_rejected_logps.shape == pairs
+        and reference_chosen.dim() == 2
+        and reference_chosen.shape[:1] == pairs
+        and reference_chosen.shape == reference_rejected.shape == weights.shape
+    ):
+        raise ValueError(
+            f"policy log-probs {tuple(pairs)} and {tuple(policy_rejected_logps.shape)}, references "
+            f"{tuple(reference_chosen.shape)} and {tuple(reference_rejected.shape)}, weights {tuple(weights.shape)}: "
+            "expected (B,) twice and (B, R) three times"
+        )
+    log_ratio_chosen = policy_chosen_logps.double()[:, None] - reference_chosen.double()  # (B, R)
+    log_ratio_rejected = policy_rejected_logps.double()[:, None] - reference_rejected.double()
+    if chosen_units is not None or rejected_units is not None:
+        log_ratio_chosen = log_ratio_chosen / _counts(chosen_units, pairs)
+        log_ratio_rejected = log_ratio_rejected / _counts(rejected_units, pairs)
+
+    if loss == "ipo":
+        mean_chosen, mean_rejected = log_ratio_chosen, log_ratio_rejected
+        if chosen_units is None:
+            mean_chosen = mean_chosen / _counts(chosen_lengths, pairs)
+            mean_rejected = mean_rejected / _counts(rejected_lengths, pairs)
+        losses = (mean_chosen - mean_rejected - 1 / (2 * beta)) ** 2
+    else:
+        z = beta * (log_ratio_chosen - log_ratio_rejected)
+        if loss == "hinge":
+            losses = torch.relu(1 - z)
+        else:
+            losses = -(1 - label_smoothing) * F.logsigmoid(z) - label_smoothing * F.logsigmoid(-z)
+
+    alpha = weights.double()
+    dtype = torch.promote_types(policy_chosen_logps.dtype, torch.float32)
+    return PreferenceLoss(
+        losses=(alpha * losses).sum(dim=1).to(dtype),
+        chosen_rewards=(beta * (alpha * log_ratio_chosen).sum(dim=1)).detach().to(dtype),
+        rejected_rewards=(beta * (alpha * log_ratio_rejected).sum(dim=1)).detach().to(dtype),
+    )
+
+
+def sft_loss(policy_chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
+    """Negative log-likelihood per policy token of the chosen completion, end-of-turn token included.
+
+    Args:
+        policy_chosen_logps: (B,), nats, sums over the completion.
+        chosen_lengths: (B,), the policy's tokens in it.
+
+    Returns:
+        (B,), nats per token; to be added to the losses times ``sft_weight``.
+    """
+    return -policy_chosen_logps / chosen_lengths.to(policy_chosen_logps.dtype)
+
+
+def _counts(counts: Tensor | None, pairs: torch.Size) -> Tensor:
+    if counts is None or counts.shape != pairs:
+        found = "none" if counts is None else str(tuple(counts.shape))
+        raise ValueError(f"counts to divide log-ratios by: {found}, expected ({pairs[0]},) for both sides")
+    return counts.double()[:, None]

@@ -1,0 +1,240 @@
+"""Rows out of JSON files, decoded strictly and one at a time.
+
+polars' own NDJSON reader guesses types from the first rows; here nothing is guessed. Refused, row by row: bytes that
+are no UTF-8, lone surrogates (`\\ud800`, which no UTF-8 file can hold), a key that stands twice in one object, NaN and
+Infinity, numbers beyond a double.
+"""
+
+import gzip
+import json
+import math
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, NamedTuple, cast
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.pairs.bad_row import BadRowError, found, quoted
+from mrpo_pipeline.pairs.sources import PairFile, filesystem, one_line, unreachable
+
+_CHUNK = 1 << 20  # bytes read at a time from a list
+_SPACE = b" \t\r\n"
+_BOM = b"\xef\xbb\xbf"
+
+
+class Record(NamedTuple):
+    """One row as it stands in a file: its object, or why it has none."""
+
+    file: str
+    row: int  # 0-based among the rows of the file; blank lines are no rows
+    line: int | None  # 1-based line of the file; None where a format has no lines
+    value: dict[str, Any] | BadRowError
+
+
+def json_records(file: PairFile) -> Iterator[Record]:
+    """The rows of a JSON file: one object per line, or (`.json`) a list of objects.
+
+    Raises UserError: the file cannot be opened or unpacked, or its list is cut short.
+    """
+    if file.remote:
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _read(file, _download(file.name, folder))
+    else:
+        yield from _read(file, file.name)
+
+
+def _download(url: str, folder: str) -> str:
+    target = os.path.join(folder, "pairs")
+    try:
+        system, path = filesystem(url)
+        system.get_file(path, target)
+    except Exception as error:  # every filesystem raises its own kinds
+        raise unreachable(url, error) from error
+    return target
+
+
+def _read(file: PairFile, path: str) -> Iterator[Record]:
+    try:
+        with _open(path, file.suffix.endswith(".gz")) as stream:
+            may_be_list = file.suffix in (".json", ".json.gz")
+            is_list = may_be_list and _begins_list(stream)
+            elements = split_list(stream, file.name) if is_list else split_lines(stream)
+            for row, (line, data) in enumerate(elements):
+                if may_be_list and not is_list and row == 0 and data.strip(_SPACE) == b"{":
+                    raise UserError(
+                        f"{file.name}: this file holds one JSON object over several lines. Expected a list of objects, "
+                        "one for each pair, or one object per line."
+                    )
+                yield Record(file.name, row, line, _decoded(data))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{file.name}: this gzip file is damaged or cut short ({one_line(error)}). Fetch or pack it again."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{file.name}: this file of pairs cannot be read ({one_line(error)}).") from error
+
+
+def _open(path: str, packed: bool) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb")) if packed else open(path, "rb", buffering=_CHUNK)
+
+
+def _begins_list(stream: IO[bytes]) -> bool:
+    head = stream.read(len(_BOM))
+    head = b"" if head == _BOM else head
+    while not head.strip(_SPACE):
+        more = stream.read(4096)
+        if not more:
+            break
+        head = more
+    stream.seek(0)
+    return head.lstrip(_SPACE)[:1] == b"["
+
+
+def split_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """(1-based line number, bytes) of every line that is not blank. Only a line feed ends a line."""
+    for number, line in enumerate(stream, start=1):
+        data = line.removeprefix(_BOM) if number == 1 else line
+        if data.strip(_SPACE):
+            yield number, data
+
+
+# Inside a string, everything up to its closing quote, or up to where the chunk ends.
+_STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_STRUCTURE = re.compile(rb'["\[\]{},]')
+
+
+def split_list(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
+    """(1-based line of its start, bytes) of every element of the one JSON list in the stream.
+
+    Only the list's structure is followed here, so memory holds one element and one chunk; each element is checked when
+    it is decoded. Raises UserError: the list is never closed, or something stands behind it.
+    """
+    depth = 0
+    in_string = escaped = False
+    line = 1
+    pieces: list[bytes] = []
+    count = 0
+
+    def take(last: bytes) -> tuple[int, bytes]:
+        nonlocal line, pieces
+        data = b"".join([*pieces, last])
+        pieces = []
+        start = line + data[: len(data) - len(data.lstrip(_SPACE))].count(b"\n")
+        line += data.count(b"\n")
+        return start, data
+
+    while chunk := stream.read(_CHUNK):
+        at = begin = 0
+        while at < len(chunk):
+            if escaped:
+                escaped = False
+                at += 1
+            if in_string:
+                at = cast(re.Match[bytes], _STRING_REST.match(chunk, at)).end()
+                if at < len(chunk):
+                    in_string = chunk[at : at + 1] != b'"'
+                    escaped = in_string  # a backslash, the chunk's last byte
+                    at += 1
+                continue
+            match = _STRUCTURE.search(chunk, at)
+            if match is None:
+                break
+            at = match.end()
+            token = match.group()
+            if token == b'"':
+                in_string = True
+            elif token in (b"[", b"{"):
+                depth += 1
+                if depth == 1:
+                    take(chunk[begin:at])
+                    begin = at
+            elif token == b",":
+                if depth == 1:
+                    yield take(chunk[begin : match.start()])
+                    count += 1
+                    begin = match.start() + 1
+            else:
+                depth -= 1
+                if depth == 0:
+                    last = take(chunk[begin : match.start()])
+                    if count or last[1].strip(_SPACE):
+                        yield last
+                    if token != b"]" or chunk[at:].strip(_SPACE) or _anything(stream):
+                        raise UserError(
+                            f"{name}: something stands after the end of the JSON list (near line {line}). Expected one "
+                            "list of objects and nothing else, or one object per line."
+                        )
+                    return
+        pieces.append(chunk[begin:])
+    raise UserError(
+        f"{name}: the JSON list that this file begins with is never closed; the file looks cut short. Fetch it again."
+    )
+
+
+def _anything(stream: IO[bytes]) -> bool:
+    return any(chunk.strip(_SPACE) for chunk in iter(lambda: stream.read(_CHUNK), b""))
+
+
+def _decoded(data: bytes) -> dict[str, Any] | BadRowError:
+    try:
+        return decode_object(data)
+    except BadRowError as error:
+        return error
+
+
+def decode_object(data: bytes) -> dict[str, Any]:
+    """The JSON object in some bytes, strictly. Raises BadRowError: see this module's docstring."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRowError(
+            "invalid UTF-8", f"byte {error.start} of the row (0x{data[error.start]:02x}) is no UTF-8: {error.reason}"
+        ) from None
+    try:
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise BadRowError("invalid JSON", f"{error.msg} at character {error.pos} of {quoted(text.strip())}") from None
+    except RecursionError:
+        raise BadRowError("invalid JSON", "nested too deep") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise BadRowError("invalid JSON", str(error)) from None
+    if not isinstance(value, dict):
+        raise BadRowError("not an object", f"the row is {found(value)}; expected an object with named values")
+    if "\\ud" in text or "\\uD" in text:
+        _refuse_lone_surrogates(value)
+    return value
+
+
+def _refuse_lone_surrogates(value: dict[str, Any]) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise BadRowError("lone surrogate", f"\\u{code:04x} stands without its other half: no valid text") from None
+    except RecursionError:
+        raise BadRowError("invalid JSON", "nested too deep") from None
+
+
+def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(items)
+    if len(value) != len(items):
+        keys = [key for key, _ in items]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise BadRowError("duplicate key", f"the key {quoted(twice)} stands twice in one object")
+    return value
+
+
+def _constant(word: str) -> Any:
+    raise BadRowError("not a finite number", f"{word} is no JSON")
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise BadRowError("not a finite number", f"{digits[:30]} is beyond a double")
+    return number
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)

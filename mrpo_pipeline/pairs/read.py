@@ -1,0 +1,226 @@
+"""Reading preference pairs: files into a checked table."""
+
+import base64
+import difflib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.pairs.bad_row import BadRowError, found
+from mrpo_pipeline.pairs.identity import pair_id
+from mrpo_pipeline.pairs.json_records import Record, json_records
+from mrpo_pipeline.pairs.parquet_records import parquet_records
+from mrpo_pipeline.pairs.rows import Strings, is_ranked, pairs_of_row
+from mrpo_pipeline.pairs.sources import PairFile, find_files
+from mrpo_pipeline.pairs.table import PairTable, TableBuilder
+
+OnBadRow = Literal["error", "skip"]
+
+COLUMNS = ("prompt", "chosen", "rejected", "completions", "ranks", "scores", "id")
+_PAIR_COLUMNS = frozenset({"prompt", "chosen", "rejected", "id"})
+_RANKED_COLUMNS = frozenset({"prompt", "completions", "ranks", "scores", "id"})
+_LISTED = 10  # bad rows told in full
+
+
+def read_pairs(
+    source: str | Sequence[str],
+    *,
+    columns: Mapping[str, str] | None = None,
+    strings: Strings = "text",
+    on_bad_row: OnBadRow = "error",
+) -> PairTable:
+    """Read preference pairs.
+
+    `source`: a file (`.jsonl`, `.json`, either with `.gz`, `.parquet`), a folder or glob of those, a URL, or a list.
+    `columns`: this project's names (`COLUMNS`) to the file's, where they differ.
+    `strings`: what strings are: "text", raw; "messages", a prompt is one user turn and a completion the assistant's.
+    `on_bad_row`: "error" refuses the whole when a row cannot be used, after reading everything; "skip" leaves such
+    rows out and counts them in `PairTable.skipped`.
+
+    A row is `chosen` and `rejected` with or without a `prompt`, or K-wise: `prompt`, `completions` and `ranks` or
+    `scores`; with `chosen` or `rejected` present, `completions` is just another column.
+    Raises UserError: a file that is missing, damaged or empty, a mapped column that no row has, bad rows, no pair left.
+    """
+    _check_options(columns, strings, on_bad_row)
+    # An identity mapping says nothing: `{id: id}` must not make an optional column a required one.
+    renamed = {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs}
+    builder = TableBuilder()
+    bad = _BadRows()
+    notices: Counter[str] = Counter()
+    rows = 0
+    for file in find_files(source):
+        seen: dict[str, None] = {}
+        before, objects = rows, 0
+        for record in _records(file):
+            rows += 1
+            value = record.value
+            if isinstance(value, BadRowError):
+                bad.add(record, value)
+                continue
+            if not seen.keys() >= value.keys():
+                seen.update(dict.fromkeys(value))
+            objects += 1
+            if objects == 1 and file.suffix == ".parquet":
+                _check_mapped(file.name, renamed, seen)
+            try:
+                _add_row(builder, record, value, renamed, strings, notices)
+            except BadRowError as error:
+                bad.add(record, error)
+            except RecursionError:
+                bad.add(record, BadRowError("invalid JSON", "nested too deep"))
+        if rows == before:
+            raise UserError(f"{file.name}: this file of preference pairs is empty; expected a row for each pair.")
+        if objects:
+            _check_mapped(file.name, renamed, seen)
+            bad.note_columns(file.name, seen, renamed)
+    frame = builder.finish()
+    if bad.total and on_bad_row == "error":
+        raise bad.refusal(rows)
+    if frame.is_empty():
+        raise UserError(f"No pair is left of {rows} rows: {bad.counts()}.{bad.hints()}")
+    told = tuple(f"{count} row{'s' if count > 1 else ''}: {text}" for text, count in notices.items() if count)
+    return PairTable(frame, dict(bad.reasons), rows, told)
+
+
+def _records(file: PairFile) -> Iterator[Record]:
+    return parquet_records(file) if file.suffix == ".parquet" else json_records(file)
+
+
+def _check_options(columns: Mapping[str, str] | None, strings: str, on_bad_row: str) -> None:
+    for name, value, allowed in (
+        ("strings", strings, get_args(Strings)),
+        ("on_bad_row", on_bad_row, get_args(OnBadRow)),
+    ):
+        if value not in allowed:
+            raise UserError(f"`{name}` is {value!r}; expected {' or '.join(allowed)}.")
+    for ours, theirs in (columns or {}).items():
+        if ours not in COLUMNS:
+            raise UserError(f"`columns` maps {ours!r}, which is no column of pairs{_nearest(ours, COLUMNS)}.")
+        if not isinstance(theirs, str):
+            raise UserError(f"`columns` maps {ours!r} to {found(theirs)}; expected the name of a column.")
+
+
+def _check_mapped(file: str, renamed: Mapping[str, str], seen: Mapping[str, None]) -> None:
+    for ours, theirs in renamed.items():
+        if theirs not in seen:
+            raise UserError(
+                f"{file}: no row has the column {theirs!r}, which `columns` maps {ours!r} to"
+                f"{_nearest(theirs, list(seen))}."
+            )
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    listed = ", ".join(repr(one) for one in names[:30]) + (", …" if len(names) > 30 else "")
+    return f"; did you mean {close[0]!r}? There are: {listed}" if close else f"; there are: {listed}"
+
+
+def _add_row(
+    builder: TableBuilder,
+    record: Record,
+    value: dict[str, Any],
+    renamed: Mapping[str, str],
+    strings: Strings,
+    notices: Counter[str],
+) -> None:
+    fields = value if not renamed else _rename(value, renamed)
+    pairs = pairs_of_row(fields, strings, notices)
+    row_id = _row_id(fields.get("id"))
+    used = _RANKED_COLUMNS if is_ranked(fields) else _PAIR_COLUMNS
+    taken = {renamed.get(ours, ours) for ours in used} if renamed else used
+    others = {key: other for key, other in value.items() if key not in taken and other is not None}
+    extra = _json(others) if others else None
+    for number, (prompt, chosen, rejected) in enumerate(pairs):
+        name = pair_id(prompt, chosen, rejected)
+        builder.add(record.file, (record.row, number, row_id, name, prompt, chosen, rejected, extra))
+
+
+def _rename(value: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """The row under this project's names; what stood under a name that is mapped elsewhere is no such column."""
+    fields = {key: other for key, other in value.items() if key not in renamed}
+    for ours, theirs in renamed.items():
+        if theirs in value:
+            fields[ours] = value[theirs]
+    return fields
+
+
+def _row_id(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise BadRowError("wrong type", f"`id` is {found(value)}; expected a string or a whole number")
+
+
+def _json(value: dict[str, Any]) -> str:
+    """A row's other columns as JSON. Parquet has values that JSON lacks: see `_without_json`; NaN becomes null."""
+    try:
+        return _ENCODER.encode(value)
+    except (ValueError, TypeError):
+        return _ENCODER.encode(_plain(value))
+
+
+def _without_json(value: Any) -> str:
+    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else str(value)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_without_json)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else _without_json(value)
+
+
+@dataclass
+class _BadRows:
+    """The rows that cannot be used: all counted, few remembered."""
+
+    total: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    listed: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+
+    def add(self, record: Record, error: BadRowError) -> None:
+        # The first ten whatever they are, then the first of each further reason.
+        if len(self.listed) < _LISTED or error.reason not in self.reasons:
+            line = "" if record.line is None else f" (line {record.line})"
+            self.listed.append(f"  {record.file}: row {record.row}{line}: {error.reason}: {error.detail}")
+        self.total += 1
+        self.reasons[error.reason] += 1
+
+    def note_columns(self, file: str, seen: Mapping[str, None], renamed: Mapping[str, str]) -> None:
+        """Remember a file in which no row has what a pair needs: its columns may have other names."""
+        names = [renamed.get(ours, ours) for ours in ("chosen", "rejected", "completions")]
+        chosen, rejected, completions = (name in seen for name in names)
+        if completions or (chosen and rejected):
+            return
+        lacking = names[0] if not chosen else names[1]
+        self.columns.append(
+            f" In {file} no row has the column {lacking!r}{_nearest(lacking, list(seen))}; "
+            "`columns` maps a name such as `chosen` to the file's own."
+        )
+
+    def counts(self) -> str:
+        return ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
+
+    def hints(self) -> str:
+        return "".join(self.columns[:3])
+
+    def refusal(self, rows: int) -> UserError:
+        lines = "\n".join(self.listed)
+        more = ", and the first of each further reason" if len(self.listed) > _LISTED else ""
+        told = "" if self.total <= _LISTED else f" The first {_LISTED}{more}:"
+        return UserError(
+            f"{self.total} of {rows} rows of preference pairs cannot be used (rows are counted from 0, lines from 1).{told}\n"
+            f"{lines}\nBy reason: {self.counts()}.{self.hints()} Mend these rows, or pass --on-bad-row skip to leave them out."
+        )

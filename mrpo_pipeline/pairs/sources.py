@@ -1,0 +1,126 @@
+"""Which files a source names: a file, a folder, a glob, a URL, or a list of those."""
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from mrpo_pipeline.errors import UserError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class PairFile:
+    """One file (or, for Parquet by URL, one glob of them that polars opens)."""
+
+    name: str
+    """The path or URL as the user would name it; stands in the `file` column."""
+    suffix: str
+    """One of `SUFFIXES`."""
+    remote: bool
+
+
+def find_files(source: str | Sequence[str]) -> list[PairFile]:
+    """The files that a source names, in the order of the list, those of a folder or glob sorted by name.
+
+    A folder stands for the files directly in it that have one of `SUFFIXES`, hidden ones (`.` or `_` first) left out.
+    Raises UserError: nothing there, an unknown kind of file, one file named twice (its rows would be counted twice).
+    """
+    names = [source] if isinstance(source, str | os.PathLike) else list(source)
+    if not names:
+        raise UserError(
+            "No file of preference pairs was named: the list is empty. Give a file, a folder, a glob or a URL."
+        )
+    files = [file for name in names for file in _expand(os.path.expanduser(os.fspath(name)))]
+    seen: dict[str, str] = {}
+    for file in files:
+        place = file.name if file.remote else os.path.realpath(file.name)
+        if place in seen:
+            raise UserError(
+                f"{file.name}: this file of pairs is named twice (the other time as {seen[place]}), so each of its rows "
+                "would count twice. Name it once."
+            )
+        seen[place] = file.name
+    return files
+
+
+def _expand(name: str) -> list[PairFile]:
+    if "://" in name:
+        return _expand_url(name)
+    if os.path.isdir(name):
+        found = [os.path.join(name, entry) for entry in sorted(os.listdir(name)) if not entry.startswith((".", "_"))]
+        files = _known_files(found)
+        if not files:
+            raise UserError(
+                f"{name}: this folder holds no file of pairs directly in it (expected {', '.join(SUFFIXES)}). Name the "
+                f"files, or give a glob such as {os.path.join(name, '**', '*.jsonl')}."
+            )
+        return files
+    # A file whose own name holds `[` or `*` is that file, not a glob.
+    if not os.path.exists(name) and glob.has_magic(name):
+        files = _known_files(sorted(glob.glob(name, recursive=True)))
+        if not files:
+            raise UserError(f"{name}: no file of pairs matches this glob (expected {', '.join(SUFFIXES)}).")
+        return files
+    if not os.path.exists(name):
+        folder = os.path.dirname(name) or "."
+        where = "" if os.path.isdir(folder) else f"; its folder {folder} is not there either"
+        raise UserError(f"{name}: there is no such file of preference pairs{where}. Check the path in `pairs`.")
+    return [PairFile(name, _suffix(name), remote=False)]
+
+
+def _known_files(paths: Sequence[str]) -> list[PairFile]:
+    return [
+        PairFile(path, _suffix(path), remote=False)
+        for path in paths
+        if os.path.isfile(path) and path.lower().endswith(SUFFIXES)
+    ]
+
+
+def _suffix(name: str) -> str:
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return suffix
+    kind = PurePosixPath(name).suffix or "no suffix"
+    raise UserError(f"{name}: a file of pairs of this kind ({kind}) cannot be read; expected {', '.join(SUFFIXES)}.")
+
+
+def _expand_url(url: str) -> list[PairFile]:
+    path = urlsplit(url).path
+    suffix = _suffix(path if path.strip("/") else url)
+    if suffix == ".parquet" or "*" not in path:
+        # Parquet globs are left to polars, which opens hf:// and s3:// by itself.
+        return [PairFile(url, suffix, remote=True)]
+    try:
+        system, inner = filesystem(url)
+        found = sorted(str(system.unstrip_protocol(match)) for match in system.glob(inner))
+    except Exception as error:  # every filesystem raises its own kinds
+        raise unreachable(url, error) from error
+    if not found:
+        raise UserError(f"{url}: no file of pairs matches this URL.")
+    return [PairFile(match, suffix, remote=True) for match in found]
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem behind a URL, and the path in it. Raises what that filesystem raises."""
+    import fsspec  # type: ignore[import-untyped]
+
+    system, path = fsspec.core.url_to_fs(url)
+    return system, path
+
+
+def unreachable(url: str, error: BaseException) -> UserError:
+    """The refusal for a URL that could not be opened or read, whatever the filesystem behind it raised."""
+    if isinstance(error, ImportError):
+        return UserError(f"{url}: opening this kind of URL needs a package that is not installed: {one_line(error)}")
+    return UserError(f"{url}: pairs could not be read from this URL ({type(error).__name__}: {one_line(error)}).")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's own words on one line, 300 characters at most."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + "…"

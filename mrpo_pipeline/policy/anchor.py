@@ -1,0 +1,76 @@
+"""Before the first step: does the policy, where it starts as the anchor, say what the cached anchor said?
+
+A wrong template, revision or tokenizer trains without an error, towards a target that is off by nats. Here it shows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.policy.batches import PairLoader
+from mrpo_pipeline.policy.examples import PreferenceExamples
+from mrpo_pipeline.policy.trainer import PreferenceTrainer
+
+# Nats per token. In float32 two right computations differ by about 1e-6, so the worst completion of the batch is looked
+# at. In half precision a logit of 16 to 32 is known to 1/64 (float16, 11 significant bits) or 1/8 (bfloat16, 8 bits), and
+# single tokens, so short completions, are off by about as much; over the tokens of a batch this cancels to a tenth of it
+# and less, while a wrong template moves the whole batch by tenths of nats. There the average over the batch is looked at.
+TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+def check_start(trainer: PreferenceTrainer, policy_dtype: str, anchor_dtype: str | None = None) -> float:
+    """Compare the policy's sums on the first micro-batch with the cached anchor's.
+
+    Args:
+        policy_dtype, anchor_dtype: what each was computed in; the coarser one sets the tolerance.
+
+    Returns:
+        the difference, nats per token.
+
+    Raises:
+        UserError: where they disagree, with the likely faults.
+    """
+    examples = trainer.train_dataset
+    first = next(iter(trainer.train_sampler()))
+    picked = [index for index in first if index >= 0]
+    chosen, rejected = trainer.policy_sums(examples, PairLoader(examples, [picked] if picked else []))
+    policy = torch.cat([chosen, rejected]).cpu().double().numpy()
+    return compare(examples, np.array(picked), policy, [policy_dtype, anchor_dtype or policy_dtype])
+
+
+def compare(
+    examples: PreferenceExamples,
+    picked: np.typing.NDArray[np.int64],
+    policy: np.typing.NDArray[np.float64],
+    dtypes: list[str],
+) -> float:
+    """As :func:`check_start`, on numbers.
+
+    Args:
+        picked: (B,) pairs. policy: (2N,) the policy's sums, chosen then rejected, filled at those pairs.
+    """
+    rows = np.concatenate([picked, picked + len(examples)])
+    anchor = np.concatenate([examples.anchor_chosen, examples.anchor_rejected])[rows]
+    tokens = np.concatenate([examples.chosen_lengths, examples.rejected_lengths])[rows]
+    gaps = np.abs(policy[rows] - anchor)
+    dtype = max(dtypes, key=lambda name: TOLERANCE.get(name, 0.0))
+    tolerance = TOLERANCE.get(dtype, max(TOLERANCE.values()))
+    exact = dtype == "float32"
+    if not len(gaps):
+        return 0.0
+    difference = float((gaps / tokens).max() if exact else gaps.sum() / tokens.sum())
+    if difference <= tolerance:
+        return difference
+    worst = int((gaps / tokens).argmax())
+    side, pair = ("chosen", worst) if worst < len(picked) else ("rejected", worst - len(picked))
+    raise UserError(
+        f"The policy's start does not agree with the cached anchor, though both are said to be the same model: on pair "
+        f"{examples.pair_ids[picked[pair]]}, {side} side, {tokens[worst]} tokens, the policy gives {policy[rows][worst]:.3f} "
+        f"nats and the cache {anchor[worst]:.3f}. That is {difference:.2g} nats per token "
+        f"({'the worst completion' if exact else 'the average'} of the first batch), expected {tolerance:g} at most in "
+        f"{dtype}. Likely faults: another chat template (policy.template and the anchor's), another revision or adapter "
+        "of the model, another tokenizer, another dtype or quantization than the anchor was scored in. Set them alike and "
+        "score the anchor again, or go on all the same with policy.check_anchor: false."
+    )

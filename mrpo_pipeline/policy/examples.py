@@ -1,0 +1,142 @@
+"""Preference pairs ready for training: the policy's token ids, and the small columns of cached numbers beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int32]
+
+Batch = dict[str, Any]
+
+# Right padding is seen by no real token of a causal model, so any id of the vocabulary serves.
+PAD = 0
+
+
+@dataclass
+class PreferenceExamples(Dataset[Batch]):
+    """N preference pairs. References cost R small columns; no model and no text is held.
+
+    A batch is taken by a list of indices (``__getitems__``, torch's protocol for whole batches). An index ``~i`` below
+    zero stands for pair i with weight 0: what a process is given that has no pair left in the last step.
+
+    Raises:
+        ValueError: for columns that do not fit each other, or an empty prompt or completion.
+    """
+
+    pair_ids: list[str]
+    prompt_ids: list[Ids]
+    """The policy's tokens, already cut."""
+    chosen_ids: list[Ids]
+    """The completion's tokens that count, the end-of-turn token included where the completion is whole."""
+    rejected_ids: list[Ids]
+    reference_chosen: Floats
+    """(N, R), nats, sums: what the loss compares the policy with. R is 1, or K for Multi-DPO."""
+    reference_rejected: Floats
+    weights: Floats
+    """(N, R), rows summing to 1."""
+    anchor_chosen: Floats
+    """(N,), nats: the anchor's sums, for ``accuracy/anchor`` and the check of the policy's start."""
+    anchor_rejected: Floats
+    chosen_units: Floats | None = None
+    """(N,), what log-ratios are divided by with ``normalize: token`` or ``byte``; None for sums."""
+    rejected_units: Floats | None = None
+
+    def __post_init__(self) -> None:
+        pairs = len(self.pair_ids)
+        columns = {
+            "reference_chosen": self.reference_chosen,
+            "reference_rejected": self.reference_rejected,
+            "weights": self.weights,
+        }
+        shape = (pairs, self.reference_chosen.shape[-1])
+        for name, column in columns.items():
+            if column.shape != shape:
+                raise ValueError(f"{name} is {column.shape}: expected {shape}, a row for each of {pairs} pairs")
+        if (self.chosen_units is None) != (self.rejected_units is None):
+            raise ValueError("chosen_units and rejected_units: expected both or neither")
+        for name in ("anchor_chosen", "anchor_rejected", "chosen_units", "rejected_units"):
+            column = getattr(self, name)
+            if column is not None and column.shape != (pairs,):
+                raise ValueError(f"{name} is {column.shape}: expected ({pairs},)")
+        self.prompt_lengths = _lengths(self.prompt_ids, pairs, "prompt_ids")
+        self.chosen_lengths = _lengths(self.chosen_ids, pairs, "chosen_ids")
+        self.rejected_lengths = _lengths(self.rejected_ids, pairs, "rejected_ids")
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(N,) tokens of each pair's longer row: what a batch is padded to."""
+        longer: npt.NDArray[np.int64] = self.prompt_lengths + np.maximum(self.chosen_lengths, self.rejected_lengths)
+        return longer
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch of B pairs as 2·B right-padded rows, the B chosen ones first.
+
+        There is no ``labels`` key: with one, transformers' Trainer counts tokens and scales the loss by them.
+
+        Returns:
+            ``input_ids`` (2B, T): the last token of a row is left out, for nothing is predicted from it;
+            for each of the M completion tokens, ``rows`` and ``positions`` (M,): where it is predicted, and ``targets``
+            (M,): the token; ``lengths`` (2B,): completion tokens of each row;
+            the columns of the dataset, (B,) or (B, R), float64; ``pair_weights`` (B,);
+            ``indices`` (B,), ``pairs`` and ``tokens``: counts without weight-0 pairs, plain numbers.
+        """
+        picked = [index if index >= 0 else ~index for index in indices]
+        completions = [self.chosen_ids[i] for i in picked] + [self.rejected_ids[i] for i in picked]
+        prompts = [self.prompt_ids[i] for i in picked] * 2
+        counts = np.array([len(ids) for ids in completions])
+        starts = np.array([len(ids) for ids in prompts])
+        width = int((starts + counts).max()) - 1
+        input_ids = np.full((len(prompts), width), PAD, dtype=np.int64)
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            input_ids[row, : len(prompt)] = prompt
+            input_ids[row, len(prompt) : len(prompt) + len(completion) - 1] = completion[:-1]
+
+        rows = np.repeat(np.arange(len(prompts)), counts)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        positions = np.repeat(starts - 1, counts) + within
+        real = np.array([index >= 0 for index in indices], dtype=np.float64)
+        batch: Batch = {
+            "input_ids": torch.from_numpy(input_ids),
+            "positions": torch.from_numpy(positions),
+            "targets": torch.from_numpy(np.concatenate(completions).astype(np.int64)),
+            "rows": torch.from_numpy(rows),
+            "lengths": torch.from_numpy(counts),
+            "pair_weights": torch.from_numpy(real),
+            "indices": picked,
+            "pairs": int(real.sum()),
+            "tokens": int(((starts + counts) * np.tile(real, 2)).sum()),
+        }
+        return batch | self.columns(picked)
+
+    def columns(self, picked: Sequence[int] | slice = slice(None)) -> dict[str, Tensor | None]:
+        """The cached numbers of some pairs, or of all, as float64 tensors: (B, R) or (B,)."""
+        names = ("reference_chosen", "reference_rejected", "weights", "anchor_chosen", "anchor_rejected")
+        columns: dict[str, Tensor | None] = {name: torch.from_numpy(getattr(self, name)[picked]) for name in names}
+        for name in ("chosen_units", "rejected_units"):
+            column = getattr(self, name)
+            columns[name] = None if column is None else torch.from_numpy(column[picked])
+        return columns
+
+
+def _lengths(rows: Sequence[Ids], pairs: int, name: str) -> npt.NDArray[np.int64]:
+    if len(rows) != pairs:
+        raise ValueError(f"{name} has {len(rows)} rows: expected {pairs}")
+    lengths = np.fromiter((len(ids) for ids in rows), dtype=np.int64, count=pairs)
+    if pairs and lengths.min() == 0:
+        raise ValueError(f"{name}: row {int(lengths.argmin())} is empty; expected a token at least")
+    return lengths

@@ -1,0 +1,104 @@
+"""The policy's low-rank adapters, as peft has them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.policy.settings import LoraSettings
+
+ALL_LINEAR = "all-linear"
+
+
+def linear_modules(model: Any) -> dict[str, list[str]]:
+    """Last name → full names of the modules that an adapter can sit on; the output head is left out."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    found: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head:
+            found.setdefault(name.rpartition(".")[2], []).append(name)
+    return found
+
+
+def lora_config(settings: LoraSettings, model: Any) -> Any:
+    """The peft ``LoraConfig`` for a base model.
+
+    Raises:
+        UserError: for target modules that the model does not have, naming those it has.
+    """
+    from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    targets: str | list[str]
+    if isinstance(settings.target_modules, str) and settings.target_modules.lower() == ALL_LINEAR:
+        targets = ALL_LINEAR
+        targeted = [name for names in linear_modules(model).values() for name in names]
+    else:
+        targets = [settings.target_modules] if isinstance(settings.target_modules, str) else [*settings.target_modules]
+        targeted = _find(targets, model)
+    modules = dict(model.named_modules())
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        # GPT-2's Conv1D keeps its weight transposed.
+        fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in targeted),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _find(targets: Sequence[str], model: Any) -> list[str]:
+    """Full names of the modules that the names match, as peft matches them: the whole name or its end."""
+    names = [name for name, _ in model.named_modules()]
+    matches = {target: [n for n in names if n == target or n.endswith(f".{target}")] for target in targets}
+    absent = [target for target, found in matches.items() if not found]
+    if absent or not targets:
+        valid = linear_modules(model)
+        raise UserError(
+            f"The setting policy.lora.target_modules names {', '.join(absent) or 'no module'}, which "
+            f"{type(model).__name__} does not have: expected some of {', '.join(sorted(valid))}, or {ALL_LINEAR} for all "
+            "of them. Correct policy.lora.target_modules."
+        )
+    return [name for found in matches.values() for name in found]
+
+
+def add_adapter(model: Any, settings: LoraSettings, *, adapter: str | None = None, revision: str | None = None) -> Any:
+    """Put a new LoRA adapter on a base model, or the one to start from; only its parameters train, in float32.
+
+    Args:
+        adapter: a folder or hub name of an adapter to go on training; its own settings hold.
+        revision: the base model's, written into the adapter's config so that it finds its base again.
+
+    Raises:
+        UserError: for target modules that the model does not have, or an adapter that does not fit it.
+    """
+    from peft import PeftModel, get_peft_model
+
+    with warnings.catch_warnings():
+        # The config of a model that is tied, renamed or in fp16: nothing a user of this command can act on.
+        warnings.simplefilter("ignore")
+        if adapter is None:
+            policy: Any = get_peft_model(model, lora_config(settings, model), revision=revision)
+        else:
+            try:
+                policy = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+            except (ValueError, RuntimeError, OSError) as error:
+                where = "the folder" if Path(adapter).is_dir() else "the hub name (no folder of that name is here)"
+                raise UserError(
+                    f"The adapter policy.adapter {adapter} can't be loaded onto the policy's model: "
+                    f"{str(error).splitlines()[0]} Check {where}, and that it was trained from policy.model."
+                ) from None
+            if policy.active_peft_config.peft_type != "LORA":
+                raise UserError(
+                    f"The adapter policy.adapter {adapter} is of kind {policy.active_peft_config.peft_type}: expected LoRA."
+                )
+    return policy

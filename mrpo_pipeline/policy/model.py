@@ -1,0 +1,119 @@
+"""Loading the policy: the base model frozen, its own dropout off, an adapter on top."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.policy.lora import add_adapter
+from mrpo_pipeline.policy.settings import PolicySettings
+
+log = logging.getLogger("mrpo")
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+# Dropout of every architecture in transformers, and the noise that some routers add in training; both would shift the
+# policy's sums by nats against references that were scored without.
+_NOISE = re.compile(r"drop|jitter")
+
+
+def load_config(settings: PolicySettings) -> Any:
+    """The model's configuration, with its dropout and router noise at 0.
+
+    Raises:
+        UserError: where there is no such model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The policy's model {settings.model} can't be read: {str(error).splitlines()[0]} Expected a folder with "
+            "config.json and weights, or a hub name. Correct policy.model."
+        ) from None
+    silence_config(config)
+    return config
+
+
+def silence_config(config: Any) -> None:
+    """Set every dropout probability and router noise of a configuration to 0, those of nested configurations too."""
+    from transformers import PretrainedConfig
+
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):
+            silence_config(value)
+        elif isinstance(value, float) and _NOISE.search(name):
+            setattr(config, name, 0.0)
+
+
+def silence_modules(model: Any) -> None:
+    """Set the dropout of every base module to 0; an adapter's own stays."""
+    from torch.nn.modules.dropout import _DropoutNd
+
+    for name, module in model.named_modules():
+        if isinstance(module, _DropoutNd) and "lora_dropout" not in name:
+            module.p = 0.0
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine's accelerator computes in bfloat16. Without an accelerator: no, for it is slower there."""
+    import torch
+
+    return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def base_dtype(setting: str, config: Any) -> str:
+    """The dtype of the base weights. ``auto`` is the checkpoint's own where the machine is good at it, else float32."""
+    import torch
+
+    if setting != "auto":
+        if setting not in DTYPES:
+            raise UserError(
+                f"The setting policy.dtype is {setting!r}: expected auto, {', '.join(DTYPES)}. Correct policy.dtype."
+            )
+        return setting
+    own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    able = {"bfloat16": has_bfloat16(), "float16": torch.cuda.is_available()}
+    return own if able.get(own, False) else "float32"
+
+
+def load_policy(settings: PolicySettings) -> Any:
+    """The policy as a ``PeftModel`` on the CPU, in eval mode.
+
+    The base is frozen and has no dropout; the adapter's parameters are float32 and train. A new adapter's start is drawn
+    from torch's generator, so seed it first.
+
+    Raises:
+        UserError: for a model, adapter or target modules that are not there.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(settings)
+    dtype = base_dtype(settings.dtype, config)
+    # A folder is written into the adapter's config with its full path, so that the adapter finds its base from anywhere.
+    name = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            revision=settings.revision,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The policy's model {settings.model} can't be loaded: {str(error).splitlines()[0]} Expected the weights of a "
+            "causal language model. Correct policy.model."
+        ) from None
+    policy = add_adapter(model, settings.lora, adapter=settings.adapter, revision=settings.revision)
+    silence_modules(policy)
+    if settings.adapter is not None:
+        log.info("Training goes on from the adapter %s; its own LoRA settings hold.", settings.adapter)
+    return policy

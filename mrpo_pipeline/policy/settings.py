@@ -1,0 +1,60 @@
+"""Settings of stage two, as plain dataclasses: the recipe maps its keys to these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Low-rank adapters (arXiv 2106.09685), named as peft names them without the ``lora_`` prefix."""
+
+    r: int = 8
+    """Rank."""
+    alpha: float = 16
+    """The update is scaled by alpha / r (by alpha / √r with ``use_rslora``)."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input, in training only."""
+    target_modules: Sequence[str] | str = ("q_proj", "v_proj")
+    """Names of linear modules, or ``all-linear``: every linear module but the output head."""
+    use_rslora: bool = False
+    """Rank-stabilized scaling (arXiv 2312.03732)."""
+    use_dora: bool = False
+    """Weight-decomposed adapters (arXiv 2402.09353)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """The policy's start, its adapters, and whether its start is checked against the cached anchor."""
+
+    model: str
+    """A folder or a hub name."""
+    revision: str | None = None
+    adapter: str | None = None
+    """A LoRA adapter to go on training; its own rank, scaling and modules then hold instead of ``lora``."""
+    tokenizer: str | None = None
+    """Where the tokenizer saved beside the adapter comes from; None for the model's own."""
+    template: str = "auto"
+    """``auto``, ``plain``, or a Jinja file, which is then saved as the tokenizer's chat template."""
+    dtype: str = "auto"
+    """Of the base weights: ``auto`` | ``float32`` | ``bfloat16`` | ``float16``. The adapter's are float32."""
+    trust_remote_code: bool = False
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    starts_at_anchor: bool = False
+    """The policy's start and the anchor are the same model: then the two must give the same log-probs."""
+    check_anchor: bool = True
+    """Stop before the first step where they do not."""
+    anchor_dtype: str | None = None
+    """The dtype in which the anchor was scored; None for the policy's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossSettings:
+    """The preference loss; see ``mrpo_pipeline.losses``."""
+
+    beta: float = 0.1
+    loss: str = "sigmoid"
+    label_smoothing: float = 0.0
+    sft_weight: float = 0.0
+    """γ: the weight of the negative log-likelihood per token of the chosen completion."""

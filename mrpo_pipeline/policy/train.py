@@ -1,0 +1,200 @@
+"""Stage two from end to end: load the policy, train it against cached references, leave an adapter and its papers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.losses import check_loss
+from mrpo_pipeline.policy import checkpoints
+from mrpo_pipeline.policy.card import model_card
+from mrpo_pipeline.policy.examples import PreferenceExamples
+from mrpo_pipeline.policy.model import base_dtype, load_config, load_policy
+from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
+
+log = logging.getLogger("mrpo")
+
+
+def train_policy(
+    policy: PolicySettings,
+    examples: PreferenceExamples,
+    eval_examples: PreferenceExamples | None,
+    method: LossSettings,
+    training: Mapping[str, Any],
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    card: Mapping[str, Any] | None = None,
+    diagnostics: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Train the policy's adapter. No reference model is loaded; no engine is imported.
+
+    Leaves in ``output_dir``: the adapter (``adapter_model.safetensors``, ``adapter_config.json``), tokenizer files,
+    ``README.md``, ``trainer_state.json``, ``train_results.json``, ``eval_results.json`` where there are held-out pairs,
+    and ``checkpoint-*``.
+
+    Args:
+        training: keys of ``transformers.TrainingArguments``.
+        resume: go on from the last whole checkpoint of this run, where there is one.
+        card: see ``card.model_card``.
+        diagnostics: of the references, logged and saved with the training results under these names.
+
+    Returns:
+        the training results, and those of the held-out pairs with ``eval_`` before each.
+
+    Raises:
+        UserError: for settings that can't be, a model that is not there, or a start that is not the cached anchor.
+        RunError: where the loss or its gradient is no longer finite.
+    """
+    check_loss(method.loss, method.label_smoothing)
+    if not len(examples):
+        raise UserError("There are no training pairs: expected one at least. Look at the counts of dropped pairs.")
+    output_dir = Path(output_dir)
+    dtype = base_dtype(policy.dtype, load_config(policy))
+    with _quiet():
+        from mrpo_pipeline.policy.anchor import check_start
+        from mrpo_pipeline.policy.arguments import training_arguments
+
+        arguments = training_arguments(training, output_dir, dtype=dtype, evaluates=bool(eval_examples))
+        identity = checkpoints.run_identity(examples, _identifying(policy), dataclasses.asdict(method), arguments)
+        checkpoint = checkpoints.last_whole(output_dir, identity) if resume else None
+        if resume:
+            log.info(
+                "Going on from %s." if checkpoint else "No whole checkpoint in %s: starting anew.",
+                checkpoint or output_dir,
+            )
+        trainer = _trainer(policy, examples, eval_examples, method, arguments, identity)
+        if policy.starts_at_anchor and policy.check_anchor and checkpoint is None:
+            difference = check_start(trainer, dtype, policy.anchor_dtype)
+            log.info("The policy's start agrees with the cached anchor (%.2g nats per token).", difference)
+        results = _train(trainer, checkpoint)
+        results |= {"num_tokens": trainer.state.num_input_tokens_seen, **(diagnostics or {})}
+        trainer.save_model()
+        trainer.save_metrics("train", results, combined=False)
+        if eval_examples:
+            evaluation = trainer.evaluate()
+            trainer.save_metrics("eval", evaluation, combined=False)
+            results |= evaluation
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            save_tokenizer(policy, output_dir)
+            base_model = trainer.model.active_peft_config.base_model_name_or_path
+            text = model_card(card or {}, base_model=base_model, metrics=results)
+            (output_dir / "README.md").write_text(text, encoding="utf-8")
+    return results
+
+
+def _trainer(
+    policy: PolicySettings,
+    examples: PreferenceExamples,
+    eval_examples: PreferenceExamples | None,
+    method: LossSettings,
+    arguments: Any,
+    identity: Mapping[str, str],
+) -> Any:
+    from transformers import PrinterCallback, set_seed
+
+    from mrpo_pipeline.policy.reporting import PlainProgress
+    from mrpo_pipeline.policy.trainer import PreferenceTrainer
+
+    set_seed(arguments.seed)
+    model = load_policy(policy)
+    if arguments.gradient_checkpointing:
+        model.enable_input_require_grads()
+    trainer = PreferenceTrainer(model, arguments, method, examples, eval_examples or None, identity=identity)
+    if trainer.head.notice:
+        log.warning("%s", trainer.head.notice)
+    if arguments.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(PlainProgress())
+    return trainer
+
+
+def _identifying(policy: PolicySettings) -> dict[str, Any]:
+    """The policy's settings that change what is trained."""
+    settings = dataclasses.asdict(policy)
+    for name in ("tokenizer", "template", "starts_at_anchor", "check_anchor", "anchor_dtype", "trust_remote_code"):
+        del settings[name]
+    return settings
+
+
+def _train(trainer: Any, checkpoint: Path | None) -> dict[str, float]:
+    """Train to the end, from a checkpoint where one is given; Trainer's results."""
+    from transformers import TrainerState
+
+    if checkpoint is None:
+        return dict(trainer.train().metrics)
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state.global_step >= state.max_steps:
+        # Trainer would do one step more before it looks.
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = state
+        results: dict[str, float] = {}
+    else:
+        results = dict(trainer.train(resume_from_checkpoint=str(checkpoint)).metrics)
+    results["train_loss"] = _mean_loss(trainer.state.log_history, results.get("train_loss", 0.0))
+    return results
+
+
+def _mean_loss(history: list[dict[str, float]], otherwise: float) -> float:
+    """The average over the whole run, the part before it was stopped included: Trainer knows its own part alone."""
+    total, last = 0.0, 0
+    for entry in history:
+        if "loss" in entry and "learning_rate" in entry:
+            total += entry["loss"] * (entry["step"] - last)
+            last = int(entry["step"])
+    return total / last if last else otherwise
+
+
+def save_tokenizer(policy: PolicySettings, output_dir: Path) -> None:
+    """Save the tokenizer with the chat template that the policy was trained with, so that it is served with it."""
+    from transformers import AutoTokenizer
+
+    from mrpo_pipeline.rendering.templates import PLAIN_TEMPLATE
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        policy.tokenizer or policy.model,
+        revision=None if policy.tokenizer else policy.revision,
+        trust_remote_code=policy.trust_remote_code,
+    )
+    if policy.template == "plain" or (policy.template == "auto" and not tokenizer.chat_template):
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    elif policy.template != "auto":
+        tokenizer.chat_template = Path(policy.template).read_text(encoding="utf-8")
+    tokenizer.save_pretrained(output_dir)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep libraries' hints to their own users to themselves; errors still come through."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(transformers|peft|accelerate|torch)(\.|$)")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def read_results(output_dir: str | Path) -> dict[str, float]:
+    """What a finished run left in ``train_results.json`` and ``eval_results.json``."""
+    results: dict[str, float] = {}
+    for split in ("train", "eval"):
+        path = Path(output_dir) / f"{split}_results.json"
+        if path.is_file():
+            results |= json.loads(path.read_text(encoding="utf-8"))
+    return results

@@ -1,0 +1,132 @@
+"""Plain data → checked settings; what is wrong is named with the nearest valid key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pydantic
+from pydantic import BaseModel, ConfigDict
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.recipe.settings import Method, Recipe
+
+
+def put(document: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a dotted key in nested plain data."""
+    *parents, last = dotted.split(".")
+    place = document
+    for parent in parents:
+        child = place.get(parent)
+        if not isinstance(child, dict):
+            child = place[parent] = {}
+        place = child
+    place[last] = value
+
+
+def parse_recipe(document: Mapping[str, Any], where: str = "the recipe") -> Recipe:
+    """Check a recipe given as plain data."""
+    try:
+        recipe = Recipe.model_validate(dict(document))
+    except pydantic.ValidationError as error:
+        raise UserError(_explain(error, where)) from None
+    _check_training(recipe.training, where)
+    limits = recipe.limits
+    if limits.max_length and limits.max_prompt_length and limits.max_prompt_length >= limits.max_length:
+        raise UserError(
+            f"In {where}, limits.max_prompt_length is {limits.max_prompt_length} and limits.max_length is "
+            f"{limits.max_length}: expected room for a completion. Lower the first or raise the second."
+        )
+    if recipe.pairs.eval is not None and recipe.pairs.eval_fraction:
+        raise UserError(
+            f"In {where}, both pairs.eval and pairs.eval_fraction are given: expected one of them. Take one out."
+        )
+    for name in recipe.compare.methods:
+        method_for(recipe, name)
+    return recipe
+
+
+def method_for(recipe: Recipe, name: str) -> Method:
+    """The method that ``compare.methods`` calls ``name``: the recipe's own with that entry's keys laid over it."""
+    document = recipe.method.model_dump(mode="json")
+    for key, value in recipe.compare.methods[name].items():
+        if isinstance(value, dict) and isinstance(document.get(key), dict):
+            document[key] = {**document[key], **value}
+        else:
+            put(document, key, value)
+    try:
+        return Method.model_validate(document)
+    except pydantic.ValidationError as error:
+        raise UserError(_explain(error, f"compare.methods.{name}", Method)) from None
+
+
+def _explain(error: pydantic.ValidationError, where: str, root: type[BaseModel] = Recipe) -> str:
+    problems = error.errors(include_url=False)
+    # A misspelt key is the likelier fault where a required one is missing as well.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    location = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        key = ".".join(location)
+        valid = _keys_at(root, location[:-1])
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
+        return (
+            f"Unknown key `{key}` in {where}: the nearest valid one is `{near[0] if near else ''}` "
+            f"(valid here: {', '.join(valid)}). Correct it or take it out."
+        )
+    # A union reports one problem for each member, whose own name is no part of the key.
+    fields = [part for part in location if not re.match(r"^(str|int|float|bool|list\[.*|dict\[.*|\[key\])$", part)]
+    if problem["type"] == "missing":
+        return f"The key `{'.'.join(fields)}` is missing in {where}. Add it."
+    alike = [p for p in problems if [str(x) for x in p["loc"]][: len(fields)] == fields]
+    expected = " or ".join(dict.fromkeys(p["msg"].removeprefix("Input should be ") for p in alike))
+    found = repr(problem.get("input"))
+    found = found if len(found) <= 80 else found[:77] + "..."
+    return f"The key `{'.'.join(fields)}` in {where} is {found}: expected {expected}. Correct the value."
+
+
+def _keys_at(root: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The valid keys of the settings class that a key path leads to."""
+    model: Any = root
+    for part in location:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            break
+        field = model.model_fields.get(part)
+        if field is None:
+            break
+        arguments = [field.annotation, *typing.get_args(field.annotation)]
+        model = next((a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)), model)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _check_training(training: Mapping[str, Any], where: str) -> None:
+    if not training:
+        return
+    from transformers import TrainingArguments
+
+    valid = {field.name for field in dataclasses.fields(TrainingArguments) if field.init} - {"output_dir"}
+    for key in training:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), sorted(valid), n=1, cutoff=0.0)
+            raise UserError(
+                f"Unknown key `training.{key}` in {where}: keys there are those of transformers.TrainingArguments"
+                f"{' (the output folder is `output_dir` at the top)' if key == 'output_dir' else ''}; the nearest is "
+                f"`{near[0]}`. Correct it or take it out."
+            )
+    hints = typing.get_type_hints(TrainingArguments)
+    for key, value in training.items():
+        hint = hints[key]
+        try:
+            adapter = pydantic.TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        except pydantic.PydanticUserError:
+            continue
+        try:
+            adapter.validate_python(value)
+        except pydantic.ValidationError as error:
+            expected = " or ".join(dict.fromkeys(p["msg"].removeprefix("Input should be ") for p in error.errors()))
+            raise UserError(
+                f"The key `training.{key}` in {where} is {value!r}: expected {expected}. Correct the value."
+            ) from None

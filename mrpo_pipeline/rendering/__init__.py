@@ -1,0 +1,16 @@
+"""Text to token ids: prompt and completion through a model's own tokenizer and chat template."""
+
+from mrpo_pipeline.rendering.cut import cut_offset, cut_prompt, tokens_counted, tokens_to_score
+from mrpo_pipeline.rendering.renderer import Rendered, Renderer
+from mrpo_pipeline.rendering.templates import PLAIN_TEMPLATE, TEMPLATE_DATE
+
+__all__ = [
+    "PLAIN_TEMPLATE",
+    "TEMPLATE_DATE",
+    "Rendered",
+    "Renderer",
+    "cut_offset",
+    "cut_prompt",
+    "tokens_counted",
+    "tokens_to_score",
+]

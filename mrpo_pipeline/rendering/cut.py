@@ -1,0 +1,132 @@
+"""Cuts to a length: the prompt in its text, the completion at one byte that holds for every model."""
+
+import numpy as np
+import numpy.typing as npt
+
+from mrpo_pipeline.pairs.identity import dump_prompt, parse_prompt
+from mrpo_pipeline.rendering.renderer import Rendered, Renderer
+
+_WINDOW = 16  # a cut inside a word can take more tokens than one before it: this many chars further are tried as well
+
+
+def cut_prompt(renderer: Renderer, prompt: str, max_tokens: int) -> str | None:
+    """The prompt with as much of its end as fits.
+
+    Oldest turns go first, a question with its answer, so that what is left starts at a user message; then the start of
+    what is left, of raw text likewise. System messages stay.
+
+    Args:
+        renderer: the policy's.
+        prompt: canonical prompt.
+        max_tokens: most tokens the prompt may have, with all its template writes before the answer.
+    Returns:
+        Canonical prompt, the one given where it fits; None where not even one character of the last turn fits.
+    """
+    if renderer.prompt_lengths([prompt])[0] <= max_tokens:
+        return prompt
+    content = parse_prompt(prompt)
+    if isinstance(content, str):
+        return _cut_text(renderer, [], content, [], max_tokens)
+    first = next((i for i, m in enumerate(content) if m["role"] != "system"), len(content))
+    starts = [i for i, m in enumerate(content) if m["role"] == "user" and i > first]
+    shorter = [[*_system(content[:i]), *content[i:]] for i in starts]
+    fitting = renderer.prompt_lengths([dump_prompt(messages) for messages in shorter])
+    for messages, length in zip(shorter, fitting, strict=True):
+        if length <= max_tokens:
+            return dump_prompt(messages)
+    left = shorter[-1] if shorter else content
+    at = next((i for i, m in enumerate(left) if m["role"] != "system"), None)
+    if at is None:
+        return None
+    return _cut_text(renderer, left[:at], left[at], left[at + 1 :], max_tokens)
+
+
+def cut_offset(rendered: Rendered, completion: str, budget: int) -> int | None:
+    """Where to cut a completion so that at most `budget` tokens of it count.
+
+    Args:
+        rendered: the completion as the policy reads it.
+        completion: its text, as given to the renderer.
+        budget: most completion tokens, the end-of-turn token among them.
+    Returns:
+        None where the whole fits; else a byte offset at a character's edge: the tokens that end at or before it count.
+    """
+    ends = rendered.byte_ends
+    if len(ends) <= budget:
+        return None
+    count = max(budget, 0)
+    # Tokens with one end count together or not at all. The end-of-turn token is not among them: a cut never has it.
+    while 0 < count < len(ends) - 1 and ends[count - 1] == ends[count]:
+        count -= 1
+    offset = int(ends[count - 1]) if count else 0
+    encoded = completion.encode()
+    while offset < len(encoded) and encoded[offset] & 0xC0 == 0x80:  # inside a character
+        offset -= 1
+    return offset
+
+
+def tokens_counted(byte_ends: npt.NDArray[np.int32], complete: bool, cut: int | None) -> int:
+    """Number of leading tokens that count under a cut.
+
+    Args:
+        byte_ends: (T,) of the scored tokens.
+        complete: whether the last of them is the end-of-turn token.
+        cut: byte offset; None: the completion is not cut, all count.
+    """
+    if cut is None:
+        return len(byte_ends)
+    return min(int(np.searchsorted(byte_ends, cut, side="right")), len(byte_ends) - int(complete))
+
+
+def tokens_to_score(byte_ends: npt.NDArray[np.int32], cut: int | None) -> int:
+    """Number of leading tokens to score so that the row serves the cut: its last byte end reaches it.
+
+    Args:
+        byte_ends: (T,) of the whole completion, the end-of-turn token among them.
+        cut: byte offset; None: all of it.
+    """
+    if cut is None or len(byte_ends) == 0:
+        return len(byte_ends)
+    reached = int(np.searchsorted(byte_ends, cut, side="left"))
+    if reached == len(byte_ends):
+        return reached
+    return int(np.searchsorted(byte_ends, byte_ends[reached], side="right"))
+
+
+def _cut_text(
+    renderer: Renderer,
+    before: list[dict[str, str]],
+    cut: str | dict[str, str],
+    after: list[dict[str, str]],
+    max_tokens: int,
+) -> str | None:
+    """Keep the longest end of one text (raw, or of a message between others) with which the prompt fits."""
+    text = cut if isinstance(cut, str) else cut["content"]
+
+    def lengths(kept: range) -> list[int]:
+        """Prompt tokens with the last `n` characters kept, for each n."""
+        return renderer.prompt_lengths([ending(n) for n in kept])
+
+    def ending(kept: int) -> str:
+        tail = text[len(text) - kept :]
+        return dump_prompt(tail if isinstance(cut, str) else [*before, {"role": cut["role"], "content": tail}, *after])
+
+    low, high = 0, len(text)  # `low` characters fit or none were tried; `high` do not
+    shortest, longest = renderer.prompt_lengths([ending(0), ending(high)])
+    while high - low > 1:
+        # Tokens grow about evenly with characters: aim where the limit should lie, but keep off the edges.
+        share = (max_tokens - shortest) / max(longest - shortest, 1)
+        middle = low + round((high - low) * min(max(share, 0.05), 0.95))
+        middle = min(max(middle, low + 1), high - 1)
+        length = lengths(range(middle, middle + 1))[0]
+        if length <= max_tokens:
+            low, shortest = middle, length
+        else:
+            high, longest = middle, length
+    nearby = range(max(low, 1), min(low + _WINDOW, len(text) - 1) + 1)
+    fitting = [n for n, length in zip(nearby, lengths(nearby), strict=True) if length <= max_tokens]
+    return ending(max(fitting)) if fitting else None
+
+
+def _system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [message for message in messages if message["role"] == "system"]

@@ -1,0 +1,188 @@
+"""Targets of a set of pairs: the log-probs of K references in, what the loss needs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mrpo_pipeline.errors import RunError
+from mrpo_pipeline.targets import aggregate, weights
+from mrpo_pipeline.targets.aggregate import Floats
+from mrpo_pipeline.targets.diagnostics import diagnose
+from mrpo_pipeline.targets.settings import TargetSettings
+from mrpo_pipeline.targets.trust_region import clip_to_anchor
+
+# Weights whose sum is as near to 1 as this were meant to sum to 1.
+SUM_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """What ``mrpo_pipeline.losses.preference_loss`` needs of the references, for N pairs.
+
+    R is 1 where the references are one π̃, and K for Multi-DPO. The references are sums in nats whatever
+    ``normalize`` is: the loss divides (policy − reference) by the units.
+    """
+
+    reference_chosen: Floats
+    """(N, R), nats."""
+    reference_rejected: Floats
+    """(N, R), nats."""
+    weights: Floats
+    """(N, R), rows summing to 1: all 1 where R = 1."""
+    chosen_units: Floats | None
+    """(N,) the policy's tokens, or bytes, of the chosen sides; None with ``normalize: sum``."""
+    rejected_units: Floats | None
+    """(N,) as above, of the rejected sides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Per pair, what stage two trains against. Every log-prob is in the unit that ``normalize`` names."""
+
+    weights: Floats
+    """α (N, K); for ``dpo`` and ``single:NAME``, 1 for that reference and 0 for the others."""
+    clipped_chosen: Floats
+    """(N, K) after the trust region."""
+    clipped_rejected: Floats
+    """(N, K) after the trust region."""
+    target_chosen: Floats
+    """log π̃ (N,); for ``multi-dpo``, which has no π̃, Σ_k α_k ℓ_k."""
+    target_rejected: Floats
+    """log π̃ (N,)."""
+    diagnostics: dict[str, float]
+    """See :func:`mrpo_pipeline.targets.diagnostics.diagnose`."""
+    notices: tuple[str, ...]
+    """What the user should be told, a sentence each."""
+    per_reference: bool
+    """Whether the loss is a weighted sum of one loss for each reference (``multi-dpo``)."""
+    chosen_units: Floats | None
+    rejected_units: Floats | None
+
+    def loss_inputs(self) -> LossInputs:
+        """The references as the loss takes them."""
+        if self.per_reference:
+            chosen, rejected, alpha = self.clipped_chosen, self.clipped_rejected, self.weights
+        else:
+            chosen, rejected = self.target_chosen[:, None], self.target_rejected[:, None]
+            alpha = np.ones_like(chosen)
+        if self.chosen_units is not None and self.rejected_units is not None:
+            chosen, rejected = chosen * self.chosen_units[:, None], rejected * self.rejected_units[:, None]
+        return LossInputs(chosen, rejected, alpha, self.chosen_units, self.rejected_units)
+
+
+def compute_targets(
+    logps_chosen: npt.ArrayLike,
+    logps_rejected: npt.ArrayLike,
+    settings: TargetSettings,
+    *,
+    units_chosen: npt.ArrayLike | None = None,
+    units_rejected: npt.ArrayLike | None = None,
+) -> Targets:
+    """Weights, trust region and aggregate of arXiv 2405.16388 for N pairs and K references.
+
+    With ``normalize: token`` or ``byte`` every log-prob is first divided by its side's count, for every reference
+    alike, so weights, bands and π̃ are of nats per token or byte, and so is the policy's log-ratio in the loss: β then
+    multiplies nats per unit, and the same strength wants a β larger by about the length of a completion.
+
+    Args:
+        logps_chosen, logps_rejected: (N, K), nats, sums over each completion; the anchor is column 0.
+        settings: K names and the method.
+        units_chosen, units_rejected: (N,), the counts to divide by: the *policy's* tokens that count (never those of
+            the references, which are not comparable), or the bytes of the text that counts. Unused with
+            ``normalize: sum``.
+
+    Raises:
+        ValueError: for shapes that do not fit, or units missing or not above 0.
+        RunError: for log-probs that are not finite, naming the reference.
+    """
+    chosen, rejected = _checked(logps_chosen, logps_rejected, settings.reference_names)
+    units = None
+    if settings.normalize != "sum":
+        units = _checked_units(units_chosen, len(chosen)), _checked_units(units_rejected, len(chosen))
+        chosen, rejected = chosen / units[0][:, None], rejected / units[1][:, None]
+
+    alpha, notices = _weights(chosen - rejected, settings)
+    if settings.single is None:
+        clipped = clip_to_anchor(chosen, rejected, settings.trust_region, settings.epsilon)
+    else:
+        clipped = chosen, rejected
+
+    # One-hot weights make every aggregate that one reference, exactly; Multi-DPO reports the weighted mean.
+    kind = "geometric" if settings.name == "multi-dpo" or settings.single is not None else settings.aggregate
+    # The authors' code forms ℓ_1 + ℓ_2 − log(α·e^ℓ_2 + (1−α)·e^ℓ_1), α being reference 2's: the harmonic aggregate with
+    # the two weights changing places. Its Multi-DPO does not swap them.
+    used = alpha[:, ::-1] if settings.official and settings.name == "mrpo" else alpha
+    target_chosen, target_rejected = (aggregate.AGGREGATES[kind](side, used) for side in clipped)
+    return Targets(
+        weights=alpha,
+        clipped_chosen=clipped[0],
+        clipped_rejected=clipped[1],
+        target_chosen=target_chosen,
+        target_rejected=target_rejected,
+        diagnostics=diagnose(
+            settings.reference_names,
+            logps=(chosen, rejected),
+            clipped=clipped,
+            weights=alpha,
+            aggregate=kind,
+            aggregate_weights=used,
+        ),
+        notices=notices,
+        per_reference=settings.name == "multi-dpo",
+        chosen_units=units[0] if units else None,
+        rejected_units=units[1] if units else None,
+    )
+
+
+def _weights(margins: Floats, settings: TargetSettings) -> tuple[Floats, tuple[str, ...]]:
+    pairs, references = margins.shape
+    if settings.single is not None:
+        return np.tile(np.eye(references)[settings.single], (pairs, 1)), ()
+    notices: tuple[str, ...] = ()
+    if isinstance(settings.weights, str):
+        if settings.weights == "uniform":
+            alpha = weights.uniform(pairs, references)
+        else:
+            alpha = weights.adaptive_official(margins) if settings.official else weights.adaptive(margins)
+    else:
+        values = [float(value) for value in settings.weights]
+        alpha = weights.given(values, pairs)
+        if abs(sum(values) - 1) > SUM_TOLERANCE:
+            shares = ", ".join(
+                f"{name} {value / sum(values):.4g}"
+                for name, value in zip(settings.reference_names, values, strict=True)
+            )
+            notices = (f"The weights given sum to {sum(values):.4g}, not 1; divided by their sum: {shares}.",)
+    return weights.lift(weights.temper(alpha, settings.temperature), settings.floor), notices
+
+
+def _checked(logps_chosen: npt.ArrayLike, logps_rejected: npt.ArrayLike, names: Sequence[str]) -> tuple[Floats, Floats]:
+    sides = np.asarray(logps_chosen, dtype=np.float64), np.asarray(logps_rejected, dtype=np.float64)
+    if sides[0].shape != sides[1].shape or sides[0].ndim != 2 or sides[0].shape[1] != len(names):
+        raise ValueError(
+            f"log-probs of shapes {sides[0].shape} and {sides[1].shape}: expected (N, {len(names)}) twice, a column "
+            f"for each of {', '.join(names)}"
+        )
+    for side, logps in zip(("chosen", "rejected"), sides, strict=True):
+        for column, name in enumerate(names):
+            bad = np.flatnonzero(~np.isfinite(logps[:, column]))
+            if len(bad):
+                raise RunError(
+                    f"Reference {name}: {len(bad):,} of {len(logps):,} {side} completions have a log-prob that is not "
+                    f"finite (the first, {logps[bad[0], column]}, in pair {bad[0]}): expected finite nats. A model in "
+                    "float16 may have overflowed; score this reference again in another dtype."
+                )
+    return sides
+
+
+def _checked_units(units: npt.ArrayLike | None, pairs: int) -> Floats:
+    if units is None:
+        raise ValueError("normalize is token or byte: expected units_chosen and units_rejected, (N,) counts")
+    counts = np.asarray(units, dtype=np.float64)
+    if counts.shape != (pairs,) or not np.all(np.isfinite(counts) & (counts > 0)):
+        raise ValueError(f"units of shape {counts.shape}: expected ({pairs},) finite counts above 0")
+    return counts

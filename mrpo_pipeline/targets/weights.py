@@ -1,0 +1,72 @@
+"""Weights of the references: α (N, K), α ≥ 0, each row summing to 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mrpo_pipeline.targets.aggregate import Floats
+
+# Added by the authors' code to Σ_j |Δ_j| before it divides (thaihungle/MRPO, trainer_mref.py).
+OFFICIAL_OFFSET = 1e-6
+
+
+def uniform(pairs: int, references: int) -> Floats:
+    """α_k = 1/K for every pair."""
+    return np.full((pairs, references), 1 / references)
+
+
+def given(values: Sequence[float], pairs: int) -> Floats:
+    """The same K numbers for every pair, divided by their sum. They are non-negative and not all 0."""
+    row = np.asarray(values, dtype=np.float64)
+    return np.tile(row / row.sum(), (pairs, 1))
+
+
+def adaptive(margins: Floats) -> Floats:
+    """Adaptive reference weights (ARWC, arXiv 2405.16388): α_k = |Δ_k| / Σ_j |Δ_j|.
+
+    A reference that tells the two completions apart more counts more, rightly or wrongly: a corrupted reference has the
+    largest |Δ| of all. A pair that no reference tells apart (every Δ is 0) gets uniform weights.
+
+    Args:
+        margins: Δ (N, K) = ℓ(chosen) − ℓ(rejected), on the unclipped log-probs.
+    """
+    sizes = np.abs(margins)
+    total = sizes.sum(axis=1, keepdims=True)
+    result: Floats = np.divide(sizes, total, out=uniform(*margins.shape), where=total > 0)
+    return result
+
+
+def adaptive_official(margins: Floats) -> Floats:
+    """The adaptive weights of the authors' code, for K = 2: (1 − α, α) with α = |Δ_2| / (|Δ_1| + |Δ_2| + 1e-6).
+
+    α belongs to the reference that is not the anchor. Where both Δ are 0, α is 0, as in the code.
+    """
+    sizes = np.abs(margins)
+    other = sizes[:, 1] / (sizes.sum(axis=1) + OFFICIAL_OFFSET)
+    return np.stack([1 - other, other], axis=1)
+
+
+def temper(weights: Floats, temperature: float) -> Floats:
+    """α_k ∝ α_k^(1/T): T = 1 changes nothing, T → ∞ evens the weights out, T → 0 leaves the largest alone.
+
+    A weight of 0 stays 0 at every temperature.
+    """
+    if temperature == 1:
+        return weights
+    # Relative to the largest of the row, or all would underflow to 0 at a low temperature.
+    powers = (weights / weights.max(axis=1, keepdims=True)) ** (1 / temperature)
+    result: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return result
+
+
+def lift(weights: Floats, floor: float) -> Floats:
+    """Mix with the uniform weights until none can be below the floor: α_k ← floor + (1 − K·floor)·α_k.
+
+    Order and sum are kept, and at floor = 1/K the weights are uniform.
+    """
+    if floor == 0:
+        return weights
+    result: Floats = floor + (1 - weights.shape[1] * floor) * weights
+    return result

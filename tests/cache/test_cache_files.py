@@ -1,0 +1,120 @@
+"""The layout that other programs may rely on, read here with nothing but pyarrow and json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scored_rows import FINGERPRINT, cache_at, row, wanted, write
+
+from mrpo_pipeline.cache import ReferenceCache, list_references
+from mrpo_pipeline.errors import RunError, UserError
+
+CONTRACT = pa.schema(
+    [
+        pa.field("completion_id", pa.string()),
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("token_ids", pa.list_(pa.int32())),
+        pa.field("logprobs", pa.list_(pa.float32())),
+        pa.field("byte_ends", pa.list_(pa.int32())),
+        pa.field("complete", pa.bool_()),
+    ]
+)
+
+
+def test_shards_have_the_contract_s_columns_and_encodings(tmp_path: Path) -> None:
+    cache = cache_at(tmp_path / "new" / "cache", "hermes")
+    write(cache, [row(number, [-1.0, -0.5], [1, 1], complete=True) for number in range(5)])
+    (path,) = (tmp_path / "new" / "cache" / "hermes" / "shards").glob("*.parquet")
+    assert pq.read_schema(path).equals(CONTRACT)
+    assert path.stem == hashlib.sha256(path.read_bytes()).hexdigest()
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    found = {group.column(at).path_in_schema: group.column(at) for at in range(group.num_columns)}
+    assert {column.compression for column in found.values()} == {"ZSTD"}
+    assert "BYTE_STREAM_SPLIT" in found["logprobs.list.element"].encodings
+    assert "DELTA_BINARY_PACKED" in found["byte_ends.list.element"].encodings
+    assert not any("DICTIONARY" in encoding for column in found.values() for encoding in column.encodings)
+
+
+def test_row_groups_hold_about_ten_thousand_rows(tmp_path: Path) -> None:
+    (name,) = write(cache_at(tmp_path), (row(number, [-1.0], [1], True) for number in range(10_001)), 20_000)
+    file = pq.ParquetFile(tmp_path / "base" / name)
+    assert [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)] == [10_000, 1]
+
+
+def test_manifest_holds_the_fingerprint_and_what_was_recorded_beside_it(tmp_path: Path) -> None:
+    cache_at(tmp_path)
+    document = json.loads((tmp_path / "base" / "manifest.json").read_text())
+    canonical = json.dumps(FINGERPRINT, sort_keys=True, separators=(",", ":"))
+    assert document["format"] == 1
+    assert document["reference"] == "base"
+    assert document["fingerprint"] == FINGERPRINT
+    assert document["fingerprint_hash"] == hashlib.sha256(canonical.encode()).hexdigest()
+    assert document["recorded"]["engine"] == "made up"
+    assert document["recorded"]["created"]
+    assert [path.name for path in (tmp_path / "base").iterdir()] == ["manifest.json"]
+
+
+def test_references_are_listed_by_name(tmp_path: Path) -> None:
+    assert list_references(tmp_path / "none") == []
+    for name in ("b", "a"):
+        cache_at(tmp_path, name)
+    (tmp_path / "not-a-reference").mkdir()
+    assert list_references(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "../x", "a/b", "a\\b", "/etc", "", "-a", ".a", "a" * 65, "é", "a\n", "a b", "а", "a\0"]
+)
+def test_names_that_could_leave_the_cache_folder_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="reference name"):
+        ReferenceCache.open(tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a", "A.b_c-9", "0" * 64, "a.."])
+def test_plain_names_are_accepted(tmp_path: Path, name: str) -> None:
+    assert ReferenceCache.open(tmp_path, name).path == tmp_path / name
+
+
+def test_opening_and_asking_makes_no_files(tmp_path: Path) -> None:
+    cache = ReferenceCache.open(tmp_path / "cache", "base")
+    cache.check(FINGERPRINT)
+    assert cache.missing(wanted([(1, None)])).height == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_or_url_in_place_of_the_cache_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        ReferenceCache.open(tmp_path / "file", "base")
+    with pytest.raises(UserError, match="URL"):
+        ReferenceCache.open("s3://bucket/cache", "base")
+
+
+def test_writing_without_a_manifest_is_a_fault_of_the_caller(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="create_or_check"):
+        ReferenceCache.open(tmp_path, "base").writer()
+
+
+def test_shards_without_a_manifest_are_not_used(tmp_path: Path) -> None:
+    cache = cache_at(tmp_path)
+    write(cache, [row(1, [-1.0], [1], True)])
+    (tmp_path / "base" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        cache.check(FINGERPRINT)
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        cache.create_or_check(FINGERPRINT)
+
+
+def test_a_cache_begun_anew_under_a_writer_is_not_mixed_with_the_old_one(tmp_path: Path) -> None:
+    cache = cache_at(tmp_path)
+    with pytest.raises(RunError, match="begun anew"), cache.writer() as writer:  # noqa: PT012
+        writer.add(row(1, [-1.0], [1], True))
+        cache.remove()
+        ReferenceCache.open(tmp_path, "base").create_or_check({**FINGERPRINT, "template": "t2"})
+    assert not list((tmp_path / "base").rglob("*.parquet"))

@@ -1,0 +1,248 @@
+"""What is written is whole, whatever happens to the process that writes it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scored_rows import FINGERPRINT, cache_at, cid, row, wanted, write
+
+from mrpo_pipeline.cache import CompletionRow, Manifest, ReferenceCache
+from mrpo_pipeline.cache.storage import ABANDONED_SECONDS, LocalStorage, _machine_tag
+from mrpo_pipeline.errors import RunError, UserError
+
+HERE = Path(__file__).parent
+
+# Writes rows FIRST, FIRST + 1, … one shard for every three, until it has COUNT or is killed.
+SCORER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from scored_rows import FINGERPRINT, row
+from mrpo_pipeline.cache import ReferenceCache
+cache = ReferenceCache.open(sys.argv[2], "base")
+cache.create_or_check(FINGERPRINT, {"engine": sys.argv[3]})
+print("begun", flush=True)
+first, count = int(sys.argv[3]), int(sys.argv[4])
+with cache.writer(rows_per_shard=3) as writer:
+    for number in range(first, first + count):
+        writer.add(row(number, [-number - 1.0, -0.5], [1, 1], True))
+"""
+
+
+def scorer(root: Path, first: int, count: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCORER, str(HERE), str(root), str(first), str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def check_every_row(cache: ReferenceCache) -> int:
+    """Each shard is whole, and each row what was meant; the number of completions served."""
+    assert all(report.problem is None for report in cache.verify())
+    served = cache.rows(wanted([(number, None) for number in range(30_000)]))
+    expected = {cid(number): [-number - 1.0, -0.5] for number in range(30_000)}
+    assert all(expected[one["completion_id"]] == one["logprobs"] for one in served.iter_rows(named=True))
+    return served.height
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    running = [scorer(tmp_path, first, 90) for first in (0, 60)]
+    assert [process.communicate() and process.returncode for process in running] == [0, 0]
+    cache = ReferenceCache.open(tmp_path, "base")
+    assert check_every_row(cache) == 150
+    assert cache.stats().rows == 180
+    assert cache.sums(wanted([(number, None) for number in range(150)]))["logps"].to_list() == [
+        -number - 1.5 for number in range(150)
+    ]
+
+
+def test_kill_9_leaves_whole_shards_and_a_rerun_goes_on(tmp_path: Path) -> None:
+    for turn in range(4):
+        process = scorer(tmp_path, 0, 30_000)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.02 + 0.11 * turn)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        cache = ReferenceCache.open(tmp_path, "base")
+        check_every_row(cache)
+    served = cache.stats().completions
+    assert served
+    with cache.writer() as writer:
+        writer.add(row(29_999, [-30_000.0, -0.5], [1, 1], True))
+    assert check_every_row(cache) == served + 1
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_one_of_many_processes_begins_the_cache_and_equal_ones_all_go_on(tmp_path: Path) -> None:
+    for turn in range(20):
+
+        def begin(engine: str, name: str = f"r{turn}") -> Manifest:
+            return ReferenceCache.open(tmp_path, name).create_or_check(FINGERPRINT, {"engine": engine})
+
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(begin, "abcd"))
+        assert len({one.recorded["engine"] for one in made}) == 1
+
+
+def test_of_two_different_references_at_once_one_is_refused(tmp_path: Path) -> None:
+    for turn in range(20):
+
+        def begin(template: str, name: str = f"r{turn}") -> str:
+            try:
+                ReferenceCache.open(tmp_path, name).create_or_check({**FINGERPRINT, "template": template})
+            except UserError as error:
+                return str(error)
+            return "begun"
+
+        with ThreadPoolExecutor(2) as pool:
+            told = sorted(pool.map(begin, ["t1", "t2"]), key=len)
+        assert told[0] == "begun"
+        assert "`template`" in told[1]
+
+
+def test_without_hard_links_the_manifest_is_still_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    cache_at(tmp_path)
+    storage = LocalStorage(tmp_path / "base")
+    assert storage.create("manifest.json", b"other") is False
+    cache_at(tmp_path)
+    assert [path.name for path in (tmp_path / "base").iterdir()] == ["manifest.json"]
+
+
+def test_an_exception_in_the_block_keeps_what_was_done(tmp_path: Path) -> None:
+    cache = cache_at(tmp_path)
+    with pytest.raises(KeyboardInterrupt), cache.writer() as writer:  # noqa: PT012
+        writer.add(row(1, [-1.0], [1], True))
+        raise KeyboardInterrupt
+    assert cache.missing(wanted([(1, None), (2, None)])).height == 1
+
+
+def test_a_shard_is_written_once_its_first_row_has_waited(tmp_path: Path) -> None:
+    cache = cache_at(tmp_path)
+    with cache.writer(rows_per_shard=1000, seconds=0.05) as writer:
+        writer.add(row(1, [-1.0], [1], True))
+        assert writer.shards == []
+        time.sleep(0.06)
+        writer.add(row(2, [-1.0], [1], True))
+        assert len(writer.shards) == 1
+        writer.add(row(3, [-1.0], [1], True))
+    assert len(writer.shards) == 2
+    with pytest.raises(RuntimeError, match="closed"):
+        writer.add(row(4, [-1.0], [1], True))
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (row(5, [-1.0, float("nan")], [1, 1], True), "token 1 of completion"),
+        (row(5, [float("-inf"), -1.0], [1, 1], True), "token 0 of completion"),
+        (row(5, [-1.0, -1.0], [2, 1], True), "byte ends"),
+        (row(5, [], [], False), "0 token ids"),
+        (row(5, [-1.0], [1, 2], True), "1 log-probs and 2 byte ends"),
+    ],
+)
+def test_a_row_with_wrong_numbers_never_enters(tmp_path: Path, bad: CompletionRow, told: str) -> None:
+    cache = cache_at(tmp_path)
+    with pytest.raises(RunError, match=told) as caught, cache.writer() as writer:  # noqa: PT012
+        writer.add(row(1, [-1.0], [1], True))
+        writer.add(bad)
+    assert cid(5) in str(caught.value)
+    assert cache.missing(wanted([(1, None), (5, None)]))["completion_id"].to_list() == [cid(5)]
+
+
+def test_a_malformed_id_never_enters(tmp_path: Path) -> None:
+    one = row(1, [-1.0], [1], True)
+    bad = CompletionRow("../../x", 1, one.token_ids, one.logprobs, one.byte_ends, True)
+    with pytest.raises(RunError, match="32 lower-case hex"):
+        write(cache_at(tmp_path), [bad])
+
+
+def test_a_full_disk_leaves_no_file_and_the_rows_with_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = cache_at(tmp_path)
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with cache.writer() as writer:
+        writer.add(row(1, [-1.0], [1], True))
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match=r"No space left.*mrpo score-refs"):
+            writer.flush()
+        assert not [path for path in tmp_path.rglob("*") if path.suffix in (".parquet", ".partial")]
+        monkeypatch.setattr(os, "fsync", real)
+    assert cache.missing(wanted([(1, None)])).is_empty()
+
+
+def test_a_failing_last_write_does_not_hide_the_first_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = cache_at(tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(KeyError) as caught, cache.writer() as writer:  # noqa: PT012
+        writer.add(row(1, [-1.0], [1], True))
+        monkeypatch.setattr(os, "fsync", full)
+        raise KeyError("first")
+    assert "No space left" in caught.value.__notes__[0]
+
+
+def test_a_vanished_folder_is_an_error_and_not_a_new_cache(tmp_path: Path) -> None:
+    cache = cache_at(tmp_path)
+    with pytest.raises(RunError, match="removed"), cache.writer() as writer:  # noqa: PT012
+        writer.add(row(1, [-1.0], [1], True))
+        cache.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_cannot_be_written_to_is_told_as_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Not a directory"):
+        ReferenceCache.open(tmp_path / "file" / "cache", "base").create_or_check(FINGERPRINT)
+    (tmp_path / "cache").mkdir()
+    cache = ReferenceCache.open(tmp_path / "cache", "base")
+    (tmp_path / "cache").rmdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "cache")
+    with pytest.raises(UserError, match="symbolic links"):
+        cache.create_or_check(FINGERPRINT)
+
+
+def test_leftovers_of_the_dead_and_of_yesterday_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    cache = cache_at(tmp_path)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    shards = tmp_path / "base" / "shards"
+    shards.mkdir()
+    names = {
+        "dead": f"{_machine_tag()}-{dead.pid}-00.partial",
+        "living": f"{_machine_tag()}-{os.getpid()}-00.partial",
+        "elsewhere": f"{'0' * 12}-{dead.pid}-00.partial",
+        "old": f"{'0' * 12}-{dead.pid}-01.partial",
+        "strange": "what.partial",
+    }
+    for name in names.values():
+        (shards / name).write_bytes(b"half")
+    yesterday = time.time() - ABANDONED_SECONDS - 60
+    os.utime(shards / names["old"], (yesterday, yesterday))
+    with cache.writer():
+        pass
+    assert {path.name for path in shards.iterdir()} == {names["living"], names["elsewhere"], names["strange"]}
+
+
+def test_a_shard_s_content_fixes_its_name(tmp_path: Path) -> None:
+    cache = cache_at(tmp_path)
+    one = row(1, -np.arange(5.0), np.arange(5), True)
+    assert write(cache, [one]) == write(cache, [one])
+    assert len(list((tmp_path / "base" / "shards").iterdir())) == 1

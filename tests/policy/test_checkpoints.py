@@ -1,0 +1,125 @@
+import json
+import os
+
+import pytest
+from tiny_policy import make_examples
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.policy.checkpoints import (
+    MARKER,
+    begin,
+    checkpoints,
+    examples_digest,
+    last_whole,
+    mark_complete,
+    rotate,
+)
+
+RUN = {"training.learning_rate": "0.1", "pairs": "abc"}
+
+
+def write(folder, step, *, whole=True, run=RUN):
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    (checkpoint / "adapter_model.safetensors").write_bytes(b"weights" * step)
+    if whole:
+        mark_complete(checkpoint, run)
+        # Files written within one tick of the clock would leave the order open.
+        os.utime(checkpoint / MARKER, ns=(step, step))
+    return checkpoint
+
+
+def names(folder):
+    return [path.name for path in checkpoints(folder)]
+
+
+def test_the_last_whole_checkpoint_is_taken_and_half_ones_are_passed_over(tmp_path):
+    write(tmp_path, 9)
+    expected = write(tmp_path, 10)
+    write(tmp_path, 20, whole=False)
+    (tmp_path / "checkpoint-30").mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_whole(tmp_path, RUN) == expected
+
+
+def test_a_file_that_shrank_after_the_marker_makes_it_no_longer_whole(tmp_path):
+    expected = write(tmp_path, 1)
+    broken = write(tmp_path, 2)
+    (broken / "adapter_model.safetensors").write_bytes(b"w")
+    assert last_whole(tmp_path, RUN) == expected
+    (expected / MARKER).write_text("{")
+    assert last_whole(tmp_path, RUN) is None
+
+
+def test_nothing_to_go_on_from_is_no_error(tmp_path):
+    assert last_whole(tmp_path / "not there", RUN) is None
+
+
+def test_a_checkpoint_of_another_run_is_refused_naming_what_differs(tmp_path):
+    write(tmp_path, 5)
+    with pytest.raises(UserError, match=r"training\.learning_rate \(was 0\.1, now 0\.2\)"):
+        last_whole(tmp_path, RUN | {"training.learning_rate": "0.2"})
+    with pytest.raises(UserError, match="pairs or their cached numbers have changed"):
+        last_whole(tmp_path, RUN | {"pairs": "abd"})
+    mine = write(tmp_path, 3, run=RUN | {"pairs": "abd"})
+    assert last_whole(tmp_path, RUN | {"pairs": "abd"}) == mine
+
+
+def test_rotation_keeps_the_newest_whole_ones_and_never_counts_half_ones(tmp_path):
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    write(tmp_path, 4, whole=False)
+    rotate(tmp_path, 2)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_rotation_keeps_the_only_whole_one(tmp_path):
+    write(tmp_path, 1)
+    write(tmp_path, 2, whole=False)
+    rotate(tmp_path, 1)
+    assert names(tmp_path) == ["checkpoint-1"]
+
+
+def test_rotation_keeps_the_best_and_the_newest(tmp_path):
+    for step in (1, 2, 3, 4):
+        write(tmp_path, step)
+    rotate(tmp_path, 2, keep=[tmp_path / "checkpoint-1"])
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-4"]
+    rotate(tmp_path, 1, keep=[tmp_path / "checkpoint-1"])
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-4"]
+
+
+def test_rotation_goes_by_age_when_a_run_begins_anew(tmp_path):
+    old = write(tmp_path, 100)
+    os.utime(old / MARKER, ns=(1, 1))
+    write(tmp_path, 5)
+    rotate(tmp_path, 1)
+    assert names(tmp_path) == ["checkpoint-5"]
+
+
+def test_without_a_limit_everything_stays(tmp_path):
+    write(tmp_path, 1, whole=False)
+    rotate(tmp_path, None)
+    assert names(tmp_path) == ["checkpoint-1"]
+
+
+def test_a_checkpoint_written_over_an_old_one_is_not_whole_until_it_is_marked(tmp_path):
+    checkpoint = write(tmp_path, 1)
+    begin(checkpoint)
+    assert not checkpoint.exists()
+
+
+def test_the_marker_lists_every_file_with_its_size(tmp_path):
+    checkpoint = write(tmp_path, 3)
+    assert json.loads((checkpoint / MARKER).read_text())["files"] == {"adapter_model.safetensors": 21}
+
+
+def test_the_digest_sees_tokens_and_numbers():
+    digests = {examples_digest(make_examples(4)), examples_digest(make_examples(4, seed=1))}
+    examples = make_examples(4)
+    assert examples_digest(examples) in digests
+    examples.prompt_ids[0][0] += 1
+    digests.add(examples_digest(examples))
+    examples.reference_chosen[2, 0] += 1e-9
+    digests.add(examples_digest(examples))
+    assert len(digests) == 4

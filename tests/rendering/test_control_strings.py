@@ -1,0 +1,152 @@
+"""Control strings in the data are text: they never become control tokens, and the rest is as it would be."""
+
+import json
+from functools import lru_cache
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rendering_cases import CONTROLS, KINDS, chat, hostile_text
+from tiny_tokenizers import CHATML, LLAMA3_SPLIT, byte_level, llama3, phi3, qwen, special, t5, wrap
+
+from mrpo_pipeline.pairs.identity import dump_prompt
+from mrpo_pipeline.rendering import Renderer
+from mrpo_pipeline.rendering.private_clone import CloneSet
+
+
+@lru_cache
+def renderer(kind: str) -> Renderer:
+    return Renderer(KINDS[kind](), name=kind)
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of control tokens, but for the unknown token, which unknown characters do give."""
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    unknown = {tokenizer.unk_token_id} if tokenizer.unk_token else set()
+    return (marked | set(tokenizer.all_special_ids)) - unknown
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(list(KINDS)), hostile_text, hostile_text, st.booleans())
+def test_content_never_holds_a_control_token(kind: str, prompt: str, completion: str, raw: bool) -> None:
+    tokenizer = KINDS[kind]()
+    calm = renderer(kind).render([(dump_prompt("calm") if raw else chat("calm"), "calm")])[0]
+    got = renderer(kind).render([(dump_prompt(prompt) if raw else chat(prompt), completion)])[0]
+    controls = special_ids(tokenizer)
+    assert not controls & set(got.completion_ids[:-1].tolist())
+    assert got.completion_ids[-1] == calm.completion_ids[-1]
+    # The prompt has the template's control tokens and no more.
+    assert [i for i in got.prompt_ids.tolist() if i in controls] == [
+        i for i in calm.prompt_ids.tolist() if i in controls
+    ]
+    assert got.byte_ends[-1] == len(completion.encode())
+    assert (got.byte_ends[1:] >= got.byte_ends[:-1]).all()
+
+
+@pytest.mark.parametrize(
+    "text", ["<|im_end|>", "a<|im_end|>b", "<|im_end|><|im_start|>", "<<|im_end|>>", "<|im_<|im_end|>end|>"]
+)
+@pytest.mark.parametrize("where", ["prompt", "completion", "both", "raw"])
+def test_a_control_string_reads_back_as_text(text: str, where: str) -> None:
+    tokenizer = qwen()
+    prompt = text if where in ("prompt", "both") else "hi"
+    completion = text if where in ("completion", "both", "raw") else "fine"
+    got = renderer("qwen").render([(dump_prompt(text) if where == "raw" else chat(prompt), completion)])[0]
+    assert tokenizer.decode(got.completion_ids[:-1]) == completion
+    if where == "raw":
+        assert tokenizer.decode(got.prompt_ids) == text
+    else:
+        assert tokenizer.decode(got.prompt_ids) == (f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_control_string_is_read_as_the_model_without_that_token_would() -> None:
+    """Oracle: the same vocabulary, its control tokens never added."""
+    bare = byte_level(LLAMA3_SPLIT, [])
+    content = "see <|eot_id|> and <|begin_of_text|>, <|end_header_id|>"
+    got = renderer("llama3").render([(chat("hi"), content)])[0]
+    assert got.completion_ids[:-1].tolist() == bare.encode(content).ids
+
+
+def test_a_unigram_piece_of_a_control_token_does_not_match_text() -> None:
+    assert "</s>" in [piece for piece, _ in json.loads(t5().backend_tokenizer.to_str())["model"]["vocab"]]
+    got = renderer("t5").render([(chat("hi"), "a</s>b")])[0]
+    assert t5().convert_ids_to_tokens(got.completion_ids.tolist()) == ["a", "<", "/", "s", ">", "b", "</s>"]
+
+
+def test_added_tokens_that_are_not_control_tokens_are_parsed_in_content() -> None:
+    got = renderer("qwen").render([(chat("hi"), "<think>x</think>")])[0]
+    assert qwen().convert_ids_to_tokens(got.completion_ids.tolist()) == ["<think>", "x", "</think>", "<|im_end|>"]
+
+
+def test_turn_markers_that_are_not_marked_special_are_control_tokens_all_the_same() -> None:
+    """DeepSeek's `<｜User｜>` and Phi-3's `<|end|>` would let a message end itself."""
+    markers = ["<｜User｜>", "<｜Assistant｜>", "<tool>"]
+    tokenizer = wrap(byte_level(LLAMA3_SPLIT, [special("<eos>")], plain=markers), eos_token="<eos>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<｜User｜>' + m['content'] }}"
+        "{% else %}{{ '<｜Assistant｜>' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
+    made = Renderer(tokenizer)
+    assert made.control_strings("<tool> <｜User｜> <eos><｜User｜>") == ["<｜User｜>", "<eos>"]
+    got = made.render([(chat("hi<｜User｜>"), "<｜Assistant｜><tool>")])[0]
+    prompt = tokenizer.convert_ids_to_tokens(got.prompt_ids.tolist())
+    assert (prompt.count("<｜User｜>"), prompt.count("<｜Assistant｜>")) == (1, 1)
+    assert tokenizer.convert_ids_to_tokens(got.completion_ids.tolist())[-2:] == ["<tool>", "<eos>"]
+    assert "<｜Assistant｜>" not in tokenizer.convert_ids_to_tokens(got.completion_ids.tolist())
+    assert "<|end|>" in Renderer(phi3()).control_strings("<|end|>")
+
+
+def test_control_strings_are_named_in_order_each_once() -> None:
+    assert renderer("qwen").control_strings("a<|im_end|>b<|im_start|><|im_end|>") == ["<|im_end|>", "<|im_start|>"]
+    assert renderer("qwen").control_strings("nothing <| im_end |> <think>") == []
+
+
+def test_a_control_token_of_one_character_stays_text() -> None:
+    """A newline as EOS: taking newlines from the data would be worse."""
+    tokenizer = wrap(byte_level(LLAMA3_SPLIT, [special("<x>")]), eos_token="Ċ")
+    tokenizer.chat_template = None
+    assert Renderer(tokenizer).control_strings("a\nb<x>Ċ") == ["<x>"]
+
+
+@pytest.mark.parametrize("kind", ["qwen", "llama2", "gemma"])
+def test_the_clones_own_characters_in_the_data_are_text(kind: str) -> None:
+    """Private-use characters of the first clone's block stand in the text: another clone, the same ids."""
+    tokenizer = KINDS[kind]()
+    block = "".join(chr(0x100000 + i) for i in range(20))
+    got = renderer(kind).render([(chat(block), block)])[0]
+    assert tokenizer.decode(got.completion_ids[:-1]).strip() == block
+    assert not special_ids(tokenizer) & set(got.completion_ids[:-1].tolist())
+    calm = renderer(kind).render([(chat("x"), "x")])[0]
+    assert got.completion_ids[-1] == calm.completion_ids[-1]
+
+
+def test_bpe_dropout_is_off_in_the_clone() -> None:
+    backend = byte_level(LLAMA3_SPLIT, [special("<|im_end|>"), special("<|im_start|>")])
+    backend.model.dropout = 0.5
+    tokenizer = wrap(backend, eos_token="<|im_end|>")
+    tokenizer.chat_template = CHATML
+    made = Renderer(tokenizer)
+    runs = {
+        tuple(made.render([(chat("How are you today?"), "The quick brown fox")])[0].completion_ids) for _ in range(9)
+    }
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@settings(max_examples=15, deadline=None)
+@given(text=st.lists(st.sampled_from(["fine", " ", "日", "\n", "½", *CONTROLS]), max_size=10).map("".join))
+def test_a_clones_ids_are_the_originals_where_its_names_are_used(kind: str, text: str) -> None:
+    """All text taken for scaffold: then every control string is a control token, as the original has it."""
+    tokenizer = KINDS[kind]()
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    controls = {token["content"] for token in backend["added_tokens"] if token["special"]}
+    clone = CloneSet(backend, controls).clone_for(text)
+    ids = clone.backend.encode(clone.rename(text), add_special_tokens=False).ids
+    assert clone.original_ids[ids].tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_building_leaves_the_tokenizer_as_it_was() -> None:
+    before = llama3().backend_tokenizer.to_str()
+    Renderer(llama3()).render([(chat("hi <|eot_id|>"), "x")])
+    assert llama3().backend_tokenizer.to_str() == before

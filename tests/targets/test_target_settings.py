@@ -1,0 +1,104 @@
+"""Settings that make no target are refused, naming the key and what is offered."""
+
+import numpy as np
+import pytest
+
+from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.targets import TargetSettings, compute_targets
+
+REFUSED = {
+    "an unknown name": ({"name": "kto"}, "method.name is 'kto': expected one of mrpo, multi-dpo, dpo"),
+    "an unknown aggregate": ({"aggregate": "median"}, "harmonic, geometric, arithmetic, single:NAME"),
+    "a single reference that is not there": ({"aggregate": "single:gemma"}, "one of base, other"),
+    "a single reference under dpo that is not the anchor": (
+        {"name": "dpo", "aggregate": "single:other"},
+        "name to mrpo",
+    ),
+    "a single reference under multi-dpo": ({"name": "multi-dpo", "aggregate": "single:base"}, "name to mrpo"),
+    "weights of a later release": (
+        {"weights": "thompson"},
+        "expected one of uniform, adaptive, or a list of 2 numbers",
+    ),
+    "step-scoped weights": ({"weights": "sliding-window"}, "uniform, adaptive"),
+    "weights from held-out pairs": ({"weights": "validation-accuracy"}, "uniform, adaptive"),
+    "too few weights": ({"weights": [1.0]}, "for each of the 2 references (base, other)"),
+    "weights that are no numbers": ({"weights": ["1", "2"]}, "one number for each"),
+    "weights that are truth values": ({"weights": [True, False]}, "one number for each"),
+    "a negative weight": ({"weights": [1.5, -0.5]}, "finite numbers of 0 or more"),
+    "weights all zero": ({"weights": [0, 0]}, "not all 0"),
+    "a weight that is no number": ({"weights": [float("nan"), 1.0]}, "finite numbers"),
+    "an infinite weight": ({"weights": [float("inf"), 1.0]}, "finite numbers"),
+    "an unknown trust region": ({"trust_region": "clip"}, "adaptive, fixed, off"),
+    "a negative width": ({"epsilon": -0.1}, "method.trust_region.epsilon is -0.1"),
+    "a width that is no number": ({"epsilon": float("nan")}, "method.trust_region.epsilon"),
+    "a temperature of zero": ({"temperature": 0.0}, "method.weights_options.temperature"),
+    "an infinite temperature": ({"temperature": float("inf")}, "method.weights_options.temperature"),
+    "a negative floor": ({"floor": -0.1}, "method.weights_options.floor"),
+    "a floor above the uniform weight": ({"floor": 0.6}, "at most 1/2"),
+    "an unknown unit": ({"normalize": "word"}, "sum, token, byte"),
+    "an unknown compatibility": ({"compatibility": "paper"}, "none, official-code"),
+    "the official code with another aggregate": (
+        {"compatibility": "official-code", "aggregate": "geometric"},
+        "'harmonic' alone",
+    ),
+    "the official code with another unit": ({"compatibility": "official-code", "normalize": "token"}, "'sum' alone"),
+    "the official code with a temperature": ({"compatibility": "official-code", "temperature": 2.0}, "1.0 alone"),
+    "the official code with a floor": ({"compatibility": "official-code", "floor": 0.1}, "0.0 alone"),
+    "the official code with three references": (
+        {"compatibility": "official-code", "reference_names": ["base", "other", "third"]},
+        "takes exactly 2",
+    ),
+    "the official code with one reference": ({"compatibility": "official-code", "reference_names": ["a"]}, "exactly 2"),
+    "no reference": ({"reference_names": []}, "at least one name"),
+    "a name given twice": ({"reference_names": ["base", "base"]}, "a name twice"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    changes, message = REFUSED[case]
+    with pytest.raises(UserError) as refusal:
+        TargetSettings(**{"reference_names": ["base", "other"], **changes})
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "dpo", "reference_names": ["base"], "weights": [0.5, 0.5]},
+        {"name": "dpo", "aggregate": "single:base"},
+        {"name": "dpo", "compatibility": "official-code", "reference_names": ["a", "b", "c"], "normalize": "token"},
+        {"aggregate": "single:other", "compatibility": "official-code", "floor": 0.9},
+        {"name": "multi-dpo", "aggregate": "geometric", "compatibility": "official-code"},
+        {"floor": 0.5},
+        {"weights": [np.float64(0.0), 1]},
+        {"epsilon": 0.0},
+    ],
+)
+def test_settings_that_do_not_touch_the_method_are_let_be(changes):
+    TargetSettings(**{"reference_names": ["base", "other"], **changes})
+
+
+def test_arrays_that_do_not_fit_the_references_are_refused():
+    settings = TargetSettings(reference_names=["base", "other"])
+    for chosen, rejected in (((4, 3), (4, 3)), ((4, 2), (3, 2)), ((4,), (4,))):
+        with pytest.raises(ValueError, match=r"expected \(N, 2\) twice"):
+            compute_targets(np.zeros(chosen), np.zeros(rejected), settings)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
+def test_log_probs_that_are_not_finite_name_their_reference_side_and_pair(bad):
+    chosen, rejected = np.full((3, 2), -1.0), np.full((3, 2), -2.0)
+    rejected[1:, 1] = bad
+    with pytest.raises(RunError, match=r"Reference other: 2 of 3 rejected completions .* in pair 1"):
+        compute_targets(chosen, rejected, TargetSettings(reference_names=["base", "other"]))
+
+
+def test_units_are_asked_for_where_they_are_needed_and_only_there():
+    logps = np.full((2, 2), -1.0)
+    settings = TargetSettings(reference_names=["base", "other"], normalize="byte")
+    for units in (None, [1], [1, 0], [1, np.nan], [[1], [1]]):
+        with pytest.raises(ValueError, match="units"):
+            compute_targets(logps, logps, settings, units_chosen=[1, 1], units_rejected=units)
+    plain = TargetSettings(reference_names=["base", "other"])
+    assert compute_targets(logps, logps, plain, units_chosen=[9, 9]).loss_inputs().chosen_units is None
