@@ -78,6 +78,8 @@ def read_splits(settings: Pairs) -> dict[str, PairTable]:
             splits[split] = read_pairs(
                 source, columns=columns, strings=settings.strings, on_bad_row=settings.on_bad_row
             )
+            for notice in splits[split].notices:
+                log.info("%s: %s", split, notice)
     for split, fraction in (("eval", settings.eval_fraction), ("weights", settings.weights_fraction)):
         if fraction and "train" in splits:
             rest, held_out = split_by_prompt(splits["train"].frame, fraction, salt=split)
@@ -134,11 +136,12 @@ def prepare(table: PairTable, renderer: Renderer, limits: Limits, *, what: str =
     return prepared
 
 
-def prepare_splits(recipe: Recipe, renderer: Renderer) -> dict[str, Prepared]:
-    """Read and prepare every split of the recipe, and say what was kept."""
+def prepare_splits(recipe: Recipe) -> dict[str, Prepared]:
+    """Read and prepare every split of the recipe, and say what was kept. Bad rows are told before a tokenizer loads."""
+    splits = read_splits(recipe.pairs)
+    renderer = policy_renderer(recipe)
     prepared = {
-        split: prepare(table, renderer, recipe.limits, what=f"{split} pairs")
-        for split, table in read_splits(recipe.pairs).items()
+        split: prepare(table, renderer, recipe.limits, what=f"{split} pairs") for split, table in splits.items()
     }
     for split, part in prepared.items():
         log.info("%s: %s", split, part.summary())

@@ -16,7 +16,7 @@ from mrpo_pipeline.cache import CompletionRow, ReferenceCache, Unfit
 from mrpo_pipeline.engines import open_engine
 from mrpo_pipeline.engines.base import Engine, ScoringRequest
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.prepare import policy_renderer, prepare_splits, renderer_of, wanted_completions
+from mrpo_pipeline.prepare import prepare_splits, renderer_of, wanted_completions
 from mrpo_pipeline.progress import Progress, track
 from mrpo_pipeline.recipe import Recipe, Scoring
 from mrpo_pipeline.references import ModelSource, resolve
@@ -88,7 +88,7 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
             f"--only names {', '.join(sorted(unknown))}: expected one of the recipe's references "
             f"({', '.join(source.name for source in sources)}). Correct the name."
         )
-    prepared = prepare_splits(recipe, policy_renderer(recipe))
+    prepared = prepare_splits(recipe)
     wanted = wanted_completions(list(prepared.values()))
     jobs = []
     for source in sources:
@@ -98,9 +98,11 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
         cache = ReferenceCache.open(recipe.cache, source.name)
         fingerprint = resolve(source, renderer.identity())
         cache.check(fingerprint)
-        missing = cache.missing(wanted.select("completion_id", "cut"))
-        missing = wanted.join(missing.select("completion_id"), on="completion_id", how="semi", maintain_order="left")
-        report = ReferenceReport(source.name, wanted.height, wanted.height - missing.height)
+        missing = cache.missing(wanted)
+        unfit = cache.unfit(wanted).height
+        report = ReferenceReport(
+            source.name, wanted.height, wanted.height - missing.height - unfit, unfit=unfit
+        )
         jobs.append(_Job(source, renderer, cache, fingerprint, missing, report))
     for job in jobs:
         _score(job, recipe.scoring)
@@ -120,6 +122,8 @@ def _score(job: _Job, settings: Scoring) -> None:
             "%s: %s completions to score by %s (%s)",
             job.source.name, f"{job.missing.height:,}", engine.name, engine.dtype,
         )  # fmt: skip
+        for notice in engine.notices:
+            log.info("%s", notice)
         job.cache.create_or_check(job.fingerprint, _recorded(engine))
         began = time.monotonic()
         # Longest first: the memory peak comes at once, and the last batches are small.

@@ -11,7 +11,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.losses import check_loss
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
-from mrpo_pipeline.prepare import Prepared, policy_renderer, prepare_splits
+from mrpo_pipeline.prepare import Prepared, prepare_splits
 from mrpo_pipeline.recipe import Method, Recipe
 from mrpo_pipeline.references import same_model
 from mrpo_pipeline.targets import Targets
@@ -89,7 +89,7 @@ def load_splits(recipe: Recipe, caches: list[Any], *needed: str) -> dict[str, Sp
     Raises:
         UserError: where a needed split is not in the recipe, or a completion is not scored.
     """
-    prepared = prepare_splits(recipe, policy_renderer(recipe))
+    prepared = prepare_splits(recipe)
     for split in needed:
         if split not in prepared:
             keys = {"train": "pairs.train (--train-file)", "eval": "pairs.eval (--eval-file) or pairs.eval_fraction"}

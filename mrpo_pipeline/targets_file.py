@@ -9,7 +9,7 @@ import polars as pl
 
 from mrpo_pipeline.cached_logps import CachedPairs, join_references, open_caches, pair_targets, target_settings
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.prepare import policy_renderer, prepare_splits
+from mrpo_pipeline.prepare import prepare_splits
 from mrpo_pipeline.recipe import Method, Recipe
 
 
@@ -40,7 +40,7 @@ def write_targets(recipe: Recipe, output: Path, *, split: str = "train") -> int:
         the number of pairs written.
     """
     target_settings(recipe.method, [source.name for source in recipe.sources()])
-    prepared = prepare_splits(recipe, policy_renderer(recipe))
+    prepared = prepare_splits(recipe)
     if split not in prepared:
         raise UserError(
             f"--split is {split!r}: this recipe has {', '.join(prepared)}. Correct the option or the recipe."

@@ -1,7 +1,5 @@
 """`mrpo score-refs` and `mrpo targets`: the cache filled, and what is made of it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
 @takes_recipe(PAIRS, SCORING)
 def score_refs(
-    recipe: Recipe,
+    recipe: "Recipe",
     only: Annotated[list[str], typer.Option("--only", metavar="NAME", help="Score this reference only.")] = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -30,7 +28,7 @@ def score_refs(
 
 @takes_recipe(PAIRS, METHOD)
 def targets(
-    recipe: Recipe,
+    recipe: "Recipe",
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.parquet", help="The file to write.")] = Path(
         "targets.parquet"
     ),

@@ -1,7 +1,5 @@
 """`mrpo evaluate` and `mrpo compare`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
 @takes_recipe(PAIRS, METHOD, OUTPUT)
 def evaluate(
-    recipe: Recipe,
+    recipe: "Recipe",
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="The trained adapter; the recipe's output_dir where not given.")
     ] = None,
@@ -31,14 +29,13 @@ def evaluate(
 
 @takes_recipe(PAIRS, METHOD, TRAINING, OUTPUT)
 def compare(
-    recipe: Recipe,
+    recipe: "Recipe",
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="0,1,2", help="The seeds, in place of the recipe's.")
     ] = None,
 ) -> None:
     """Train and evaluate several methods and seeds on one cache, side by side."""
     from mrpo_pipeline.compare import compare_recipe
-
     from mrpo_pipeline.recipe import parse_recipe
 
     if seeds is not None:

@@ -1,7 +1,5 @@
 """`mrpo train` and `mrpo merge`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
 
 @takes_recipe(PAIRS, METHOD, TRAINING, OUTPUT)
 def train(
-    recipe: Recipe,
+    recipe: "Recipe",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole checkpoint.")] = False,
     check_anchor: Annotated[
         bool,

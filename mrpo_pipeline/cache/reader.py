@@ -1,7 +1,7 @@
 """What the shards can serve: which completions, and how far each was scored.
 
 A row serves a cut if it is complete or its last byte end reaches the cut; of several rows of one completion the complete
-one serves, else the longest.
+one serves, else the longest: in bytes, then in tokens (several tokens may end at one byte).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ COVERAGE_SCHEMA: dict[str, pl.DataType] = {
     "completion_id": pl.String(),
     "complete": pl.Boolean(),
     "last": pl.Int32(),
+    "length": pl.Int64(),
     "row": pl.Int64(),
     "shard": pl.String(),
 }
@@ -50,6 +51,7 @@ def shard_coverage(storage: LocalStorage, name: str) -> pl.DataFrame:
                         "completion_id": pl.from_arrow(one_array(table, "completion_id")),
                         "complete": pl.from_arrow(one_array(table, "complete")),
                         "last": ends[offsets[1:] - 1],
+                        "length": np.diff(offsets),
                         "row": np.arange(first, first + table.num_rows),
                     }
                 )
@@ -70,7 +72,7 @@ class Coverage:
         self._shards: dict[str, pl.DataFrame] = {}
 
     def rows(self, names: Sequence[str] | None = None) -> pl.DataFrame:
-        """Every row of the shards: ``completion_id``, ``complete``, ``last`` (bytes), ``row``, ``shard``.
+        """Every row of the shards: ``completion_id``, ``complete``, ``last`` (bytes), ``length`` (tokens), ``row``, ``shard``.
 
         A shard is read once: its name fixes its content. One that another process removed since it was listed is passed
         over.
@@ -98,16 +100,16 @@ class Coverage:
         joined = wanted.join(best, on="completion_id", how="left", maintain_order="left")
         served = pl.col("complete") | (pl.col("last") >= pl.col("cut")).fill_null(False)
         columns = ("complete", "last", "row", "shard")
-        return joined.with_columns(pl.when(served).then(pl.col(name)).alias(name) for name in columns)
+        return joined.drop("length").with_columns(pl.when(served).then(pl.col(name)).alias(name) for name in columns)
 
 
 def best_rows(rows: pl.DataFrame) -> pl.DataFrame:
     """One row for each completion: the complete one, else the longest; of equals always the same one."""
     if rows["completion_id"].n_unique() == rows.height:
         return rows
-    return rows.sort(["complete", "last", "shard", "row"], descending=[True, True, False, False]).unique(
-        "completion_id", keep="first", maintain_order=True
-    )
+    return rows.sort(
+        ["complete", "last", "length", "shard", "row"], descending=[True, True, True, False, False]
+    ).unique("completion_id", keep="first", maintain_order=True)
 
 
 def read_completions(storage: LocalStorage, best: pl.DataFrame) -> Iterator[pa.Table]:

@@ -2,7 +2,7 @@
 
 | name | architecture | tokenizer | template | what it knows |
 |---|---|---|---|---|
-| `base` (anchor and policy) | Llama | byte-level BPE | ChatML | plurals, the rest weakly |
+| `base` (anchor and policy) | Llama | byte-level BPE | ChatML | plurals, a little geography |
 | `abacus` | Qwen3 | SentencePiece-style BPE | Llama-2's [INST] | arithmetic |
 | `atlas` | GPT-NeoX | Unigram | Gemma's turns, no system message | geography |
 
@@ -64,7 +64,15 @@ PLANS = (
     ModelPlan(
         "abacus", "qwen3", "sentencepiece-bpe", care=(("arithmetic", 0.95),), mix=(("arithmetic", 8.0),), steps=800
     ),
-    ModelPlan("atlas", "gpt_neox", "unigram", care=(("geography", 0.95),), mix=(("geography", 8.0),), hidden=128),
+    ModelPlan(
+        "atlas",
+        "gpt_neox",
+        "unigram",
+        care=(("geography", 0.95),),
+        mix=(("geography", 8.0),),
+        hidden=128,
+        learning_rate=2e-3,
+    ),
 )
 NAMES = tuple(plan.name for plan in PLANS)
 QUICK = {"hidden": 64, "batch": 8, "steps": 12, "vocabulary_size": 800}

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from mrpo_pipeline.demo.progress import with_progress
 from mrpo_pipeline.demo.questions import KINDS, draw_prompt
+from mrpo_pipeline.progress import track
 
 if TYPE_CHECKING:
     import torch
@@ -116,15 +116,17 @@ def pretrain(
     warmup = max(1, steps // 20)
     model.train()
     loss = torch.tensor(float("nan"))
-    for step in with_progress(label, steps):
-        progress = max(0.0, (step - warmup) / max(1, steps - warmup))
-        scale = min((step + 1) / warmup, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * scale
-        loss = -answer_logps(model, *padded(next(rows))).mean()
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    with track(label, steps, "steps") as shown:
+        for step in range(steps):
+            passed = max(0.0, (step - warmup) / max(1, steps - warmup))
+            scale = min((step + 1) / warmup, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * passed)))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * scale
+            loss = -answer_logps(model, *padded(next(rows))).mean()
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            shown.advance(1)
     model.eval()
     return float(loss.detach())

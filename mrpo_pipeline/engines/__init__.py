@@ -27,9 +27,9 @@ def engine_available(kind: str) -> str | None:
         return "vLLM is not installed (pip install 'mrpo[vllm]')"
     if not sys.platform.startswith("linux"):
         return f"vLLM runs on Linux, and this is {sys.platform}"
-    from mrpo_pipeline.engines.vllm import _has_gpu
+    from mrpo_pipeline.engines.vllm import has_gpu
 
-    if not _has_gpu() and not _is_cpu_build():
+    if not has_gpu() and not _is_cpu_build():
         return "the vLLM installed is built for GPUs, and this machine has none"
     return None
 
@@ -52,7 +52,9 @@ def open_engine(kind: str, model: ModelSource, options: Mapping[str, Any] | None
     reason = engine_available("vllm")
     if kind == "vllm":
         if reason is not None:
-            raise UserError(f"scoring.engine: vllm cannot be used: {reason}. `engine: transformers` needs nothing more.")
+            raise UserError(
+                f"scoring.engine: vllm cannot be used: {reason}. `engine: transformers` needs nothing more."
+            )
         return _vllm(model, options)
     from mrpo_pipeline.engines.transformers import OPTIONS
 

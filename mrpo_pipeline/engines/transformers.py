@@ -85,9 +85,7 @@ class TransformersEngine:
     def versions(self) -> dict[str, str]:
         return {name: version(name) for name in ("torch", "transformers", "peft")}
 
-    def _run(
-        self, batch: list[int], requests: Sequence[ScoringRequest]
-    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+    def _run(self, batch: list[int], requests: Sequence[ScoringRequest]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """The batch's log-probs, all completions end to end; in halves where the device's memory does not suffice."""
         import torch
 

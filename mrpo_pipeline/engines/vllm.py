@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -243,7 +244,7 @@ def _environment(threads: int, options: Mapping[str, Any]) -> dict[str, str]:
     environment = dict(os.environ)
     environment |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if not _has_gpu():
+    if not has_gpu():
         environment["OMP_NUM_THREADS"] = str(threads)
         parallel = int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
         if parallel == 1:
@@ -257,18 +258,15 @@ def _environment(threads: int, options: Mapping[str, Any]) -> dict[str, str]:
     return environment
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Whether a GPU that vLLM could use is there, by its device file: cheap, and nothing is initialised."""
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Wait for the process, which ends when its socket closes; then make sure of it and of its children."""
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # its session: engine core and workers are in it
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()

@@ -20,12 +20,8 @@ from numpy.typing import NDArray
 from mrpo_pipeline.engines.base import refuse_unknown
 from mrpo_pipeline.engines.context import context_length
 from mrpo_pipeline.engines.messages import receive, send, split
-from mrpo_pipeline.engines.vllm_settings import choose_sizes, first_model_length, kv_bytes_per_token
+from mrpo_pipeline.engines.vllm_arguments import UnsupportedError, engine_arguments, inspect_here, lora
 from mrpo_pipeline.errors import RunError, UserError
-
-
-class UnsupportedError(Exception):
-    """vLLM has no implementation for this model or adapter; another engine may."""
 
 
 class Scorer:
@@ -46,9 +42,10 @@ class Scorer:
             raise UnsupportedError(f"vLLM has no implementation of {', '.join(names) or 'this architecture'}")
         known = [field.name for field in fields(EngineArgs)]
         refuse_unknown(options, known, "vllm")
+        inspect_here(ModelRegistry, names)
         self.context = context_length(config)
-        chosen, self.notices = _engine_arguments(settings, config, self.context)
-        adapter, for_adapter = _adapter(settings["adapter"])
+        chosen, self.notices = engine_arguments(settings, config, self.context)
+        adapter, for_adapter = lora(settings["adapter"])
         arguments = chosen | for_adapter | options
         self.engine = LLMEngine.from_engine_args(
             EngineArgs(**{name: value for name, value in arguments.items() if name in known})
@@ -122,88 +119,9 @@ class Scorer:
                 )
             return np.asarray(answer.logprobs[-count:], dtype=np.float32)
         rows = answer[-count:]
-        return np.asarray([row[token].logprob for row, token in zip(rows, completion.tolist(), strict=True)], np.float32)
-
-
-def _engine_arguments(settings: dict[str, Any], config: Any, context: int | None) -> tuple[dict[str, Any], list[str]]:
-    """Arguments of vLLM's `EngineArgs` for this model and machine, and what to tell the user about them."""
-    import torch
-    from vllm.platforms import current_platform
-
-    on_cpu = bool(current_platform.is_cpu())
-    text = config.get_text_config()
-    options = settings["options"]
-    length = first_model_length(context, settings["longest"], options.get("max_model_len"))
-    free, total = _memory(current_platform)
-    sizes = choose_sizes(
-        vocab_size=text.vocab_size,
-        max_model_len=length,
-        kv_bytes_per_token=kv_bytes_per_token(text, getattr(torch, settings["dtype"]).itemsize),
-        free_bytes=free,
-        total_bytes=total,
-        on_cpu=on_cpu,
-    )
-    arguments: dict[str, Any] = {
-        "model": settings["model"],
-        "revision": settings["revision"],
-        "dtype": settings["dtype"],
-        "quantization": settings["quantization"],
-        "trust_remote_code": settings["trust_remote_code"],
-        "skip_tokenizer_init": True,
-        "max_model_len": length,
-        "max_num_batched_tokens": sizes.max_num_batched_tokens,
-        # With it on, vLLM has returned wrong prompt log-probs for cached positions.
-        "enable_prefix_caching": False,
-        "enable_chunked_prefill": True,
-        # A run scores prompts of ever new shapes; compiling costs more than it brings on a CPU.
-        "enforce_eager": on_cpu,
-        "disable_log_stats": True,
-        "generation_config": "vllm",
-    }
-    if on_cpu:
-        if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-            arguments["kv_cache_memory_bytes"] = sizes.kv_cache_bytes
-    else:
-        arguments["gpu_memory_utilization"] = sizes.memory_share
-    told = [] if {"max_num_batched_tokens", "gpu_memory_utilization"} & set(options) else [sizes.notice(text.vocab_size)]
-    return arguments, told
-
-
-def _memory(platform: Any) -> tuple[int, int]:
-    """(free, total) bytes of the device, without making a CUDA context that would stay in this process."""
-    if platform.is_cpu():
-        import psutil
-
-        memory = psutil.virtual_memory()
-        return int(memory.available), int(memory.total)
-    total = int(platform.get_device_total_memory())
-    try:
-        from vllm.third_party import pynvml
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(platform.device_id_to_physical_device_id(0))
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free), total
-    except Exception:  # no NVML here (ROCm, say); vLLM itself complains where less is free than it is given
-        return total, total
-
-
-def _adapter(path: str | None) -> tuple[Any, dict[str, Any]]:
-    """The LoRA request for an adapter and the engine arguments it needs; (None, {}) without one."""
-    if path is None:
-        return None, {}
-    from peft import PeftConfig
-    from vllm.lora.request import LoRARequest
-
-    config = PeftConfig.from_pretrained(path)
-    targets = config.target_modules if isinstance(config.target_modules, list | set | tuple) else []
-    names = {name.rsplit(".", 1)[-1] for name in targets}
-    outside = sorted(names & {"lm_head", "embed_out", "embed_tokens", "wte", "word_embeddings"})
-    if config.peft_type != "LORA" or config.modules_to_save or outside or getattr(config, "use_dora", False):
-        what = ", ".join(outside) or str(config.modules_to_save or config.peft_type)
-        raise UnsupportedError(f"vLLM would leave out part of the adapter {path} in prompt log-probs ({what})")
-    rank = max([config.r, *(config.rank_pattern or {}).values()])
-    allowed = next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)
-    return LoRARequest("reference", 1, path), {"enable_lora": True, "max_lora_rank": allowed, "max_loras": 1}
+        return np.asarray(
+            [row[token].logprob for row, token in zip(rows, completion.tolist(), strict=True)], np.float32
+        )
 
 
 def serve(connection: Connection) -> None:
@@ -227,7 +145,9 @@ def serve(connection: Connection) -> None:
         while not scorer.in_flight or connection.poll():
             header, numbers = receive(connection)
             asked, last = False, header["last"]
-            for index, ids, count in zip(header["index"], split(numbers, header["length"]), header["count"], strict=True):
+            for index, ids, count in zip(
+                header["index"], split(numbers, header["length"]), header["count"], strict=True
+            ):
                 scorer.add(index, ids, count)
             if last and not scorer.in_flight:
                 send(connection, {"event": "done"})

@@ -94,9 +94,9 @@ class Head:
         module = self.projection
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters()):
             return trained_logps(_as_the_projection_takes(hidden, module), targets, self.vocab_size, module, self.form)
-        if not _is_plain_linear(module):
+        if not (isinstance(module, nn.Linear) and _is_plain_linear(module)):
             return frozen_logps(hidden, targets, self.vocab_size, module_chunk(module, self.form))
-        # mm() below writes into its own block and so is not cast by autocast: do here what autocast would do.
+        # The cast that autocast would make, once and not for every chunk.
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else module.weight.dtype
         weight = module.weight.detach().to(dtype)
@@ -122,7 +122,7 @@ class Head:
             return self.token_logps(hidden[rows, positions], targets)
         keeps = "logits_to_keep" in inspect.signature(_inner(self.model).forward).parameters
         parts, places = [], []
-        for row in rows.unique().tolist():
+        for row in sorted(set(rows.tolist())):
             chosen = (rows == row).nonzero().squeeze(-1)
             end = int(positions[chosen].max()) + 1
             given: dict[str, Any] = {"input_ids": input_ids[row : row + 1, :end]}
@@ -199,7 +199,9 @@ def _understand(model: Any) -> Head:
         enlarge = max(100.0, 4 * highest_cap) / max(float(raw.float().abs().max()), 1e-6)
         enlarged = _enlarged_logits(model, projection, ids, enlarge)
         for form in forms:
-            if _agree(form(raw), ordinary, raw.dtype) and _agree(form(projection(hidden * enlarge)), enlarged, raw.dtype):
+            if _agree(form(raw), ordinary, raw.dtype) and _agree(
+                form(projection(hidden * enlarge)), enlarged, raw.dtype
+            ):
                 return Head(model, backbone=backbone, projection=projection, form=form, vocab_size=raw.shape[-1])
     raise _NotUnderstoodError("its logits differ from projection, scale and cap")
 

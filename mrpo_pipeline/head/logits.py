@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -72,17 +72,19 @@ def linear_chunk(weight: Tensor, bias: Tensor | None, form: LogitForm) -> ChunkL
         slope = None
         if form.cap is not None:
             logits.div_(form.cap).tanh_()
-            if want_gradient:
-                slope = 1.0 - logits.square()
+            slope = 1.0 - logits.square() if want_gradient else None
             logits.mul_(form.cap)
         index = targets[:, None]
+        if not want_gradient:
+            # One operation over the block, in place on a CPU, where each pass through memory counts.
+            on_cpu = logits.device.type == "cpu"
+            everything = torch.log_softmax(logits, dim=-1, out=logits) if on_cpu else torch.log_softmax(logits, dim=-1)
+            return everything.gather(-1, index).squeeze(-1), None
         chosen = logits.gather(-1, index)  # (n, 1)
         top = logits.amax(dim=-1, keepdim=True)
         exponentials = logits.sub_(top).exp_()
         total = exponentials.sum(dim=-1, keepdim=True)
         logps = (chosen - top - total.log()).squeeze(-1)
-        if not want_gradient:
-            return logps, None
         by_logit = exponentials.div_(total.neg_())  # −softmax
         by_logit.scatter_add_(-1, index, torch.ones_like(chosen))
         if slope is not None:
@@ -121,7 +123,8 @@ class _FrozenHead(torch.autograd.Function):
         gradient = torch.empty_like(hidden)
         for part in chunks(hidden.shape[0], vocab_size, hidden.device):
             logps[part], by_hidden = run(hidden[part], targets[part], True)
-            gradient[part] = by_hidden
+            if by_hidden is not None:
+                gradient[part] = by_hidden
         ctx.save_for_backward(gradient)
         return logps
 
@@ -135,8 +138,7 @@ class _FrozenHead(torch.autograd.Function):
 def frozen_logps(hidden: Tensor, targets: Tensor, vocab_size: int, run: ChunkLogps) -> Tensor:
     """(N, H), (N,) to (N,) float32 through a projection that is not trained; differentiable in `hidden`."""
     if torch.is_grad_enabled() and hidden.requires_grad:
-        logps: Tensor = _FrozenHead.apply(hidden, targets, vocab_size, run)
-        return logps
+        return cast(Tensor, _FrozenHead.apply(hidden, targets, vocab_size, run))  # type: ignore[no-untyped-call]
     with torch.no_grad():
         logps = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         for part in chunks(hidden.shape[0], vocab_size, hidden.device):

@@ -13,16 +13,15 @@ import numpy.typing as npt
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.identity import parse_prompt
-from mrpo_pipeline.rendering.byte_ends import TokenBytes, byte_ends, components
+from mrpo_pipeline.rendering.byte_ends import TokenBytes, byte_ends
 from mrpo_pipeline.rendering.private_clone import CloneSet, PrivateClone, control_tokens, role_markers
+from mrpo_pipeline.rendering.seam import Seam, first_from
 from mrpo_pipeline.rendering.templates import TEMPLATE_DATE, ChatTemplate, Frame, Message, uses_date
 
 # Goes into the identity: raise it when a change here gives other ids for the same text.
 RULES = "1"
 _BATCH = 256  # texts encoded at a time; their offsets take far more memory than their ids
 _FRAMES_KEPT = 4096
-# What a completion is encoded behind, where its tokenizer puts a space before whatever starts a stretch of text.
-_ANCHORS = ("\n", ".", "x", ")", "。")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,8 @@ class Renderer:
 
     The content is located in the full rendering; what stands before it is the prompt (but for spaces between the
     generation prompt and the content, which the model writes itself), and the first control token behind it ends the
-    turn (the tokenizer's `eos_token` where the template writes none). Control strings in the data are encoded as text. A prompt without any token, which only raw text can give, becomes the BOS or else the EOS token.
+    turn (the tokenizer's `eos_token` where the template writes none). Control strings in the data are encoded as text.
+    A prompt without any token, which only raw text can give, becomes the BOS or else the EOS token.
 
     Args:
         tokenizer: a Hugging Face fast tokenizer; not changed.
@@ -97,8 +97,7 @@ class Renderer:
             controls |= role_markers(backend, self._template.scaffold())
         self._clones = CloneSet(backend, controls)
         self._bytes = TokenBytes(backend, tokenizer.backend_tokenizer)
-        self._normalizer = backend["normalizer"] is not None
-        self._prefixes_space = _prefixes_space(backend)
+        self._seam = Seam(backend)
         self._eos_id: int | None = tokenizer.eos_token_id
         self._prepended = _prepended_ids(tokenizer)
         self._context_id = next((i for i in (tokenizer.bos_token_id, self._eos_id) if i is not None), None)
@@ -237,16 +236,17 @@ class Renderer:
         """Prompt and completion out of the encoding of the whole text."""
         clone, content = job.prompt.clone, job.content
         ids, spans = encoding.ids, encoding.offsets
-        split, content_start = _first_from(spans, job.seam), len(job.prefix)
-        if content and self._straddles(job, spans, split):
-            prompt_ids, ids, spans, content_start = self._encode_apart(job)
-            split = len(prompt_ids)
+        split, content_start = first_from(spans, job.seam), len(job.prefix)
+        before, after = job.prefix[: job.seam], job.prefix[job.seam :] + content + job.suffix
+        if content and self._seam.crossed(spans, split, before, after):
+            prompt_ids, ids, spans, start = self._seam.encode_apart(clone, before, after)
+            split, content_start = len(prompt_ids), start + len(job.prefix) - job.seam
             ids = prompt_ids + ids
             spans = [(0, 0)] * split + spans
 
         content_end = content_start + len(content)
         end = self._end_of_turn(job, spans, split, content_end)
-        last = split + _first_from(spans[split:end], content_end)
+        last = split + first_from(spans[split:end], content_end)
         original = clone.original_ids[ids[:end]] if end else np.zeros(0, dtype=np.int32)
         pieces = self._bytes.of(original[split:last].tolist())
         inner = job.lead + byte_ends(content, spans[split:last], content_start, pieces, job.total - job.lead)
@@ -274,19 +274,6 @@ class Renderer:
                     return i
         return len(spans)
 
-    def _straddles(self, job: _Job, spans: list[tuple[int, int]], split: int) -> bool:
-        """Whether a token holds characters from both sides of the seam."""
-        if split and spans[split - 1][1] > job.seam:
-            return True
-        # Offsets do not show it where normalisation joins the first mark behind the seam to the character before.
-        before, after = job.prefix[: job.seam][-1:], (job.prefix[job.seam :] + job.content)[:1]
-        if not self._normalizer or after.isascii() or not before:
-            return False
-        import unicodedata
-
-        apart = unicodedata.normalize("NFKC", before) + unicodedata.normalize("NFKC", after)
-        return unicodedata.normalize("NFKC", before + after) != apart
-
     def _written_from(self, clone: PrivateClone, messages: list[Message], prefix: str) -> int:
         """Where in the prefix the prompt ends: behind the generation prompt if nothing but spaces follows it.
 
@@ -301,18 +288,6 @@ class Renderer:
             return len(prefix)
         spaces_follow = prefix.startswith(given) and not prefix[len(given) :].strip(" ")
         return len(given) if spaces_follow else len(prefix)
-
-    def _encode_apart(self, job: _Job) -> tuple[list[int], list[int], list[tuple[int, int]], int]:
-        """Encode with a break at the seam: prompt ids, the other ids, their offsets, where the content starts."""
-        clone = job.prompt.clone
-        for anchor in (*_ANCHORS, "") if self._prefixes_space else ("",):
-            before, behind = job.prefix[: job.seam] + clone.seam + anchor, job.prefix[job.seam :]
-            encoding = clone.backend.encode(before + behind + job.content + job.suffix, add_special_tokens=False)
-            ids, spans = encoding.ids, encoding.offsets
-            seam, split = ids.index(clone.seam_id), _first_from(spans, len(before))
-            if spans[split - 1][1] <= len(before):  # nothing reaches from the anchor into the content
-                return ids[:seam], ids[split:], spans[split:], len(before) + len(behind)
-        raise AssertionError("no token reaches over the seam token")
 
     def _complete_prompt(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Put first what the tokenizer itself puts first, unless it is there."""
@@ -343,18 +318,6 @@ def _encode_in_order(clones: Sequence[PrivateClone], texts: Sequence[str]) -> li
     return encodings
 
 
-def _first_from(spans: Sequence[tuple[int, int]], position: int) -> int:
-    """Index of the first token that starts at `position` or later."""
-    low, high = 0, len(spans)
-    while low < high:
-        middle = (low + high) // 2
-        if spans[middle][0] < position:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
 def _prepended_ids(tokenizer: Any) -> list[int]:
     """Ids the tokenizer puts before a text of its own accord (BOS, as a rule)."""
     plain = tokenizer("x", add_special_tokens=False)["input_ids"]
@@ -363,13 +326,3 @@ def _prepended_ids(tokenizer: Any) -> list[int]:
         if full[i : i + len(plain)] == plain:
             return [int(token) for token in full[:i]]
     return []
-
-
-def _prefixes_space(backend: dict[str, Any]) -> bool:
-    """Whether a space is put before every stretch of text between added tokens, not only at the start of all."""
-    for part in components(backend["normalizer"]) + components(backend["pre_tokenizer"]):
-        if part["type"] == "Prepend" or part.get("add_prefix_space") is True:
-            return True
-        if part["type"] == "Metaspace" and part.get("prepend_scheme", "always") == "always":
-            return True
-    return False

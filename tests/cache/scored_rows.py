@@ -54,7 +54,7 @@ def serves(one: CompletionRow, cut: int | None) -> bool:
 def serving_row(rows: Iterable[CompletionRow], number: int, cut: int | None) -> CompletionRow | None:
     """The complete row, else the longest, where it serves the cut."""
     ours = [one for one in rows if one.completion_id == cid(number)]
-    best = max(ours, key=lambda one: (one.complete, int(one.byte_ends[-1])), default=None)
+    best = max(ours, key=lambda one: (one.complete, int(one.byte_ends[-1]), len(one.byte_ends)), default=None)
     return best if best is not None and serves(best, cut) else None
 
 

@@ -127,3 +127,11 @@ def test_whole_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
         "byte_ends": [2, 2],
         "complete": True,
     }
+
+
+def test_of_rows_that_end_at_one_byte_the_one_with_more_tokens_serves(tmp_path: Path) -> None:
+    for name, order in (("a", 1), ("b", -1)):
+        cache = cache_at(tmp_path, name)
+        rows = [row(1, [-1.0], [3], complete=False), row(1, [-1.0, -2.0], [3, 3], complete=False)]
+        write(cache, rows[::order], rows_per_shard=1)
+        assert cache.sums(wanted([(1, 3)]))["logps"].to_list() == [-3.0]

@@ -246,3 +246,34 @@ def test_a_shard_s_content_fixes_its_name(tmp_path: Path) -> None:
     one = row(1, -np.arange(5.0), np.arange(5), True)
     assert write(cache, [one]) == write(cache, [one])
     assert len(list((tmp_path / "base" / "shards").iterdir())) == 1
+
+
+def test_a_file_gets_its_name_only_once_it_is_whole_and_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = LocalStorage(tmp_path)
+    events: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def watched_sync(descriptor: int) -> None:
+        events.append("folder flushed" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "file flushed")
+        sync(descriptor)
+
+    def watched_replace(source: Path, target: Path) -> None:
+        assert Path(source).read_bytes() == b"whole"
+        assert not list(tmp_path.rglob("*.parquet"))
+        events.append("renamed")
+        replace(source, target)
+
+    (tmp_path / "shards").mkdir()
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    storage.put("shards", b"whole")
+    if sys.platform == "linux":
+        assert events == ["file flushed", "renamed", "folder flushed"]
+
+
+def test_a_reference_s_folder_that_vanished_is_not_made_again_by_a_shard(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        LocalStorage(tmp_path / "gone").put("shards", b"whole")
+    assert list(tmp_path.iterdir()) == []

@@ -91,9 +91,11 @@ def test_logits_are_only_made_of_completion_positions_and_by_chunks(llama, uneve
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             result = function(*args, **(kwargs or {}))
+            if function.overloadpacket is torch.ops.aten.t:  # the weight seen the other way round, no memory
+                return result
             for tensor in result if isinstance(result, tuple | list) else (result,):
                 if isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (vocab,) and tensor.numel() > vocab:
-                    assert tensor.numel() <= rows * vocab or tensor.shape == (64, vocab), (function, tensor.shape)
+                    assert tensor.numel() <= rows * vocab, (function, tensor.shape)
                     if function.overloadpacket is torch.ops.aten.mm:
                         projected.append(tensor.shape[0])
             return result

@@ -146,6 +146,27 @@ def test_a_clones_ids_are_the_originals_where_its_names_are_used(kind: str, text
     assert clone.original_ids[ids].tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def test_ids_of_added_tokens_are_found_by_name_whatever_the_clone_calls_them() -> None:
+    backend = json.loads(qwen().backend_tokenizer.to_str())
+    for token in backend["added_tokens"]:
+        token["id"] = 5000 - token["id"]  # ids as a tokenizer with holes and another order would have them
+    clone = CloneSet(backend, ["<|im_end|>", "<|im_start|>"]).clone_for("")
+    ids = clone.backend.encode(clone.rename("<|im_end|>a<think><|im_start|>"), add_special_tokens=False).ids
+    expected = [5000 - i if i > 256 else i for i in qwen()("<|im_end|>a<think><|im_start|>")["input_ids"]]
+    assert clone.original_ids[ids].tolist() == expected
+
+
+def test_rendered_ids_are_the_originals_not_the_clones() -> None:
+    made = Renderer(qwen())
+    [plain] = made.render([(chat("x"), "yx")])
+    x, y = (qwen().convert_tokens_to_ids(token) for token in "xy")
+    original_ids = made._clones.clone_for("").original_ids
+    original_ids[[x, y]] = [y, x]  # as if the clone had numbered the two the other way round
+    [swapped] = made.render([(chat("x"), "yx")])
+    assert [{x: y, y: x}.get(i, i) for i in plain.completion_ids.tolist()] == swapped.completion_ids.tolist()
+    assert [{x: y, y: x}.get(i, i) for i in plain.prompt_ids.tolist()] == swapped.prompt_ids.tolist()
+
+
 def test_building_leaves_the_tokenizer_as_it_was() -> None:
     before = llama3().backend_tokenizer.to_str()
     Renderer(llama3()).render([(chat("hi <|eot_id|>"), "x")])

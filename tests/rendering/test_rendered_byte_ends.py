@@ -67,6 +67,8 @@ def test_byte_fallback_tokens_end_where_their_bytes_do(kind: str, text: str) -> 
     extra = sum(sizes) - len(content.encode())
     assert extra in (0, 1)
     ends = [max(end - extra, 0) + start for end in itertools.accumulate(sizes)]
+    if extra and pieces[0] == "▁" and len(ends) > 1:  # nothing but the space: it ends with what is behind it
+        ends[0] = ends[1]
     total = len(text.encode())
     expected = [*ends, *[total] * (len(got.byte_ends) - len(ends))]
     expected[max(len(ends) - 1, 0)] = total

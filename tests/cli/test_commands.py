@@ -1,0 +1,164 @@
+"""The `mrpo` command as a user meets it: a real process, its exit code and what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_references import pair, plain_pairs, reference, write_pairs
+
+BAD_ROWS = {
+    "missing side": {"prompt": "a", "chosen": "b"},
+    "null": {"prompt": "a", "chosen": "b", "rejected": None},
+    "wrong type": {"prompt": "a", "chosen": 3, "rejected": "c"},
+    "empty completion": {"prompt": "a", "chosen": "", "rejected": "c"},
+    "equal sides": {"prompt": "a", "chosen": "c", "rejected": "c"},
+    "unknown role": {"prompt": [{"role": "wizard", "content": "a"}], "chosen": "b", "rejected": "c"},
+    "tool call": pair("a", "b", "c") | {"chosen": [{"role": "assistant", "content": "b", "tool_calls": [{"id": "1"}]}]},
+    "image": pair([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "b", "c"),
+    "two messages": pair("a", "b", "c") | {"chosen": [{"role": "assistant", "content": "b"}] * 2},
+    "empty prompt": pair([], "b", "c"),
+    "lone surrogate": None,
+    "invalid UTF-8": None,
+    "not JSON": None,
+    "not an object": None,
+}
+RAW = {
+    "lone surrogate": b'{"prompt": "a", "chosen": "\\ud800", "rejected": "c"}',
+    "invalid UTF-8": b'{"prompt": "a", "chosen": "\xff\xfe", "rejected": "c"}',
+    "not JSON": b'{"prompt": "a", "chosen": ',
+    "not an object": b'["a", "b", "c"]',
+}
+
+
+def mrpo(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "mrpo_cli.main", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_a_bad_row_is_named_with_file_row_and_reason_before_any_model_loads(tmp_path: Path, kind: str) -> None:
+    good = [json.dumps({"prompt": "a", "chosen": f"b{i}", "rejected": "c"}).encode() for i in range(3)]
+    bad = RAW[kind] if kind in RAW else json.dumps(BAD_ROWS[kind]).encode()
+    (tmp_path / "pairs.jsonl").write_bytes(b"\n".join([*good, bad, *good]) + b"\n")
+    # The model is a folder that is not there: were it looked at first, the message would be about it.
+    found = mrpo(
+        "score-refs", "--train-file", "pairs.jsonl", "--model", "absent", "--reference", "base=absent", cwd=tmp_path
+    )
+    assert found.returncode == 2
+    assert "pairs.jsonl: row 3 (line 4)" in found.stderr and "Traceback" not in found.stderr
+    assert "absent" not in found.stderr
+
+
+def test_the_first_ten_bad_rows_are_listed_with_their_number(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "b"}] * 37)
+    found = mrpo(
+        "score-refs", "--train-file", "pairs.jsonl", "--model", "m", "--reference", "base=m", cwd=tmp_path
+    )
+    assert found.returncode == 2
+    assert "37" in found.stderr and "row 9 (line 10)" in found.stderr and "row 10 (line 11)" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "absent.yaml"], "absent.yaml is not there"),
+        (["train", "--set", "method.bta=1"], "the nearest valid one is `beta`"),
+        (["train", "--set", "method.beta=fast"], "method.beta"),
+        (["train", "--set", "training.learning_rat=1"], "`learning_rate`"),
+        (["score-refs", "--reference", "base"], "NAME=MODEL"),
+        (["score-refs"], "names no reference"),
+        (["score-refs", "--reference", "a=b"], "names no pairs"),
+        (["cache", "stats", "--cache", "nowhere"], "no cached reference"),
+        (["recipes", "copy", "nothing"], "demo"),
+        (["merge", "nowhere", "--output", "x"], "nowhere"),
+        (["evaluate", "--model", "m", "--reference", "a=m", "--output-dir", "none"], "holds no adapter"),
+    ],
+)
+def test_wrong_input_gets_one_paragraph_and_exit_code_2(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    found = mrpo(*arguments, cwd=tmp_path)
+    assert found.returncode == 2, found.stderr
+    assert expected in found.stderr and "Traceback" not in found.stderr
+    assert found.stderr.strip().count("\n") == 0
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; sys.argv = ['mrpo', '--help']\n"
+        "from mrpo_cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'polars', 'pyarrow', 'pydantic', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_shipped_recipes_are_listed_copied_and_readable(tmp_path: Path) -> None:
+    from mrpo_pipeline.recipe import load_recipe, shipped_recipes
+
+    listed = mrpo("recipes", cwd=tmp_path)
+    assert {line.split()[0] for line in listed.stdout.splitlines()} == set(shipped_recipes()) >= {"demo", "paper", "small"}
+    for name in shipped_recipes():
+        copied = mrpo("recipes", "copy", name, cwd=tmp_path)
+        assert copied.returncode == 0
+        assert load_recipe(tmp_path / copied.stdout.strip()).references
+    assert mrpo("recipes", "copy", "demo", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.slow
+def test_score_targets_train_evaluate_compare_and_merge_from_options_alone(tmp_path: Path) -> None:
+    reference(tmp_path / "base", "llama", "qwen")
+    reference(tmp_path / "other", "gpt_neox", "gpt2", seed=1)
+    write_pairs(tmp_path / "pairs.jsonl", plain_pairs(24))
+    options = [
+        "--train-file", "pairs.jsonl", "--eval-fraction", "0.25", "--model", "base", "--reference", "base=base",
+        "--reference", "other=other", "--max-length", "200",
+    ]  # fmt: skip
+    training = ["--max-steps", "2", "--lora-target-modules", "all-linear", "--logging-steps", "1"]
+
+    done = mrpo("score-refs", *options, "--engine", "transformers", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [report["scored"] for report in json.loads(done.stdout)] == [48, 48]
+
+    import polars as pl
+
+    assert mrpo("targets", *options, "--output", "targets.parquet", cwd=tmp_path).returncode == 0
+    frame = pl.read_parquet(tmp_path / "targets.parquet")
+    assert frame.columns == [
+        "file", "row", "pair_in_row", "id", "pair_id", "references", "logps_chosen", "logps_rejected", "weights",
+        "clipped_chosen", "clipped_rejected", "target_chosen", "target_rejected",
+    ]  # fmt: skip
+    assert frame["references"][0].to_list() == ["base", "other"]
+
+    done = mrpo("train", *options, *training, "--output-dir", "trained", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in (
+        "adapter_model.safetensors", "adapter_config.json", "README.md", "trainer_state.json", "train_results.json",
+        "eval_results.json", "recipe.yaml", "tokenizer.json",
+    ):  # fmt: skip
+        assert (tmp_path / "trained" / name).is_file(), name
+    assert not list((tmp_path / "trained").rglob("*.pt")) or (tmp_path / "trained" / "checkpoint-2").is_dir()
+
+    done = mrpo("evaluate", *options, "--output-dir", "trained", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["before"]["accuracy/anchor"] == 0.5
+
+    done = mrpo("compare", *options, *training, "--output-dir", "compared", "--seeds", "0,1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "compared" / "comparison.json").read_text())["methods"]
+    assert [row["method"] for row in table] == ["start", "dpo-base", "dpo-other", "multi-dpo", "mrpo"]
+    assert (tmp_path / "compared" / "comparison.png").stat().st_size > 10_000
+    again = mrpo("compare", *options, *training, "--output-dir", "compared", "--seeds", "0,1", cwd=tmp_path)
+    assert again.stderr.count("done before") == 8 and again.stdout == done.stdout
+
+    assert mrpo("merge", "trained", "--output", "merged", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    for command in (["cache", "list"], ["cache", "stats"], ["cache", "verify"], ["cache", "prune"]):
+        done = mrpo(*command, "--cache", "cache", cwd=tmp_path)
+        assert done.returncode == 0 and "other" in done.stdout, done.stderr
