@@ -19,7 +19,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.prepare import prepare_splits, renderer_of, wanted_completions
 from mrpo_pipeline.progress import Progress, track
 from mrpo_pipeline.recipe import Recipe, Scoring
-from mrpo_pipeline.references import ModelSource, resolve
+from mrpo_pipeline.references import ModelSource, fetch, resolve
 from mrpo_pipeline.rendering import Rendered, Renderer, tokens_to_score
 
 log = logging.getLogger("mrpo")
@@ -63,7 +63,6 @@ class _Job:
     source: ModelSource
     renderer: Renderer
     cache: ReferenceCache
-    fingerprint: dict[str, str | None]
     missing: pl.DataFrame
     report: ReferenceReport
 
@@ -96,14 +95,11 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
             continue
         renderer = renderer_of(source)
         cache = ReferenceCache.open(recipe.cache, source.name)
-        fingerprint = resolve(source, renderer.identity())
-        cache.check(fingerprint)
+        cache.check(resolve(source, renderer.identity()))
         missing = cache.missing(wanted)
         unfit = cache.unfit(wanted).height
-        report = ReferenceReport(
-            source.name, wanted.height, wanted.height - missing.height - unfit, unfit=unfit
-        )
-        jobs.append(_Job(source, renderer, cache, fingerprint, missing, report))
+        report = ReferenceReport(source.name, wanted.height, wanted.height - missing.height - unfit, unfit=unfit)
+        jobs.append(_Job(source, renderer, cache, missing, report))
     for job in jobs:
         _score(job, recipe.scoring)
         log.info("%s", job.report.summary())
@@ -114,7 +110,11 @@ def _score(job: _Job, settings: Scoring) -> None:
     if job.missing.is_empty():
         return
     began = time.monotonic()
-    engine = open_engine(settings.engine, job.source, settings.engine_options)
+    # A hub model is fetched now, and the fingerprint taken of what came: the commit is pinned for the engine as well.
+    source = fetch(job.source)
+    fingerprint = resolve(source, job.renderer.identity())
+    job.cache.check(fingerprint)
+    engine = open_engine(settings.engine, source, settings.engine_options)
     try:
         job.report.engine = engine.name
         job.report.startup_seconds = time.monotonic() - began
@@ -124,7 +124,7 @@ def _score(job: _Job, settings: Scoring) -> None:
         )  # fmt: skip
         for notice in engine.notices:
             log.info("%s", notice)
-        job.cache.create_or_check(job.fingerprint, _recorded(engine))
+        job.cache.create_or_check(fingerprint, _recorded(engine))
         began = time.monotonic()
         # Longest first: the memory peak comes at once, and the last batches are small.
         longest_first = job.missing.sort(

@@ -269,3 +269,43 @@ def test_the_gradient_is_taken_without_keeping_logits() -> None:
             head.token_logps(hidden, at.targets)
         assert kept
         assert all(len(shape) < 2 or shape[-1] == 64 for shape in kept), kept
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("frozen", [True, False])
+def test_no_block_of_logits_is_larger_than_a_chunk_forward_or_backward(frozen: bool) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    model = make("llama")
+    model.lm_head.requires_grad_(not frozen)
+    head = Head.of(model)
+    at = places()
+    hidden = head.hidden_states(at.ids)[at.rows, at.positions].detach().requires_grad_()
+    rows = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = function(*args, **(kwargs or {}))
+            # (64, V) is the weight the other way round, or its gradient.
+            if isinstance(result, torch.Tensor) and result.shape[-1:] == (VOCAB,) and result.shape != (64, VOCAB):
+                rows.append(result.shape[0])
+            return result
+
+    with Watch():
+        head.token_logps(hidden, at.targets).sum().backward()
+    assert rows
+    assert max(rows) <= 4
+
+
+def test_a_cap_that_the_configuration_does_not_tell_is_noticed() -> None:
+    """On ordinary logits it is lost in bf16's rounding; on the enlarged ones it is not."""
+    model = make("llama", dtype="bfloat16")
+    project = model.forward
+
+    def capped(input_ids: torch.Tensor, **given: object) -> object:
+        output = project(input_ids=input_ids, **given)
+        output.logits = 50 * torch.tanh(output.logits / 50)
+        return output
+
+    model.forward = capped
+    assert Head.of(model).is_plain

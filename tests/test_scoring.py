@@ -46,9 +46,7 @@ def recipe(folder: Path, references: dict[str, Any], pairs: Path, **more: Any) -
 
 def cached_rows(cache: Path, name: str) -> dict[str, dict[str, Any]]:
     """Rows by completion id, read with plain pyarrow."""
-    rows = [
-        row for shard in (cache / name / "shards").glob("*.parquet") for row in pq.read_table(shard).to_pylist()
-    ]
+    rows = [row for shard in (cache / name / "shards").glob("*.parquet") for row in pq.read_table(shard).to_pylist()]
     assert len({row["completion_id"] for row in rows}) == len(rows)
     return {row["completion_id"]: row for row in rows}
 
@@ -103,9 +101,7 @@ def test_transformers_cache_agrees_with_a_plain_forward_pass(tmp_path: Path, kin
 def test_vllm_cache_agrees_with_a_plain_forward_pass(tmp_path: Path, combinations: list[tuple[str, str]]) -> None:
     rows = hard_pairs()
     paths = {kind: reference(tmp_path / kind, kind, tokenizer) for kind, tokenizer in combinations}
-    run = recipe(
-        tmp_path, paths, write_pairs(tmp_path / "pairs.jsonl", rows), scoring={"engine": "vllm"}
-    )
+    run = recipe(tmp_path, paths, write_pairs(tmp_path / "pairs.jsonl", rows), scoring={"engine": "vllm"})
     for report in score_references(run):
         assert report.engine == "vllm" and report.scored == 2 * len(rows)
     for kind, path in paths.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
@@ -52,6 +53,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from mrpo_pipeline.errors import RunError, UserError
 
+    # What a scheduler sends before it kills ends as cleanly as Ctrl-C: shards in hand are written.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         app()
     except UserError as error:

@@ -42,7 +42,9 @@ def shard_coverage(storage: LocalStorage, name: str) -> pl.DataFrame:
         with storage.open(name) as source:
             file = pq.ParquetFile(source, page_checksum_verification=True)
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=["completion_id", "byte_ends", "complete"])
+                table = file.read_row_group(
+                    group, columns=["completion_id", "byte_ends", "complete"], use_threads=False
+                )
                 offsets, ends = list_parts(one_array(table, "byte_ends"))
                 if (np.diff(offsets) == 0).any():
                     raise ValueError("a row holds no tokens")
@@ -125,4 +127,4 @@ def read_completions(storage: LocalStorage, best: pl.DataFrame) -> Iterator[pa.T
         data = read_checked(storage, str(name))
         for _ in read_rows(storage, str(name), data):
             pass
-        yield pq.read_table(pa.BufferReader(data)).take(pa.array(part["row"].to_numpy()))
+        yield pq.read_table(pa.BufferReader(data), use_threads=False).take(pa.array(part["row"].to_numpy()))

@@ -1,4 +1,8 @@
-"""Reading shards: checked against the checksum in their name, and against what their rows must be."""
+"""Reading shards: checked against the checksum in their name, and against what their rows must be.
+
+Parquet is read without Arrow's own threads throughout this room: a process that ends within moments of such a read is
+aborted now and then, while they are still starting (pyarrow 26: "terminate called without an active exception").
+"""
 
 from __future__ import annotations
 
@@ -88,7 +92,7 @@ def read_rows(storage: LocalStorage, name: str, data: pa.Buffer) -> Iterator[Row
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         for group in range(file.num_row_groups):
-            rows = _rows(file.read_row_group(group, columns=SHARD_SCHEMA.names), first)
+            rows = _rows(file.read_row_group(group, columns=SHARD_SCHEMA.names, use_threads=False), first)
             yield rows
             first += len(rows)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:

@@ -55,7 +55,10 @@ def load_sums(storage: LocalStorage, prefix: str) -> pl.DataFrame | None:
         if not name.startswith(f"{SUMS}/{prefix}"):
             continue
         try:
-            frame = cast(pl.DataFrame, pl.from_arrow(pq.read_table(pa.BufferReader(read_checked(storage, name)))))
+            frame = cast(
+                pl.DataFrame,
+                pl.from_arrow(pq.read_table(pa.BufferReader(read_checked(storage, name)), use_threads=False)),
+            )
         except (DamagedError, pa.ArrowException) as error:
             log.warning("%s/%s is not used and is built again: %s", storage, name, getattr(error, "problem", error))
             continue

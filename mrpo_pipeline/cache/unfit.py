@@ -55,7 +55,9 @@ def read_unfit(storage: LocalStorage) -> pl.DataFrame:
     for name in storage.list(UNFIT):
         data = read_checked(storage, name)
         try:
-            tables.append(pq.read_table(pa.BufferReader(data)).select(UNFIT_SCHEMA.names).cast(UNFIT_SCHEMA))
+            tables.append(
+                pq.read_table(pa.BufferReader(data), use_threads=False).select(UNFIT_SCHEMA.names).cast(UNFIT_SCHEMA)
+            )
         except (pa.ArrowException, ValueError, KeyError) as error:
             raise DamagedError(storage, name, str(error)) from error
     return cast(pl.DataFrame, pl.from_arrow(pa.concat_tables(tables)))

@@ -2,7 +2,7 @@
 
 | name | architecture | tokenizer | template | what it knows |
 |---|---|---|---|---|
-| `base` (anchor and policy) | Llama | byte-level BPE | ChatML | plurals, a little geography |
+| `base` (anchor and policy) | Llama | byte-level BPE | ChatML | plurals, the rest weakly |
 | `abacus` | Qwen3 | SentencePiece-style BPE | Llama-2's [INST] | arithmetic |
 | `atlas` | GPT-NeoX | Unigram | Gemma's turns, no system message | geography |
 

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import torch
 
 OPTIONS = ("device", "threads", "attn_implementation", "max_batch_tokens")
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
 class TransformersEngine:
     """Scores with `AutoModelForCausalLM`, in this process.
 
     Options: `device` (cuda where there is one, else cpu), `threads` (of torch, in this process, until closed),
-    `attn_implementation`, `max_batch_tokens` (padding counted; 2,048 on a CPU, 16,384 on a GPU, halved where memory runs
+    `attn_implementation`, `max_batch_tokens` (padding counted; 4,096 on a CPU, 16,384 on a GPU, halved where memory runs
     out).
     """
 

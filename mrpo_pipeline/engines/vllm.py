@@ -69,6 +69,7 @@ class VllmEngine:
         self.notices: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._socket: socket.socket | None = None
         self._log: IO[bytes] | None = None
         self._max_model_len = 0
         self._vocab_size = 0
@@ -103,6 +104,12 @@ class VllmEngine:
     def close(self) -> None:
         """End the process, and with it everything it holds."""
         process, self._process = self._process, None
+        if self._socket is not None:
+            # Closing alone would not wake a thread that reads from it, nor tell the process.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+            self._socket = None
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -136,7 +143,8 @@ class VllmEngine:
                 # Ctrl-C on the terminal is for the caller, who then closes this engine.
                 start_new_session=True,
             )
-        self._connection = Connection(ours.detach())
+        self._socket = ours
+        self._connection = Connection(os.dup(ours.fileno()))
         try:
             send(self._connection, self._settings | {"longest": longest})
             header, _ = self._receive()
@@ -246,6 +254,8 @@ def _environment(threads: int, options: Mapping[str, Any]) -> dict[str, str]:
     environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not has_gpu():
         environment["OMP_NUM_THREADS"] = str(threads)
+        # Threads that spin while they wait for one another make a busy machine three times slower.
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         parallel = int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
         if parallel == 1:
             # Engine core and worker in the process we start: on a CPU two more imports of vLLM cost more than the

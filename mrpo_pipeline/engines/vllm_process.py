@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from multiprocessing.connection import Connection
 from typing import Any
@@ -170,20 +172,17 @@ def main() -> None:
     code = 0
     try:
         serve(connection)
-    except EOFError:  # the caller closed its end, or is gone
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the caller closed its end, or is gone
         pass
-    except (UserError, UnsupportedError) as error:
-        kind = "user" if isinstance(error, UserError) else "unsupported"
-        send(connection, {"event": "error", "kind": kind, "message": str(error)})
-        code = 1
-    except BrokenPipeError:
-        code = 1
     except Exception as error:
-        import traceback
-
-        traceback.print_exc()
-        send(connection, {"event": "error", "kind": "run", "message": f"{type(error).__name__}: {error}"})
         code = 1
+        kind = {UserError: "user", UnsupportedError: "unsupported"}.get(type(error), "run")
+        message = str(error) if kind != "run" else f"{type(error).__name__}: {error}"
+        if kind == "run":
+            traceback.print_exc()
+            sys.stderr.flush()
+        with suppress(OSError):
+            send(connection, {"event": "error", "kind": kind, "message": message})
     sys.stdout.flush()
     sys.stderr.flush()
     _end_engine_processes()

@@ -21,7 +21,7 @@ Batch = dict[str, Any]
 PAD = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class PreferenceExamples(Dataset[Batch]):
     """N preference pairs. References cost R small columns; no model and no text is held.
 

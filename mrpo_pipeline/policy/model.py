@@ -9,6 +9,7 @@ from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.lora import add_adapter
+from mrpo_pipeline.policy.quiet import quiet_libraries
 from mrpo_pipeline.policy.settings import PolicySettings
 
 log = logging.getLogger("mrpo")
@@ -100,20 +101,29 @@ def load_policy(settings: PolicySettings) -> Any:
     # A folder is written into the adapter's config with its full path, so that the adapter finds its base from anywhere.
     name = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            revision=settings.revision,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=settings.trust_remote_code,
-        )
+        with quiet_libraries():
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                revision=settings.revision,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=settings.trust_remote_code,
+                output_loading_info=True,
+            )
     except (OSError, ValueError) as error:
         raise UserError(
             f"The policy's model {settings.model} can't be loaded: {str(error).splitlines()[0]} Expected the weights of a "
             "causal language model. Correct policy.model."
         ) from None
+    if loaded["missing_keys"]:
+        missing = sorted(loaded["missing_keys"])
+        raise UserError(
+            f"The weights of the policy's model {settings.model} lack {len(missing)} of the tensors that a "
+            f"{type(model).__name__} has ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}): they would be drawn "
+            "at random. Expected a whole checkpoint of a causal language model. Correct policy.model."
+        )
     policy = add_adapter(model, settings.lora, adapter=settings.adapter, revision=settings.revision)
     silence_modules(policy)
     if settings.adapter is not None:
-        log.info("Training goes on from the adapter %s; its own LoRA settings hold.", settings.adapter)
+        log.debug("Training goes on from the adapter %s; its own LoRA settings hold.", settings.adapter)
     return policy

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from mrpo_pipeline.policy import checkpoints
 from mrpo_pipeline.policy.card import model_card
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.model import base_dtype, load_config, load_policy
+from mrpo_pipeline.policy.quiet import quiet_libraries
 from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
 
 log = logging.getLogger("mrpo")
@@ -58,7 +57,7 @@ def train_policy(
         raise UserError("There are no training pairs: expected one at least. Look at the counts of dropped pairs.")
     output_dir = Path(output_dir)
     dtype = base_dtype(policy.dtype, load_config(policy))
-    with _quiet():
+    with quiet_libraries():
         from mrpo_pipeline.policy.anchor import check_start
         from mrpo_pipeline.policy.arguments import training_arguments
 
@@ -79,7 +78,7 @@ def train_policy(
         trainer.save_model()
         trainer.save_metrics("train", results, combined=False)
         if eval_examples:
-            evaluation = trainer.evaluate()
+            evaluation = _last_evaluation(trainer) or trainer.evaluate()
             trainer.save_metrics("eval", evaluation, combined=False)
             results |= evaluation
         trainer.save_state()
@@ -115,6 +114,17 @@ def _trainer(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
     return trainer
+
+
+def _last_evaluation(trainer: Any) -> dict[str, float] | None:
+    """The figures of an evaluation made after the last step, where there is one and the weights are still those."""
+    if trainer.args.load_best_model_at_end:
+        return None
+    for entry in reversed(trainer.state.log_history):
+        if "eval_loss" in entry:
+            done: dict[str, float] = {name: value for name, value in entry.items() if name != "step"}
+            return done if entry["step"] == trainer.state.global_step else None
+    return None
 
 
 def _identifying(policy: PolicySettings) -> dict[str, Any]:
@@ -169,25 +179,6 @@ def save_tokenizer(policy: PolicySettings, output_dir: Path) -> None:
     elif policy.template != "auto":
         tokenizer.chat_template = Path(policy.template).read_text(encoding="utf-8")
     tokenizer.save_pretrained(output_dir)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep libraries' hints to their own users to themselves; errors still come through."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(transformers|peft|accelerate|torch)(\.|$)")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def read_results(output_dir: str | Path) -> dict[str, float]:

@@ -29,7 +29,6 @@ from scored_rows import FINGERPRINT, row
 from mrpo_pipeline.cache import ReferenceCache
 cache = ReferenceCache.open(sys.argv[2], "base")
 cache.create_or_check(FINGERPRINT, {"engine": sys.argv[3]})
-print("begun", flush=True)
 first, count = int(sys.argv[3]), int(sys.argv[4])
 with cache.writer(rows_per_shard=3) as writer:
     for number in range(first, first + count):
@@ -39,7 +38,7 @@ with cache.writer(rows_per_shard=3) as writer:
 
 def scorer(root: Path, first: int, count: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SCORER, str(HERE), str(root), str(first), str(count)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, text=True)
 
 
 def check_every_row(cache: ReferenceCache) -> int:
@@ -52,28 +51,30 @@ def check_every_row(cache: ReferenceCache) -> int:
 
 
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
-    running = [scorer(tmp_path, first, 90) for first in (0, 60)]
+    running = [scorer(tmp_path, first, 90) for first in (0, 61)]  # their shards differ in every row's place
     assert [process.communicate() and process.returncode for process in running] == [0, 0]
     cache = ReferenceCache.open(tmp_path, "base")
-    assert check_every_row(cache) == 150
+    assert check_every_row(cache) == 151
     assert cache.stats().rows == 180
-    assert cache.sums(wanted([(number, None) for number in range(150)]))["logps"].to_list() == [
-        -number - 1.5 for number in range(150)
+    assert cache.sums(wanted([(number, None) for number in range(151)]))["logps"].to_list() == [
+        -number - 1.5 for number in range(151)
     ]
 
 
 def test_kill_9_leaves_whole_shards_and_a_rerun_goes_on(tmp_path: Path) -> None:
     for turn in range(4):
-        process = scorer(tmp_path, 0, 30_000)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
-        time.sleep(0.02 + 0.11 * turn)
+        # Each turn begins at another row, so that it writes shards of its own.
+        process = scorer(tmp_path, turn, 29_000)
+        before = len(list(tmp_path.rglob("*.parquet")))
+        while len(list(tmp_path.rglob("*.parquet"))) <= before and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(0.003 * turn)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         cache = ReferenceCache.open(tmp_path, "base")
         check_every_row(cache)
+    assert len(list(tmp_path.rglob("*.parquet"))) >= 3
     served = cache.stats().completions
-    assert served
     with cache.writer() as writer:
         writer.add(row(29_999, [-30_000.0, -0.5], [1, 1], True))
     assert check_every_row(cache) == served + 1

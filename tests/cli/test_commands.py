@@ -57,9 +57,7 @@ def test_a_bad_row_is_named_with_file_row_and_reason_before_any_model_loads(tmp_
 
 def test_the_first_ten_bad_rows_are_listed_with_their_number(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "b"}] * 37)
-    found = mrpo(
-        "score-refs", "--train-file", "pairs.jsonl", "--model", "m", "--reference", "base=m", cwd=tmp_path
-    )
+    found = mrpo("score-refs", "--train-file", "pairs.jsonl", "--model", "m", "--reference", "base=m", cwd=tmp_path)
     assert found.returncode == 2
     assert "37" in found.stderr and "row 9 (line 10)" in found.stderr and "row 10 (line 11)" not in found.stderr
 
@@ -103,7 +101,9 @@ def test_shipped_recipes_are_listed_copied_and_readable(tmp_path: Path) -> None:
     from mrpo_pipeline.recipe import load_recipe, shipped_recipes
 
     listed = mrpo("recipes", cwd=tmp_path)
-    assert {line.split()[0] for line in listed.stdout.splitlines()} == set(shipped_recipes()) >= {"demo", "paper", "small"}
+    assert (
+        {line.split()[0] for line in listed.stdout.splitlines()} == set(shipped_recipes()) >= {"demo", "paper", "small"}
+    )
     for name in shipped_recipes():
         copied = mrpo("recipes", "copy", name, cwd=tmp_path)
         assert copied.returncode == 0

@@ -98,12 +98,33 @@ def test_one_engine_from_start_to_end(tmp_path, uneven, oracle, source_of) -> No
     assert set(descendants(os.getpid())) - before
     left = engine.score(requests)
     next(left)
+    process = engine._process
     left.close()  # the caller walks away
+    assert process.returncode == 0  # it noticed by itself and was not killed
     assert set(descendants(os.getpid())) <= before
     assert resident_bytes() - rss < GIB // 2
     with pytest.raises(RunError, match="closed"):
         next(engine.score(requests))
     engine.close()
+
+
+@needs_vllm
+def test_a_sequence_longer_than_it_started_for_makes_it_start_again(tmp_path, uneven, oracle, source_of) -> None:  # type: ignore[no-untyped-def]
+    source = source_of(path := build("phi", tmp_path / "phi", max_position_embeddings=10_000))
+    draw = np.random.default_rng(2)
+    long = ScoringRequest(draw.integers(3, 320, 8300).astype(np.int32), draw.integers(3, 320, 40).astype(np.int32))
+    requests = uneven(5)
+    engine = open_engine("vllm", source)
+    try:
+        assert engine.context_length == 10_000  # the model's own, whatever vLLM was started for
+        for index, logps in engine.score(requests):
+            np.testing.assert_allclose(logps, oracle(path, requests)[index], atol=1e-3, rtol=0)
+        got = dict(engine.score([*requests, long]))
+    finally:
+        engine.close()
+    ((_, expected),) = open_engine("transformers", source).score([long])
+    np.testing.assert_allclose(got[5], expected, atol=1e-3, rtol=0)
+    assert sorted(got) == list(range(6))
 
 
 @needs_vllm

@@ -1,5 +1,8 @@
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_policy import load_base, write_policy
 
 from mrpo_pipeline.errors import UserError
@@ -73,6 +76,21 @@ def test_an_adapter_of_another_model_is_refused(folders, tmp_path):
     add_adapter(load_base(folders["gpt2"]), LoraSettings(target_modules=["c_attn"])).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"policy\.adapter"):
         load_policy(PolicySettings(str(folders["llama"]), adapter=str(tmp_path)))
+
+
+def test_weights_that_lack_a_tensor_are_refused_and_not_drawn_at_random(folders, tmp_path):
+    shutil.copytree(folders["llama"], tmp_path / "part")
+    weights = load_file(tmp_path / "part" / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lack 1 of the tensors.*layers\.1\.mlp\.up_proj"):
+        load_policy(PolicySettings(str(tmp_path / "part")))
+
+
+def test_a_tied_head_is_not_missing(tmp_path):
+    folder = write_policy(tmp_path, "llama", tie_word_embeddings=True)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    load_policy(PolicySettings(str(folder)))
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):

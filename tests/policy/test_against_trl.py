@@ -1,0 +1,232 @@
+"""Side by side with TRL's DPOTrainer on pairs that need no cut: the same ids, the same log-probs, the same training.
+
+The first loss alone proves nothing, for it is ln 2 whatever was read and scored; the later ones follow from every earlier
+step's ids, log-probs, gradients, clipping, optimizer and schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import tiny_tokenizers
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from tiny_references import HARD_TEXTS, pair, write_pairs
+
+from mrpo_pipeline.policy.arguments import training_arguments
+from mrpo_pipeline.policy.model import load_policy
+from mrpo_pipeline.policy.trainer import PreferenceTrainer
+from mrpo_pipeline.recipe import parse_recipe
+from mrpo_pipeline.scoring import score_references
+from mrpo_pipeline.stage_two import examples_of, load_splits, loss_settings, open_caches, policy_settings
+
+trl = pytest.importorskip("trl")
+datasets = pytest.importorskip("datasets")
+
+STEPS, BATCH = 20, 4
+BETA = 0.1
+TOLERANCE = 1e-3
+TRAINING: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 2,
+    "max_grad_norm": 1.0,
+    "weight_decay": 0.0,
+    "per_device_train_batch_size": BATCH,
+    "gradient_accumulation_steps": 1,
+    "max_steps": STEPS,
+    "train_sampling_strategy": "sequential",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+    "seed": 0,
+}
+# As Llama 3's, but with no date, which TRL would print as today's. Nothing is written behind the end-of-turn token, for
+# TRL counts as completion whatever stands there.
+TEMPLATE = (
+    "{{- bos_token }}{%- for m in messages %}"
+    "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] + '<|eot_id|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+)
+
+
+def preference_pairs() -> list[dict[str, Any]]:
+    """One pair for each place in each batch, of uneven lengths: single and several turns, system messages, hard text.
+
+    Left out is what the two read differently on purpose: a control token written in the text, and text that would merge
+    with the line break before it.
+    """
+    words = [
+        "river stone bridge water slowly turns the old mill wheel".split(),
+        "why does a clear answer help more than a long one".split(),
+    ]
+    hard = [text for text in HARD_TEXTS if "<|" not in text and not text[0].isspace()]
+    rows = []
+    for i in range(STEPS * BATCH):
+        good, bad = (
+            " ".join(side[(i + j) % len(side)] for j in range(2 + (k * i + 3) % 9)) for side, k in zip(words, (5, 7))
+        )
+        prompt: list[dict[str, str]] = [{"role": "user", "content": f"Question {i}: {hard[i % len(hard)]}"}]
+        if i % 3 == 0:
+            prompt = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}, *prompt]
+        if i % 4 == 0:
+            prompt = [{"role": "system", "content": "Be brief."}, *prompt]
+        rows.append(pair(prompt, f"{good}. {hard[(i + 1) % len(hard)]}", f"{bad}?", id=f"pair-{i}"))
+    return rows
+
+
+@dataclass
+class SideBySide:
+    """Both trainers after the same run, and the per-pair sums (2, N) of each before and after it."""
+
+    ours: PreferenceTrainer
+    theirs: Any
+    sums: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    def logged(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(STEPS,) of each."""
+        histories = (self.ours.state.log_history, self.theirs.state.log_history)
+        ours, theirs = (np.array([entry[name] for entry in log if "learning_rate" in entry]) for log in histories)
+        assert ours.shape == theirs.shape == (STEPS,)
+        return ours, theirs
+
+
+def our_trainer(folder: Path, model: Path, pairs: Path) -> PreferenceTrainer:
+    """Stage one, the anchor as the one reference, then stage two up to the first step."""
+    recipe = parse_recipe(
+        {
+            "pairs": {"train": str(pairs)},
+            "policy": {
+                "model": str(model),
+                "dtype": "float32",
+                "lora": {"r": 8, "alpha": 16, "target_modules": "all-linear"},
+            },
+            "references": {"anchor": {"model": str(model), "dtype": "float32"}},
+            "cache": str(folder / "cache"),
+            "limits": {"max_length": 512},
+            "scoring": {"engine": "transformers"},
+            "method": {"name": "mrpo", "beta": BETA},
+            "output_dir": str(folder / "ours"),
+        }
+    )
+    score_references(recipe)
+    caches = open_caches(recipe)
+    split = load_splits(recipe, caches, "train")["train"]
+    assert split.counts()["pairs out"] == STEPS * BATCH
+    assert split.counts()["pairs with a cut prompt"] == split.counts()["completions cut"] == 0
+    examples, _ = examples_of(split, recipe.method)
+    torch.manual_seed(0)
+    policy = load_policy(policy_settings(recipe, caches))
+    arguments = training_arguments(TRAINING, recipe.output_dir, dtype="float32", evaluates=False)
+    return PreferenceTrainer(policy, arguments, loss_settings(recipe.method), examples)
+
+
+def their_trainer(folder: Path, model: Path, rows: list[dict[str, Any]], start: dict[str, torch.Tensor]) -> Any:
+    """TRL's DPOTrainer over the same files, its adapter's weights put to the same start."""
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+
+    columns = ("prompt", "chosen", "rejected")
+    trainer = trl.DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        args=trl.DPOConfig(
+            output_dir=str(folder / "theirs"), beta=BETA, max_length=512, gradient_checkpointing=False, **TRAINING
+        ),
+        train_dataset=datasets.Dataset.from_list([{name: row[name] for name in columns} for row in rows]),
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=LoraConfig(
+            r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+    )
+    trainer.remove_callback(PrinterCallback)
+    assert get_peft_model_state_dict(trainer.model).keys() == start.keys()
+    set_peft_model_state_dict(trainer.model, start)
+    return trainer
+
+
+def our_sums(trainer: PreferenceTrainer) -> np.ndarray:
+    return torch.stack(trainer.policy_sums(trainer.train_dataset)).numpy()
+
+
+def their_sums(trainer: Any) -> np.ndarray:
+    """TRL's own way to a reference's sums, with the policy as it stands put in the reference's place."""
+    trainer.model.eval()
+    trainer.ref_model = trainer.model
+    try:
+        batches = torch.utils.data.DataLoader(trainer.train_dataset, BATCH, collate_fn=trainer.data_collator)
+        sides = zip(*(trainer.compute_ref_log_probs(trainer.model, batch) for batch in batches), strict=True)
+        return torch.stack([torch.cat(side) for side in sides]).double().numpy()
+    finally:
+        trainer.ref_model = None
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> SideBySide:
+    folder = tmp_path_factory.mktemp("against-trl")
+    rows = preference_pairs()
+    pairs = write_pairs(folder / "pairs.jsonl", rows)
+    tokenizer = tiny_tokenizers.llama3(TEMPLATE)
+    model = tiny_models.build("llama", folder / "model", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(model)
+
+    ours = our_trainer(folder, model, pairs)
+    start = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(ours.model).items()}
+    theirs = their_trainer(folder, model, rows, start)
+    sums = {"before": (our_sums(ours), their_sums(theirs))}
+    theirs.train()
+    ours.train()
+    sums["after"] = (our_sums(ours), their_sums(theirs))
+    return SideBySide(ours, theirs, sums)
+
+
+def test_both_read_the_same_token_ids(both: SideBySide) -> None:
+    examples = both.ours.train_dataset
+    assert len(both.theirs.train_dataset) == len(examples) == STEPS * BATCH
+    for i, row in enumerate(both.theirs.train_dataset):
+        assert row["prompt_ids"] == examples.prompt_ids[i].tolist()
+        assert row["chosen_ids"] == examples.chosen_ids[i].tolist()
+        assert row["rejected_ids"] == examples.rejected_ids[i].tolist()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_both_give_every_pair_the_same_logps(both: SideBySide, when: str) -> None:
+    ours, theirs = both.sums[when]
+    assert ours.shape == (2, STEPS * BATCH)
+    assert ours.std() > 10  # nats: they do differ from pair to pair
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
+
+
+def test_the_cached_anchor_is_the_reference_that_trl_scores(both: SideBySide) -> None:
+    examples = both.ours.train_dataset
+    _, theirs = both.sums["before"]  # a new adapter changes nothing: the policy is its reference
+    cached = np.stack([examples.reference_chosen[:, 0], examples.reference_rejected[:, 0]])
+    np.testing.assert_allclose(cached, theirs, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["loss", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/margins"]
+)
+def test_both_log_the_same_over_twenty_steps(both: SideBySide, name: str) -> None:
+    ours, theirs = both.logged(name)
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
+
+
+def test_gradients_and_learning_rates_are_the_same(both: SideBySide) -> None:
+    for name in ("grad_norm", "learning_rate", "num_tokens"):
+        ours, theirs = both.logged(name)
+        np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, err_msg=name)
+
+
+def test_the_loss_went_far_from_where_any_rendering_starts(both: SideBySide) -> None:
+    losses, _ = both.logged("loss")
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert losses[-5:].mean() < math.log(2) - 0.2
