@@ -51,6 +51,8 @@ def main() -> None:
     for name in ("HF_HUB_DISABLE_TELEMETRY", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "RAY_USAGE_STATS_DISABLED"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # OpenMP's threads spin while they wait, by default; on cores shared with other work that costs several times the time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from mrpo_pipeline.errors import RunError, UserError
 
     # What a scheduler sends before it kills ends as cleanly as Ctrl-C: shards in hand are written.

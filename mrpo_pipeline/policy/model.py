@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mrpo_pipeline.attention import exact_attention
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.lora import add_adapter
 from mrpo_pipeline.policy.quiet import quiet_libraries
@@ -107,6 +108,7 @@ def load_policy(settings: PolicySettings) -> Any:
                 config=config,
                 revision=settings.revision,
                 dtype=getattr(torch, dtype),
+                attn_implementation=exact_attention(config),
                 trust_remote_code=settings.trust_remote_code,
                 output_loading_info=True,
             )

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_models import build, make
 
+from mrpo_pipeline.attention import exact_attention
 from mrpo_pipeline.engines import ScoringRequest, open_engine
-from mrpo_pipeline.engines.loading import exact_attention
 from mrpo_pipeline.engines.transformers import TransformersEngine
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.head import logits as head_logits

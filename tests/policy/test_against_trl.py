@@ -19,12 +19,13 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from tiny_references import HARD_TEXTS, pair, write_pairs
 
+from mrpo_pipeline.cached_logps import open_caches
 from mrpo_pipeline.policy.arguments import training_arguments
 from mrpo_pipeline.policy.model import load_policy
 from mrpo_pipeline.policy.trainer import PreferenceTrainer
 from mrpo_pipeline.recipe import parse_recipe
 from mrpo_pipeline.scoring import score_references
-from mrpo_pipeline.stage_two import examples_of, load_splits, loss_settings, open_caches, policy_settings
+from mrpo_pipeline.stage_two import examples_of, load_splits, loss_settings, policy_settings
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -50,6 +51,7 @@ TRAINING: dict[str, Any] = {
     "bf16": False,
     "seed": 0,
 }
+SENTENCE = "River stone and water slowly turn the old mill wheel, which is why it does not last long"
 # As Llama 3's, but with no date, which TRL would print as today's. Nothing is written behind the end-of-turn token, for
 # TRL counts as completion whatever stands there.
 TEMPLATE = (
@@ -65,16 +67,12 @@ def preference_pairs() -> list[dict[str, Any]]:
     Left out is what the two read differently on purpose: a control token written in the text, and text that would merge
     with the line break before it.
     """
-    words = [
-        "river stone bridge water slowly turns the old mill wheel".split(),
-        "why does a clear answer help more than a long one".split(),
-    ]
     hard = [text for text in HARD_TEXTS if "<|" not in text and not text[0].isspace()]
+    words = SENTENCE.split()
     rows = []
     for i in range(STEPS * BATCH):
-        good, bad = (
-            " ".join(side[(i + j) % len(side)] for j in range(2 + (k * i + 3) % 9)) for side, k in zip(words, (5, 7))
-        )
+        good = " ".join(words[(i + j) % len(words)] for j in range(2 + (5 * i + 3) % 9))
+        bad = " ".join(words[(3 * i + 2 * j) % len(words)] for j in range(2 + (7 * i + 3) % 9))
         prompt: list[dict[str, str]] = [{"role": "user", "content": f"Question {i}: {hard[i % len(hard)]}"}]
         if i % 3 == 0:
             prompt = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}, *prompt]

@@ -1,0 +1,28 @@
+"""Which attention implementation computes a model's numbers exactly: one decision for references and policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mrpo_pipeline.errors import UserError
+
+
+def exact_attention(config: Any, asked: str | None = None) -> str | None:
+    """The attention implementation to ask transformers for; None for its own choice.
+
+    transformers' SDPA attention leaves out a soft cap on the attention scores (Gemma-2's `attn_logit_softcapping`)
+    without a word, and is its default: log-probs are then off by hundredths of a nat and more. Such a model is loaded
+    with `eager` attention unless another implementation is asked for by name.
+
+    Raises:
+        UserError: `sdpa` is asked for a model whose attention scores are capped.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if getattr(text, "attn_logit_softcapping", None) is None:
+        return asked
+    if asked == "sdpa":
+        raise UserError(
+            "scoring.attn_implementation: sdpa leaves out the cap on attention scores that this model has "
+            f"(attn_logit_softcapping {text.attn_logit_softcapping}); use eager, flex_attention or flash_attention_2."
+        )
+    return asked or "eager"
