@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class Task:
     learning_rate: float = 1e-3
     beta: float = 0.1
     seed: int = 0
+    order: str = "group_by_length"
+    """How this project puts pairs together; TRL draws them at random."""
 
     def path(self, name: str) -> str:
         return str(Path(self.folder) / name)
@@ -58,6 +61,10 @@ class Task:
     @property
     def policy(self) -> str:
         return self.path("policy")
+
+    @property
+    def pairs(self) -> str:
+        return self.path("pairs.jsonl")
 
     @property
     def train(self) -> str:
@@ -76,6 +83,23 @@ def find_pairs(asked: str | None) -> Path:
         return SHARED_PAIRS
     print(f"{SHARED_PAIRS} is not here: the pairs that ship ({SHIPPED_PAIRS.relative_to(ROOT)}) are used instead.")
     return SHIPPED_PAIRS
+
+
+def has_trl() -> bool:
+    if find_spec("trl") and find_spec("datasets"):
+        return True
+    print("trl or datasets is not installed (pip install 'mrpo[dev]'): this project alone is measured.")
+    return False
+
+
+def set_up(task: Task, pairs: Path, *, count: int, held_out: int, vocabulary: int) -> None:
+    """Write the pairs, their split and the policy into the task's folder."""
+    rows = read_rows(pairs)
+    train, apart = split_rows(rows, count, held_out, task.seed)
+    write_rows(task.pairs, rows)
+    write_rows(task.train, train)
+    write_rows(task.held_out, apart)
+    in_own_process(make_policy, task.policy, task.pairs, vocabulary)
 
 
 def read_rows(path: str | Path) -> Rows:
@@ -103,7 +127,9 @@ def make_policy(folder: str, pairs: str, vocabulary: int) -> None:
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     names = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -164,6 +190,7 @@ def recipe(task: Task, cache: str, output_dir: str, **scoring: Any) -> Any:
                 "warmup_steps": 5,
                 "logging_steps": min(10, task.steps),
                 "save_strategy": "no",
+                "train_sampling_strategy": task.order,
                 "seed": task.seed,
                 "use_cpu": True,
             },
@@ -254,7 +281,9 @@ def resting_rss_mb(policy: str, modules: Sequence[str]) -> float:
     import psutil
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     held = (AutoTokenizer.from_pretrained(policy), AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32))
     resting = psutil.Process().memory_info().rss / 2**20
     del held
@@ -339,7 +368,8 @@ def machine() -> dict[str, Any]:
 
 def describe_machine(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    return f"{found['processor']}, {found['cores']} cores, {found['system']}, load {found['load_before']} at the start. {versions}."
+    where = f"{found['processor']}, {found['cores']} cores, {found['system']}"
+    return f"{where}, load {found['load_before']} at the start. {versions}."
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

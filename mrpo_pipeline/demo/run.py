@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,14 +14,14 @@ from mrpo_pipeline.progress import show_messages
 def run_demo(models: Path = Path("runs/demo/models")) -> None:
     """Run the demo's recipe from the project's root; what an earlier run finished is not done again."""
     from mrpo_pipeline.compare import compare_recipe
-    from mrpo_pipeline.demo.models import make_models
+    from mrpo_pipeline.demo.models import knowledge_table, make_models
     from mrpo_pipeline.evaluation import evaluate_recipe
     from mrpo_pipeline.recipe import load_recipe, method_for, shipped_recipes
     from mrpo_pipeline.scoring import score_references
 
     began = time.monotonic()
     _heading("1 of 4", "three tiny models of three architectures and tokenizers: base (the policy), abacus, atlas")
-    make_models(models)
+    print(knowledge_table(make_models(models)))
 
     recipe = load_recipe(shipped_recipes()["demo"])
     _heading("2 of 4", "stage one: every completion scored by every reference, once  (mrpo score-refs demo)")
@@ -48,6 +49,7 @@ def _heading(number: str, text: str) -> None:
 
 def main() -> int:
     """Run the demo; the exit code is that of the `mrpo` command."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, before torch loads
     show_messages()
     try:
         if not Path("data/demo_train.jsonl").is_file():

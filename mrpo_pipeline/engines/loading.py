@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.attention import exact_attention
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.quiet import quiet_libraries
 from mrpo_pipeline.references import ModelSource, resolve_dtype
 
 if TYPE_CHECKING:
@@ -43,9 +44,10 @@ def load_model(
         attention = exact_attention(config, attn_implementation)
         if attention is not None:
             settings["attn_implementation"] = attention
-        model = AutoModelForCausalLM.from_pretrained(
-            source.model, dtype=getattr(torch, dtype), use_safetensors=True, **settings
-        )
+        with quiet_libraries():
+            model = AutoModelForCausalLM.from_pretrained(
+                source.model, dtype=getattr(torch, dtype), use_safetensors=True, **settings
+            )
     except (OSError, ValueError) as error:
         raise UserError(f"reference {source.name}: {source.model} cannot be loaded: {error}") from error
     if getattr(model, "hf_device_map", None) is None and getattr(model, "quantization_method", None) is None:

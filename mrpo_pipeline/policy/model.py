@@ -10,8 +10,8 @@ from typing import Any
 from mrpo_pipeline.attention import exact_attention
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.lora import add_adapter
-from mrpo_pipeline.policy.quiet import quiet_libraries
 from mrpo_pipeline.policy.settings import PolicySettings
+from mrpo_pipeline.quiet import quiet_libraries
 
 log = logging.getLogger("mrpo")
 

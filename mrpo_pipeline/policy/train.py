@@ -15,8 +15,8 @@ from mrpo_pipeline.policy import checkpoints
 from mrpo_pipeline.policy.card import model_card
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.model import base_dtype, load_config, load_policy
-from mrpo_pipeline.policy.quiet import quiet_libraries
 from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
+from mrpo_pipeline.quiet import quiet_libraries
 
 log = logging.getLogger("mrpo")
 
