@@ -137,6 +137,8 @@ def run_bare_vllm(task: Task, folder: str) -> dict[str, Any]:
         return sums
 
     sums, seconds = timed(score)
+    # Its processes are children of this one, which would wait for them at its end.
+    model.llm_engine.engine_core.shutdown()
     counts = {"completions": len(requests), "tokens": sum(len(request) for request in requests)}
     return {"wall_s": seconds["wall_s"], **counts, "sums": sums}
 
@@ -210,7 +212,8 @@ def main() -> None:
         [
             "# Scoring, side by side",
             f"{args.count} pairs of {pairs.name}, at most {args.max_length} tokens; Llama of hidden size 256 and 4 layers, "
-            f"vocabulary {args.vocabulary}, random weights, float32, one thread; median of {args.repeats} runs, which took turns.",
+            f"vocabulary {args.vocabulary}, random weights, float32, one thread; median of {args.repeats} runs, which took "
+            "turns.",
             side_by_side.describe_machine(machine),
             report(figures),
             same + NOTES,

@@ -256,7 +256,8 @@ def main() -> None:
             "# Training, side by side",
             f"{args.steps} steps of {args.batch} pairs of {pairs.name}, at most {args.max_length} tokens; training pairs: "
             f"{counts}; {args.held_out} held out. Llama of hidden size 256 and 4 layers, vocabulary {args.vocabulary}, random "
-            f"weights; LoRA r 8 on all linear layers; one thread; median of {args.repeats} runs, which took turns. TRL: {theirs}.",
+            f"weights; LoRA r 8 on all linear layers; one thread; median of {args.repeats} runs, which took turns. "
+            f"TRL: {theirs}.",
             side_by_side.describe_machine(machine),
             report(figures),
             spread(figures),

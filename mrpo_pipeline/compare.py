@@ -266,7 +266,7 @@ def _plot(comparison: Comparison, path: Path) -> None:
         "accuracy/policy": "prefers the chosen side\n(no reference needed)",
         "accuracy/anchor": "moved towards the chosen side\n(against the anchor)",
     }
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(10, 0.45 * len(methods) + 1.6), sharey=True)
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(10, 0.45 * len(methods) + 1.9), sharey=True)
     for axis, (name, title) in zip(axes, shown.items(), strict=True):
         for at, method in enumerate(methods):
             values = [run.metrics[name] for run in comparison.runs if run.method == method]
@@ -277,7 +277,9 @@ def _plot(comparison: Comparison, path: Path) -> None:
         label = "before training" if name == "accuracy/policy" else "chance"
         axis.axvline(level, color="#b5483a", linewidth=1.2, linestyle="--", label=f"{label}: {level:.3f}")
         axis.set(xlim=(0, 1), title=title, xlabel=f"share of {comparison.pairs:,} held-out pairs")
-        axis.legend(loc="lower right", fontsize=8, frameon=False)
+        axis.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.45 * len(methods) + 0.1)), fontsize=8, frameon=False
+        )
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].invert_yaxis()

@@ -25,9 +25,7 @@ def run_demo(models: Path = Path("runs/demo/models")) -> None:
 
     recipe = load_recipe(shipped_recipes()["demo"])
     _heading("2 of 4", "stage one: every completion scored by every reference, once  (mrpo score-refs demo)")
-    for report in score_references(recipe):
-        if report.scored == 0:
-            print(f"{report.name}: nothing to score, {report.cached:,} completions are in the cache")
+    score_references(recipe)
 
     _heading("3 of 4", "stage two: five methods trained on that cache, no reference in memory  (mrpo compare demo)")
     comparison = compare_recipe(recipe)
