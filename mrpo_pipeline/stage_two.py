@@ -54,23 +54,10 @@ def policy_settings(recipe: Recipe, caches: list[Any] | None = None, *, check_an
     policy = recipe.required_policy()
     anchor = recipe.sources()[0]
     manifest = caches[0].manifest() if caches else None
-    lora = policy.lora
+    shared = {"model", "revision", "adapter", "tokenizer", "template", "dtype", "trust_remote_code"}
     return PolicySettings(
-        model=policy.model,
-        revision=policy.revision,
-        adapter=policy.adapter,
-        tokenizer=policy.tokenizer,
-        template=policy.template,
-        dtype=policy.dtype,
-        trust_remote_code=policy.trust_remote_code,
-        lora=LoraSettings(
-            r=lora.r,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            use_rslora=lora.use_rslora,
-            use_dora=lora.use_dora,
-        ),
+        **policy.model_dump(include=shared),
+        lora=LoraSettings(**policy.lora.model_dump()),
         starts_at_anchor=same_model(policy.source("policy"), anchor),
         check_anchor=check_anchor and policy.check_anchor,
         anchor_dtype=manifest.fingerprint.get("dtype") if manifest else None,

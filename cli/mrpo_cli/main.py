@@ -25,6 +25,9 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(recipes.app, name="recipes")
 
 
+INTERRUPTED = 130
+
+
 def _version(value: bool) -> None:
     if value:
         import mrpo_pipeline
@@ -63,10 +66,12 @@ def main() -> None:
         _fail(f"mrpo: {error}", 2)
     except RunError as error:
         _fail(f"mrpo: {error}", 1)
-    except KeyboardInterrupt:
+    except SystemExit as leaving:
+        if leaving.code != INTERRUPTED:  # what typer makes of Ctrl-C
+            raise
         _fail(
-            "\nmrpo: interrupted. What was finished is kept; run the same command again to go on (training: add --resume).",
-            130,
+            "mrpo: interrupted. What was finished is kept; run the same command again to go on (training: add --resume).",
+            INTERRUPTED,
         )
     except BrokenPipeError:
         os._exit(0)

@@ -63,17 +63,7 @@ class Model(Settings):
     trust_remote_code: bool = False
 
     def source(self, name: str) -> ModelSource:
-        return ModelSource(
-            name=name,
-            model=self.model,
-            revision=self.revision,
-            adapter=self.adapter,
-            tokenizer=self.tokenizer,
-            template=self.template,
-            dtype=self.dtype,
-            quantization=self.quantization,
-            trust_remote_code=self.trust_remote_code,
-        )
+        return ModelSource(name=name, **self.model_dump(include=set(Model.model_fields)))
 
 
 class Policy(Model):

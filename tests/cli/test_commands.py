@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,25 @@ def test_score_targets_train_evaluate_compare_and_merge_from_options_alone(tmp_p
     for command in (["cache", "list"], ["cache", "stats"], ["cache", "verify"], ["cache", "prune"]):
         done = mrpo(*command, "--cache", "cache", cwd=tmp_path)
         assert done.returncode == 0 and "other" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path, sent: signal.Signals) -> None:
+    reference(tmp_path / "base", "llama", "qwen")
+    write_pairs(tmp_path / "pairs.jsonl", plain_pairs(2000))
+    command = [
+        sys.executable, "-m", "mrpo_cli.main", "score-refs", "--train-file", "pairs.jsonl", "--model", "base",
+        "--reference", "base=base", "--engine", "transformers", "--set", "scoring.rows_per_shard=50",
+        "--set", "scoring.max_batch_tokens=256",
+    ]  # fmt: skip
+    shards = tmp_path / "cache" / "base" / "shards"
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while len(list(shards.glob("*.parquet"))) < 3 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(sent)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again" in told and "Traceback" not in told
+    assert len(list(shards.glob("*.parquet"))) >= 3
+    assert not [path for path in shards.iterdir() if path.suffix != ".parquet"]
