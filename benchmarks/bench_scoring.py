@@ -81,7 +81,7 @@ def run_trl(task: Task, folder: str) -> dict[str, float]:
     torch.set_num_threads(1)
     spent: list[dict[str, float]] = []
 
-    class Timed(DPOTrainer):  # type: ignore[misc]
+    class Timed(DPOTrainer):
         def _precompute_ref_logps(self, *args: Any, **options: Any) -> Any:
             result, seconds = timed(lambda: super(Timed, self)._precompute_ref_logps(*args, **options))
             spent.append(seconds)
@@ -104,6 +104,7 @@ def run_vllm(task: Task, folder: str) -> dict[str, Any]:
     requests = requests_of(task)
     source = side_by_side.recipe(task, folder, folder).sources()[0]
     engine = open_engine("vllm", source, {"threads": 1})
+    list(engine.score(requests[:1]))  # the first call sets things up: start-up as well
     scored, seconds = timed(lambda: dict(engine.score(requests)))
     engine.close()
     counts = {"completions": len(requests), "tokens": sum(len(request) for request in requests)}
@@ -116,14 +117,18 @@ def run_bare_vllm(task: Task, folder: str) -> dict[str, Any]:
     import os
 
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     requests = requests_of(task)
     from vllm import LLM, SamplingParams
 
     model = LLM(
-        model=task.policy, dtype="float32", max_model_len=2048, enforce_eager=True, enable_prefix_caching=False,
-        skip_tokenizer_init=True, disable_log_stats=True,
-    )  # fmt: skip
+        model=task.policy,
+        dtype="float32",
+        max_model_len=2048,
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        disable_log_stats=True,
+    )
     asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
     ids = [[*request.prompt_ids.tolist(), *request.completion_ids.tolist()] for request in requests]
 
@@ -136,6 +141,7 @@ def run_bare_vllm(task: Task, folder: str) -> dict[str, Any]:
             sums.append(sum(row[token].logprob for row, token in zip(rows, tokens, strict=True)))
         return sums
 
+    model.generate([{"prompt_token_ids": ids[0]}], asked, use_tqdm=False)
     sums, seconds = timed(score)
     # Its processes are children of this one, which would wait for them at its end.
     model.llm_engine.engine_core.shutdown()

@@ -42,8 +42,8 @@ In brackets: how many times this project's. A step is timed from its begin to it
 takes in the loading of batches and the logging. Preparing is reading, tokenizing, precomputing the reference or looking it
 up, and for this project also loading the policy and checking its start; scoring is its stage one with the loading of the
 reference, done once for all runs on these pairs. Memory is the peak until training ends; at rest is a process with the same
-imports and the policy loaded. Pairs are put together by {order} in this project and at random in TRL; pairs whose sides are
-equal once they are cut are left out by this project."""
+imports and the policy loaded. Batches are made by {order} in this project and at random in TRL; pairs whose sides are equal
+once they are cut are left out by this project."""
 
 
 def score(task: Task, cache: str, output_dir: str) -> dict[str, float]:
@@ -96,8 +96,8 @@ def train(task: Task, cache: str, output_dir: str) -> dict[str, float]:
 
 def run_ours(task: Task, folder: str) -> dict[str, Any]:
     cache = str(Path(folder) / "cache")
-    scored = in_own_process(score, task, cache, folder)
-    return scored | in_own_process(train, task, cache, folder)
+    scored: dict[str, Any] = in_own_process(score, task, cache, folder)
+    return {**scored, **in_own_process(train, task, cache, folder)}
 
 
 def run_embedded_peer(task: Task, folder: str, precompute: bool) -> dict[str, Any]:

@@ -187,11 +187,6 @@ def test_vllm_serves_the_adapter_with_nothing_of_this_project(
 ) -> None:
     import os
 
-    from mrpo_pipeline.engines import engine_available
-
-    reason = engine_available("vllm")
-    if reason is not None:
-        pytest.skip(reason)
     base, adapter, expected = trained
     script = tmp_path / "serve_with_vllm.py"
     script.write_text(SERVE_WITH_VLLM)
