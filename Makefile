@@ -49,7 +49,7 @@ test: setup ## run the test suite
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: setup ## run the benchmarks; results go to benchmarks/results
+bench: setup ## run the benchmarks (about an hour and a half); results go to benchmarks/results
 	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
 reproduce: setup ## run a recipe end to end: make reproduce RECIPE=demo (or a file)

@@ -146,21 +146,26 @@ def _train(trainer: Any, checkpoint: Path | None) -> dict[str, float]:
         # Trainer would do one step more before it looks.
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = state
-        results: dict[str, float] = {}
+        # What it logged tells its loss, if it logged at all; else what it left when it ended.
+        results: dict[str, float] = read_results(trainer.args.output_dir)
     else:
         results = dict(trainer.train(resume_from_checkpoint=str(checkpoint)).metrics)
-    results["train_loss"] = _mean_loss(trainer.state.log_history, results.get("train_loss", 0.0))
+    mean = _mean_loss(trainer.state.log_history)
+    if mean is not None:
+        results["train_loss"] = mean
     return results
 
 
-def _mean_loss(history: list[dict[str, float]], otherwise: float) -> float:
-    """The average over the whole run, the part before it was stopped included: Trainer knows its own part alone."""
+def _mean_loss(history: list[dict[str, float]]) -> float | None:
+    """The average over the whole run, the part before it was stopped included: Trainer knows its own part alone.
+
+    None where nothing was logged."""
     total, last = 0.0, 0
     for entry in history:
         if "loss" in entry and "learning_rate" in entry:
             total += entry["loss"] * (entry["step"] - last)
             last = int(entry["step"])
-    return total / last if last else otherwise
+    return total / last if last else None
 
 
 def save_tokenizer(policy: PolicySettings, output_dir: Path) -> None:
