@@ -105,7 +105,7 @@ def train_recipe(recipe: Recipe, *, resume: bool = False, check_anchor: bool = T
     caches = open_caches(recipe)
     splits = load_splits(recipe, caches, "train")
     examples, targets = examples_of(splits["train"], recipe.method)
-    eval_examples = examples_of(splits["eval"], recipe.method)[0] if "eval" in splits else None
+    eval_examples, eval_targets = examples_of(splits["eval"], recipe.method) if "eval" in splits else (None, None)
     recipe.write(recipe.output_dir)
     return train_policy(
         policy_settings(recipe, caches, check_anchor=check_anchor),
@@ -117,6 +117,7 @@ def train_recipe(recipe: Recipe, *, resume: bool = False, check_anchor: bool = T
         resume=resume,
         card=card_of(recipe, splits),
         diagnostics=targets.diagnostics,
+        eval_diagnostics=eval_targets.diagnostics if eval_targets else None,
     )
 
 

@@ -32,6 +32,7 @@ def train_policy(
     resume: bool = False,
     card: Mapping[str, Any] | None = None,
     diagnostics: Mapping[str, float] | None = None,
+    eval_diagnostics: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Train the policy's adapter. No reference model is loaded; no engine is imported.
 
@@ -43,7 +44,8 @@ def train_policy(
         training: keys of ``transformers.TrainingArguments``.
         resume: go on from the last whole checkpoint of this run, where there is one.
         card: see ``card.model_card``.
-        diagnostics: of the references, logged and saved with the training results under these names.
+        diagnostics: of the references on the training pairs, saved with the training results under these names.
+        eval_diagnostics: the same on the held-out pairs, saved with ``eval_`` before each.
 
     Returns:
         the training results, and those of the held-out pairs with ``eval_`` before each.
@@ -79,6 +81,7 @@ def train_policy(
         trainer.save_metrics("train", results, combined=False)
         if eval_examples:
             evaluation = _last_evaluation(trainer) or trainer.evaluate()
+            evaluation |= {f"eval_{name}": value for name, value in (eval_diagnostics or {}).items()}
             trainer.save_metrics("eval", evaluation, combined=False)
             results |= evaluation
         trainer.save_state()

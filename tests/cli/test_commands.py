@@ -147,6 +147,10 @@ def test_score_targets_train_evaluate_compare_and_merge_from_options_alone(tmp_p
         assert (tmp_path / "trained" / name).is_file(), name
     assert not list((tmp_path / "trained").rglob("*.pt")) or (tmp_path / "trained" / "checkpoint-2").is_dir()
 
+    trained = json.loads((tmp_path / "trained" / "train_results.json").read_text())
+    held_out = json.loads((tmp_path / "trained" / "eval_results.json").read_text())
+    assert "refs/other/weight" in trained and "eval_refs/other/weight" in held_out and "eval_loss" in held_out
+
     done = mrpo("evaluate", *options, "--output-dir", "trained", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["before"]["accuracy/anchor"] == 0.5
