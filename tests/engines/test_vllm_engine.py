@@ -15,17 +15,13 @@ import numpy as np
 import pytest
 from tiny_models import build, make
 
-from mrpo_pipeline.engines import ScoringRequest, engine_available, open_engine
+from mrpo_pipeline.engines import ScoringRequest, open_engine
 from mrpo_pipeline.engines.vllm_process import Scorer
 from mrpo_pipeline.engines.vllm_settings import choose_sizes, first_model_length, kv_bytes_per_token
 from mrpo_pipeline.errors import RunError, UserError
 
 GIB = 1 << 30
-_skip = pytest.mark.skipif(engine_available("vllm") is not None, reason=str(engine_available("vllm")))
-
-
-def needs_vllm(test):  # type: ignore[no-untyped-def]
-    return pytest.mark.vllm(_skip(test))
+needs_vllm = pytest.mark.vllm
 
 
 def descendants(pid: int) -> list[int]:
