@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The reference cache: list, verify, stats, prune.", no_args_is_help=True)
 
 Place = Annotated[
-    Path,
-    typer.Option("--cache", metavar="DIR", help="The cache, or a recipe (.yaml) that names it.", show_default=True),
+    str,
+    typer.Option(
+        "--cache", metavar="DIR-OR-URL", help="The cache, or a recipe (.yaml) that names it.", show_default=True
+    ),
 ]
 Names = Annotated[
     list[str],
@@ -24,14 +26,14 @@ Names = Annotated[
 ]
 
 
-def _open(place: Path, names: list[str]) -> list[ReferenceCache]:
+def _open(place: str, names: list[str]) -> list[ReferenceCache]:
     from mrpo_pipeline.cache import ReferenceCache, list_references
 
-    root: str | Path = place
-    if place.suffix in (".yaml", ".yml"):
+    root = place
+    if Path(place).suffix in (".yaml", ".yml"):
         from mrpo_pipeline.recipe import load_recipe
 
-        root = load_recipe(place).cache
+        root = load_recipe(Path(place)).cache
     found = list_references(root)
     if not found:
         raise UserError(
@@ -45,7 +47,7 @@ def _open(place: Path, names: list[str]) -> list[ReferenceCache]:
 
 
 @app.command("list")
-def list_caches(cache: Place = Path("cache")) -> None:
+def list_caches(cache: Place = "cache") -> None:
     """List the cached references, with what their numbers were computed from."""
     for one in _open(cache, []):
         manifest = one.manifest()
@@ -56,7 +58,7 @@ def list_caches(cache: Place = Path("cache")) -> None:
 
 
 @app.command()
-def stats(cache: Place = Path("cache"), reference: Names = []) -> None:  # noqa: B006
+def stats(cache: Place = "cache", reference: Names = []) -> None:  # noqa: B006
     """Rows, completions, tokens, bytes and nats per token of each reference."""
     header = (
         f"{'reference':20}{'completions':>13}{'shards':>8}{'tokens':>14}{'MB':>10}{'bytes/token':>13}{'nats/token':>12}"
@@ -72,7 +74,7 @@ def stats(cache: Place = Path("cache"), reference: Names = []) -> None:  # noqa:
 
 
 @app.command()
-def verify(cache: Place = Path("cache"), reference: Names = []) -> None:  # noqa: B006
+def verify(cache: Place = "cache", reference: Names = []) -> None:  # noqa: B006
     """Re-read every shard against its checksum, and its rows against what rows must be."""
     damaged = 0
     for one in _open(cache, reference):
@@ -93,7 +95,7 @@ def verify(cache: Place = Path("cache"), reference: Names = []) -> None:  # noqa
 
 @app.command()
 def prune(
-    cache: Place = Path("cache"),
+    cache: Place = "cache",
     reference: Names = [],  # noqa: B006
     everything: Annotated[bool, typer.Option("--all", help="Delete all numbers of the named references.")] = False,
 ) -> None:

@@ -38,7 +38,12 @@ PAIRS = (
     RecipeOption("--max-prompt-length", "limits.max_prompt_length", int, "In the policy's tokens."),
     RecipeOption("--max-length", "limits.max_length", int, "Prompt and completion, in the policy's tokens."),
 )
-SCORING = (RecipeOption("--engine", "scoring.engine", str, "auto, vllm or transformers."),)
+SCORING = (
+    RecipeOption("--engine", "scoring.engine", str, "auto, vllm or transformers."),
+    RecipeOption("--runtime", "scoring.runtime", str, "local (this machine) or ray (the cluster Ray is connected to)."),
+    RecipeOption("--workers", "scoring.workers", int, "Processes that score: a GPU, or a share of the cores, each."),
+    RecipeOption("--check", "scoring.check", int, "Compute so many completions again by transformers, and compare."),
+)
 METHOD = (
     RecipeOption("--method", "method.name", str, "mrpo, multi-dpo or dpo."),
     RecipeOption("--aggregate", "method.aggregate", str, "harmonic, geometric, arithmetic or single:NAME."),

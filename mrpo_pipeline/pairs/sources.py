@@ -107,7 +107,7 @@ def _expand_url(url: str) -> list[PairFile]:
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem behind a URL, and the path in it. Raises what that filesystem raises."""
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
     system, path = fsspec.core.url_to_fs(url)
     return system, path

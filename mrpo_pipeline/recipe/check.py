@@ -13,7 +13,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.recipe.settings import Method, Recipe
+from mrpo_pipeline.recipe.settings import Method, Recipe, Scoring
 
 
 def put(document: dict[str, Any], dotted: str, value: Any) -> None:
@@ -45,6 +45,11 @@ def parse_recipe(document: Mapping[str, Any], where: str = "the recipe") -> Reci
         raise UserError(
             f"In {where}, both pairs.eval and pairs.eval_fraction are given: expected one of them. Take one out."
         )
+    for name in recipe.references:
+        try:
+            recipe.scoring_of(name)
+        except pydantic.ValidationError as error:
+            raise UserError(_explain(error, f"references.{name}.scoring", Scoring)) from None
     for name in recipe.compare.methods:
         method_for(recipe, name)
     return recipe

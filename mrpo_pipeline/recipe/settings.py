@@ -66,6 +66,12 @@ class Model(Settings):
         return ModelSource(name=name, **self.model_dump(include=set(Model.model_fields)))
 
 
+class Reference(Model):
+    """A reference. ``scoring`` holds keys of the recipe's ``scoring`` that are other ones for this reference."""
+
+    scoring: dict[str, Any] = {}
+
+
 class Policy(Model):
     """The policy: its start, its adapters, and whether its start is checked against the cached anchor."""
 
@@ -90,11 +96,20 @@ class Limits(Settings):
 
 
 class Scoring(BaseModel):
-    """Stage one. Keys beyond these are options of the engine and reach it as they stand."""
+    """Stage one. Keys beyond these are options of the engine and reach it as they stand.
+
+    ``runtime: local`` scores in this process, or in ``workers`` processes of this machine where more than one is asked;
+    ``ray`` on the cluster that Ray is connected to (``workers``: null for as many as it has room for). ``check``
+    completions of each reference are computed again by transformers once it is scored.
+    """
 
     model_config = ConfigDict(extra="allow", validate_default=True)
 
     engine: Literal["auto", "vllm", "transformers"] = "auto"
+    runtime: Literal["local", "ray"] = "local"
+    workers: int | None = Field(None, ge=1)
+    unit: int = Field(4096, ge=1)
+    check: int = Field(0, ge=0)
     rows_per_shard: int = Field(4096, ge=1)
     seconds_per_shard: float = Field(60.0, gt=0)
 
@@ -146,7 +161,7 @@ class Compare(Settings):
 class Recipe(Settings):
     pairs: Pairs = Pairs()
     policy: Policy | None = None
-    references: dict[str, Model] = {}
+    references: dict[str, Reference] = {}
     cache: str = "cache"
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
     scoring: Scoring = Scoring()
@@ -164,6 +179,10 @@ class Recipe(Settings):
                 "the first being the anchor. Add one, or give --reference NAME=MODEL."
             )
         return [settings.source(name) for name, settings in self.references.items()]
+
+    def scoring_of(self, reference: str) -> Scoring:
+        """How this reference is scored: the recipe's ``scoring`` with the reference's own keys laid over it."""
+        return Scoring.model_validate({**self.scoring.model_dump(), **self.references[reference].scoring})
 
     def required_policy(self) -> Policy:
         if self.policy is None:
