@@ -50,6 +50,8 @@ def ids_of(task: Task) -> list[list[int]]:
 
 def run_ours(task: Task, folder: str) -> dict[str, float]:
     """The whole of stage one, as the command does it."""
+    import transformers.models.llama.modeling_llama  # noqa: F401 - imports are no part of the time
+
     from mrpo_pipeline.scoring import score_references
 
     began = time.monotonic()
@@ -120,7 +122,7 @@ def report(figures: dict[str, dict[str, dict[str, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--pairs", nargs="+", help="JSON lines with prompt, chosen, rejected as messages")
-    parser.add_argument("--completions", type=int, default=2000, help="distinct completions, as near as pairs allow")
+    parser.add_argument("--completions", type=int, default=2100, help="distinct completions to take pairs for")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--max-length", type=int, default=1024)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrpo_pipeline.cache.shards import SHARDS, DamagedError, list_parts, one_array, read_checked, read_rows
-from mrpo_pipeline.cache.storage import LocalStorage
+from mrpo_pipeline.cache.storage import Storage
 
 COVERAGE_SCHEMA: dict[str, pl.DataType] = {
     "completion_id": pl.String(),
@@ -27,7 +27,7 @@ COVERAGE_SCHEMA: dict[str, pl.DataType] = {
 }
 
 
-def shard_coverage(storage: LocalStorage, name: str) -> pl.DataFrame:
+def shard_coverage(storage: Storage, name: str) -> pl.DataFrame:
     """What one shard holds, from the three columns that tell it.
 
     The pages' own checksums are verified; the shard's is where numbers are used.
@@ -69,7 +69,7 @@ def shard_coverage(storage: LocalStorage, name: str) -> pl.DataFrame:
 class Coverage:
     """How far each completion of a cache was scored, kept up with the shards on disk."""
 
-    def __init__(self, storage: LocalStorage) -> None:
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._shards: dict[str, pl.DataFrame] = {}
 
@@ -114,7 +114,7 @@ def best_rows(rows: pl.DataFrame) -> pl.DataFrame:
     ).unique("completion_id", keep="first", maintain_order=True)
 
 
-def read_completions(storage: LocalStorage, best: pl.DataFrame) -> Iterator[pa.Table]:
+def read_completions(storage: Storage, best: pl.DataFrame) -> Iterator[pa.Table]:
     """Whole rows of the shard schema, from verified shards.
 
     Args:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA
-from mrpo_pipeline.cache.storage import LocalStorage, sha256_hex
+from mrpo_pipeline.cache.storage import Storage, sha256_hex
 from mrpo_pipeline.errors import RunError
 
 SHARDS = "shards"
@@ -26,7 +26,7 @@ SHARDS = "shards"
 class DamagedError(RunError):
     """A file of the cache is not what was written."""
 
-    def __init__(self, storage: LocalStorage, name: str, problem: str) -> None:
+    def __init__(self, storage: Storage, name: str, problem: str) -> None:
         self.name = name
         self.problem = problem
         super().__init__(
@@ -35,7 +35,7 @@ class DamagedError(RunError):
         )
 
 
-def read_checked(storage: LocalStorage, name: str) -> pa.Buffer:
+def read_checked(storage: Storage, name: str) -> pa.Buffer:
     """The file's bytes, which agree with the checksum at the end of its name.
 
     Raises:
@@ -78,7 +78,7 @@ class Rows:
         return len(self.complete)
 
 
-def read_rows(storage: LocalStorage, name: str, data: pa.Buffer) -> Iterator[Rows]:
+def read_rows(storage: Storage, name: str, data: pa.Buffer) -> Iterator[Rows]:
     """The rows of a shard, row group after row group, each checked.
 
     Args:

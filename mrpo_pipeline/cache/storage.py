@@ -1,202 +1,75 @@
-"""Files of a cache: written whole or not at all, named by their content.
+"""What the cache asks of the place that it is kept in: a few verbs over files that are there whole or not at all.
 
-Everything the cache keeps goes through this one class and its few verbs (list, read, put, create, delete), so that
-another store (one PUT a file) is another class with the same verbs.
+A folder (``LocalStorage``) and an object store (``ObjectStorage``) answer to them alike. Names are relative to the
+reference's own folder, with ``/`` between folder and file.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import secrets
-import socket
-import time
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 
-PARTIAL = ".partial"
+from mrpo_pipeline.errors import RunError
 
-# Writing a file takes seconds: a temporary file this old has been left behind, whoever made it.
-ABANDONED_SECONDS = 24 * 3600.0
+
+class StoreError(RunError):
+    """A store could not be reached, refused, or answered with an error: the message says which, and what to look at.
+
+    It is never raised for a file that is not there, and says nothing about whether a file is sound.
+    """
+
+
+class Storage(Protocol):
+    """The files of one reference's cache.
+
+    Every verb may raise ``OSError`` (a disk) or ``StoreError`` (a store), and ``FileNotFoundError`` where a file that is
+    read is not there.
+
+    Attributes:
+        at_once: how many requests at a time pay off: 1 for a disk, more where each one waits for a network.
+    """
+
+    at_once: int
+
+    def __str__(self) -> str:
+        """The reference's folder as the user writes it: a path or a URL."""
+
+    def make_root(self) -> None:
+        """Make the reference's folder, where folders are a thing of their own."""
+
+    def list(self, folder: str, suffix: str = ".parquet") -> list[str]:
+        """Names of the whole files in the folder, sorted; none where the folder is not there."""
+
+    def size(self, name: str) -> int:
+        """The file's size in bytes."""
+
+    def read(self, name: str) -> pa.Buffer:
+        """All of the file's bytes."""
+
+    def open(self, name: str) -> pa.NativeFile:
+        """The file for reading parts of it: only the parts that are read are fetched."""
+
+    def put(self, folder: str, data: pa.Buffer | bytes, *, prefix: str = "", suffix: str = ".parquet") -> str:
+        """Write a file named ``prefix`` + the SHA-256 of its bytes + ``suffix``, whole or not at all; its name.
+
+        To repeat it is harmless: the same bytes have the same name.
+        """
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write the file if there is none of that name; of several processes exactly one succeeds, and is told True."""
+
+    def delete(self, name: str) -> None:
+        """Remove the file; none there is as good."""
+
+    def clear_leftovers(self, folder: str = ".") -> int:
+        """Remove what writers that died have left behind; the number removed."""
+
+    def delete_all(self, *, last: str) -> None:
+        """Remove everything of the reference, and the file of this name after all others."""
 
 
 def sha256_hex(data: pa.Buffer | bytes) -> str:
     """SHA-256 of the bytes, 64 hex digits."""
     return hashlib.sha256(memoryview(data)).hexdigest()
-
-
-@cache
-def _machine_tag() -> str:
-    """Tells apart the places in which a process id means something: host, boot and process namespace."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):  # Linux has these two, other systems go by the host's name
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # a folder cannot be opened there, and renames are journalled
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class LocalStorage:
-    """The files of one reference's cache in a local folder.
-
-    Names are relative to that folder. A file is first written to a temporary name in the folder where it will stand,
-    flushed to the disk, then renamed, and the folder flushed: under its own name it is always whole.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __str__(self) -> str:
-        return str(self.root)
-
-    def make_root(self) -> None:
-        """Create the reference's folder, and those above it, and make their names last."""
-        fresh = []
-        folder = self.root
-        while not folder.exists():
-            fresh.append(folder)
-            folder = folder.parent
-        self.root.mkdir(parents=True, exist_ok=True)
-        for made in fresh:
-            _sync_folder(made.parent)
-
-    def list(self, folder: str, suffix: str = ".parquet") -> list[str]:
-        """Names of the whole files in the folder, sorted; none where the folder is not there."""
-        try:
-            names = os.listdir(self.root / folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(f"{folder}/{name}" for name in names if name.endswith(suffix) and not name.startswith("."))
-
-    def size(self, name: str) -> int:
-        """The file's size in bytes."""
-        return (self.root / name).stat().st_size
-
-    def exists(self, name: str) -> bool:
-        return (self.root / name).exists()
-
-    def read(self, name: str) -> pa.Buffer:
-        """All of the file's bytes."""
-        return pa.py_buffer((self.root / name).read_bytes())
-
-    def open(self, name: str) -> pa.NativeFile:
-        """The file for reading parts of it (never mapped: a file cut short under a mapping kills the process)."""
-        return pa.OSFile(str(self.root / name), "rb")
-
-    def put(self, folder: str, data: pa.Buffer | bytes, *, prefix: str = "", suffix: str = ".parquet") -> str:
-        """Write a file named ``prefix`` + the SHA-256 of its bytes + ``suffix``, whole or not at all.
-
-        Returns:
-            the file's name.
-
-        Raises:
-            OSError: where the disk refuses (full, read-only, gone); nothing is left behind then. The reference's own
-                folder is not made here: one that vanished is an error, not a new cache.
-        """
-        name = f"{folder}/{prefix}{sha256_hex(data)}{suffix}"
-        where = self.root / folder
-        if not where.is_dir():
-            where.mkdir(exist_ok=True)
-            _sync_folder(self.root)
-        temporary = self._write_temporary(where, data)
-        try:
-            os.replace(temporary, self.root / name)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(where)
-        return name
-
-    def create(self, name: str, data: bytes) -> bool:
-        """Write the file if there is none of that name; of several processes exactly one succeeds.
-
-        Returns:
-            whether this call made the file.
-        """
-        target = self.root / name
-        temporary = self._write_temporary(target.parent, data)
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-                raise
-            return self._create_without_links(target, data)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
-        return True
-
-    def delete(self, name: str) -> None:
-        """Remove the file; none there is as good."""
-        (self.root / name).unlink(missing_ok=True)
-
-    def clear_leftovers(self, folder: str = ".") -> int:
-        """Remove temporary files of processes that are dead, and those too old to belong to anyone.
-
-        Returns:
-            the number removed.
-        """
-        removed = 0
-        where = self.root / folder
-        if not where.is_dir():
-            return 0
-        for path in where.glob(f"*{PARTIAL}"):
-            try:
-                age = time.time() - path.stat().st_mtime
-            except FileNotFoundError:
-                continue
-            tag, _, rest = path.name.partition("-")
-            pid = rest.partition("-")[0]
-            dead = tag == _machine_tag() and pid.isdigit() and not _is_alive(int(pid))
-            if dead or age > ABANDONED_SECONDS:
-                path.unlink(missing_ok=True)
-                removed += 1
-        return removed
-
-    def _write_temporary(self, where: Path, data: pa.Buffer | bytes) -> Path:
-        path = where / f"{_machine_tag()}-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
-        try:
-            with open(path, "xb") as file:
-                file.write(memoryview(data))
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return path
-
-    def _create_without_links(self, target: Path, data: bytes) -> bool:
-        """For file systems without hard links: exclusive all the same, whole unless killed within one small write."""
-        try:
-            with open(target, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except FileExistsError:
-            return False
-        _sync_folder(target.parent)
-        return True

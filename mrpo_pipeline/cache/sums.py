@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from mrpo_pipeline.cache.schema import encode_plain
 from mrpo_pipeline.cache.shards import DamagedError, Rows, read_checked, read_rows
-from mrpo_pipeline.cache.storage import LocalStorage
+from mrpo_pipeline.cache.storage import Storage
 
 log = logging.getLogger("mrpo")
 
@@ -49,7 +49,7 @@ def wanted_key(distinct: pl.DataFrame) -> str:
     return digest.hexdigest()[:32]
 
 
-def load_sums(storage: LocalStorage, prefix: str) -> pl.DataFrame | None:
+def load_sums(storage: Storage, prefix: str) -> pl.DataFrame | None:
     """The derived file of that prefix, where one is there and is what was written."""
     for name in storage.list(SUMS):
         if not name.startswith(f"{SUMS}/{prefix}"):
@@ -67,7 +67,7 @@ def load_sums(storage: LocalStorage, prefix: str) -> pl.DataFrame | None:
     return None
 
 
-def store_sums(storage: LocalStorage, prefix: str, sums: pl.DataFrame) -> None:
+def store_sums(storage: Storage, prefix: str, sums: pl.DataFrame) -> None:
     """Keep the sums for the next run; a cache that cannot be written to (read-only, full) is no obstacle."""
     table = sums.to_arrow(compat_level=pl.CompatLevel.oldest())
     try:
@@ -76,7 +76,7 @@ def store_sums(storage: LocalStorage, prefix: str, sums: pl.DataFrame) -> None:
         log.info("The sums could not be kept in %s/%s (%s): the next run adds them up again.", storage, SUMS, error)
 
 
-def build_sums(storage: LocalStorage, serving: pl.DataFrame) -> pl.DataFrame:
+def build_sums(storage: Storage, serving: pl.DataFrame) -> pl.DataFrame:
     """Add up the log-probs that count, in float64, from verified shards.
 
     Args:

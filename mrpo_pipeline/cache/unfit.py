@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 
 from mrpo_pipeline.cache.schema import UNFIT_SCHEMA, Unfit, encode_plain
 from mrpo_pipeline.cache.shards import DamagedError, read_checked
-from mrpo_pipeline.cache.storage import LocalStorage
+from mrpo_pipeline.cache.storage import Storage
 from mrpo_pipeline.errors import RunError
 
 UNFIT = "unfit"
 
 
-def write_unfit(storage: LocalStorage, records: Sequence[Unfit]) -> None:
+def write_unfit(storage: Storage, records: Sequence[Unfit]) -> None:
     """Write the records as one file.
 
     Raises:
@@ -45,7 +45,7 @@ def write_unfit(storage: LocalStorage, records: Sequence[Unfit]) -> None:
         ) from error
 
 
-def read_unfit(storage: LocalStorage) -> pl.DataFrame:
+def read_unfit(storage: Storage) -> pl.DataFrame:
     """All records: ``completion_id``, ``cut`` (bytes, null for the whole), ``tokens``, ``context``.
 
     Raises:

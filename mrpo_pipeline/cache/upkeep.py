@@ -9,7 +9,7 @@ import numpy as np
 
 from mrpo_pipeline.cache.reader import Coverage, best_rows
 from mrpo_pipeline.cache.shards import SHARDS, DamagedError, read_checked, read_rows
-from mrpo_pipeline.cache.storage import LocalStorage
+from mrpo_pipeline.cache.storage import Storage
 from mrpo_pipeline.cache.sums import SUMS, load_sums, shards_key
 from mrpo_pipeline.cache.unfit import UNFIT
 
@@ -53,7 +53,7 @@ class Pruned:
     size: int
 
 
-def verify_shards(storage: LocalStorage) -> Iterator[ShardReport]:
+def verify_shards(storage: Storage) -> Iterator[ShardReport]:
     """Re-read every shard: its checksum, and what its rows must be. No shard stops the others from being looked at."""
     for name in storage.list(SHARDS):
         size = rows = tokens = 0
@@ -69,7 +69,7 @@ def verify_shards(storage: LocalStorage) -> Iterator[ShardReport]:
             yield ShardReport(name, size, rows, tokens)
 
 
-def cache_stats(storage: LocalStorage, coverage: Coverage, unfit: int) -> CacheStats:
+def cache_stats(storage: Storage, coverage: Coverage, unfit: int) -> CacheStats:
     """Count what is there, from verified shards.
 
     Raises:
@@ -100,7 +100,7 @@ def cache_stats(storage: LocalStorage, coverage: Coverage, unfit: int) -> CacheS
     )
 
 
-def prune_cache(storage: LocalStorage, coverage: Coverage) -> Pruned:
+def prune_cache(storage: Storage, coverage: Coverage) -> Pruned:
     """Remove what serves nothing: leftovers of dead processes, sums of other shards or damaged ones, and shards of which
     every row is served as well by another.
 

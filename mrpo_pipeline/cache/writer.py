@@ -9,7 +9,7 @@ from types import TracebackType
 
 from mrpo_pipeline.cache.schema import CompletionRow, check_row, encode_shard, rows_to_table
 from mrpo_pipeline.cache.shards import SHARDS
-from mrpo_pipeline.cache.storage import LocalStorage
+from mrpo_pipeline.cache.storage import Storage
 from mrpo_pipeline.errors import RunError, UserError
 
 log = logging.getLogger("mrpo")
@@ -24,7 +24,7 @@ class ShardWriter:
     """
 
     def __init__(
-        self, storage: LocalStorage, *, rows_per_shard: int, seconds: float, still_ours: Callable[[], None]
+        self, storage: Storage, *, rows_per_shard: int, seconds: float, still_ours: Callable[[], None]
     ) -> None:
         """
         Args:
