@@ -11,3 +11,7 @@ class UserError(Exception):
 
 class RunError(Exception):
     """The work failed while running (exit code 1). The message says what is kept and how to go on."""
+
+
+class ProcessDiedError(RunError):
+    """A process that the work needs ended by itself or was killed: in another one the work may go through."""

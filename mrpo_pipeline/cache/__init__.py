@@ -1,9 +1,14 @@
-"""Reference log-probs on disk: scored once, served for every run after. Knows no model and no tokenizer."""
+"""Reference log-probs kept in a folder or an object store: scored once, served for every run after.
 
+Knows no model and no tokenizer.
+"""
+
+from mrpo_pipeline.cache.locations import check_location, list_references
 from mrpo_pipeline.cache.manifest import Manifest
-from mrpo_pipeline.cache.reference_cache import ReferenceCache, check_reference_name, list_references
+from mrpo_pipeline.cache.reference_cache import ReferenceCache, check_reference_name
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA, CompletionRow, Unfit
 from mrpo_pipeline.cache.shards import DamagedError
+from mrpo_pipeline.cache.storage import StoreError
 from mrpo_pipeline.cache.upkeep import CacheStats, Pruned, ShardReport
 from mrpo_pipeline.cache.writer import ShardWriter
 
@@ -17,7 +22,9 @@ __all__ = [
     "ReferenceCache",
     "ShardReport",
     "ShardWriter",
+    "StoreError",
     "Unfit",
+    "check_location",
     "check_reference_name",
     "list_references",
 ]

@@ -7,7 +7,7 @@ one serves, else the longest: in bytes, then in tokens (several tokens may end a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
@@ -67,7 +67,7 @@ def shard_coverage(storage: Storage, name: str) -> pl.DataFrame:
 
 
 class Coverage:
-    """How far each completion of a cache was scored, kept up with the shards on disk."""
+    """How far each completion of a cache was scored, kept up with the shards that are there."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -82,13 +82,19 @@ class Coverage:
         Args:
             names: the shards; all that are there where not given.
         """
-        known = self._shards
-        self._shards = {}
-        for name in self._storage.list(SHARDS) if names is None else names:
-            with suppress(FileNotFoundError):
-                self._shards[name] = known[name] if name in known else shard_coverage(self._storage, name)
+        names = self._storage.list(SHARDS) if names is None else names
+        read = [name for name in names if name not in self._shards]
+        with ThreadPoolExecutor(self._storage.at_once) as pool:
+            every = self._shards | dict(zip(read, pool.map(self._read, read), strict=True))
+        self._shards = {name: frame for name in names if (frame := every[name]) is not None}
         parts = list(self._shards.values())
         return pl.concat(parts, rechunk=False) if parts else pl.DataFrame(schema=COVERAGE_SCHEMA)
+
+    def _read(self, name: str) -> pl.DataFrame | None:
+        try:
+            return shard_coverage(self._storage, name)
+        except FileNotFoundError:
+            return None
 
     def serving(self, wanted: pl.DataFrame, names: Sequence[str] | None = None) -> pl.DataFrame:
         """``wanted`` with the columns ``complete``, ``last``, ``row``, ``shard`` of the row that serves it, null where none.

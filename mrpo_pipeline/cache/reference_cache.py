@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,18 +12,18 @@ from typing import Any, Literal, cast
 import polars as pl
 import pyarrow as pa
 
+from mrpo_pipeline.cache.checks import read_checks, write_check
+from mrpo_pipeline.cache.locations import MANIFEST, open_storage
 from mrpo_pipeline.cache.manifest import Manifest, fixed_fields
 from mrpo_pipeline.cache.reader import Coverage, read_completions
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA, Unfit
 from mrpo_pipeline.cache.shards import SHARDS
-from mrpo_pipeline.cache.storage import LocalStorage
+from mrpo_pipeline.cache.storage import Storage, StoreError
 from mrpo_pipeline.cache.sums import build_sums, load_sums, shards_key, store_sums, wanted_key
 from mrpo_pipeline.cache.unfit import match_unfit, read_unfit, write_unfit
 from mrpo_pipeline.cache.upkeep import CacheStats, Pruned, ShardReport, cache_stats, prune_cache, verify_shards
 from mrpo_pipeline.cache.writer import ShardWriter
 from mrpo_pipeline.errors import RunError, UserError
-
-MANIFEST = "manifest.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -43,25 +42,15 @@ def check_reference_name(name: str) -> str:
     return name
 
 
-def list_references(root: str | Path) -> list[str]:
-    """Names of the references that the cache folder holds, sorted; none where there is no such folder."""
-    try:
-        return sorted(path.parent.name for path in Path(root).expanduser().glob(f"*/{MANIFEST}"))
-    except OSError as error:
-        raise UserError(
-            f"The cache folder {root} cannot be read ({error.strerror}): give read access to it."
-        ) from error
-
-
 class ReferenceCache:
-    """Scored completions of one reference, at ``CACHE/NAME``.
+    """Scored completions of one reference, at ``CACHE/NAME``: in a folder, or in an object store.
 
     Any number of processes may read it and write to it at once. Frames called *wanted* have the columns ``completion_id``
     (string) and ``cut`` (int64, bytes of the completion that count; null for the whole completion and its end-of-turn
     token).
     """
 
-    def __init__(self, storage: LocalStorage, name: str) -> None:
+    def __init__(self, storage: Storage, name: str) -> None:
         self.name = name
         self._storage = storage
         self._coverage = Coverage(storage)
@@ -70,25 +59,21 @@ class ReferenceCache:
     def open(cls, root: str | Path, name: str) -> ReferenceCache:
         """The cache of the reference; nothing is made or read yet.
 
+        Args:
+            root: a folder, or a URL such as ``s3://bucket/folder``.
+            name: the reference's name.
+
         Raises:
-            UserError: for a name that could leave the cache folder, or a cache that is no local folder.
+            UserError: for a name that could leave the cache folder, a file in the folder's place, or a URL that no cache
+                can be kept at.
         """
         check_reference_name(name)
-        if "://" in str(root):
-            raise UserError(
-                f"cache: {root} is a URL: expected a local folder, the only place this version keeps a cache in. Give "
-                "`cache:` a folder."
-            )
-        folder = Path(root).expanduser()
-        for path in (folder, folder / name):
-            if path.exists() and not path.is_dir():
-                raise UserError(f"cache: {path} is a file: expected a folder. Name another one under `cache:`.")
-        return cls(LocalStorage(folder / name), name)
+        return cls(open_storage(root, name), name)
 
     @property
-    def path(self) -> Path:
-        """The reference's folder."""
-        return self._storage.root
+    def location(self) -> str:
+        """The reference's folder as the user writes it: a path or a URL."""
+        return str(self._storage)
 
     # The numbers' identity.
 
@@ -98,6 +83,12 @@ class ReferenceCache:
         Raises:
             UserError: where it cannot be read, or shards lie there without one.
         """
+        try:
+            return self._manifest()
+        except StoreError as error:
+            raise UserError(str(error)) from error
+
+    def _manifest(self) -> Manifest | None:
         try:
             data = self._storage.read(MANIFEST).to_pybytes()
         except FileNotFoundError:
@@ -160,6 +151,8 @@ class ReferenceCache:
                 self._storage.make_root()
                 self._storage.clear_leftovers()
                 self._storage.create(MANIFEST, made.to_bytes())
+            except StoreError as error:
+                raise UserError(f"The cache of reference {self.name} cannot be begun. {error}") from error
             except OSError as error:
                 raise UserError(
                     f"The cache of reference {self.name} cannot be begun at {self._storage} ({error.strerror or error}): "
@@ -241,7 +234,7 @@ class ReferenceCache:
         opened = self._begun().fingerprint_hash
 
         def still_ours() -> None:
-            manifest = self.manifest()
+            manifest = self._manifest()
             if manifest is None or manifest.fingerprint_hash != opened:
                 raise RunError(
                     f"The cache of reference {self.name} at {self._storage} was removed or begun anew while this run was "
@@ -261,6 +254,14 @@ class ReferenceCache:
         """Each shard against its checksum and against what its rows must be, one report a shard."""
         return verify_shards(self._storage)
 
+    def record_check(self, result: Mapping[str, Any]) -> None:
+        """Keep the result of computing numbers again beside the manifest (see ``checks.write_check``)."""
+        write_check(self._storage, result)
+
+    def checks(self) -> list[dict[str, Any]]:
+        """The results kept so, the newest first."""
+        return read_checks(self._storage)
+
     def stats(self) -> CacheStats:
         """Rows, completions, tokens, bytes, nats per token."""
         return cache_stats(self._storage, self._coverage, read_unfit(self._storage)["completion_id"].n_unique())
@@ -273,14 +274,7 @@ class ReferenceCache:
         """Delete the reference's folder with all its numbers, the manifest last: while any shard is left, what they were
         computed from is too."""
         try:
-            for path in self.path.iterdir() if self.path.is_dir() else ():
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                elif path.name != MANIFEST:
-                    path.unlink()
-            self._storage.delete(MANIFEST)
-            if self.path.is_dir():
-                self.path.rmdir()
+            self._storage.delete_all(last=MANIFEST)
         except OSError as error:
             raise RunError(
                 f"The cache of reference {self.name} at {self._storage} could not be removed whole ({error}). What is left "
@@ -308,7 +302,7 @@ class ReferenceCache:
         )
 
     def _removal(self) -> str:
-        root = shlex.quote(str(self.path.parent))
+        root = shlex.quote(self.location.removesuffix(self.name).rstrip("/\\"))
         return (
             f"delete these numbers (`mrpo cache prune --cache {root} --reference {self.name} --all`) and score again "
             "(`mrpo score-refs`)"

@@ -20,11 +20,14 @@ import pyarrow.parquet as pq
 
 from mrpo_pipeline.cache.schema import encode_plain
 from mrpo_pipeline.cache.shards import DamagedError, Rows, read_checked, read_rows
-from mrpo_pipeline.cache.storage import Storage
+from mrpo_pipeline.cache.storage import Storage, StoreError
 
 log = logging.getLogger("mrpo")
 
 SUMS = "sums"
+
+# References of which it was said that sums cannot be kept beside them.
+_not_kept: set[str] = set()
 
 # Part of every key: a change in how sums are made must not meet files made the old way.
 _METHOD = "mrpo sums 1"
@@ -68,12 +71,15 @@ def load_sums(storage: Storage, prefix: str) -> pl.DataFrame | None:
 
 
 def store_sums(storage: Storage, prefix: str, sums: pl.DataFrame) -> None:
-    """Keep the sums for the next run; a cache that cannot be written to (read-only, full) is no obstacle."""
+    """Keep the sums for the next run; a cache that cannot be written to (read-only, full) is no obstacle, and said once."""
     table = sums.to_arrow(compat_level=pl.CompatLevel.oldest())
     try:
         storage.put(SUMS, encode_plain(table), prefix=prefix)
-    except OSError as error:
-        log.info("The sums could not be kept in %s/%s (%s): the next run adds them up again.", storage, SUMS, error)
+    except (OSError, StoreError) as error:
+        if str(storage) not in _not_kept:
+            _not_kept.add(str(storage))
+            reason = str(error).split(": expected")[0]
+            log.info("The sums could not be kept in %s/%s: each run adds them up again (%s).", storage, SUMS, reason)
 
 
 def build_sums(storage: Storage, serving: pl.DataFrame) -> pl.DataFrame:
@@ -110,7 +116,7 @@ def build_sums(storage: Storage, serving: pl.DataFrame) -> pl.DataFrame:
             at = chosen["at"].to_numpy()
             logps[at], tokens[at] = _row_sums(group, places, chosen["cut"])
 
-    workers = min(4, os.cpu_count() or 1)
+    workers = max(min(4, os.cpu_count() or 1), storage.at_once)
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(add_up, parts))
     served = pl.col("shard").is_not_null()

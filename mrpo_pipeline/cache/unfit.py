@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from mrpo_pipeline.cache.schema import UNFIT_SCHEMA, Unfit, encode_plain
 from mrpo_pipeline.cache.shards import DamagedError, read_checked
-from mrpo_pipeline.cache.storage import Storage
+from mrpo_pipeline.cache.storage import Storage, StoreError
 from mrpo_pipeline.errors import RunError
 
 UNFIT = "unfit"
@@ -37,6 +37,11 @@ def write_unfit(storage: Storage, records: Sequence[Unfit]) -> None:
     )
     try:
         storage.put(UNFIT, encode_plain(table))
+    except StoreError as error:
+        raise RunError(
+            f"The completions that do not fit the reference's context could not be recorded. {error} What was scored stays: "
+            "`mrpo score-refs` goes on from it."
+        ) from error
     except OSError as error:
         raise RunError(
             f"The completions that do not fit the reference's context could not be recorded in {storage}/{UNFIT} "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from mrpo_pipeline.cache.reader import Coverage, best_rows
 from mrpo_pipeline.cache.shards import SHARDS, DamagedError, read_checked, read_rows
@@ -55,7 +57,8 @@ class Pruned:
 
 def verify_shards(storage: Storage) -> Iterator[ShardReport]:
     """Re-read every shard: its checksum, and what its rows must be. No shard stops the others from being looked at."""
-    for name in storage.list(SHARDS):
+
+    def verify(name: str) -> ShardReport:
         size = rows = tokens = 0
         try:
             data = read_checked(storage, name)
@@ -64,9 +67,11 @@ def verify_shards(storage: Storage) -> Iterator[ShardReport]:
                 rows += len(group)
                 tokens += len(group.token_ids)
         except DamagedError as error:
-            yield ShardReport(name, size, rows, tokens, error.problem)
-        else:
-            yield ShardReport(name, size, rows, tokens)
+            return ShardReport(name, size, rows, tokens, error.problem)
+        return ShardReport(name, size, rows, tokens)
+
+    with ThreadPoolExecutor(storage.at_once) as pool:
+        yield from pool.map(verify, storage.list(SHARDS))
 
 
 def cache_stats(storage: Storage, coverage: Coverage, unfit: int) -> CacheStats:
@@ -78,16 +83,23 @@ def cache_stats(storage: Storage, coverage: Coverage, unfit: int) -> CacheStats:
     every = coverage.rows()
     best = best_rows(every)
     names = storage.list(SHARDS)
-    tokens = 0
-    total = 0.0
-    for (name,), part in best.group_by("shard"):
-        served = part["row"].sort().to_numpy()
-        for group in read_rows(storage, str(name), read_checked(storage, str(name))):
+
+    def count(job: tuple[str, npt.NDArray[np.int64]]) -> tuple[int, float]:
+        """Tokens and nats of one shard's rows that serve."""
+        name, served = job
+        tokens, nats = 0, 0.0
+        for group in read_rows(storage, name, read_checked(storage, name)):
             low, high = np.searchsorted(served, [group.first, group.first + len(group)])
             places = served[low:high] - group.first
             sums = np.add.reduceat(group.logprobs.astype(np.float64), group.offsets[:-1])
-            total -= float(sums[places].sum())
+            nats -= float(sums[places].sum())
             tokens += int(np.diff(group.offsets)[places].sum())
+        return tokens, nats
+
+    jobs = [(str(name), part["row"].sort().to_numpy()) for (name,), part in best.group_by("shard")]
+    with ThreadPoolExecutor(storage.at_once) as pool:
+        counted = list(pool.map(count, jobs))
+    tokens, total = sum(one for one, _ in counted), sum(one for _, one in counted)
     return CacheStats(
         shards=len(names),
         size=sum(storage.size(name) for name in names),

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from mrpo_pipeline.cache.schema import CompletionRow, check_row, encode_shard, rows_to_table
 from mrpo_pipeline.cache.shards import SHARDS
-from mrpo_pipeline.cache.storage import Storage
+from mrpo_pipeline.cache.storage import Storage, StoreError
 from mrpo_pipeline.errors import RunError, UserError
 
 log = logging.getLogger("mrpo")
@@ -59,8 +59,9 @@ class ShardWriter:
             if error is None:
                 raise
             # The first error is what the reader has to know; this one is usually its consequence.
-            error.add_note(str(failure))
-            log.error("%s", failure)
+            if str(failure) != str(error):
+                error.add_note(str(failure))
+                log.error("%s", failure)
 
     def add(self, row: CompletionRow) -> None:
         """Take one scored completion.
@@ -88,6 +89,11 @@ class ShardWriter:
         try:
             self._still_ours()
             name = self._storage.put(SHARDS, encode_shard(rows_to_table(self._rows)))
+        except StoreError as error:
+            raise RunError(
+                f"A shard of {len(self._rows):,} completions could not be written. {error} The shards written before it are "
+                "whole and stay: `mrpo score-refs` goes on from them."
+            ) from error
         except OSError as error:
             raise RunError(
                 f"A shard of {len(self._rows)} completions could not be written to {self._storage}/{SHARDS} "

@@ -26,7 +26,7 @@ def row(number: int, logprobs: Iterable[float], ends: Iterable[int], complete: b
     )
 
 
-def cache_at(root: Path, name: str = "base") -> ReferenceCache:
+def cache_at(root: str | Path, name: str = "base") -> ReferenceCache:
     cache = ReferenceCache.open(root, name)
     cache.create_or_check(FINGERPRINT, {"engine": "made up"})
     return cache

@@ -3,66 +3,69 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from places import FolderPlace, Place
 from scored_rows import cache_at, cid, row, wanted, write
 
-from mrpo_pipeline.cache import SHARD_SCHEMA, ReferenceCache
-from mrpo_pipeline.cache.storage import LocalStorage
+from mrpo_pipeline.cache import SHARD_SCHEMA, ReferenceCache, StoreError
+from mrpo_pipeline.cache.local_storage import LocalStorage
+from mrpo_pipeline.cache.locations import open_storage
+from mrpo_pipeline.cache.object_storage import ObjectStorage
 from mrpo_pipeline.errors import RunError, UserError
 
 ASKED = wanted([(number, None) for number in range(30)])
 
 
-def filled(root: Path) -> tuple[ReferenceCache, list[Path]]:
-    cache = cache_at(root)
+def filled(place: Place) -> tuple[ReferenceCache, list[str]]:
+    """Thirty completions in two shards; the shards' names in the place."""
+    cache = cache_at(place.root)
     rows = [row(number, -np.arange(1.0, 9.0) / 7, np.arange(8), complete=True) for number in range(30)]
-    return cache, [root / "base" / name for name in write(cache, rows, rows_per_shard=15)]
+    return cache, [f"base/{name}" for name in write(cache, rows, rows_per_shard=15)]
 
 
-def flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1 << (at % 8)
-    path.write_bytes(data)
+def flipped(data: bytes, at: int) -> bytes:
+    changed = bytearray(data)
+    changed[at] ^= 1 << (at % 8)
+    return bytes(changed)
 
 
-def test_a_flipped_bit_anywhere_is_found_before_a_number_is_used(tmp_path: Path) -> None:
-    _, (path, _) = filled(tmp_path)
-    sound = path.read_bytes()
-    places = random.Random(0).sample(range(len(sound)), 60)
+def test_a_flipped_bit_anywhere_is_found_before_a_number_is_used(place: Place) -> None:
+    _, (name, _) = filled(place)
+    sound = place.files()[name]
+    places = random.Random(0).sample(range(len(sound)), 60 if isinstance(place, FolderPlace) else 6)
     for at in [0, len(sound) - 1, *places]:
-        flip(path, at)
-        fresh = ReferenceCache.open(tmp_path, "base")
-        with pytest.raises(RunError, match=path.name):
+        place.write(name, flipped(sound, at))
+        fresh = ReferenceCache.open(place.root, "base")
+        with pytest.raises(RunError, match=name):
             fresh.sums(ASKED)
         (bad,) = [report for report in fresh.verify() if report.problem]
-        assert bad.name == f"shards/{path.name}"
-        path.write_bytes(sound)
-    assert all(report.problem is None for report in ReferenceCache.open(tmp_path, "base").verify())
+        assert f"base/{bad.name}" == name
+        place.write(name, sound)
+    assert all(report.problem is None for report in ReferenceCache.open(place.root, "base").verify())
 
 
 @pytest.mark.parametrize("size", [0, 3, 500])
-def test_a_shard_cut_short_is_named(tmp_path: Path, size: int) -> None:
-    _, (path, _) = filled(tmp_path)
-    path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(RunError, match=path.name):
-        ReferenceCache.open(tmp_path, "base").missing(ASKED)
+def test_a_shard_cut_short_is_named(place: Place, size: int) -> None:
+    _, (name, _) = filled(place)
+    place.write(name, place.files()[name][:size])
+    with pytest.raises(RunError, match=name):
+        ReferenceCache.open(place.root, "base").missing(ASKED)
 
 
-def test_without_the_damaged_shard_only_its_completions_are_missing(tmp_path: Path) -> None:
-    cache, (path, _) = filled(tmp_path)
+def test_without_the_damaged_shard_only_its_completions_are_missing(place: Place) -> None:
+    cache, (name, _) = filled(place)
     cache.sums(ASKED)
-    path.unlink()
+    place.delete(name)
     assert set(cache.missing(ASKED)["completion_id"]) == {cid(number) for number in range(15)}
     with pytest.raises(UserError, match="lacks 15 of 30"):
         cache.sums(ASKED)
 
 
-def put_table(root: Path, **columns: object) -> str:
+def put_table(root: str, **columns: object) -> str:
     """A shard of one row with a right checksum, its columns as given."""
     values = {
         "completion_id": [cid(0)],
@@ -76,7 +79,7 @@ def put_table(root: Path, **columns: object) -> str:
     table = pa.table(values, schema=SHARD_SCHEMA)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    return LocalStorage(root / "base").put("shards", sink.getvalue())
+    return open_storage(root, "base").put("shards", sink.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -95,9 +98,9 @@ def put_table(root: Path, **columns: object) -> str:
         ({"completion_id": [None]}, "nulls"),
     ],
 )
-def test_rows_that_cannot_be_are_refused_whoever_wrote_them(tmp_path: Path, columns: dict, problem: str) -> None:
-    cache = cache_at(tmp_path)
-    name = put_table(tmp_path, **columns)
+def test_rows_that_cannot_be_are_refused_whoever_wrote_them(place: Place, columns: dict, problem: str) -> None:
+    cache = cache_at(place.root)
+    name = put_table(place.root, **columns)
     (report,) = cache.verify()
     assert report.name == name
     assert problem in str(report.problem)
@@ -105,9 +108,9 @@ def test_rows_that_cannot_be_are_refused_whoever_wrote_them(tmp_path: Path, colu
         cache.sums(wanted([(0, None)]))
 
 
-def test_a_shard_without_a_column_or_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
-    storage = LocalStorage(tmp_path / "base")
+def test_a_shard_without_a_column_or_that_is_no_parquet_is_refused(place: Place) -> None:
+    cache = cache_at(place.root)
+    storage = open_storage(place.root, "base")
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"completion_id": [cid(0)]}), sink)
     storage.put("shards", sink.getvalue())
@@ -117,8 +120,8 @@ def test_a_shard_without_a_column_or_that_is_no_parquet_is_refused(tmp_path: Pat
         cache.missing(ASKED)
 
 
-def test_wider_types_of_another_writer_are_read(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_wider_types_of_another_writer_are_read(place: Place) -> None:
+    cache = cache_at(place.root)
     wide = pa.table(
         {
             "complete": [True],
@@ -131,57 +134,69 @@ def test_wider_types_of_another_writer_are_read(tmp_path: Path) -> None:
     )
     sink = pa.BufferOutputStream()
     pq.write_table(wide, sink)
-    LocalStorage(tmp_path / "base").put("shards", sink.getvalue())
+    open_storage(place.root, "base").put("shards", sink.getvalue())
     assert cache.sums(wanted([(0, None)]))["logps"].to_list() == [-3.0]
 
 
-def test_derived_sums_are_read_back_and_a_changed_file_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache, _ = filled(tmp_path)
+def test_derived_sums_are_read_back_and_a_changed_file_is_not(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    cache, shards = filled(place)
     built = cache.sums(ASKED)
-    (path,) = (tmp_path / "base" / "sums").iterdir()
-    changed = path.stat().st_mtime_ns
-    assert (
-        cache.sums(ASKED.sample(fraction=1.0, shuffle=True, seed=1))
-        .sort("completion_id")
-        .equals(built.sort("completion_id"))
-    )
-    assert path.stat().st_mtime_ns == changed
+    ((name, kept),) = place.files("base/sums").items()
+    sound = {shard: place.files()[shard] for shard in shards}
+    for shard in shards:
+        place.write(shard, b"not looked at while the derived file is sound")
+    shuffled = cache.sums(ASKED.sample(fraction=1.0, shuffle=True, seed=1))
+    assert shuffled.sort("completion_id").equals(built.sort("completion_id"))
+    for shard, data in sound.items():
+        place.write(shard, data)
 
-    flip(path, 200)
+    place.write(name, flipped(kept, 200))
     assert cache.sums(ASKED).equals(built)
     assert "built again" in caplog.text
+    assert place.files("base/sums") == {name: kept}
     assert cache.sums(ASKED).equals(built)
 
 
-def test_a_derived_file_with_other_numbers_under_a_right_checksum_of_other_shards_is_not_used(tmp_path: Path) -> None:
-    cache, _ = filled(tmp_path)
+def test_a_derived_file_with_other_numbers_under_a_right_checksum_of_other_shards_is_not_used(place: Place) -> None:
+    cache, _ = filled(place)
     cache.sums(ASKED)
     # One more shard, with a longer row for a completion that so far had none: the old sums no longer tell the whole.
     write(cache, [row(99, [-5.0], [1], True)])
     assert cache.sums(wanted([(0, None), (99, None)]))["logps"][1] == -5.0
     assert cache.sums(ASKED).height == 30
-    assert len(list((tmp_path / "base" / "sums").iterdir())) == 3
+    assert len(place.files("base/sums")) == 3
 
 
-def test_sums_follow_a_longer_row_that_came_later(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_sums_follow_a_longer_row_that_came_later(place: Place) -> None:
+    cache = cache_at(place.root)
     write(cache, [row(1, [-1.0, -2.0], [2, 4], complete=False)])
     assert cache.sums(wanted([(1, 4)]))["logps"].to_list() == [-3.0]
     write(cache, [row(1, [-1.0, -2.5, -1.0], [2, 4, 4], complete=True)])
     assert cache.sums(wanted([(1, 4)]))["logps"].to_list() == [-3.5]
 
 
-def test_a_cut_asked_for_is_part_of_the_derived_file_s_key(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_a_cut_asked_for_is_part_of_the_derived_file_s_key(place: Place) -> None:
+    cache = cache_at(place.root)
     write(cache, [row(1, [-1.0, -2.0, -4.0], [2, 4, 4], complete=True)])
     assert [cache.sums(wanted([(1, cut)]))["logps"][0] for cut in (None, 4, 2, None)] == [-7.0, -3.0, -1.0, -7.0]
 
 
-def test_a_read_only_cache_still_gives_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, _ = filled(tmp_path)
+@pytest.mark.parametrize(
+    "refusal", [PermissionError(13, "Permission denied"), StoreError("access was denied: expected …")]
+)
+def test_a_cache_that_cannot_be_written_to_still_gives_sums_and_says_so_once(
+    place: Place, refusal: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, _ = filled(place)
 
     def refuse(*args: object, **kwargs: object) -> str:
-        raise PermissionError(13, "Permission denied")
+        raise refusal
 
-    monkeypatch.setattr(LocalStorage, "put", refuse)
-    assert cache.sums(ASKED)["logps"].null_count() == 0
+    for kind in (LocalStorage, ObjectStorage):
+        monkeypatch.setattr(kind, "put", refuse)
+    caplog.set_level("INFO", "mrpo")
+    for _ in range(2):
+        assert cache.sums(ASKED)["logps"].null_count() == 0
+    (told,) = [record.getMessage() for record in caplog.records if "could not be kept" in record.getMessage()]
+    assert "denied" in told
+    assert "expected" not in told

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from places import Place
 from scored_rows import FINGERPRINT, cache_at, row, wanted, write
 
 from mrpo_pipeline.cache import ReferenceCache, list_references
@@ -26,13 +27,13 @@ CONTRACT = pa.schema(
 )
 
 
-def test_shards_have_the_contract_s_columns_and_encodings(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path / "new" / "cache", "hermes")
+def test_shards_have_the_contract_s_columns_and_encodings(place: Place) -> None:
+    cache = cache_at(f"{place.root}/new/cache", "hermes")
     write(cache, [row(number, [-1.0, -0.5], [1, 1], complete=True) for number in range(5)])
-    (path,) = (tmp_path / "new" / "cache" / "hermes" / "shards").glob("*.parquet")
-    assert pq.read_schema(path).equals(CONTRACT)
-    assert path.stem == hashlib.sha256(path.read_bytes()).hexdigest()
-    group = pq.ParquetFile(path).metadata.row_group(0)
+    ((name, data),) = place.files("new/cache/hermes/shards/").items()
+    assert pq.read_schema(pa.BufferReader(data)).equals(CONTRACT)
+    assert name == f"new/cache/hermes/shards/{hashlib.sha256(data).hexdigest()}.parquet"
+    group = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0)
     found = {group.column(at).path_in_schema: group.column(at) for at in range(group.num_columns)}
     assert {column.compression for column in found.values()} == {"ZSTD"}
     assert "BYTE_STREAM_SPLIT" in found["logprobs.list.element"].encodings
@@ -46,9 +47,11 @@ def test_row_groups_hold_about_ten_thousand_rows(tmp_path: Path) -> None:
     assert [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)] == [10_000, 1]
 
 
-def test_manifest_holds_the_fingerprint_and_what_was_recorded_beside_it(tmp_path: Path) -> None:
-    cache_at(tmp_path)
-    document = json.loads((tmp_path / "base" / "manifest.json").read_text())
+def test_manifest_holds_the_fingerprint_and_what_was_recorded_beside_it(place: Place) -> None:
+    cache_at(place.root)
+    ((name, data),) = place.files().items()
+    assert name == "base/manifest.json"
+    document = json.loads(data)
     canonical = json.dumps(FINGERPRINT, sort_keys=True, separators=(",", ":"))
     assert document["format"] == 1
     assert document["reference"] == "base"
@@ -56,15 +59,14 @@ def test_manifest_holds_the_fingerprint_and_what_was_recorded_beside_it(tmp_path
     assert document["fingerprint_hash"] == hashlib.sha256(canonical.encode()).hexdigest()
     assert document["recorded"]["engine"] == "made up"
     assert document["recorded"]["created"]
-    assert [path.name for path in (tmp_path / "base").iterdir()] == ["manifest.json"]
 
 
-def test_references_are_listed_by_name(tmp_path: Path) -> None:
-    assert list_references(tmp_path / "none") == []
-    for name in ("b", "a"):
-        cache_at(tmp_path, name)
-    (tmp_path / "not-a-reference").mkdir()
-    assert list_references(tmp_path) == ["a", "b"]
+def test_references_are_listed_by_name(place: Place) -> None:
+    assert list_references(f"{place.root}/none") == []
+    for name in ("b", "a", "not-a-reference"):
+        write(cache_at(place.root, name), [row(1, [-1.0], [1], True)])
+    place.delete("not-a-reference/manifest.json")
+    assert list_references(place.root) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -78,22 +80,24 @@ def test_names_that_could_leave_the_cache_folder_are_refused(tmp_path: Path, nam
 
 @pytest.mark.parametrize("name", ["a", "A.b_c-9", "0" * 64, "a.."])
 def test_plain_names_are_accepted(tmp_path: Path, name: str) -> None:
-    assert ReferenceCache.open(tmp_path, name).path == tmp_path / name
+    assert ReferenceCache.open(tmp_path, name).location == str(tmp_path / name)
 
 
-def test_opening_and_asking_makes_no_files(tmp_path: Path) -> None:
-    cache = ReferenceCache.open(tmp_path / "cache", "base")
+def test_opening_and_asking_makes_no_files(place: Place) -> None:
+    cache = ReferenceCache.open(place.root, "base")
     cache.check(FINGERPRINT)
     assert cache.missing(wanted([(1, None)])).height == 1
-    assert list(tmp_path.iterdir()) == []
+    assert place.files() == {}
 
 
-def test_a_file_or_url_in_place_of_the_cache_folder_is_refused(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_cache_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         ReferenceCache.open(tmp_path / "file", "base")
-    with pytest.raises(UserError, match="URL"):
-        ReferenceCache.open("s3://bucket/cache", "base")
+
+
+def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
+    assert ReferenceCache.open(f"file://{tmp_path}/a%20b", "base").location == str(tmp_path / "a b" / "base")
 
 
 def test_writing_without_a_manifest_is_a_fault_of_the_caller(tmp_path: Path) -> None:
@@ -101,20 +105,20 @@ def test_writing_without_a_manifest_is_a_fault_of_the_caller(tmp_path: Path) -> 
         ReferenceCache.open(tmp_path, "base").writer()
 
 
-def test_shards_without_a_manifest_are_not_used(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_shards_without_a_manifest_are_not_used(place: Place) -> None:
+    cache = cache_at(place.root)
     write(cache, [row(1, [-1.0], [1], True)])
-    (tmp_path / "base" / "manifest.json").unlink()
+    place.delete("base/manifest.json")
     with pytest.raises(UserError, match=r"no manifest\.json"):
         cache.check(FINGERPRINT)
     with pytest.raises(UserError, match=r"no manifest\.json"):
         cache.create_or_check(FINGERPRINT)
 
 
-def test_a_cache_begun_anew_under_a_writer_is_not_mixed_with_the_old_one(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_a_cache_begun_anew_under_a_writer_is_not_mixed_with_the_old_one(place: Place) -> None:
+    cache = cache_at(place.root)
     with pytest.raises(RunError, match="begun anew"), cache.writer() as writer:  # noqa: PT012
         writer.add(row(1, [-1.0], [1], True))
         cache.remove()
-        ReferenceCache.open(tmp_path, "base").create_or_check({**FINGERPRINT, "template": "t2"})
-    assert not list((tmp_path / "base").rglob("*.parquet"))
+        ReferenceCache.open(place.root, "base").create_or_check({**FINGERPRINT, "template": "t2"})
+    assert list(place.files()) == ["base/manifest.json"]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from places import Place
 from scored_rows import cache_at, cid, row, wanted, write
 
 from mrpo_pipeline.cache import ReferenceCache, Unfit
 from mrpo_pipeline.errors import RunError, UserError
 
 
-def test_what_does_not_fit_up_to_a_cut_does_not_fit_up_to_a_later_one(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_what_does_not_fit_up_to_a_cut_does_not_fit_up_to_a_later_one(place: Place) -> None:
+    cache = cache_at(place.root)
     cache.mark_unfit([Unfit(cid(1), 50, 130, 128), Unfit(cid(2), None, 300, 128)])
     cache.mark_unfit([Unfit(cid(1), 80, 160, 128)])
     asked = wanted([(1, 49), (1, 50), (1, 99), (1, None), (2, 10**9), (2, None), (3, None)])
-    fresh = ReferenceCache.open(tmp_path, "base")
+    fresh = ReferenceCache.open(place.root, "base")
     assert fresh.unfit(asked).select("completion_id", "cut").rows() == [
         (cid(1), 50), (cid(1), 99), (cid(1), None), (cid(2), None),
     ]  # fmt: skip
@@ -24,8 +23,8 @@ def test_what_does_not_fit_up_to_a_cut_does_not_fit_up_to_a_later_one(tmp_path: 
     assert fresh.missing(asked).rows() == [(cid(1), 49), (cid(2), 10**9), (cid(3), None)]
 
 
-def test_a_longer_context_tries_again(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_a_longer_context_tries_again(place: Place) -> None:
+    cache = cache_at(place.root)
     cache.mark_unfit([Unfit(cid(1), None, 130, 128)])
     asked = wanted([(1, None)])
     assert cache.missing(asked, context=128).is_empty()
@@ -33,27 +32,27 @@ def test_a_longer_context_tries_again(tmp_path: Path) -> None:
     assert cache.unfit(asked, context=256).is_empty()
 
 
-def test_a_scored_row_counts_for_more_than_the_record(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_a_scored_row_counts_for_more_than_the_record(place: Place) -> None:
+    cache = cache_at(place.root)
     cache.mark_unfit([Unfit(cid(1), None, 130, 128)])
     write(cache, [row(1, [-1.0, -1.0], [3, 3], complete=True)])
     assert cache.unfit(wanted([(1, None)])).is_empty()
     assert cache.sums(wanted([(1, None)]))["logps"].to_list() == [-2.0]
 
 
-def test_sums_tell_the_unfit_apart_from_the_unscored(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_sums_tell_the_unfit_apart_from_the_unscored(place: Place) -> None:
+    cache = cache_at(place.root)
     cache.mark_unfit([Unfit(cid(1), None, 130, 128)])
     with pytest.raises(UserError, match="lacks 2 of 2 completions, 1 of which do not fit"):
         cache.sums(wanted([(1, None), (2, None)]))
 
 
-def test_no_records_make_no_file_and_a_damaged_one_is_named(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_no_records_make_no_file_and_a_damaged_one_is_named(place: Place) -> None:
+    cache = cache_at(place.root)
     cache.mark_unfit([])
-    assert not (tmp_path / "base" / "unfit").exists()
+    assert not place.files("base/unfit")
     cache.mark_unfit([Unfit(cid(1), None, 130, 128)])
-    (path,) = (tmp_path / "base" / "unfit").iterdir()
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(RunError, match=path.name):
+    ((name, data),) = place.files("base/unfit").items()
+    place.write(name, data[:-9])
+    with pytest.raises(RunError, match=name):
         cache.missing(wanted([(1, None)]))

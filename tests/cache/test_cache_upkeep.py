@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from places import Place
 from scored_rows import cache_at, row, wanted, write
 
 from mrpo_pipeline.cache import Unfit
 
 
-def test_stats_count_each_completion_once(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_stats_count_each_completion_once(place: Place) -> None:
+    cache = cache_at(place.root)
     write(cache, [row(1, [-1.0], [2], False), row(2, [-3.0, -1.0], [2, 2], True)])
     write(cache, [row(1, [-1.0, -2.0, -6.0], [2, 4, 4], True), row(3, [-7.0], [2], False)])
     cache.mark_unfit([Unfit("0" * 32, None, 9, 8)])
@@ -26,17 +27,17 @@ def test_stats_count_each_completion_once(tmp_path: Path) -> None:
         1,
     )
     assert stats.nats_per_token == pytest.approx(20 / 6)
-    assert stats.size == sum(path.stat().st_size for path in (tmp_path / "base" / "shards").iterdir())
+    assert stats.size == sum(len(data) for data in place.files("base/shards").values())
 
 
-def test_stats_of_nothing(tmp_path: Path) -> None:
-    stats = cache_at(tmp_path).stats()
+def test_stats_of_nothing(place: Place) -> None:
+    stats = cache_at(place.root).stats()
     assert stats.rows == stats.tokens == 0
     assert stats.nats_per_token != stats.nats_per_token
 
 
-def test_prune_removes_only_what_serves_nothing(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_prune_removes_only_what_serves_nothing(place: Place) -> None:
+    cache = cache_at(place.root)
     (short,) = write(cache, [row(1, [-1.0], [2], False), row(2, [-1.0], [2], False)])
     (full,) = write(cache, [row(1, [-1.0, -2.0], [2, 2], True)])
     assert cache.prune().shards == 0  # completion 2 stands in the first alone
@@ -46,14 +47,14 @@ def test_prune_removes_only_what_serves_nothing(tmp_path: Path) -> None:
     before = cache.sums(asked)
     removed = cache.prune()
     assert (removed.shards, removed.sums) == (1, 2)
-    assert {f"shards/{path.name}" for path in (tmp_path / "base" / "shards").iterdir()} == {full, rest}
+    assert set(place.files("base/shards")) == {f"base/{full}", f"base/{rest}"}
     assert short not in (full, rest)
     assert cache.sums(asked).equals(before)
     assert cache.prune().sums == 0
 
 
-def test_equal_shards_of_two_writers_do_not_both_go(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_equal_shards_of_two_writers_do_not_both_go(place: Place) -> None:
+    cache = cache_at(place.root)
     write(cache, [row(1, [-1.0, -2.0], [2, 2], True)])
     write(cache, [row(1, [-1.0, -2.1], [2, 2], True)])
     served = cache.rows(wanted([(1, None)]))
@@ -61,17 +62,27 @@ def test_equal_shards_of_two_writers_do_not_both_go(tmp_path: Path) -> None:
     assert cache.rows(wanted([(1, None)])).equals(served)
 
 
-def test_prune_never_trusts_a_damaged_shard(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_prune_never_trusts_a_damaged_shard(place: Place) -> None:
+    cache = cache_at(place.root)
     write(cache, [row(1, [-1.0], [2], False)])
     (full,) = write(cache, [row(1, [-1.0, -2.0], [2, 2], True)])
-    path = tmp_path / "base" / full
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    place.write(f"base/{full}", place.files()[f"base/{full}"][:-1] + b"x")
     assert cache.prune().shards == 0
-    assert len(list(path.parent.iterdir())) == 2
+    assert len(place.files("base/shards")) == 2
 
 
-def test_remove_takes_the_whole_reference_and_nothing_else(tmp_path: Path) -> None:
+def test_remove_takes_every_file_of_the_reference_and_of_no_other(place: Place) -> None:
+    cache_at(place.root, "base2")
+    cache = cache_at(place.root)
+    write(cache, [row(number, [-1.0], [2], True) for number in range(20)], rows_per_shard=1)
+    cache.sums(wanted([(1, None)]))
+    cache.mark_unfit([Unfit("0" * 32, None, 9, 8)])
+    cache.remove()
+    assert list(place.files()) == ["base2/manifest.json"]
+    cache.remove()
+
+
+def test_remove_follows_no_link_and_leaves_no_folder(tmp_path: Path) -> None:
     cache_at(tmp_path, "other")
     cache = cache_at(tmp_path)
     write(cache, [row(1, [-1.0], [2], True)])

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import FolderPlace, Place
 from scored_rows import FINGERPRINT, cache_at, cid, row, wanted, write
 
 from mrpo_pipeline.cache import CompletionRow, Manifest, ReferenceCache
-from mrpo_pipeline.cache.storage import ABANDONED_SECONDS, LocalStorage, _machine_tag
+from mrpo_pipeline.cache.local_storage import ABANDONED_SECONDS, LocalStorage, _machine_tag
 from mrpo_pipeline.errors import RunError, UserError
 
 HERE = Path(__file__).parent
@@ -25,6 +26,7 @@ HERE = Path(__file__).parent
 SCORER = """
 import sys
 sys.path.insert(0, sys.argv[1])
+from places import FolderPlace, Place
 from scored_rows import FINGERPRINT, row
 from mrpo_pipeline.cache import ReferenceCache
 cache = ReferenceCache.open(sys.argv[2], "base")
@@ -36,7 +38,7 @@ with cache.writer(rows_per_shard=3) as writer:
 """
 
 
-def scorer(root: Path, first: int, count: int) -> subprocess.Popen[str]:
+def scorer(root: str, first: int, count: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SCORER, str(HERE), str(root), str(first), str(count)]
     return subprocess.Popen(command, text=True)
 
@@ -50,10 +52,10 @@ def check_every_row(cache: ReferenceCache) -> int:
     return served.height
 
 
-def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
-    running = [scorer(tmp_path, first, 90) for first in (0, 61)]  # their shards differ in every row's place
+def test_processes_that_write_at_once_lose_nothing(place: Place) -> None:
+    running = [scorer(place.root, first, 90) for first in (0, 61)]  # their shards differ in every row's place
     assert [process.communicate() and process.returncode for process in running] == [0, 0]
-    cache = ReferenceCache.open(tmp_path, "base")
+    cache = ReferenceCache.open(place.root, "base")
     assert check_every_row(cache) == 151
     assert cache.stats().rows == 180
     assert cache.sums(wanted([(number, None) for number in range(151)]))["logps"].to_list() == [
@@ -61,43 +63,44 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     ]
 
 
-def test_kill_9_leaves_whole_shards_and_a_rerun_goes_on(tmp_path: Path) -> None:
-    for turn in range(4):
+def test_kill_9_leaves_whole_shards_and_a_rerun_goes_on(place: Place) -> None:
+    turns = 4 if isinstance(place, FolderPlace) else 2
+    for turn in range(turns):
         # Each turn begins at another row, so that it writes shards of its own.
-        process = scorer(tmp_path, turn, 29_000)
-        before = len(list(tmp_path.rglob("*.parquet")))
-        while len(list(tmp_path.rglob("*.parquet"))) <= before and process.poll() is None:
+        process = scorer(place.root, turn, 29_000)
+        before = len(place.names("base/shards/"))
+        while len(place.names("base/shards/")) <= before and process.poll() is None:
             time.sleep(0.005)
         time.sleep(0.003 * turn)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        cache = ReferenceCache.open(tmp_path, "base")
+        cache = ReferenceCache.open(place.root, "base")
         check_every_row(cache)
-    assert len(list(tmp_path.rglob("*.parquet"))) >= 3
+    assert len(place.names("base/shards/")) >= turns - 1
     served = cache.stats().completions
     with cache.writer() as writer:
         writer.add(row(29_999, [-30_000.0, -0.5], [1, 1], True))
     assert check_every_row(cache) == served + 1
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not [name for name in place.names() if name.endswith(".partial")]
 
 
-def test_one_of_many_processes_begins_the_cache_and_equal_ones_all_go_on(tmp_path: Path) -> None:
+def test_one_of_many_processes_begins_the_cache_and_equal_ones_all_go_on(place: Place) -> None:
     for turn in range(20):
 
         def begin(engine: str, name: str = f"r{turn}") -> Manifest:
-            return ReferenceCache.open(tmp_path, name).create_or_check(FINGERPRINT, {"engine": engine})
+            return ReferenceCache.open(place.root, name).create_or_check(FINGERPRINT, {"engine": engine})
 
         with ThreadPoolExecutor(4) as pool:
             made = list(pool.map(begin, "abcd"))
         assert len({one.recorded["engine"] for one in made}) == 1
 
 
-def test_of_two_different_references_at_once_one_is_refused(tmp_path: Path) -> None:
+def test_of_two_different_references_at_once_one_is_refused(place: Place) -> None:
     for turn in range(20):
 
         def begin(template: str, name: str = f"r{turn}") -> str:
             try:
-                ReferenceCache.open(tmp_path, name).create_or_check({**FINGERPRINT, "template": template})
+                ReferenceCache.open(place.root, name).create_or_check({**FINGERPRINT, "template": template})
             except UserError as error:
                 return str(error)
             return "begun"
@@ -120,8 +123,8 @@ def test_without_hard_links_the_manifest_is_still_made_once(tmp_path: Path, monk
     assert [path.name for path in (tmp_path / "base").iterdir()] == ["manifest.json"]
 
 
-def test_an_exception_in_the_block_keeps_what_was_done(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_an_exception_in_the_block_keeps_what_was_done(place: Place) -> None:
+    cache = cache_at(place.root)
     with pytest.raises(KeyboardInterrupt), cache.writer() as writer:  # noqa: PT012
         writer.add(row(1, [-1.0], [1], True))
         raise KeyboardInterrupt
@@ -152,8 +155,8 @@ def test_a_shard_is_written_once_its_first_row_has_waited(tmp_path: Path) -> Non
         (row(5, [-1.0], [1, 2], True), "1 log-probs and 2 byte ends"),
     ],
 )
-def test_a_row_with_wrong_numbers_never_enters(tmp_path: Path, bad: CompletionRow, told: str) -> None:
-    cache = cache_at(tmp_path)
+def test_a_row_with_wrong_numbers_never_enters(place: Place, bad: CompletionRow, told: str) -> None:
+    cache = cache_at(place.root)
     with pytest.raises(RunError, match=told) as caught, cache.writer() as writer:  # noqa: PT012
         writer.add(row(1, [-1.0], [1], True))
         writer.add(bad)
@@ -200,12 +203,12 @@ def test_a_failing_last_write_does_not_hide_the_first_error(tmp_path: Path, monk
     assert "No space left" in caught.value.__notes__[0]
 
 
-def test_a_vanished_folder_is_an_error_and_not_a_new_cache(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_a_vanished_folder_is_an_error_and_not_a_new_cache(place: Place) -> None:
+    cache = cache_at(place.root)
     with pytest.raises(RunError, match="removed"), cache.writer() as writer:  # noqa: PT012
         writer.add(row(1, [-1.0], [1], True))
         cache.remove()
-    assert list(tmp_path.iterdir()) == []
+    assert place.files() == {}
 
 
 def test_a_path_that_cannot_be_written_to_is_told_as_one_sentence(tmp_path: Path) -> None:
@@ -242,11 +245,11 @@ def test_leftovers_of_the_dead_and_of_yesterday_go_and_those_of_the_living_stay(
     assert {path.name for path in shards.iterdir()} == {names["living"], names["elsewhere"], names["strange"]}
 
 
-def test_a_shard_s_content_fixes_its_name(tmp_path: Path) -> None:
-    cache = cache_at(tmp_path)
+def test_a_shard_s_content_fixes_its_name(place: Place) -> None:
+    cache = cache_at(place.root)
     one = row(1, -np.arange(5.0), np.arange(5), True)
     assert write(cache, [one]) == write(cache, [one])
-    assert len(list((tmp_path / "base" / "shards").iterdir())) == 1
+    assert len(place.names("base/shards/")) == 1
 
 
 def test_a_file_gets_its_name_only_once_it_is_whole_and_on_the_disk(

@@ -1,0 +1,206 @@
+"""A cache in a local folder: files written whole or not at all, named by their content."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from mrpo_pipeline.cache.storage import sha256_hex
+
+PARTIAL = ".partial"
+
+# Writing a file takes seconds: a temporary file this old has been left behind, whoever made it.
+ABANDONED_SECONDS = 24 * 3600.0
+
+
+@cache
+def _machine_tag() -> str:
+    """Tells apart the places in which a process id means something: host, boot and process namespace."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # Linux has these two, other systems go by the host's name
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there, and renames are journalled
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LocalStorage:
+    """The files of one reference's cache in a local folder.
+
+    Names are relative to that folder. A file is first written to a temporary name in the folder where it will stand,
+    flushed to the disk, then renamed, and the folder flushed: under its own name it is always whole.
+    """
+
+    at_once = 1
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def make_root(self) -> None:
+        """Create the reference's folder, and those above it, and make their names last."""
+        fresh = []
+        folder = self.root
+        while not folder.exists():
+            fresh.append(folder)
+            folder = folder.parent
+        self.root.mkdir(parents=True, exist_ok=True)
+        for made in fresh:
+            _sync_folder(made.parent)
+
+    def list(self, folder: str, suffix: str = ".parquet") -> list[str]:
+        """Names of the whole files in the folder, sorted; none where the folder is not there."""
+        try:
+            names = os.listdir(self.root / folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(f"{folder}/{name}" for name in names if name.endswith(suffix) and not name.startswith("."))
+
+    def size(self, name: str) -> int:
+        """The file's size in bytes."""
+        return (self.root / name).stat().st_size
+
+    def read(self, name: str) -> pa.Buffer:
+        """All of the file's bytes."""
+        return pa.py_buffer((self.root / name).read_bytes())
+
+    def open(self, name: str) -> pa.NativeFile:
+        """The file for reading parts of it (never mapped: a file cut short under a mapping kills the process)."""
+        return pa.OSFile(str(self.root / name), "rb")
+
+    def put(self, folder: str, data: pa.Buffer | bytes, *, prefix: str = "", suffix: str = ".parquet") -> str:
+        """Write a file named ``prefix`` + the SHA-256 of its bytes + ``suffix``, whole or not at all.
+
+        Returns:
+            the file's name.
+
+        Raises:
+            OSError: where the disk refuses (full, read-only, gone); nothing is left behind then. The reference's own
+                folder is not made here: one that vanished is an error, not a new cache.
+        """
+        name = f"{folder}/{prefix}{sha256_hex(data)}{suffix}"
+        where = self.root / folder
+        if not where.is_dir():
+            where.mkdir(exist_ok=True)
+            _sync_folder(self.root)
+        temporary = self._write_temporary(where, data)
+        try:
+            os.replace(temporary, self.root / name)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(where)
+        return name
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write the file if there is none of that name; of several processes exactly one succeeds.
+
+        Returns:
+            whether this call made the file.
+        """
+        target = self.root / name
+        temporary = self._write_temporary(target.parent, data)
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                raise
+            return self._create_without_links(target, data)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+        return True
+
+    def delete(self, name: str) -> None:
+        """Remove the file; none there is as good."""
+        (self.root / name).unlink(missing_ok=True)
+
+    def clear_leftovers(self, folder: str = ".") -> int:
+        """Remove temporary files of processes that are dead, and those too old to belong to anyone.
+
+        Returns:
+            the number removed.
+        """
+        removed = 0
+        where = self.root / folder
+        if not where.is_dir():
+            return 0
+        for path in where.glob(f"*{PARTIAL}"):
+            try:
+                age = time.time() - path.stat().st_mtime
+            except FileNotFoundError:
+                continue
+            tag, _, rest = path.name.partition("-")
+            pid = rest.partition("-")[0]
+            dead = tag == _machine_tag() and pid.isdigit() and not _is_alive(int(pid))
+            if dead or age > ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+    def delete_all(self, *, last: str) -> None:
+        """Remove the reference's folder with everything in it, the file of this name after all others."""
+        for path in self.root.iterdir() if self.root.is_dir() else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != last:
+                path.unlink()
+        self.delete(last)
+        if self.root.is_dir():
+            self.root.rmdir()
+
+    def _write_temporary(self, where: Path, data: pa.Buffer | bytes) -> Path:
+        path = where / f"{_machine_tag()}-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
+        try:
+            with open(path, "xb") as file:
+                file.write(memoryview(data))
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    def _create_without_links(self, target: Path, data: bytes) -> bool:
+        """For file systems without hard links: exclusive all the same, whole unless killed within one small write."""
+        try:
+            with open(target, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            return False
+        _sync_folder(target.parent)
+        return True

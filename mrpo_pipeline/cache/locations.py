@@ -1,0 +1,66 @@
+"""What ``cache:`` may be, a folder or the URL of an object store, and which references lie there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from mrpo_pipeline.cache.local_storage import LocalStorage
+from mrpo_pipeline.cache.object_storage import ObjectStorage, folders_holding
+from mrpo_pipeline.cache.object_stores import STORES, check_url
+from mrpo_pipeline.cache.storage import Storage, StoreError
+from mrpo_pipeline.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def check_location(root: str | Path) -> str | Path:
+    """Where a cache is kept: a folder's path, or a URL that can be opened. Nothing is asked of a store.
+
+    Raises:
+        UserError: where it is neither; a password in a URL is not repeated.
+    """
+    text = str(root)
+    scheme, separator, _ = text.partition(":")
+    if "://" not in text:
+        if separator and scheme.lower() in STORES:
+            raise UserError(f"cache: {text} is no URL: expected {scheme}://BUCKET/FOLDER. Correct `cache:`.")
+        return Path(root).expanduser()
+    if scheme.lower() == "file":
+        return Path(url2pathname(urlsplit(text).path))
+    return check_url(text)
+
+
+def open_storage(root: str | Path, name: str) -> Storage:
+    """The files of the reference of that name; nothing is made or read yet.
+
+    Raises:
+        UserError: where a cache cannot be kept there.
+    """
+    location = check_location(root)
+    if isinstance(location, str):
+        return ObjectStorage(f"{location}/{name}")
+    for path in (location, location / name):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"cache: {path} is a file: expected a folder. Name another one under `cache:`.")
+    return LocalStorage(location / name)
+
+
+def list_references(root: str | Path) -> list[str]:
+    """Names of the references that the cache holds, sorted; none where there is no such folder.
+
+    Raises:
+        UserError: where it cannot be read or reached.
+    """
+    location = check_location(root)
+    try:
+        if isinstance(location, str):
+            return folders_holding(location, MANIFEST)
+        return sorted(path.parent.name for path in location.glob(f"*/{MANIFEST}"))
+    except StoreError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {root} cannot be read ({error.strerror}): give read access to it."
+        ) from error
