@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrpo_pipeline.errors import RunError, UserError
+from mrpo_cli.verify import verify
+from mrpo_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from mrpo_pipeline.cache import ReferenceCache
@@ -73,24 +74,7 @@ def stats(cache: Place = "cache", reference: Names = []) -> None:  # noqa: B006
         )
 
 
-@app.command()
-def verify(cache: Place = "cache", reference: Names = []) -> None:  # noqa: B006
-    """Re-read every shard against its checksum, and its rows against what rows must be."""
-    damaged = 0
-    for one in _open(cache, reference):
-        shards = rows = 0
-        for report in one.verify():
-            shards += 1
-            rows += report.rows
-            if report.problem:
-                damaged += 1
-                print(f"{one.name}: {report.name}: {report.problem}")
-        print(f"{one.name}: {shards:,} shards read again, {rows:,} rows: checksums, lengths, finite numbers")
-    print("The numbers themselves were not computed again.")
-    if damaged:
-        raise RunError(
-            f"{damaged:,} shards are damaged: delete them, and `mrpo score-refs` scores their completions again."
-        )
+app.command("verify")(verify)
 
 
 @app.command()

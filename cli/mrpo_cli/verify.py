@@ -1,0 +1,79 @@
+"""`mrpo cache verify`: is a cache what was written, and are its numbers the right ones?"""
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mrpo_cli.options import PAIRS, takes_recipe
+from mrpo_pipeline.errors import RunError
+
+if TYPE_CHECKING:
+    from mrpo_pipeline.drift import Verified
+    from mrpo_pipeline.recipe import Recipe
+
+
+@takes_recipe(PAIRS)
+def _verify(
+    recipe: "Recipe",
+    only: Annotated[
+        list[str],
+        typer.Option("--only", metavar="NAME", help="This reference only (`--reference NAME` does the same)."),
+    ] = [],  # noqa: B006
+    check: Annotated[
+        int, typer.Option("--check", metavar="N", min=0, help="With pairs: completions to compute again; 0 for none.")
+    ] = 64,
+    limit: Annotated[
+        float | None,
+        typer.Option(
+            "--limit",
+            metavar="NATS",
+            min=0.0,
+            show_default=False,
+            help="Largest difference of a token. Default: by dtype.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Re-read every shard against its checksum; with a recipe that names pairs, compute some of the numbers again.
+
+    Without pairs: checksums, lengths, finite numbers. With pairs, policy and references: --check completions of each
+    reference, drawn across lengths, are computed again by plain transformers and compared token by token.
+    """
+    from mrpo_pipeline.drift import verify_cache
+
+    found = []
+    for one in verify_cache(recipe, only=only, check=check, limit=limit):
+        found.append(one)
+        if not as_json:
+            _show(one)
+    if as_json:
+        print(json.dumps([one.as_dict() for one in found], ensure_ascii=False, indent=1))
+    failures = [failure for one in found for failure in one.failures()]
+    if failures:
+        raise RunError(" ".join(failures))
+
+
+def _show(one: "Verified") -> None:
+    for name, problem in one.damaged.items():
+        print(f"{one.reference}: {name}: {problem}")
+    print(f"{one.reference}: {one.shards:,} shards read again, {one.rows:,} rows: checksums, lengths, finite numbers")
+    if one.drift is not None:
+        print(one.drift.summary(), flush=True)
+    else:
+        print(f"{one.reference}: the numbers themselves were not computed again ({one.not_computed})", flush=True)
+
+
+@functools.wraps(_verify)
+def verify(recipe_file: Path | None = None, **given: Any) -> None:
+    """As `_verify`, where `--reference NAME` picks a reference and `--cache` may be a recipe that names the cache."""
+    named = given["reference"]
+    given["only"] = [*given["only"], *(text for text in named if "=" not in text)]
+    given["reference"] = [text for text in named if "=" in text]
+    if given["cache"] is not None and Path(given["cache"]).suffix in (".yaml", ".yml"):
+        from mrpo_pipeline.recipe import load_recipe
+
+        given["cache"] = load_recipe(Path(given["cache"])).cache
+    _verify(recipe_file, **given)

@@ -1,0 +1,166 @@
+"""`mrpo cache verify` as a user meets it: what it checks, what it prints, how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from mrpo_cli.main import main
+from tiny_references import plain_pairs, reference, write_pairs
+
+from mrpo_pipeline.cache import CompletionRow, ReferenceCache
+
+
+@dataclass
+class Ended:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def mrpo(*arguments: str | Path, cwd: Path) -> Ended:
+    """The command in this process (a new one takes seconds to import torch), with what it changes put back."""
+    log = logging.getLogger("mrpo")
+    before = (
+        log.level,
+        log.propagate,
+        list(log.handlers),
+        signal.getsignal(signal.SIGTERM),
+        dict(os.environ),
+        os.getcwd(),
+    )
+    out, told = io.StringIO(), io.StringIO()
+    os.chdir(cwd)
+    try:
+        with redirect_stdout(out), redirect_stderr(told), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["mrpo", *map(str, arguments)])
+            with pytest.raises(SystemExit) as ended:
+                main()
+    finally:
+        log.setLevel(before[0])
+        log.propagate, log.handlers = before[1], before[2]
+        signal.signal(signal.SIGTERM, before[3])
+        os.environ.clear()
+        os.environ.update(before[4])
+        os.chdir(before[5])
+    return Ended(int(ended.value.code or 0), out.getvalue(), told.getvalue())
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, two references, their cache, and one more whose numbers are off by a nat."""
+    folder = tmp_path_factory.mktemp("scored")
+    reference(folder / "one", "llama", "qwen")
+    reference(folder / "two", "gpt2", "llama2")
+    write_pairs(folder / "pairs.jsonl", plain_pairs(10))
+    recipe = {
+        "pairs": {"train": "pairs.jsonl"},
+        "policy": {"model": "one"},
+        "references": {"base": {"model": "one"}, "second": {"model": "two"}, "again": {"model": "one"}},
+        "scoring": {"engine": "transformers"},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    done = mrpo("score-refs", "recipe.yaml", "--only", "base", "--only", "second", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    good = ReferenceCache.open(folder / "cache", "base")
+    manifest = good.manifest()
+    assert manifest is not None
+    wrong = ReferenceCache.open(folder / "cache", "again")
+    wrong.create_or_check(manifest.fingerprint, {"engine": "planted"})
+    with wrong.writer() as writer:
+        for shard in (folder / "cache/base/shards").glob("*.parquet"):
+            for row in pq.read_table(shard).to_pylist():
+                arrays = {
+                    "token_ids": np.array(row["token_ids"], np.int32),
+                    "logprobs": np.array(row["logprobs"], np.float32) - np.float32(1),
+                    "byte_ends": np.array(row["byte_ends"], np.int32),
+                }
+                writer.add(CompletionRow(**{**row, **arrays}))
+    return folder
+
+
+def test_with_a_recipe_numbers_are_computed_again_and_the_result_is_kept(scored: Path) -> None:
+    done = mrpo("cache", "verify", "recipe.yaml", "--check", "5", "--only", "base", "--reference", "second", cwd=scored)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert done.stdout.count("1 shards read again, 20 rows: checksums") == 2
+    assert [line.split(":")[0] for line in lines if "5 of 20 completions computed again" in line] == ["base", "second"]
+    assert done.stdout.count("they agree") == 2 and "99th percentile" in done.stdout
+    for name in ("base", "second"):
+        (kept,) = ReferenceCache.open(scored / "cache", name).checks()
+        assert kept["passed"] and kept["figures"]["completions"] == 5
+
+
+def test_numbers_that_are_wrong_fail_with_the_worst_completion_named(scored: Path) -> None:
+    command = [sys.executable, "-m", "mrpo_cli.main", "cache", "verify", "recipe.yaml", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, cwd=scored, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    report = {one["reference"]: one for one in json.loads(done.stdout)}
+    assert [report[name]["drift"]["passed"] for name in ("base", "second", "again")] == [True, True, False]
+    drift = report["again"]["drift"]
+    assert drift["figures"]["token_mean"] == pytest.approx(1, abs=1e-3) and drift["figures"]["completions"] == 20
+    assert drift["worst"]["completion_id"] in done.stderr and drift["worst"]["text"][:10] in done.stderr
+    assert "mrpo cache prune --cache cache --reference again --all" in done.stderr
+    # A limit that it keeps lets it pass.
+    kept = mrpo("cache", "verify", "recipe.yaml", "--only", "again", "--check", "4", "--limit", "1.5", cwd=scored)
+    assert kept.returncode == 0, kept.stderr
+    assert "limit 1.5" in kept.stdout
+
+
+def test_without_pairs_it_says_that_it_did_no_more_than_it_did(scored: Path) -> None:
+    for arguments in (["--cache", "cache"], ["--cache", "recipe.yaml"], ["recipe.yaml", "--check", "0"]):
+        done = mrpo("cache", "verify", *arguments, "--reference", "again", cwd=scored)
+        assert done.returncode == 0, done.stderr
+        assert "again: 1 shards read again, 20 rows: checksums, lengths, finite numbers" in done.stdout
+        assert "the numbers themselves were not computed again" in done.stdout and "base" not in done.stdout
+
+
+def test_a_reference_that_the_recipe_does_not_name_is_told(scored: Path) -> None:
+    options = ["--train-file", "pairs.jsonl", "--model", "one", "--reference", "base=one", "--check", "2"]
+    done = mrpo("cache", "verify", *options, cwd=scored)
+    assert done.returncode == 0, done.stderr
+    assert "base: 2 of 20 completions computed again" in done.stdout
+    assert (
+        "second: the numbers themselves were not computed again (the recipe names no reference second)" in done.stdout
+    )
+
+
+def test_wrong_input_ends_with_2(scored: Path) -> None:
+    for arguments, expected in (
+        (["--cache", "nowhere"], "no cached reference"),
+        (["--cache", "cache", "--reference", "absent"], "holds no reference 'absent'"),
+        (["recipe.yaml", "--only", "base", "--set", "references.base.model=two"], "`weights` is"),
+        (["--train-file", "pairs.jsonl", "--reference", "base=one"], "names no policy"),
+        (["--train-file", "pairs.jsonl", "--model", "one"], "names no reference"),
+    ):
+        done = mrpo("cache", "verify", *arguments, cwd=scored)
+        assert done.returncode == 2 and expected in done.stderr, (arguments, done.stderr)
+
+
+def test_a_damaged_shard_is_named_and_ends_with_1(scored: Path, tmp_path: Path) -> None:
+    (shard,) = (scored / "cache/second/shards").glob("*.parquet")
+    folder = tmp_path / "cache/second"
+    (folder / "shards").mkdir(parents=True)
+    (folder / "manifest.json").write_bytes((scored / "cache/second/manifest.json").read_bytes())
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "shards" / shard.name).write_bytes(data)
+    done = mrpo("cache", "verify", "recipe.yaml", "--cache", tmp_path / "cache", cwd=scored)
+    assert done.returncode == 1
+    assert shard.name in done.stdout and shard.name in done.stderr
+    assert "damaged shards come first" in done.stdout
