@@ -54,7 +54,7 @@ def evaluate_policy(
     loader = PairLoader(examples, AllOnce(examples.lengths, size=batch_size))
     with torch.inference_mode(), track(what, len(examples), "pairs") as progress:
         for batch in loader:
-            result = forward(**forward_inputs(to_device(batch, device)))
+            result = forward(**to_device(forward_inputs(batch), device))
             sums[:, batch["indices"]] = result.view(2, -1).double().cpu()
             progress.advance(batch["pairs"])
     metrics = evaluation_metrics(sums[0], sums[1], examples, settings)

@@ -83,15 +83,20 @@ class Head:
             return _logits(self.model(**given, use_cache=False))
         return _first(self.backbone(**given, use_cache=False))
 
-    def token_logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def token_logps(self, hidden: Tensor, targets: Tensor, *, chunked: bool = True) -> Tensor:
         """Log-probs (N,) float32, in nats, of `targets` (N,) after the states `hidden` (N, H); differentiable.
 
         Where nothing of the projection is trained, the gradient with respect to `hidden` is taken in the forward pass;
         else the logits are computed again in the backward pass. The log-softmax is float32 whatever the model's dtype.
+
+        Args:
+            chunked: False keeps the logits of all positions for the backward pass, as autograd does: for comparison.
         """
         if self.projection is None:
             return logps_of_logits(hidden.float(), targets)
         module = self.projection
+        if not chunked:
+            return logps_of_logits(self.form(module(_as_the_projection_takes(hidden, module))), targets)
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters()):
             return trained_logps(_as_the_projection_takes(hidden, module), targets, self.vocab_size, module, self.form)
         if not (isinstance(module, nn.Linear) and _is_plain_linear(module)):

@@ -33,7 +33,7 @@ def check_start(trainer: PreferenceTrainer, policy_dtype: str, anchor_dtype: str
         UserError: where they disagree, with the likely faults.
     """
     examples = trainer.train_dataset
-    first = next(iter(trainer.train_sampler()))
+    first = next(iter(trainer.train_sampler()))[0]
     picked = [index for index in first if index >= 0]
     chosen, rejected = trainer.policy_sums(examples, PairLoader(examples, [picked] if picked else []))
     policy = torch.cat([chosen, rejected]).cpu().double().numpy()

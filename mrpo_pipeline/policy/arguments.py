@@ -1,7 +1,8 @@
-"""The recipe's ``training`` keys as ``transformers.TrainingArguments``."""
+"""The recipe's ``training`` keys as ``transformers.TrainingArguments``, and those few that are this project's own."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.model import has_bfloat16
+from mrpo_pipeline.policy.settings import FastPaths
 
 log = logging.getLogger("mrpo")
 
@@ -20,7 +22,8 @@ ORDERS = ("group_by_length", "random", "sequential")
 DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "logging_steps": 10,
-    "train_sampling_strategy": "group_by_length",
+    # Steps of one length each gain nothing where rows are not padded, and mix the pairs less well.
+    "train_sampling_strategy": "random",
     "seed": 0,
 }
 
@@ -31,12 +34,34 @@ _REPORTERS = {
 }
 
 
+OWN_KEYS = tuple(field.name for field in dataclasses.fields(FastPaths))
+
+
+def fast_paths(training: Mapping[str, Any]) -> FastPaths:
+    """This project's own keys among those of ``training``.
+
+    Raises:
+        UserError: for a value that cannot be, naming the key.
+    """
+    given = {key: training[key] for key in OWN_KEYS if training.get(key) is not None}
+    for key, value in given.items():
+        if key == "micro_batch_tokens":
+            good = value in ("auto", "off") or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+            expected = "auto, off or a number of tokens"
+        else:
+            good, expected = isinstance(value, bool), "true or false"
+        if not good:
+            raise UserError(f"The setting training.{key} is {value!r}: expected {expected}. Correct it.")
+    return FastPaths(**given)
+
+
 def training_arguments(training: Mapping[str, Any], output_dir: str | Path, *, dtype: str, evaluates: bool) -> Any:
     """Check the keys and fill in what the machine decides.
 
     bfloat16 autocast is on where the base weights are bfloat16, and never on a machine without it.
 
     Args:
+        training: keys that are this project's own are passed by, see :func:`fast_paths`.
         dtype: of the base weights. evaluates: whether there are held-out pairs.
 
     Raises:
@@ -45,7 +70,8 @@ def training_arguments(training: Mapping[str, Any], output_dir: str | Path, *, d
     import torch
     from transformers import TrainingArguments
 
-    settings: dict[str, Any] = {**DEFAULTS, **training, "output_dir": str(output_dir)}
+    given = {key: value for key, value in training.items() if key not in OWN_KEYS}
+    settings: dict[str, Any] = {**DEFAULTS, **given, "output_dir": str(output_dir)}
     _refuse(settings, evaluates=evaluates)
     if not settings.get("fp16"):
         if settings.get("bf16") and not has_bfloat16():

@@ -1,19 +1,20 @@
 """Which pairs make up each optimizer step, and how a step is split into micro-batches.
 
 The set of pairs of a step depends only on the seed, the epoch and the number of pairs per step (per-device batch ×
-accumulation × processes). How the step is split changes padding and memory, never the loss: that is a sum over the
-step's pairs divided by their number.
+accumulation × processes). How the step is split, by a number of tokens that a micro-batch may hold, changes padding and
+memory, never the loss: that is a sum over the step's pairs divided by their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mrpo_pipeline.policy.examples import Batch, PreferenceExamples
 
@@ -27,9 +28,9 @@ GROUPED_STEPS = 50
 def epoch_steps(lengths: Indices, pairs_per_step: int, *, seed: int, epoch: int, order: Order) -> list[Indices]:
     """The pairs of every optimizer step of one epoch; the last step holds what is left over.
 
-    ``group_by_length`` draws the pairs at random in groups of 50 steps, and sorts each group by length before cutting it
-    into steps; then the steps are shuffled. The longest step of the very first epoch is taken first, so that a run whose
-    batches are too large for the memory ends at once. ``random`` draws every pair; ``sequential`` keeps their order.
+    ``random`` draws every pair. ``group_by_length`` draws them in groups of 50 steps, and sorts each group by length before
+    cutting it into steps; then the steps are shuffled. With both, the step with the longest pair is the very first one, so
+    that a run whose batches are too large for the memory ends at once. ``sequential`` keeps the pairs' order.
 
     Args:
         lengths: (N,) tokens of each pair's longer row.
@@ -43,40 +44,86 @@ def epoch_steps(lengths: Indices, pairs_per_step: int, *, seed: int, epoch: int,
         for start in range(0, full, group):
             part = drawn[start : min(start + group, full)]
             drawn[start : start + len(part)] = part[np.argsort(-lengths[part], kind="stable")]
-        steps = drawn[:full].reshape(-1, pairs_per_step)
+    steps = drawn[:full].reshape(-1, pairs_per_step)
+    if order == "group_by_length":
         steps = steps[random.permutation(len(steps))]
-        if epoch == 0 and len(steps):
-            longest = int(lengths[steps].max(axis=1).argmax())
-            steps[[0, longest]] = steps[[longest, 0]]
-    else:
-        steps = drawn[:full].reshape(-1, pairs_per_step)
+    if order != "sequential" and epoch == 0 and len(steps):
+        longest = int(lengths[steps].max(axis=1).argmax())
+        steps[[0, longest]] = steps[[longest, 0]]
     return list(steps) + ([drawn[full:]] if full < pairs else [])
 
 
-def micro_batches(step: Indices, lengths: Indices, size: int, *, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Measure:
+    """How many tokens a micro-batch runs through the model."""
+
+    tokens: Indices
+    """(N,) of each pair: of its longer row, or of all its tokens where the prompt is shared."""
+    padded: bool
+    """Two rows for each pair, all as long as the longest; else one row without padding."""
+
+    def __call__(self, picked: Indices) -> int:
+        return int(2 * len(picked) * self.tokens[picked].max() if self.padded else self.tokens[picked].sum())
+
+
+def deal_out(step: Indices, lengths: Indices, world_size: int) -> list[Indices]:
+    """The pairs of each process, the longest first: dealt out to and fro, so that all have about as many tokens."""
+    ordered = step[np.argsort(-lengths[step], kind="stable")]
+    turns = np.arange(len(ordered)) % (2 * world_size)
+    taker = np.minimum(turns, 2 * world_size - 1 - turns)
+    return [ordered[taker == rank] for rank in range(world_size)]
+
+
+def micro_batches(
+    step: Indices,
+    measure: Measure,
+    *,
+    tokens: int | None,
+    pairs: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[list[int]]:
     """One process's micro-batches of a step: pairs of like length together, the longest first.
 
-    Every process gets the same number of micro-batches. Where there are fewer pairs left than processes, one gets a pair
-    of weight 0, written ``~index``, for all processes must take part in every step.
+    Every process gets the same number of micro-batches. Where one has fewer pairs than that, it gets a pair of weight 0,
+    written ``~index``, for all processes must take part in every forward pass.
 
     Args:
         step: the pairs of the step, on all processes together.
-        size: pairs in a micro-batch of one process.
+        tokens: what a micro-batch may hold; a pair that is longer stands alone. None for any number.
+        pairs: the most pairs in a micro-batch; None for any number.
     """
-    ordered = step[np.argsort(-lengths[step], kind="stable")]
-    batches = []
-    for start in range(0, len(ordered), size * world_size):
-        together = ordered[start : start + size * world_size]
-        own = together[rank::world_size]
-        batches.append(own.tolist() if len(own) else [~int(together[0])])
+    parts = [_fill(own, measure, tokens, pairs) for own in deal_out(step, measure.tokens, world_size)]
+    count = max(len(part) for part in parts)
+    own = parts[rank]
+    while len(own) < count:
+        largest = max(range(len(own)), key=lambda i: len(own[i]), default=0)
+        if not own or len(own[largest]) < 2:
+            own.append(np.array([~int(step[measure.tokens[step].argmin()])]))
+        else:
+            own[largest : largest + 1] = np.array_split(own[largest], 2)
+    return [batch.tolist() for batch in own]
+
+
+def _fill(own: Indices, measure: Measure, tokens: int | None, pairs: int | None) -> list[Indices]:
+    batches: list[Indices] = []
+    start = 0
+    for end in range(1, len(own) + 1):
+        full = pairs is not None and end - start >= pairs
+        if end == len(own) or full or (tokens is not None and measure(own[start : end + 1]) > tokens):
+            batches.append(own[start:end])
+            start = end
     return batches
 
 
-class StepSampler(Sampler[list[int]]):
-    """Micro-batches of one process, optimizer step after optimizer step.
+class StepSampler(Sampler[list[list[int]]]):
+    """Every optimizer step of an epoch, as the micro-batches that one process computes for it.
 
-    Trainer takes ``accumulation`` of them for a step, and the rest of the epoch for the last one; a resumed run leaves out
-    those of the steps that are done.
+    Args:
+        size, accumulation: their product is the pairs of a step on one process.
+        measure: asked at the start of each epoch, when it is known how the pairs are laid out; None for micro-batches of
+            ``size`` pairs.
+        tokens: of a micro-batch at most.
     """
 
     def __init__(
@@ -88,13 +135,16 @@ class StepSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
-        order: Order = "group_by_length",
+        order: Order = "random",
         drop_last: bool = False,
+        measure: Callable[[], Measure] | None = None,
+        tokens: Callable[[Measure], int] | None = None,
     ) -> None:
         self.lengths = lengths
         self.size, self.accumulation = size, accumulation
         self.rank, self.world_size = rank, world_size
         self.seed, self.order, self.drop_last = seed, order, drop_last
+        self.measure, self.tokens = measure, tokens
         self.epoch = 0
 
     @property
@@ -104,24 +154,31 @@ class StepSampler(Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def steps(self) -> list[Indices]:
+        """The pairs of every step, on all processes together."""
         steps = epoch_steps(self.lengths, self.pairs_per_step, seed=self.seed, epoch=self.epoch, order=self.order)
-        for step in steps:
-            if self.drop_last and len(step) < self.pairs_per_step:
-                return
-            yield from micro_batches(step, self.lengths, self.size, rank=self.rank, world_size=self.world_size)
+        return steps[: len(self)]
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        measure = Measure(self.lengths, padded=True) if self.measure is None else self.measure()
+        limits: dict[str, int | None] = {"tokens": None, "pairs": self.size}
+        if self.tokens is not None:
+            limits = {"tokens": self.tokens(measure), "pairs": None}
+        for step in self.steps():
+            yield micro_batches(step, measure, **limits, rank=self.rank, world_size=self.world_size)
 
     def __len__(self) -> int:
         steps, left = divmod(len(self.lengths), self.pairs_per_step)
-        last = 0 if self.drop_last else -(-left // (self.size * self.world_size))
-        return steps * self.accumulation + last
+        return steps + int(left > 0 and not self.drop_last)
 
 
 class AllOnce(Sampler[list[int]]):
     """Every pair once, longest first, shared out between the processes: for evaluation."""
 
     def __init__(self, lengths: Indices, *, size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.batches = micro_batches(np.arange(len(lengths)), lengths, size, rank=rank, world_size=world_size)
+        pairs = np.arange(len(lengths))
+        measure = Measure(lengths, padded=True)
+        self.batches = micro_batches(pairs, measure, tokens=None, pairs=size, rank=rank, world_size=world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
@@ -130,18 +187,31 @@ class AllOnce(Sampler[list[int]]):
         return len(self.batches)
 
 
+class Steps(Dataset[list[Batch]]):
+    """The same pairs, taken an optimizer step at a time."""
+
+    def __init__(self, examples: PreferenceExamples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitems__(self, step: Sequence[Sequence[int]]) -> list[Batch]:
+        return [self.examples.__getitems__(batch) for batch in step]
+
+
 class PairLoader(DataLoader[Batch]):
-    """Batches of pairs, each process its own.
+    """Batches of pairs, or steps of batches, each process its own.
 
     accelerate's loader is passed by: it would deal batches out to the processes a second time, and fill a short last one
     up with pairs that were seen already.
     """
 
-    def __init__(self, examples: PreferenceExamples, sampler: Iterable[list[int]], **options: Any) -> None:
+    def __init__(self, examples: PreferenceExamples | Steps, sampler: Iterable[Any], **options: Any) -> None:
         # Its own generator: the torch generator feeds the adapter's dropout, and must not depend on how often the pairs
         # are looked at.
         options.setdefault("generator", torch.Generator())
-        super().__init__(examples, batch_sampler=sampler, collate_fn=_as_is, **options)
+        super().__init__(examples, batch_sampler=sampler, collate_fn=_as_is, **options)  # type: ignore[arg-type]
 
     def set_epoch(self, epoch: int) -> None:
         """Trainer calls this at the start of every epoch."""

@@ -17,9 +17,6 @@ Ids = npt.NDArray[np.int32]
 
 Batch = dict[str, Any]
 
-# Right padding is seen by no real token of a causal model, so any id of the vocabulary serves.
-PAD = 0
-
 
 @dataclass(eq=False)
 class PreferenceExamples(Dataset[Batch]):
@@ -73,9 +70,15 @@ class PreferenceExamples(Dataset[Batch]):
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """(N,) tokens of each pair's longer row: what a batch is padded to."""
+        """(N,) tokens of each pair's longer row: what a batch of two rows is padded to."""
         longer: npt.NDArray[np.int64] = self.prompt_lengths + np.maximum(self.chosen_lengths, self.rejected_lengths)
         return longer
+
+    @property
+    def shared_lengths(self) -> npt.NDArray[np.int64]:
+        """(N,) tokens of each pair whose prompt stands there once."""
+        together: npt.NDArray[np.int64] = self.prompt_lengths + self.chosen_lengths + self.rejected_lengths
+        return together
 
     def __len__(self) -> int:
         return len(self.pair_ids)
@@ -84,42 +87,29 @@ class PreferenceExamples(Dataset[Batch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of B pairs as 2·B right-padded rows, the B chosen ones first.
+        """The batch of B pairs, its tokens not laid out yet (see ``layout``).
 
         There is no ``labels`` key: with one, transformers' Trainer counts tokens and scales the loss by them.
 
         Returns:
-            ``input_ids`` (2B, T): the last token of a row is left out, for nothing is predicted from it;
-            for each of the M completion tokens, ``rows`` and ``positions`` (M,): where it is predicted, and ``targets``
-            (M,): the token; ``lengths`` (2B,): completion tokens of each row;
-            the columns of the dataset, (B,) or (B, R), float64; ``pair_weights`` (B,);
-            ``indices`` (B,), ``pairs`` and ``tokens``: counts without weight-0 pairs, plain numbers.
+            ``prompts``, ``chosen``, ``rejected``: B lists of ids each; ``lengths`` (2B,): the tokens of the chosen
+            completions, then of the rejected ones; the columns of the dataset, (B,) or (B, R), float64;
+            ``pair_weights`` (B,); ``indices`` (B,), ``pairs`` and ``tokens``: counts without weight-0 pairs, every prompt
+            counted with both of its completions, plain numbers.
         """
         picked = [index if index >= 0 else ~index for index in indices]
-        completions = [self.chosen_ids[i] for i in picked] + [self.rejected_ids[i] for i in picked]
-        prompts = [self.prompt_ids[i] for i in picked] * 2
-        counts = np.array([len(ids) for ids in completions])
-        starts = np.array([len(ids) for ids in prompts])
-        width = int((starts + counts).max()) - 1
-        input_ids = np.full((len(prompts), width), PAD, dtype=np.int64)
-        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            input_ids[row, : len(prompt)] = prompt
-            input_ids[row, len(prompt) : len(prompt) + len(completion) - 1] = completion[:-1]
-
-        rows = np.repeat(np.arange(len(prompts)), counts)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        positions = np.repeat(starts - 1, counts) + within
         real = np.array([index >= 0 for index in indices], dtype=np.float64)
+        lengths = np.concatenate([self.chosen_lengths[picked], self.rejected_lengths[picked]])
+        tokens = np.tile(self.prompt_lengths[picked], 2) + lengths
         batch: Batch = {
-            "input_ids": torch.from_numpy(input_ids),
-            "positions": torch.from_numpy(positions),
-            "targets": torch.from_numpy(np.concatenate(completions).astype(np.int64)),
-            "rows": torch.from_numpy(rows),
-            "lengths": torch.from_numpy(counts),
+            "prompts": [self.prompt_ids[i] for i in picked],
+            "chosen": [self.chosen_ids[i] for i in picked],
+            "rejected": [self.rejected_ids[i] for i in picked],
+            "lengths": torch.from_numpy(lengths),
             "pair_weights": torch.from_numpy(real),
             "indices": picked,
             "pairs": int(real.sum()),
-            "tokens": int(((starts + counts) * np.tile(real, 2)).sum()),
+            "tokens": int((tokens * np.tile(real, 2)).sum()),
         }
         return batch | self.columns(picked)
 

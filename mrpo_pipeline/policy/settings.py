@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +59,22 @@ class LossSettings:
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
     """γ: the weight of the negative log-likelihood per token of the chosen completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class FastPaths:
+    """What makes the training step cheap; none of it changes what is computed. Keys of the recipe's ``training``.
+
+    Each can be switched off to see what it gives.
+    """
+
+    share_prompt: bool = True
+    """Run a prompt once for both of its completions, where the model then gives the same log-probs."""
+    micro_batch_tokens: int | Literal["auto", "off"] = "auto"
+    """How many tokens a micro-batch holds at most. ``auto``: as many as ``per_device_train_batch_size`` pairs of the longest
+    kind have, so no more than a micro-batch of that many pairs can have, and on a CPU no more than stay in its caches.
+    ``off``: ``per_device_train_batch_size`` pairs in every micro-batch."""
+    fused_lora: bool = True
+    """Compute a linear layer and its adapter in one operation."""
+    chunked_head: bool = True
+    """Take log-probs and their gradient in chunks of positions, and not from the logits of all of them."""

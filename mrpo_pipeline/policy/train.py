@@ -15,7 +15,7 @@ from mrpo_pipeline.policy import checkpoints
 from mrpo_pipeline.policy.card import model_card
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.model import base_dtype, load_config, load_policy
-from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
+from mrpo_pipeline.policy.settings import FastPaths, LossSettings, PolicySettings
 from mrpo_pipeline.quiet import quiet_libraries
 
 log = logging.getLogger("mrpo")
@@ -41,7 +41,7 @@ def train_policy(
     and ``checkpoint-*``.
 
     Args:
-        training: keys of ``transformers.TrainingArguments``.
+        training: keys of ``transformers.TrainingArguments`` and of ``settings.FastPaths``.
         resume: go on from the last whole checkpoint of this run, where there is one.
         card: see ``card.model_card``.
         diagnostics: of the references on the training pairs, saved with the training results under these names.
@@ -61,8 +61,9 @@ def train_policy(
     dtype = base_dtype(policy.dtype, load_config(policy))
     with quiet_libraries():
         from mrpo_pipeline.policy.anchor import check_start
-        from mrpo_pipeline.policy.arguments import training_arguments
+        from mrpo_pipeline.policy.arguments import fast_paths, training_arguments
 
+        fast = fast_paths(training)
         arguments = training_arguments(training, output_dir, dtype=dtype, evaluates=bool(eval_examples))
         identity = checkpoints.run_identity(examples, _identifying(policy), dataclasses.asdict(method), arguments)
         checkpoint = checkpoints.last_whole(output_dir, identity) if resume else None
@@ -71,7 +72,7 @@ def train_policy(
                 "Going on from %s." if checkpoint else "No whole checkpoint in %s: starting anew.",
                 checkpoint or output_dir,
             )
-        trainer = _trainer(policy, examples, eval_examples, method, arguments, identity)
+        trainer = _trainer(policy, examples, eval_examples, method, arguments, identity, fast)
         if policy.starts_at_anchor and policy.check_anchor and checkpoint is None:
             difference = check_start(trainer, dtype, policy.anchor_dtype)
             log.info("The policy's start agrees with the cached anchor (%.2g nats per token).", difference)
@@ -100,6 +101,7 @@ def _trainer(
     method: LossSettings,
     arguments: Any,
     identity: Mapping[str, str],
+    fast: FastPaths,
 ) -> Any:
     from transformers import PrinterCallback, set_seed
 
@@ -110,7 +112,7 @@ def _trainer(
     model = load_policy(policy)
     if arguments.gradient_checkpointing:
         model.enable_input_require_grads()
-    trainer = PreferenceTrainer(model, arguments, method, examples, eval_examples or None, identity=identity)
+    trainer = PreferenceTrainer(model, arguments, method, examples, eval_examples or None, identity=identity, fast=fast)
     if trainer.head.notice:
         log.warning("%s", trainer.head.notice)
     if arguments.disable_tqdm:

@@ -5,8 +5,10 @@ Only the policy is in memory; what the references said are columns of numbers in
 
 from __future__ import annotations
 
-import json
+import copy
+import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +17,37 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.head import Head
 from mrpo_pipeline.policy import checkpoints
-from mrpo_pipeline.policy.batches import AllOnce, PairLoader, StepSampler
+from mrpo_pipeline.policy.batches import AllOnce, Measure, PairLoader, Steps, StepSampler
+from mrpo_pipeline.policy.broken_step import broken_step
 from mrpo_pipeline.policy.examples import Batch, PreferenceExamples
-from mrpo_pipeline.policy.forward import PolicyForward, forward_inputs, to_device
+from mrpo_pipeline.policy.forward import PolicyForward, to_device
+from mrpo_pipeline.policy.fused_lora import fuse_adapters
 from mrpo_pipeline.policy.metrics import METRICS, evaluation_metrics, pair_losses, pair_metrics
-from mrpo_pipeline.policy.settings import LossSettings
+from mrpo_pipeline.policy.settings import FastPaths, LossSettings
+from mrpo_pipeline.policy.sharing import share_prompts
+
+log = logging.getLogger("mrpo")
 
 NAN_BATCH = "nan_batch.json"
+
+# Micro-batches beyond this gain a CPU nothing and cost memory.
+CPU_TOKENS = 1024
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
     """Trains a ``PeftModel`` against cached references.
 
     The loss of an optimizer step is the sum over its pairs divided by their number, over all micro-batches and processes.
-    Metrics are kept as sums on the device, and read once per log.
+    Trainer gets a whole step at a time, and sees no accumulation: how many micro-batches a step is split into depends on
+    the lengths of its pairs. Metrics are kept as sums on the device, and read once per log.
 
     Args:
         model: a peft model over a causal language model; its ``forward`` becomes ``PolicyForward``.
         settings: the preference loss.
         identity: what a checkpoint must agree with to be gone on from (``checkpoints.run_identity``).
+        fast: what makes the step cheap.
     """
 
     train_dataset: PreferenceExamples
@@ -52,8 +63,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         eval_dataset: PreferenceExamples | None = None,
         *,
         identity: Mapping[str, str] | None = None,
+        fast: FastPaths | None = None,
         callbacks: list[Any] | None = None,
     ) -> None:
+        # Pairs of a step on one process: this times `per_device_train_batch_size`.
+        self.accumulation: int = args.gradient_accumulation_steps
+        args = copy.copy(args)
+        args.gradient_accumulation_steps = 1
         # Of the base model, in which the adapter's layers stand: the peft model's own forward is about to be replaced.
         head = Head.of(model.get_base_model())
         super().__init__(
@@ -68,12 +84,20 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self.head = head
         # A fresh peft model calls itself training over a base that is not; `training_step` goes by what it says.
         model.eval()
-        model.forward = PolicyForward(head)
+        self.fast = fast or FastPaths()
+        self.policy_forward = PolicyForward(head, chunked_head=self.fast.chunked_head)
+        model.forward = self.policy_forward
+        # Where weights are spread over processes, only a layer's own call brings them together.
+        if self.fast.fused_lora and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            fuse_adapters(model)
+        self._tried_to_share = not self.fast.share_prompt
         self.settings = settings
         self.identity = dict(identity or {})
         # Sums over the pairs since the last log: their number, then METRICS.
         self._sums = torch.zeros(1 + len(METRICS), dtype=_wide(args.device), device=args.device)
         self._tokens = 0
+        self.tokens_run = 0
+        """Tokens that were run through the model in training by this process, padding included."""
         # The micro-batches of the running optimizer step: their pairs, and the loss of each.
         self._step: list[tuple[list[int], Tensor]] = []
         self._non_embedding_parameters: int | None = None
@@ -83,16 +107,52 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return StepSampler(
             self.train_dataset.lengths,
             size=self._train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
+            accumulation=self.accumulation,
             rank=args.process_index,
             world_size=args.world_size,
             seed=args.seed if args.data_seed is None else args.data_seed,
             order=args.train_sampling_strategy,
             drop_last=args.dataloader_drop_last,
+            measure=self._measure,
+            tokens=None if self.fast.micro_batch_tokens == "off" else self._micro_batch_tokens,
         )
 
+    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
+        pairs: int = super().get_total_train_batch_size(args)
+        return pairs * self.accumulation
+
+    def _measure(self) -> Measure:
+        """What pairs cost, once it is known how they are laid out."""
+        self._try_to_share()
+        examples = self.train_dataset
+        shared = self.policy_forward.is_shared
+        return Measure(examples.shared_lengths if shared else examples.lengths, padded=not shared)
+
+    def _micro_batch_tokens(self, measure: Measure) -> int:
+        tokens = self.fast.micro_batch_tokens
+        if isinstance(tokens, int):
+            return tokens
+        longest = int(measure.tokens.max()) * (2 if measure.padded else 1)
+        most: int = self._train_batch_size * longest
+        return min(most, CPU_TOKENS) if self.args.device.type == "cpu" else most
+
+    def _try_to_share(self) -> None:
+        """Before the first pairs are computed: may a prompt stand once for both of its completions?"""
+        if self._tried_to_share:
+            return
+        self._tried_to_share = True
+        sampler = self.train_sampler()
+        # Every process tries the same pairs, so all come to the same answer.
+        picked = sampler.steps()[0].tolist() if len(sampler) else []
+        every = [self.train_dataset, *([self.eval_dataset] if self.eval_dataset else [])]
+        mixed = {"fp16": "float16", "bf16": "bfloat16"}.get(self.accelerator.mixed_precision)
+        dtype = mixed or str(next(self.head.model.parameters()).dtype).removeprefix("torch.")
+        notice = share_prompts(self.model, self.policy_forward, every, picked, dtype=dtype, device=self.args.device)
+        if notice:
+            log.warning("%s", notice)
+
     def get_train_dataloader(self) -> PairLoader:
-        return PairLoader(self.train_dataset, self.train_sampler(), **self._loader_options())
+        return PairLoader(Steps(self.train_dataset), self.train_sampler(), **self._loader_options())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> PairLoader:
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -113,15 +173,15 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             "prefetch_factor": args.dataloader_prefetch_factor,
         }
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int | None:
+    def _get_num_items_in_batch(self, batch_samples: list[list[Batch]], device: torch.device) -> int | None:
         """Pairs in the whole optimizer step: what its loss is divided by."""
-        pairs: int = sum(batch["pairs"] for batch in batch_samples)
+        pairs: int = sum(batch["pairs"] for step in batch_samples for batch in step)
         if self.args.world_size > 1:
             pairs = int(self.accelerator.reduce(torch.tensor(pairs, device=device), "sum"))
         return pairs
 
-    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch: its share of the step's loss, and the gradient of that.
+    def training_step(self, model: Any, inputs: list[Batch], num_items_in_batch: Any = None) -> Tensor:
+        """One optimizer step's micro-batches: their loss, and the gradient of that.
 
         Trainer's own divides some losses by the accumulation steps and not others; this one never does.
         """
@@ -129,21 +189,34 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             model.train()
             if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
                 self.optimizer.train()
-        with self.compute_loss_context_manager():
-            loss: Tensor = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-        self.accelerator.backward(loss, **options)
+        total = torch.zeros((), dtype=_wide(self.args.device), device=self.args.device)
+        for number, batch in enumerate(inputs, 1):
+            is_last = number == len(inputs)
+            # Processes give each other their gradients with the last micro-batch alone.
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                total += self._micro_step(model, batch, num_items_in_batch)
+        return total
+
+    def _micro_step(self, model: Any, batch: Batch, pairs_in_step: int | None) -> Tensor:
+        try:
+            with self.compute_loss_context_manager():
+                loss: Tensor = self.compute_loss(model, batch, num_items_in_batch=pairs_in_step)
+            options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+            self.accelerator.backward(loss, **options)
+        finally:
+            self.policy_forward.release()
         loss = loss.detach()
-        self._step.append((inputs["indices"], loss))
-        self._tokens += inputs["tokens"]
+        self._step.append((batch["indices"], loss))
+        self._tokens += batch["tokens"]
         return loss
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: int | None = None
     ) -> Any:
         """Σ over the micro-batch's pairs ÷ pairs in the step, times the processes (whose gradients are averaged)."""
+        sums = model(**self._laid_out(inputs, count=model.training))  # (2B,)
         batch = to_device(inputs, self.args.device)
-        sums = model(**forward_inputs(batch))  # (2B,)
         chosen, rejected = sums.chunk(2)
         result = pair_losses(chosen, rejected, batch["lengths"], batch, self.settings)
         weights = batch["pair_weights"]
@@ -154,6 +227,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         loss = loss * self.args.world_size
         return (loss, {"logps": sums}) if return_outputs else loss
 
+    def _laid_out(self, batch: Batch, *, count: bool = False) -> dict[str, Any]:
+        """What the model takes, on the device."""
+        inputs = self.policy_forward.inputs(batch)
+        if count:
+            self.tokens_run += inputs["input_ids"].numel()
+        return to_device(inputs, self.args.device)
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Trainer asks once per optimizer step, before the weights move: the place to stop at a broken number."""
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -162,30 +242,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         scaled = getattr(self.accelerator, "scaler", None) is not None
         watched = loss if scaled or grad_norm is None else loss + grad_norm
         if not bool(torch.isfinite(watched)):
-            raise self._broken_step(float(loss), grad_norm)
+            batches = [([self.train_dataset.pair_ids[i] for i in picked], float(part)) for picked, part in self._step]
+            name = NAN_BATCH if self.args.world_size == 1 else f"nan_batch-{self.args.process_index}.json"
+            norm = None if grad_norm is None else float(grad_norm)
+            raise broken_step(Path(self.args.output_dir) / name, self.state.global_step + 1, batches, norm)
         self._step.clear()
         return grad_norm
-
-    def _broken_step(self, loss: float, grad_norm: Any) -> RunError:
-        batches = [([self.train_dataset.pair_ids[i] for i in picked], float(part)) for picked, part in self._step]
-        broken = [pair for pairs, part in batches if part - part != 0 for pair in pairs]
-        record = {
-            "step": self.state.global_step + 1,
-            "loss": str(loss),
-            "grad_norm": str(None if grad_norm is None else float(grad_norm)),
-            "pair_ids": [pair for pairs, _ in batches for pair in pairs],
-            "pair_ids_of_broken_losses": broken,
-        }
-        name = NAN_BATCH if self.args.world_size == 1 else f"nan_batch-{self.args.process_index}.json"
-        path = Path(self.args.output_dir) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        what = f"the loss is {loss}" if loss - loss != 0 else "the gradient is not finite"
-        return RunError(
-            f"Training stopped in step {record['step']}: {what}. The pairs of that step are in {path}; the weights were not "
-            "changed by it, and checkpoints written before are good. Look at those pairs; a lower training.learning_rate, "
-            "training.bf16 instead of fp16, or a model whose log-probs are finite on them mends this."
-        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's logs of training, with the averages over the pairs since the last one."""
@@ -198,7 +260,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             logs["num_tokens"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
 
-    def _track_num_input_tokens(self, inputs: Batch) -> None:
+    def _track_num_input_tokens(self, inputs: list[Batch]) -> None:
         """Counted in ``training_step``, whatever ``include_num_input_tokens_seen`` says."""
 
     def _count_tokens(self) -> None:
@@ -219,14 +281,14 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if not self.accelerator._models:
             self.accelerator.prepare_model(self.model, evaluation_mode=True)
         model = self.model
+        self._try_to_share()
         model.eval()
         if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
             self.optimizer.eval()
         device = self.args.device
         sums = torch.zeros(2, len(examples), dtype=_wide(device), device=device)
         for batch in loader if loader is not None else self.get_eval_dataloader(examples):
-            moved = to_device(batch, device)
-            result = model(**forward_inputs(moved)).view(2, -1)
+            result = model(**self._laid_out(batch)).view(2, -1)
             if batch["pairs"]:
                 sums[:, batch["indices"]] = result
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -258,11 +320,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             num_samples=len(examples),
         )
 
-    def floating_point_ops(self, inputs: Batch) -> int:
-        """As transformers counts them; the parameters are counted once and not in every step."""
+    def floating_point_ops(self, inputs: list[Batch]) -> int:
+        """As transformers counts them, of the pairs' own tokens; the parameters are counted once and not in every step."""
         if self._non_embedding_parameters is None:
             self._non_embedding_parameters = self.model.num_parameters(exclude_embeddings=True)
-        return int(6 * inputs["input_ids"].numel() * self._non_embedding_parameters)
+        return int(6 * sum(batch["tokens"] for batch in inputs) * self._non_embedding_parameters)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A checkpoint with its marker last; older ones go only then."""

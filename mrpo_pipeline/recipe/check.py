@@ -112,16 +112,19 @@ def _check_training(training: Mapping[str, Any], where: str) -> None:
         return
     from transformers import TrainingArguments
 
-    valid = {field.name for field in dataclasses.fields(TrainingArguments) if field.init} - {"output_dir"}
+    from mrpo_pipeline.policy.settings import FastPaths
+
+    own = typing.get_type_hints(FastPaths)
+    valid = {field.name for field in dataclasses.fields(TrainingArguments) if field.init} - {"output_dir"} | own.keys()
     for key in training:
         if key not in valid:
             near = difflib.get_close_matches(str(key), sorted(valid), n=1, cutoff=0.0)
             raise UserError(
                 f"Unknown key `training.{key}` in {where}: keys there are those of transformers.TrainingArguments"
-                f"{' (the output folder is `output_dir` at the top)' if key == 'output_dir' else ''}; the nearest is "
+                f" and {', '.join(own)}{' (the output folder is `output_dir` at the top)' if key == 'output_dir' else ''}; the nearest is "
                 f"`{near[0]}`. Correct it or take it out."
             )
-    hints = typing.get_type_hints(TrainingArguments)
+    hints = typing.get_type_hints(TrainingArguments) | own
     for key, value in training.items():
         hint = hints[key]
         try:

@@ -3,23 +3,17 @@ import pytest
 from tiny_policy import make_examples
 
 
-def test_a_batch_predicts_exactly_the_completion_tokens():
+def test_a_batch_holds_the_pairs_ids_and_cached_numbers():
     examples = make_examples(7, references=2)
-    batch = examples.__getitems__([3, 0, 6])
-    rows = [(examples.prompt_ids[i], examples.chosen_ids[i]) for i in (3, 0, 6)]
-    rows += [(examples.prompt_ids[i], examples.rejected_ids[i]) for i in (3, 0, 6)]
-    for row, (prompt, completion) in enumerate(rows):
-        own = batch["rows"].numpy() == row
-        whole = np.concatenate([prompt, completion])
-        assert batch["input_ids"][row, : len(whole) - 1].tolist() == whole[:-1].tolist()
-        assert batch["targets"].numpy()[own].tolist() == completion.tolist()
-        # The token after the predicting position is the target.
-        assert [whole[p + 1] for p in batch["positions"].numpy()[own]] == completion.tolist()
-        assert batch["positions"].numpy()[own][0] == len(prompt) - 1
-    assert batch["lengths"].tolist() == [len(completion) for _, completion in rows]
-    assert batch["tokens"] == sum(len(prompt) + len(completion) for prompt, completion in rows)
+    picked = [3, 0, 6]
+    batch = examples.__getitems__(picked)
+    for name, side in (("prompts", "prompt_ids"), ("chosen", "chosen_ids"), ("rejected", "rejected_ids")):
+        assert [ids.tolist() for ids in batch[name]] == [getattr(examples, side)[i].tolist() for i in picked]
+    completions = batch["chosen"] + batch["rejected"]
+    assert batch["lengths"].tolist() == [len(ids) for ids in completions]
+    assert batch["tokens"] == sum(len(p) + len(c) for p, c in zip(batch["prompts"] * 2, completions, strict=True))
     assert batch["reference_chosen"].shape == (3, 2)
-    np.testing.assert_array_equal(batch["anchor_rejected"].numpy(), examples.anchor_rejected[[3, 0, 6]])
+    np.testing.assert_array_equal(batch["anchor_rejected"].numpy(), examples.anchor_rejected[picked])
 
 
 def test_a_batch_has_no_labels_key_which_would_make_trainer_scale_the_loss_by_tokens():

@@ -138,7 +138,9 @@ def test_gradient_checkpointing_changes_nothing_and_does_recompute(llama, tmp_pa
             llama, tmp_path, examples, moved=0.2, per_device_train_batch_size=4, gradient_checkpointing=checkpointing
         )
         count = []
-        trainer.model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_, c=count: c.append(1))
+        trainer.model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(
+            lambda module, *_, c=count: c.append(1) if module.training else None
+        )
         trainer.train()
         logs.append(trainer.state.log_history[0])
         passes.append(len(count))

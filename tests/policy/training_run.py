@@ -22,6 +22,7 @@ TRAINING = {
     "num_train_epochs": 3,
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
+    "micro_batch_tokens": 60,  # several micro-batches in a step
     "learning_rate": 1e-2,
     "logging_steps": 1,
     "save_steps": 2,
@@ -62,7 +63,7 @@ def main() -> None:
         return method
 
     if mode == "kill-in-step":
-        PreferenceTrainer.training_step = broken(PreferenceTrainer.training_step, when=lambda self: self._step)
+        PreferenceTrainer._micro_step = broken(PreferenceTrainer._micro_step, when=lambda self: self._step)
     elif mode == "kill-in-save":
         PreferenceTrainer._save_rng_state = broken(PreferenceTrainer._save_rng_state, when=lambda self: True)
     elif mode == "count":
