@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--order", default="group_by_length", help="this project's train_sampling_strategy")
+    parser.add_argument("--order", default="random", help="this project's train_sampling_strategy")
     args = parser.parse_args()
     machine = measuring.machine()
     pairs, with_trl = side_by_side.find_pairs(args.pairs), side_by_side.has_trl()

@@ -43,7 +43,7 @@ class Task:
     learning_rate: float = 1e-3
     beta: float = 0.1
     seed: int = 0
-    order: str = "group_by_length"
+    order: str = "random"
     """How this project puts pairs together; TRL draws them at random."""
 
     def path(self, name: str) -> str:
