@@ -21,6 +21,8 @@ from typing import Any
 import measuring
 import side_by_side
 from measuring import in_own_process, peak_rss_mb
+from our_training import MODULES as OUR_MODULES
+from our_training import score, train
 from side_by_side import SHARED_PEER, Task
 
 OURS, THEIRS, THEIRS_PRECOMPUTED = "mrpo", "TRL", "TRL, precomputed"
@@ -34,7 +36,6 @@ FIGURES = (
     "loss_last",
     "accuracy",
 )
-OUR_MODULES = ("mrpo_pipeline.stage_two", "mrpo_pipeline.policy.train", "mrpo_pipeline.policy.trainer", "peft")
 THEIR_MODULES = ("datasets", "peft", "trl.trainer.dpo_trainer")
 
 Runs = dict[str, list[dict[str, Any]]]
@@ -46,54 +47,6 @@ up, and for this project also loading the policy and checking its start; scoring
 reference, done once for all runs on these pairs. Memory is the peak until training ends; at rest is a process with the same
 imports and the policy loaded. Batches are made by {order} in this project and at random in TRL; pairs whose sides are equal
 once they are cut are left out by this project."""
-
-
-def score(task: Task, cache: str, output_dir: str) -> dict[str, float]:
-    """Stage one: CPU seconds of reading, tokenizing, loading the reference and scoring; imports apart."""
-    import torch
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import mrpo_pipeline.engines.transformers
-    import mrpo_pipeline.head  # noqa: F401
-    from mrpo_pipeline.scoring import score_references
-
-    torch.set_num_threads(1)
-    recipe = side_by_side.recipe(task, cache, output_dir)
-    began = time.process_time()
-    (report,) = score_references(recipe)
-    return {"score_cpu_s": time.process_time() - began, "scored": report.scored, "score_peak_rss_mb": peak_rss_mb()}
-
-
-def train(task: Task, cache: str, output_dir: str) -> dict[str, float]:
-    """Stage two, timed from outside: a clock is put into the trainer that `mrpo train` makes."""
-    import torch
-
-    from mrpo_pipeline.policy import trainer as trainer_module
-    from mrpo_pipeline.stage_two import train_recipe
-
-    torch.set_num_threads(1)
-    figures: dict[str, float] = {}
-    clock = measuring.step_clock()
-
-    class Timed(trainer_module.PreferenceTrainer):
-        def train(self, *args: Any, **options: Any) -> Any:
-            self.add_callback(clock)
-            figures["prepare_cpu_s"] = time.process_time() - began
-            start = time.process_time()
-            result = super().train(*args, **options)
-            figures["loop_cpu_s"] = (time.process_time() - start) / task.steps
-            figures["peak_rss_mb"] = peak_rss_mb()
-            figures["loss_last"] = [entry["loss"] for entry in self.state.log_history if "loss" in entry][-1]
-            figures["pairs"] = len(self.train_dataset)
-            return result
-
-    trainer_module.PreferenceTrainer = Timed  # type: ignore[misc]
-    recipe = side_by_side.recipe(task, cache, output_dir)
-    began = time.process_time()
-    results = train_recipe(recipe)
-    figures["step_cpu_s"] = sum(clock.cpu) / len(clock.cpu)
-    figures["accuracy"] = results.get("eval_rewards/accuracies", float("nan"))
-    return figures
 
 
 def run_ours(task: Task, folder: str) -> dict[str, Any]:

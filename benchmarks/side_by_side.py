@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -172,8 +172,16 @@ def make_policy(folder: str, pairs: str, vocabulary: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def recipe(task: Task, cache: str, output_dir: str, **scoring: Any) -> Any:
-    """This project's run of the task: DPO against the one reference, the policy's own start.
+def recipe(
+    task: Task,
+    cache: str,
+    output_dir: str,
+    *,
+    references: Mapping[str, str] | None = None,
+    training: Mapping[str, Any] | None = None,
+    **scoring: Any,
+) -> Any:
+    """This project's run of the task: DPO against the policy's own start, or MRPO where there are several references.
 
     As in TRL, a prompt is not cut by itself, and a pair whose prompt alone takes ``max_length`` is left out.
     """
@@ -184,11 +192,11 @@ def recipe(task: Task, cache: str, output_dir: str, **scoring: Any) -> Any:
         {
             "pairs": {"train": task.train, **held_out},
             "policy": {"model": task.policy, "lora": {"r": 8, "alpha": 16, "target_modules": "all-linear"}},
-            "references": {"anchor": {"model": task.policy}},
+            "references": {name: {"model": model} for name, model in (references or {"anchor": task.policy}).items()},
             "cache": cache,
             "limits": {"max_prompt_length": None, "max_length": task.max_length},
             "scoring": {"engine": "transformers", **scoring},
-            "method": {"name": "dpo", "beta": task.beta},
+            "method": {"name": "mrpo" if references and len(references) > 1 else "dpo", "beta": task.beta},
             "training": {
                 "max_steps": task.steps,
                 "per_device_train_batch_size": task.batch,
@@ -202,10 +210,21 @@ def recipe(task: Task, cache: str, output_dir: str, **scoring: Any) -> Any:
                 "train_sampling_strategy": task.order,
                 "seed": task.seed,
                 "use_cpu": True,
+                **(training or {}),
             },
             "output_dir": output_dir,
         }
     )
+
+
+def resident(folder: str) -> Any:
+    """A reference held in memory: a call gives the sums of a batch's completions, without logits, prompts not shared."""
+    from transformers import AutoModelForCausalLM
+
+    from mrpo_pipeline.head import Head
+    from mrpo_pipeline.policy.forward import PolicyForward
+
+    return PolicyForward(Head.of(AutoModelForCausalLM.from_pretrained(folder).eval()))
 
 
 def trl_trainer(
