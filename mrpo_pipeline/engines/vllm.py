@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,20 +16,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from mrpo_pipeline.engines.base import LogProbs, ScoringRequest, check_finite, check_requests, longest_first
 from mrpo_pipeline.engines.messages import receive, send, split
+from mrpo_pipeline.engines.vllm_causes import cause
+from mrpo_pipeline.engines.vllm_environment import environment
+from mrpo_pipeline.engines.vllm_options import check_here
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.references import ModelSource, resolve_dtype
 
 # A block must be large enough that the engine's process is never left with less than a step's tokens.
 _BLOCK_REQUESTS = 512
 _BLOCK_TOKENS = 65536
-_QUANTIZATIONS = {"nf4": "bitsandbytes", "4bit": "bitsandbytes", "bitsandbytes-4bit": "bitsandbytes"}
+
+log = logging.getLogger("mrpo")
 
 
 class VllmUnsupportedError(RunError):
@@ -39,31 +44,39 @@ class VllmEngine:
 
     Options: `threads` (on a CPU; all the process may use), and every field of vLLM's `EngineArgs`
     (`tensor_parallel_size`, `gpu_memory_utilization`, `max_model_len`, `max_num_batched_tokens`, …), which win over what is
-    chosen here. Sequences longer than the 8,192 tokens the engine starts with (or `max_model_len`) make it start again.
+    chosen here; not those that are keys of the reference (`dtype`, `quantization`, `trust_remote_code`, …). Sequences longer
+    than the 8,192 tokens the engine starts with (or `max_model_len`) make it start again. An adapter that vLLM would serve
+    only in part is merged into its model first, by a process of its own, into a folder under `TMPDIR` that is gone once
+    vLLM has read it.
 
-    Raises:
-        VllmUnsupportedError: vLLM has no implementation of this model or adapter.
-        UserError: an option that vLLM does not have.
-        RunError: it did not start; the message ends with the last lines it wrote.
+    With `wait=False` the process is started and not waited for: nothing but `close` may be used before `ready` has come back.
+
+    Raises (here, or from `ready`):
+        VllmUnsupportedError: vLLM has no implementation of this model, adapter or quantization.
+        UserError: an option that vLLM does not have, or of the wrong type.
+        RunError: it did not start; the message says why.
     """
 
     name = "vllm"
 
-    def __init__(self, source: ModelSource, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, source: ModelSource, options: Mapping[str, Any] | None = None, *, wait: bool = True) -> None:
         options = dict(options or {})
         self._source = source
-        self._threads = int(options.pop("threads", None) or len(os.sched_getaffinity(0)))
+        threads = options.pop("threads", None)
+        check_here(options, source.name)
+        self._threads = int(threads or len(os.sched_getaffinity(0)))
         self._fixed_length = options.get("max_model_len") is not None
         self.dtype = resolve_dtype(source)
-        quantization = source.quantization
         self._settings: dict[str, Any] = {
             "model": source.model,
             "revision": source.revision,
             "adapter": source.adapter,
             "dtype": self.dtype,
-            "quantization": _QUANTIZATIONS.get(quantization, quantization) if quantization else None,
+            "quantization": source.quantization,
             "trust_remote_code": source.trust_remote_code,
             "options": options,
+            "longest": 0,
+            "merge_because": None,
         }
         self.context_length: int | None = None
         self.notices: list[str] = []
@@ -71,9 +84,33 @@ class VllmEngine:
         self._connection: Connection | None = None
         self._socket: socket.socket | None = None
         self._log: IO[bytes] | None = None
+        self._merged: str | None = None
+        self._said = ""  # what vLLM failed with
+        self._is_ready = False
         self._max_model_len = 0
         self._vocab_size = 0
-        self._start(longest=0)
+        self._launch()
+        if wait:
+            self.ready()
+
+    def ready(self) -> None:
+        """Wait until the process has started vLLM. Raises as the constructor does, and has closed the engine then."""
+        try:
+            header, _ = self._receive()
+        except BaseException as error:
+            self.close()
+            refused = isinstance(error, RunError) and "lora" in self._said.lower()
+            if not refused or self._source.adapter is None or self._settings["merge_because"]:
+                raise
+            self._settings["merge_because"] = f"vLLM says: {self._said}"
+            self._launch()
+            self.ready()
+            return
+        self._is_ready = True
+        self.context_length = header["context_length"]
+        self._max_model_len = header["max_model_len"]
+        self._vocab_size = header["vocab_size"]
+        self.notices = list(header["notices"])
 
     def score(self, requests: Sequence[ScoringRequest]) -> Iterator[tuple[int, LogProbs]]:
         """See `Engine.score`. Results are taken from the process as they come, however slow the caller is."""
@@ -90,7 +127,9 @@ class VllmEngine:
                     f"{longest + 1} at least."
                 )
             self.close()
-            self._start(longest=longest)
+            self._settings["longest"] = longest
+            self._launch()
+            self.ready()
         finished = False
         try:
             for index, logps in self._exchange(requests):
@@ -114,10 +153,14 @@ class VllmEngine:
             self._connection.close()
             self._connection = None
         if process is not None:
-            _end(process)
+            _end(process, patience=10 if self._is_ready else 0)
+        self._is_ready = False
         if self._log is not None:
             self._log.close()
             self._log = None
+        if self._merged is not None:
+            shutil.rmtree(self._merged, ignore_errors=True)
+            self._merged = None
 
     def versions(self) -> dict[str, str]:
         found = {}
@@ -128,9 +171,12 @@ class VllmEngine:
                 continue
         return found
 
-    def _start(self, longest: int) -> None:
+    def _launch(self) -> None:
+        """Start the process and tell it what to load."""
         ours, theirs = socket.socketpair()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        if self._source.adapter is not None:
+            self._merged = tempfile.mkdtemp(prefix="mrpo-merged-")
         quiet = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING").upper() not in ("DEBUG", "INFO")
         with theirs:
             self._process = subprocess.Popen(
@@ -139,22 +185,14 @@ class VllmEngine:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log if quiet else sys.stderr.fileno(),
                 stderr=self._log if quiet else sys.stderr.fileno(),
-                env=_environment(self._threads, self._settings["options"]),
+                env=environment(self._threads, self._settings["options"]),
                 # Ctrl-C on the terminal is for the caller, who then closes this engine.
                 start_new_session=True,
             )
         self._socket = ours
         self._connection = Connection(os.dup(ours.fileno()))
-        try:
-            send(self._connection, self._settings | {"longest": longest})
-            header, _ = self._receive()
-        except BaseException:
-            self.close()
-            raise
-        self.context_length = header["context_length"]
-        self._max_model_len = header["max_model_len"]
-        self._vocab_size = header["vocab_size"]
-        self.notices = list(header["notices"])
+        with suppress(BrokenPipeError, ConnectionResetError):  # its last words are read by the next receive
+            send(self._connection, self._settings | {"merged_folder": self._merged})
 
     def _exchange(self, requests: Sequence[ScoringRequest]) -> Iterator[tuple[int, LogProbs]]:
         results: queue.SimpleQueue[tuple[dict[str, Any], LogProbs] | BaseException] = queue.SimpleQueue()
@@ -185,6 +223,9 @@ class VllmEngine:
             if header["event"] == "done":
                 thread.join()
                 return
+            for notice in header.get("notices", ()):
+                log.warning("%s: %s", self._source.name, notice)
+                self.notices.append(notice)
             for index, logps in zip(header["index"], split(numbers, header["length"]), strict=True):
                 yield index, logps.copy()
 
@@ -223,14 +264,24 @@ class VllmEngine:
                 raise UserError(header["message"])
             if header["kind"] == "unsupported":
                 raise VllmUnsupportedError(message)
-            raise RunError(f"{message}\nvLLM's last lines:\n{self._last_lines()}")
+            self._said = cause(header["message"], self._last_lines(400)).rstrip(".") + "."
+            options = self._settings["options"]
+            given = (
+                f" Options given: {', '.join(f'{name}: {value!r}' for name, value in options.items())}."
+                if options
+                else ""
+            )
+            raise RunError(
+                f"reference {self._source.name}: vLLM failed: {self._said}{given} "
+                "VLLM_LOGGING_LEVEL=INFO shows all that it says."
+            )
         return header, numbers
 
     def _last_lines(self, count: int = 15) -> str:
         if self._log is None:
             return ""
         size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - 8192))
+        self._log.seek(max(0, size - 200 * count))
         return "\n".join(self._log.read().decode(errors="replace").splitlines()[-count:])
 
 
@@ -247,36 +298,10 @@ def _blocks(requests: Sequence[ScoringRequest]) -> Iterator[tuple[list[int], boo
         start = end
 
 
-def _environment(threads: int, options: Mapping[str, Any]) -> dict[str, str]:
-    """The engine process's environment: nothing sent anywhere, quiet, and one process where that is enough."""
-    environment = dict(os.environ)
-    environment |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if not has_gpu():
-        environment["OMP_NUM_THREADS"] = str(threads)
-        # Threads that spin while they wait for one another make a busy machine three times slower.
-        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        parallel = int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
-        if parallel == 1:
-            # Engine core and worker in the process we start: on a CPU two more imports of vLLM cost more than the
-            # overlap brings, and the worker would be bound to all cores but one.
-            environment.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        # Blocks of prompt log-probs are hundreds of megabytes, allocated at every step: let malloc keep them, or a third
-        # of the time goes into page faults. (vLLM preloads tcmalloc for that where its package brings it.)
-        environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 << 30))
-        environment.setdefault("MALLOC_TRIM_THRESHOLD_", str(4 << 30))
-    return environment
-
-
-def has_gpu() -> bool:
-    """Whether a GPU that vLLM could use is there, by its device file: cheap, and nothing is initialised."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the process, which ends when its socket closes; then make sure of it and of its children."""
+def _end(process: subprocess.Popen[bytes], patience: float) -> None:
+    """Wait for the process, which ends when its socket closes (not while it starts); then make sure of it and its children."""
     with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=10)
+        process.wait(timeout=patience)
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # its session: engine core and workers are in it
     process.wait()

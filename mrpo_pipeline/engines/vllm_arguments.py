@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.engines.vllm_settings import choose_sizes, first_model_length, kv_bytes_per_token
-
-
-class UnsupportedError(Exception):
-    """vLLM has no implementation for this model or adapter; another engine may."""
+from mrpo_pipeline.model_files import header_dtype, locate
 
 
 def inspect_here(registry: Any, architectures: list[str]) -> None:
@@ -28,23 +26,35 @@ def inspect_here(registry: Any, architectures: list[str]) -> None:
             registry.register_model(name, load())
 
 
-def engine_arguments(settings: dict[str, Any], config: Any, context: int | None) -> tuple[dict[str, Any], list[str]]:
-    """Arguments of vLLM's `EngineArgs` for this model and machine, and what to tell the user about them."""
+def engine_arguments(
+    settings: dict[str, Any], options: dict[str, Any], config: Any, context: int | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Arguments of vLLM's `EngineArgs` for this model and machine, and what to tell the user about them.
+
+    Args:
+        settings: `model`, `revision`, `dtype`, `quantization`, `trust_remote_code` and `longest` (tokens, 0 for unknown).
+        options: the user's, which are laid over the result by the caller.
+        config: the model's transformers configuration. context: its positions, None where it has no limit.
+    """
     import torch
     from vllm.platforms import current_platform
 
     on_cpu = bool(current_platform.is_cpu())
     text = config.get_text_config()
-    options = settings["options"]
     length = first_model_length(context, settings["longest"], options.get("max_model_len"))
     free, total = _memory(current_platform)
+    dtype = getattr(torch, settings["dtype"])
+    # On a CPU the processes of one engine share the machine's memory; on GPUs each has its part of the weights.
+    parts = 1 if on_cpu else options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
     sizes = choose_sizes(
         vocab_size=text.vocab_size,
         max_model_len=length,
-        kv_bytes_per_token=kv_bytes_per_token(text, getattr(torch, settings["dtype"]).itemsize),
+        kv_bytes_per_token=-(-kv_bytes_per_token(text, dtype.itemsize) // parts),
+        weight_bytes=_weight_bytes(settings, dtype) // parts,
         free_bytes=free,
         total_bytes=total,
         on_cpu=on_cpu,
+        asked_tokens=options.get("max_num_batched_tokens"),
     )
     arguments: dict[str, Any] = {
         "model": settings["model"],
@@ -55,7 +65,7 @@ def engine_arguments(settings: dict[str, Any], config: Any, context: int | None)
         "skip_tokenizer_init": True,
         "max_model_len": length,
         "max_num_batched_tokens": sizes.max_num_batched_tokens,
-        # With it on, vLLM has returned wrong prompt log-probs for cached positions.
+        # Prompt log-probs read nothing from the prefix cache (see vllm_answers), so keeping one is of no use.
         "enable_prefix_caching": False,
         "enable_chunked_prefill": True,
         # A run scores prompts of ever new shapes; compiling costs more than it brings on a CPU.
@@ -74,6 +84,16 @@ def engine_arguments(settings: dict[str, Any], config: Any, context: int | None)
     return arguments, told
 
 
+def _weight_bytes(settings: dict[str, Any], dtype: Any) -> int:
+    """Bytes of the weights once loaded, from the sizes of their files; 0 where those are not at hand."""
+    folder = locate(settings["model"], settings["revision"])
+    files = sorted(Path(folder).glob("*.safetensors")) if folder else []
+    on_disk = sum(file.stat().st_size for file in files)
+    stored = header_dtype(files[0]) if files else None
+    widths = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+    return on_disk * dtype.itemsize // widths[stored] if stored in widths else on_disk
+
+
 def _memory(platform: Any) -> tuple[int, int]:
     """(free, total) bytes of the device, without making a CUDA context that would stay in this process."""
     if platform.is_cpu():
@@ -90,22 +110,3 @@ def _memory(platform: Any) -> tuple[int, int]:
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free), total
     except Exception:  # no NVML here (ROCm, say); vLLM itself complains where less is free than it is given
         return total, total
-
-
-def lora(path: str | None) -> tuple[Any, dict[str, Any]]:
-    """The LoRA request for an adapter and the engine arguments it needs; (None, {}) without one."""
-    if path is None:
-        return None, {}
-    from peft import PeftConfig
-    from vllm.lora.request import LoRARequest
-
-    config = PeftConfig.from_pretrained(path)
-    targets = config.target_modules if isinstance(config.target_modules, list | set | tuple) else []
-    names = {name.rsplit(".", 1)[-1] for name in targets}
-    outside = sorted(names & {"lm_head", "embed_out", "embed_tokens", "wte", "word_embeddings"})
-    if config.peft_type != "LORA" or config.modules_to_save or outside or getattr(config, "use_dora", False):
-        what = ", ".join(outside) or str(config.modules_to_save or config.peft_type)
-        raise UnsupportedError(f"vLLM would leave out part of the adapter {path} in prompt log-probs ({what})")
-    rank = max([config.r, *(config.rank_pattern or {}).values()])
-    allowed = next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)
-    return LoRARequest("reference", 1, path), {"enable_lora": True, "max_lora_rank": allowed, "max_loras": 1}

@@ -5,14 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GIB = 1 << 30
-# Bytes that one position's prompt log-prob takes for each vocabulary entry while it is computed: the logits, their
-# float32 copy, the log-softmax, and what the rank is counted with.
-BYTES_PER_LOGIT = 16
+# Bytes that one position's prompt log-prob takes for each vocabulary entry while it is computed (vLLM's V1 runner,
+# `_get_prompt_logprobs_dict`), on each GPU, also where the vocabulary is cut among them, since logits are gathered whole:
+#   logits 2 or 4 (of the model's dtype), their conversion to float32 4 (16-bit alone), log-softmax 4, the mask that the
+#   rank is counted with 1; gathering holds own part, pieces and their concatenation before: 2.5 times the logits at most.
+# The largest of the sums is 11 (16-bit) and 10 (float32 on two GPUs); allocators round up. (On a CPU malloc keeps freed
+# blocks of other sizes: 17 were measured where 9 are in use.) A request's block is still held
+# while the next one's is made, but the rows of both stand in one step together: its tokens are the bound. The V2 runner
+# takes 1,024 rows at a time and makes no log-softmax: it stays below.
+BYTES_PER_LOGIT = {"cpu": 18, "gpu": 12}
 FEWEST_BATCHED_TOKENS = 256
-MOST_BATCHED_TOKENS = {"cpu": 4096, "gpu": 8192}
+MOST_BATCHED_TOKENS = {"cpu": 2048, "gpu": 8192}
 # Contexts longer than this are served after a restart, when a request asks for one: memory for the longest sequence is
 # reserved at the start, and few completions are longer.
 FIRST_MODEL_LENGTH = 8192
+# What vLLM itself takes beside weights and keys: activations of a step, CUDA graphs, libraries.
+_WORKING_BYTES = GIB
+_LARGEST_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +44,40 @@ class Sizes:
 
 
 def choose_sizes(
-    *, vocab_size: int, max_model_len: int, kv_bytes_per_token: int, free_bytes: int, total_bytes: int, on_cpu: bool
+    *,
+    vocab_size: int,
+    max_model_len: int,
+    kv_bytes_per_token: int,
+    weight_bytes: int,
+    free_bytes: int,
+    total_bytes: int,
+    on_cpu: bool,
+    asked_tokens: int | None = None,
 ) -> Sizes:
-    """Sizes for one engine.
+    """Sizes for one engine; all bytes are of one GPU, or of the machine's memory on a CPU.
 
     A tenth of the free memory may go to the block of prompt log-probs (on a CPU at most 1 GiB: a larger one is no
-    faster there). On a CPU, keys and values get what two full steps and two of the longest sequences take, within a
-    quarter of the free memory where that is enough; on a GPU vLLM gets 0.9 of the memory less the block.
+    faster there), less where weights and one of the longest sequences would not fit beside it. On a CPU, keys and values
+    get what two full steps and two of the longest sequences take, within a quarter of the free memory where that is
+    enough; on a GPU vLLM gets what is free of 0.9 of the memory, less the block: weights, keys and values and its working
+    memory lie in that share, prompt log-probs beside it.
+
+    Args:
+        asked_tokens: the user's `max_num_batched_tokens`.
     """
-    allowed = free_bytes // 10
+    one_sequence = max_model_len * kv_bytes_per_token
+    usable = free_bytes if on_cpu else int(min(_LARGEST_SHARE * total_bytes, free_bytes - 0.02 * total_bytes))
+    beside = usable - weight_bytes - one_sequence - _WORKING_BYTES
+    allowed = max(0, min(free_bytes // 10, beside))
     if on_cpu:
         allowed = min(allowed, GIB)
-    most = MOST_BATCHED_TOKENS["cpu" if on_cpu else "gpu"]
-    tokens = min(most, max(FEWEST_BATCHED_TOKENS, allowed // (BYTES_PER_LOGIT * vocab_size)))
-    tokens -= tokens % 64
-    block = tokens * vocab_size * BYTES_PER_LOGIT
+    kind = "cpu" if on_cpu else "gpu"
+    row_bytes = vocab_size * BYTES_PER_LOGIT[kind]
+    tokens = min(MOST_BATCHED_TOKENS[kind], max(FEWEST_BATCHED_TOKENS, allowed // row_bytes))
+    tokens = asked_tokens or tokens - tokens % 64
+    block = tokens * row_bytes
     if not on_cpu:
-        share = min(0.9, free_bytes / total_bytes - 0.02) - block / total_bytes
-        return Sizes(tokens, block, None, max(0.1, round(share, 3)))
-    one_sequence = max_model_len * kv_bytes_per_token
+        return Sizes(tokens, block, None, max(0.05, round((usable - block) / total_bytes, 3)))
     wanted = max(256 << 20, 2 * (tokens * kv_bytes_per_token + one_sequence))
     return Sizes(tokens, block, max(min(wanted, free_bytes // 4), one_sequence + (64 << 20)), None)
 

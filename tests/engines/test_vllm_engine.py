@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_models import build, make
 
-from mrpo_pipeline.engines import ScoringRequest, open_engine
-from mrpo_pipeline.engines.vllm_process import Scorer
-from mrpo_pipeline.engines.vllm_settings import choose_sizes, first_model_length, kv_bytes_per_token
+from mrpo_pipeline.engines import ScoringRequest, open_engine, start_engine
 from mrpo_pipeline.errors import RunError, UserError
 
 GIB = 1 << 30
@@ -39,6 +37,12 @@ def descendants(pid: int) -> list[int]:
     for child in found:
         found.extend(below.get(child, []))
     return found
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that one process has held."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
 def resident_bytes() -> int:
@@ -124,6 +128,68 @@ def test_a_sequence_longer_than_it_started_for_makes_it_start_again(tmp_path, un
 
 
 @needs_vllm
+def test_a_text_seen_before_is_scored_in_full_with_prefix_caching_on(tmp_path, uneven, oracle, source_of) -> None:  # type: ignore[no-untyped-def]
+    """Completions that share a prefix beyond several blocks of the cache, and one that comes twice."""
+    path = build("llama", tmp_path / "llama")
+    shared = np.random.default_rng(3).integers(3, 320, 300).astype(np.int32)
+    requests = [ScoringRequest(shared[:20], np.append(shared[20:], np.int32(token))) for token in (5, 6, 7, 5)]
+    engine = open_engine("vllm", source_of(path), {"enable_prefix_caching": True, "max_num_seqs": 1})
+    try:
+        # One after the other, and once more: what the first leaves in the cache lies ready for the others.
+        got, again = dict(engine.score(requests)), dict(engine.score(requests))
+    finally:
+        engine.close()
+    for index, expected in enumerate(oracle(path, requests)):
+        np.testing.assert_allclose(got[index], expected, atol=1e-3, rtol=0)
+        np.testing.assert_allclose(again[index], expected, atol=1e-3, rtol=0)
+
+
+@needs_vllm
+def test_a_large_vocabulary_is_scored_within_the_memory_that_was_told(tmp_path, source_of) -> None:  # type: ignore[no-untyped-def]
+    vocab = 151_936
+    path = build("llama", tmp_path / "llama", vocab_size=vocab, max_position_embeddings=2048)
+    draw = np.random.default_rng(4)
+    requests = [
+        ScoringRequest(draw.integers(3, vocab, 100).astype(np.int32), draw.integers(3, vocab, count).astype(np.int32))
+        for count in (1800, 900, 900, 100, 100, 1)
+    ]
+    start = start_engine("vllm", source_of(path))
+    expected = dict(open_engine("transformers", source_of(path)).score(requests))  # while vLLM starts
+    engine = start.ready()
+    try:
+        told = re.search(r"(\d+) tokens a step, .* at most ([\d.]+) GiB", engine.notices[0])
+        assert told is not None
+        assert int(told[1]) < 1800
+        before = peak_bytes(engine._process.pid)
+        for index, logps in engine.score(requests):
+            np.testing.assert_allclose(logps, expected[index], atol=1e-3, rtol=0)
+        grown = peak_bytes(engine._process.pid) - before
+    finally:
+        engine.close()
+    assert grown < (float(told[2]) + 0.5) * GIB  # and what else a first run touches
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_model_cut_in_two_gives_the_same_numbers(tmp_path, uneven, oracle, source_of, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Tensor parallel on two cores, which vLLM must be told of by hand where they are of one memory node."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("this machine has one core")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[1]}")
+    path = build("llama", tmp_path / "llama", num_key_value_heads=2)
+    before = set(descendants(os.getpid()))
+    engine = open_engine("vllm", source_of(path), {"tensor_parallel_size": 2, "threads": 1})
+    assert len(set(descendants(os.getpid())) - before) >= 3
+    requests = uneven(20)
+    got = dict(engine.score(requests))
+    engine.close()
+    for index, expected in enumerate(oracle(path, requests)):
+        np.testing.assert_allclose(got[index], expected, atol=1e-3, rtol=0)
+    assert set(descendants(os.getpid())) <= before
+
+
+@needs_vllm
 def test_a_script_without_a_guard_can_score_with_an_adapter(tmp_path, plain) -> None:  # type: ignore[no-untyped-def]
     """As the `mrpo` command is one; and the caller's death takes the engine with it."""
     from peft import LoraConfig, get_peft_model
@@ -138,7 +204,7 @@ def test_a_script_without_a_guard_can_score_with_an_adapter(tmp_path, plain) -> 
         textwrap.dedent(f"""
         import json, os, signal
         import numpy as np
-        from mrpo_pipeline.engines import ScoringRequest, open_engine
+        from mrpo_pipeline.engines import ScoringRequest, open_engine, start_engine
         from mrpo_pipeline.references import ModelSource
         source = ModelSource(name="tiny", model={str(path)!r}, adapter={str(tmp_path / "adapter")!r})
         request = ScoringRequest(np.array({[5, 6, 7]}, np.int32), np.array({list(range(20, 50))}, np.int32))
@@ -173,113 +239,24 @@ def test_what_vllm_cannot_do_is_told_and_auto_goes_on(tmp_path, uneven, oracle, 
 
 
 @needs_vllm
-def test_an_unknown_option_is_refused_with_the_nearest(tmp_path, source_of) -> None:  # type: ignore[no-untyped-def]
+def test_options_that_vllm_does_not_take_are_named_in_one_line(tmp_path, source_of) -> None:  # type: ignore[no-untyped-def]
+    source = source_of(build("llama", tmp_path / "llama"))
+    starts = [start_engine("auto", source, options) for options in ({"max_num_seq": 4}, {"max_num_seqs": "many"})]
+    refused = start_engine("vllm", source, {"max_model_len": 100_000})
     with pytest.raises(UserError, match="Did you mean max_num_seqs"):
-        open_engine("vllm", source_of(build("llama", tmp_path / "llama")), {"max_num_seq": 4})
+        starts[0].ready()
+    with pytest.raises(UserError, match=r"scoring.max_num_seqs: 'many' found; vLLM says: .*integer"):
+        starts[1].ready()
+    with pytest.raises(RunError, match=r"reference tiny: vLLM failed: .*max_model_len.*100000") as caught:
+        refused.ready()
+    assert "Options given: max_model_len: 100000." in str(caught.value)
+    assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-class DenseEngine:
-    """An engine core that answers for the completion alone, as vLLM does where its newer model runner works."""
-
-    def __init__(self) -> None:
-        self.asked: dict[str, dict[str, object]] = {}
-
-    def add_request(
-        self, name: str, prompt: dict[str, list[int]], asked: dict[str, object], lora_request: object
-    ) -> None:
-        self.asked[name] = prompt | asked
-
-    def step(self) -> list[SimpleNamespace]:
-        (name, asked), *_ = self.asked.items()
-        scores = -np.asarray(asked["prompt_logprob_token_ids"], np.float32) / 10
-        return [
-            SimpleNamespace(
-                request_id=name,
-                finished=True,
-                prompt_token_ids=asked["prompt_token_ids"],
-                prompt_token_id_logprobs=scores,
-            )
-        ]
-
-
-def dense_scorer() -> Scorer:
-    scorer = Scorer.__new__(Scorer)
-    scorer.engine, scorer.dense, scorer.adapter = DenseEngine(), True, None
-    scorer._asked, scorer._parameters = {"max_tokens": 1}, dict
-    scorer.in_flight, scorer.tokens_in_flight, scorer._added = {}, 0, 0
-    return scorer
-
-
-def test_a_dense_answer_is_asked_for_the_completion_only() -> None:
-    """Row i of the answer is the prediction of prompt token start + i + 1 (vLLM's SamplingParams)."""
-    scorer = dense_scorer()
-    scorer.add(3, np.array([11, 12, 13, 24, 25], np.int32), completion_tokens=2)
-    assert scorer.tokens_in_flight == 5
-    ((_, asked),) = scorer.engine.asked.items()
-    assert asked["prompt_token_ids"] == [11, 12, 13, 24, 25]
-    assert asked["prompt_logprob_start"] == 2
-    assert np.asarray(asked["prompt_logprob_token_ids"]).tolist() == [[24], [25]]
-    ((index, logps),) = scorer.step()
-    assert index == 3
-    np.testing.assert_allclose(logps, [-2.4, -2.5])
-    assert (scorer.in_flight, scorer.tokens_in_flight) == ({}, 0)
-
-
-def test_answers_that_do_not_line_up_are_refused() -> None:
-    scorer = dense_scorer()
-    short = SimpleNamespace(prompt_token_id_logprobs=np.zeros((1, 1)))
-    with pytest.raises(RunError, match=r"request 9: .*shape \(1, 1\) for 2 tokens"):
-        scorer._read(9, short, np.array([4, 5]))
-    scorer.dense = False
-
-    class Flat(list):  # type: ignore[type-arg]
-        token_ids = (4, 6)
-        logprobs = (-1.0, -2.0)
-
-    with pytest.raises(RunError, match="do not line up"):
-        scorer._read(9, SimpleNamespace(prompt_logprobs=Flat([None, 0, 0])), np.array([4, 5]))
-    older = SimpleNamespace(
-        prompt_logprobs=[None, {4: SimpleNamespace(logprob=-1.5)}, {5: SimpleNamespace(logprob=-2.5)}]
-    )
-    assert scorer._read(9, older, np.array([4, 5])).tolist() == [-1.5, -2.5]
-
-
-def test_a_large_vocabulary_lowers_the_tokens_of_a_step() -> None:
-    """152k entries: 8,192 tokens would take 18.5 GiB beside what vLLM has measured."""
-    card = {"max_model_len": 8192, "kv_bytes_per_token": 131072, "free_bytes": 24 * GIB, "total_bytes": 24 * GIB}
-    large = choose_sizes(vocab_size=151_936, on_cpu=False, **card)
-    small = choose_sizes(vocab_size=320, on_cpu=False, **card)
-    assert small.max_num_batched_tokens == 8192
-    assert large.max_num_batched_tokens == 1024
-    assert large.block_bytes <= 2.4 * GIB
-    assert large.memory_share is not None
-    assert large.memory_share * 24 * GIB + large.block_bytes <= 0.91 * 24 * GIB
-    assert "1024 tokens a step" in large.notice(151_936)
-    shared = choose_sizes(vocab_size=320, on_cpu=False, **(card | {"free_bytes": 12 * GIB}))
-    assert shared.memory_share is not None
-    assert shared.memory_share <= 0.5
-
-
-def test_a_cpu_gets_a_small_cache_that_holds_the_longest_sequence() -> None:
-    machine = {"vocab_size": 32_000, "free_bytes": 8 * GIB, "total_bytes": 16 * GIB, "on_cpu": True}
-    tiny = choose_sizes(max_model_len=512, kv_bytes_per_token=512, **machine)
-    assert tiny.kv_cache_bytes == 256 << 20
-    assert tiny.block_bytes <= GIB
-    large = choose_sizes(max_model_len=8192, kv_bytes_per_token=256 << 10, **machine)
-    assert large.kv_cache_bytes is not None
-    assert 8192 * (256 << 10) < large.kv_cache_bytes <= 2.1 * GIB
-
-
-def test_lengths_to_start_with() -> None:
-    assert first_model_length(None, 0, None) == 8192
-    assert first_model_length(512, 0, None) == 512
-    assert first_model_length(131_072, 0, None) == 8192
-    assert first_model_length(131_072, 20_000, None) == 20_001
-    assert first_model_length(131_072, 0, 1000) == 1000
-
-
-def test_bytes_of_keys_and_values_by_hand() -> None:
-    from tiny_models import build_config
-
-    # 2 (keys, values) × 2 layers × 1 head × 32 × 4 bytes
-    assert kv_bytes_per_token(build_config("llama"), 4) == 512
+@needs_vllm
+def test_an_engine_given_up_before_it_is_ready_leaves_nothing(tmp_path, source_of) -> None:  # type: ignore[no-untyped-def]
+    before = set(descendants(os.getpid()))
+    start = start_engine("auto", source_of(build("llama", tmp_path / "llama")))
+    assert set(descendants(os.getpid())) - before
+    start.close()
+    assert set(descendants(os.getpid())) <= before
