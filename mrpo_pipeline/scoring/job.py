@@ -1,0 +1,81 @@
+"""One reference's share of stage one: what of it the cache cannot serve yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from mrpo_pipeline.cache import ReferenceCache, check_location
+from mrpo_pipeline.model_files import is_folder
+from mrpo_pipeline.prepare import renderer_of
+from mrpo_pipeline.recipe import Scoring
+from mrpo_pipeline.references import ModelSource, fetch, resolve
+from mrpo_pipeline.rendering import Renderer
+from mrpo_pipeline.scoring.report import ReferenceReport
+from mrpo_pipeline.scoring.scorer import Assignment
+
+
+@dataclass
+class Job:
+    """A reference and its ``missing`` completions: the columns of ``wanted_completions``, the longest first."""
+
+    source: ModelSource
+    settings: Scoring
+    cache_root: str
+    cache: ReferenceCache
+    renderer: Renderer
+    missing: pl.DataFrame
+    report: ReferenceReport
+
+    def assignment(self) -> Assignment:
+        """For the process that asks."""
+        return Assignment(self.source, self.cache_root, self.settings)
+
+    def assignment_elsewhere(self) -> Assignment:
+        """For any process of any machine. A hub model is fetched here and pinned; what others must come to goes along.
+
+        Raises:
+            UserError: for files that are wrong, or a cache that was computed from others.
+        """
+        here = fetch(self.source)
+        fingerprint = resolve(here, self.renderer.identity())
+        self.cache.check(fingerprint)
+        template = self.source.template
+        source = replace(
+            self.source,
+            revision=here.revision,
+            model=_from_anywhere(self.source.model),
+            adapter=self.source.adapter and _from_anywhere(self.source.adapter),
+            tokenizer=self.source.tokenizer and _from_anywhere(self.source.tokenizer),
+            template=template if template in ("auto", "plain") else str(Path(template).expanduser().absolute()),
+        )
+        location = check_location(self.cache_root)
+        cache = str(location.absolute()) if isinstance(location, Path) else location
+        return Assignment(source, cache, self.settings, fingerprint)
+
+
+def job_of(source: ModelSource, settings: Scoring, cache_root: str, wanted: pl.DataFrame) -> Job:
+    """What is missing of ``wanted`` (see ``wanted_completions``). No weights are read.
+
+    Raises:
+        UserError: where the cache was computed by another reference than this.
+    """
+    renderer = renderer_of(source)
+    cache = ReferenceCache.open(cache_root, source.name)
+    cache.check(resolve(source, renderer.identity()))
+    missing = cache.missing(wanted)
+    unfit = cache.unfit(wanted).height
+    report = ReferenceReport(source.name, wanted.height, wanted.height - missing.height - unfit, unfit=unfit)
+    # Longest first: the memory peak comes at once, the last batches are small, and of several workers none is left with a
+    # long unit when the others are done.
+    longest_first = missing.sort(
+        pl.col("prompt").str.len_bytes() + pl.col("completion").str.len_bytes(), descending=True, maintain_order=True
+    )
+    return Job(source, settings, cache_root, cache, renderer, longest_first, report)
+
+
+def _from_anywhere(name: str) -> str:
+    """A folder's absolute path; a hub name as it is."""
+    return str(Path(name).expanduser().absolute()) if is_folder(name) else name

@@ -1,0 +1,83 @@
+"""What stage one counts, and what it tells of a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import polars as pl
+
+from mrpo_pipeline.rendering import Renderer
+
+
+@dataclass
+class Counts:
+    """Completions scored and those that do not fit the context, tokens that the engine read (those that were lost with a
+    worker and read again among them), completions that hold control strings."""
+
+    scored: int = 0
+    unfit: int = 0
+    tokens: int = 0
+    control_strings: int = 0
+
+    @property
+    def done(self) -> int:
+        return self.scored + self.unfit
+
+    def add(self, other: Counts) -> None:
+        self.scored += other.scored
+        self.unfit += other.unfit
+        self.tokens += other.tokens
+        self.control_strings += other.control_strings
+
+
+@dataclass
+class ReferenceReport:
+    """What stage one did for one reference."""
+
+    name: str
+    wanted: int
+    cached: int
+    scored: int = 0
+    unfit: int = 0
+    tokens: int = 0
+    control_strings: int = 0
+    engine: str = ""
+    startup_seconds: float = 0.0
+    seconds: float = 0.0
+    workers: int = 0
+    """Processes that scored it: 1 for this one alone."""
+    deaths: int = 0
+    """Processes among them that died, and whose work others did."""
+
+    def add(self, counts: Counts) -> None:
+        self.scored += counts.scored
+        self.unfit += counts.unfit
+        self.tokens += counts.tokens
+        self.control_strings += counts.control_strings
+
+    def summary(self) -> str:
+        text = f"{self.name}: {self.scored:,} completions scored, {self.cached:,} cached already"
+        if self.unfit:
+            text += f", {self.unfit:,} do not fit its context"
+        if self.scored:
+            text += (
+                f" ({self.tokens:,} tokens in {self.seconds:,.1f} s by {self.engine}, which took "
+                f"{self.startup_seconds:,.1f} s to start)"
+            )
+        if self.workers > 1 or self.deaths:
+            text += f"; {self.workers} workers" + (f", of which {self.deaths} died" if self.deaths else "")
+        return text
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def count_control_strings(renderer: Renderer, texts: Iterable[tuple[str, str]]) -> int:
+    """How many of the (prompt, completion) hold control strings of the renderer's tokenizer."""
+    return sum(bool(renderer.control_strings(prompt) or renderer.control_strings(text)) for prompt, text in texts)
+
+
+def texts_of(frame: pl.DataFrame) -> list[tuple[str, str]]:
+    """The frame's (prompt, completion)."""
+    return list(frame.select("prompt", "completion").iter_rows())

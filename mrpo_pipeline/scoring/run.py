@@ -1,0 +1,102 @@
+"""Stage one end to end: what is missing, who scores it, and what is told of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Literal
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.prepare import prepare_splits, wanted_completions
+from mrpo_pipeline.progress import track
+from mrpo_pipeline.recipe import Recipe, Scoring
+from mrpo_pipeline.scoring.job import Job, job_of
+from mrpo_pipeline.scoring.report import ReferenceReport
+from mrpo_pipeline.scoring.scorer import Scorer
+
+log = logging.getLogger("mrpo")
+
+
+def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[ReferenceReport]:
+    """Score every completion of the recipe's pairs by every reference, where the cache cannot serve it yet.
+
+    Bad rows, and caches whose fingerprint differs, are told before any model loads.
+
+    Args:
+        recipe: pairs, policy (its tokenizer decides the cuts), references, cache and scoring settings.
+        only: names of the references to score; all where empty.
+
+    Raises:
+        UserError: for pairs, settings or caches that are wrong.
+        RunError: when an engine fails, or processes die again and again; shards written by then stay.
+    """
+    sources = recipe.sources()
+    unknown = set(only) - {source.name for source in sources}
+    if unknown:
+        raise UserError(
+            f"--only names {', '.join(sorted(unknown))}: expected one of the recipe's references "
+            f"({', '.join(source.name for source in sources)}). Correct the name."
+        )
+    chosen = [source for source in sources if not only or source.name in only]
+    settings = {source.name: recipe.scoring_of(source.name) for source in chosen}
+    if any(_where(own) != "here" for own in settings.values()):
+        from mrpo_pipeline.scoring.ray_session import require_ray
+
+        require_ray()
+    prepared = prepare_splits(recipe)
+    wanted = wanted_completions(list(prepared.values()))
+    jobs = [job_of(source, settings[source.name], recipe.cache, wanted) for source in chosen]
+    for where, together in groupby(jobs, key=lambda job: _where(job.settings)):
+        group = list(together)
+        to_do = [job for job in group if not job.missing.is_empty()]
+        if where == "here":
+            for job in to_do:
+                _score_here(job)
+        elif to_do:
+            from mrpo_pipeline.scoring.workers import score_by_workers
+
+            score_by_workers(to_do, where)
+        for job in group:
+            _tell(job)
+    return [job.report for job in jobs]
+
+
+def _where(settings: Scoring) -> Literal["here", "local", "ray"]:
+    """In this process, in several of this machine, or on a cluster."""
+    if settings.runtime == "ray":
+        return "ray"
+    return "local" if (settings.workers or 1) > 1 else "here"
+
+
+def _score_here(job: Job) -> None:
+    with Scorer(job.assignment(), job.renderer, job.missing) as scorer:
+        engine = scorer.engine
+        job.report.workers = 1
+        job.report.engine = engine.name
+        job.report.startup_seconds = scorer.startup_seconds
+        log.info(
+            "%s: %s completions to score by %s (%s)",
+            job.source.name, f"{job.missing.height:,}", engine.name, engine.dtype,
+        )  # fmt: skip
+        for notice in engine.notices:
+            log.info("%s", notice)
+        began = time.monotonic()
+        with track(f"scoring {job.source.name}", job.missing.height, "completions") as progress:
+            for counts in scorer.score(job.missing):
+                job.report.add(counts)
+                progress.advance(counts.done)
+            scorer.flush()
+        job.report.seconds = time.monotonic() - began
+    for notice in job.renderer.notices:
+        log.info("%s: %s", job.source.name, notice)
+
+
+def _tell(job: Job) -> None:
+    if job.report.control_strings:
+        log.warning(
+            "%s: %s completions hold control strings of its tokenizer; they are read as text.",
+            job.source.name, f"{job.report.control_strings:,}",
+        )  # fmt: skip
+    log.info("%s", job.report.summary())

@@ -1,0 +1,190 @@
+"""One reference, opened for scoring: renderer, engine and cache writer. Whoever scores, scores with this."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+
+import polars as pl
+
+import mrpo_pipeline
+from mrpo_pipeline.cache import CompletionRow, ReferenceCache, Unfit
+from mrpo_pipeline.engines import start_engine
+from mrpo_pipeline.engines.base import Engine, ScoringRequest
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.prepare import renderer_of
+from mrpo_pipeline.recipe import Scoring
+from mrpo_pipeline.references import ModelSource, fetch, resolve
+from mrpo_pipeline.rendering import Rendered, Renderer, tokens_to_score
+from mrpo_pipeline.scoring.report import Counts, count_control_strings, texts_of
+
+# Completions rendered at a time: what bounds the memory that token ids take, whatever the size of the data.
+RENDER_BATCH = 8192
+# Seconds between two counts of a scorer: what a progress bar needs, and no more.
+TELL_EVERY = 0.5
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What must be known of a reference to score it, in whatever process.
+
+    Attributes:
+        source: the reference; its files are fetched by the process that scores.
+        cache: the cache's folder or URL, the same from everywhere.
+        settings: how the reference is scored.
+        fingerprint: what its files gave where the run was started; None where that is this process.
+    """
+
+    source: ModelSource
+    cache: str
+    settings: Scoring
+    fingerprint: Mapping[str, str | None] | None = None
+
+
+class Scorer:
+    """A reference's engine and an open writer into its cache; a context manager, which writes what is in hand at its end.
+
+    A hub model is fetched here, and the fingerprint taken of what came, so that the commit is pinned for the engine as well.
+
+    Raises:
+        UserError: for files, settings or a cache that are wrong, or files that are not those of ``fingerprint``.
+        RunError: when the engine does not start.
+    """
+
+    def __init__(
+        self, assignment: Assignment, renderer: Renderer | None = None, first: pl.DataFrame | None = None
+    ) -> None:
+        """
+        Args:
+            assignment: what is scored.
+            renderer: the reference's, where it is loaded already.
+            first: what ``score`` will be given first, where that is known: the start of it is rendered while vLLM starts.
+        """
+        began = time.monotonic()
+        settings = assignment.settings
+        source = fetch(assignment.source)
+        with ExitStack() as opening:
+            starting = start_engine(settings.engine, source, settings.engine_options)
+            opening.callback(starting.close)
+            self.renderer = renderer or renderer_of(source)
+            fingerprint = resolve(source, self.renderer.identity())
+            if assignment.fingerprint is not None:
+                _same_files(source.name, assignment.fingerprint, fingerprint)
+            self._cache = ReferenceCache.open(assignment.cache, source.name)
+            self._cache.check(fingerprint)
+            self._ahead: tuple[list[tuple[str, str]], list[Rendered]] = ([], [])
+            if first is not None and settings.engine != "transformers":  # which starts in this process, later
+                texts = texts_of(first.head(RENDER_BATCH))
+                self._ahead = texts, self.renderer.render(texts)
+            self.engine: Engine = starting.ready()
+            opening.callback(self.engine.close)
+            self._cache.create_or_check(fingerprint, _recorded(self.engine))
+            self._writer = opening.enter_context(
+                self._cache.writer(rows_per_shard=settings.rows_per_shard, seconds=settings.seconds_per_shard)
+            )
+            self._open = opening.pop_all()
+        self.startup_seconds = time.monotonic() - began
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, traceback)
+
+    def cache_identity(self) -> str:
+        """Tells the cache that is written to from any other, as its manifest is unlike any other."""
+        return manifest_digest(self._cache)
+
+    def score(self, frame: pl.DataFrame) -> Iterator[Counts]:
+        """Score the rows (``completion_id``, ``prompt``, ``completion``, ``cut``) into the cache.
+
+        Yields:
+            what was done since the last time, every fraction of a second.
+        """
+        told = time.monotonic()
+        counts = Counts()
+        for start in range(0, frame.height, RENDER_BATCH):
+            requests, fitting = self._render(frame.slice(start, RENDER_BATCH), counts)
+            for index, logprobs in self.engine.score(requests):
+                identifier, sides = fitting[index]
+                count = len(logprobs)
+                self._writer.add(
+                    CompletionRow(
+                        completion_id=identifier,
+                        prompt_tokens=len(sides.prompt_ids),
+                        token_ids=sides.completion_ids[:count],
+                        logprobs=logprobs,
+                        byte_ends=sides.byte_ends[:count],
+                        complete=count == len(sides.completion_ids),
+                    )
+                )
+                counts.scored += 1
+                counts.tokens += len(sides.prompt_ids) + count
+                if time.monotonic() - told >= TELL_EVERY:
+                    told = time.monotonic()
+                    yield counts
+                    counts = Counts()
+        yield counts
+
+    def flush(self) -> None:
+        """Write what is in hand as a shard, now."""
+        self._writer.flush()
+
+    def _render(self, batch: pl.DataFrame, counts: Counts) -> tuple[list[ScoringRequest], list[tuple[str, Rendered]]]:
+        """What the engine is asked, and the completion behind each request; what does not fit is recorded and counted."""
+        texts = texts_of(batch)
+        counts.control_strings += count_control_strings(self.renderer, texts)
+        requests: list[ScoringRequest] = []
+        fitting: list[tuple[str, Rendered]] = []
+        unfit: list[Unfit] = []
+        context = self.engine.context_length
+        ahead, self._ahead = self._ahead, ([], [])
+        rendered = ahead[1] if texts == ahead[0] else self.renderer.render(texts)
+        keys = batch.select("completion_id", "cut").iter_rows()
+        for (identifier, cut), sides in zip(keys, rendered, strict=True):
+            count = tokens_to_score(sides.byte_ends, cut)
+            length = len(sides.prompt_ids) + count
+            if context is not None and length > context - 1:
+                unfit.append(Unfit(identifier, cut, length, context))
+                continue
+            requests.append(ScoringRequest(sides.prompt_ids, sides.completion_ids[:count]))
+            fitting.append((identifier, sides))
+        if unfit:
+            self._cache.mark_unfit(unfit)
+            counts.unfit += len(unfit)
+        return requests, fitting
+
+
+def manifest_digest(cache: ReferenceCache) -> str:
+    """SHA-256 of the manifest as it lies there; empty where none does."""
+    manifest = cache.manifest()
+    return "" if manifest is None else hashlib.sha256(manifest.to_bytes()).hexdigest()
+
+
+def _recorded(engine: Engine) -> dict[str, object]:
+    """What stands beside the fingerprint for a reader, and is no part of it."""
+    return {
+        "engine": engine.name,
+        "versions": {"mrpo": mrpo_pipeline.__version__, **engine.versions()},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+    }
+
+
+def _same_files(name: str, expected: Mapping[str, str | None], found: Mapping[str, str | None]) -> None:
+    """Refuse to score with other files than those that the run was started with."""
+    for field, value in expected.items():
+        if value is not None and found.get(field) is not None and found[field] != value:
+            raise UserError(
+                f"{platform.node()} would score {name} with other files than the machine that started this run: `{field}` is "
+                f"{found[field]} there and {value} here. Expected the same model, adapter, tokenizer and template on every "
+                "machine. Name them by a shared folder or by hub name and `revision`."
+            )

@@ -1,0 +1,86 @@
+"""Workers and nodes that die in the middle: the run ends well, and the cache serves what one process would have scored."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from many_workers import assert_serves_the_same, make_run, shards, start, wait_until, workers_below
+from ray_nodes import RayNodes
+from test_scoring import cached_rows
+
+from mrpo_pipeline.recipe import load_recipe
+from mrpo_pipeline.scoring import score_references
+
+pytest.importorskip("ray")
+
+
+def one_process(folder: Path, recipe: Path) -> dict[str, dict[str, Any]]:
+    """What a single process scores of the same recipe."""
+    run = load_recipe(recipe, {"cache": str(folder / "alone"), "scoring.workers": 1, "scoring.max_batch_tokens": 4096})
+    score_references(run)
+    return cached_rows(folder / "alone", "base")
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_costs_nothing(tmp_path: Path) -> None:
+    recipe = make_run(tmp_path)
+    run = start(recipe, "--workers", "2")
+    wait_until(run, lambda: shards(tmp_path) >= 1)
+    time.sleep(0.3)  # for units that are done, and of which no row is written yet
+    before = shards(tmp_path)
+    workers_below(run.pid)[0].kill()
+    output, errors = run.communicate(timeout=180)
+    assert run.returncode == 0, errors
+    assert before < shards(tmp_path), "nothing was left to do when the worker was killed"
+    (report,) = json.loads(output)
+    expected = one_process(tmp_path, recipe)
+    assert report["scored"] == report["wanted"] == len(expected)
+    assert report["deaths"] == 1 and report["workers"] == 2
+    assert report["control_strings"] == 4
+    assert "a worker died" in errors and "ray" not in errors.replace("Ray", "").lower().replace("array", "")
+    assert_serves_the_same(cached_rows(tmp_path / "cache", "base"), expected)
+
+
+@pytest.mark.slow
+def test_a_node_killed_in_the_middle_costs_nothing(tmp_path: Path) -> None:
+    recipe = make_run(tmp_path)
+    with RayNodes() as nodes:
+        nodes.start()
+        second = nodes.start()
+        run = start(recipe, "--runtime", "ray", environment=nodes.environment)
+        wait_until(run, lambda: shards(tmp_path) >= 1 and bool(workers_below(nodes.pid(second))))
+        before = shards(tmp_path)
+        nodes.kill(second)
+        output, errors = run.communicate(timeout=240)
+        assert run.returncode == 0, errors
+    assert before < shards(tmp_path), "nothing was left to do when the node was killed"
+    (report,) = json.loads(output)
+    expected = one_process(tmp_path, recipe)
+    assert report["scored"] == report["wanted"] == len(expected)
+    assert report["deaths"] >= 1
+    assert_serves_the_same(cached_rows(tmp_path / "cache", "base"), expected)
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_what_workers_have_scored_and_leaves_no_process(tmp_path: Path) -> None:
+    # No shard is due before the end: what is found after the interrupt was written because of it.
+    recipe = make_run(tmp_path, rows_per_shard=100_000)
+    run = start(recipe, "--workers", "2")
+    wait_until(run, lambda: "ray::Worker.score" in [one.cmdline()[0] for one in workers_below(run.pid)])
+    family = psutil.Process(run.pid).children(recursive=True)
+    time.sleep(1.0)  # for some rows, that only a worker's memory holds
+    assert shards(tmp_path) == 0 and run.poll() is None
+    # What a scheduler sends; the command makes Ctrl-C of it, although Ray has a handler of its own.
+    run.send_signal(signal.SIGTERM)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130, errors
+    assert "interrupted" in errors and "Traceback" not in errors
+    assert 1 <= shards(tmp_path) <= 2
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
