@@ -25,7 +25,7 @@ from mrpo_pipeline.engines.messages import receive, send, split
 from mrpo_pipeline.engines.vllm_causes import cause
 from mrpo_pipeline.engines.vllm_environment import environment
 from mrpo_pipeline.engines.vllm_options import check_here
-from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.errors import ProcessDiedError, RunError, UserError
 from mrpo_pipeline.references import ModelSource, resolve_dtype
 
 # A block must be large enough that the engine's process is never left with less than a step's tokens.
@@ -254,7 +254,7 @@ class VllmEngine:
             header, numbers = receive(self._connection)
         except (EOFError, OSError) as error:
             code = self._process.wait(timeout=30) if self._process is not None else None
-            raise RunError(
+            raise ProcessDiedError(
                 f"reference {self._source.name}: the vLLM process ended unexpectedly (exit status {code}). Its last lines:\n"
                 f"{self._last_lines()}"
             ) from error

@@ -8,8 +8,10 @@ asks for more before it runs dry, so that the scheduler always has a full step t
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -249,6 +251,7 @@ def serve(connection: Connection) -> None:
 def main() -> None:
     connection = Connection(int(sys.argv[1]))
     os.set_inheritable(connection.fileno(), False)
+    threading.Thread(target=_end_with_the_caller, args=(connection.fileno(),), daemon=True).start()
     code = 0
     try:
         serve(connection)
@@ -268,6 +271,15 @@ def main() -> None:
     _end_engine_processes()
     # Tearing down torch and vLLM takes seconds and gives nothing back that the end of the process does not.
     os._exit(code)
+
+
+def _end_with_the_caller(descriptor: int) -> None:
+    """End this process when the other side of the socket is gone: loading takes minutes, and nobody waits for it then."""
+    hang_up = select.poll()
+    hang_up.register(descriptor, 0)
+    hang_up.poll()
+    _end_engine_processes()
+    os._exit(0)
 
 
 def _end_engine_processes() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Literal
 
+import polars as pl
+
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.prepare import prepare_splits, wanted_completions
 from mrpo_pipeline.progress import track
@@ -30,7 +32,8 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
 
     Raises:
         UserError: for pairs, settings or caches that are wrong.
-        RunError: when an engine fails, or processes die again and again; shards written by then stay.
+        RunError: when an engine fails, or processes die again and again; shards written by then stay. Where numbers are
+            further from those of transformers than their dtype explains (``scoring.check``).
     """
     sources = recipe.sources()
     unknown = set(only) - {source.name for source in sources}
@@ -50,16 +53,16 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
     jobs = [job_of(source, settings[source.name], recipe.cache, wanted) for source in chosen]
     for where, together in groupby(jobs, key=lambda job: _where(job.settings)):
         group = list(together)
-        to_do = [job for job in group if not job.missing.is_empty()]
-        if where == "here":
-            for job in to_do:
-                _score_here(job)
-        elif to_do:
+        if where != "here" and any(not job.missing.is_empty() for job in group):
             from mrpo_pipeline.scoring.workers import score_by_workers
 
-            score_by_workers(to_do, where)
+            score_by_workers([job for job in group if not job.missing.is_empty()], where)
         for job in group:
+            if where == "here" and not job.missing.is_empty():
+                _score_here(job)
             _tell(job)
+            if job.settings.check:
+                _check(recipe, job, wanted)
     return [job.report for job in jobs]
 
 
@@ -91,6 +94,14 @@ def _score_here(job: Job) -> None:
         job.report.seconds = time.monotonic() - began
     for notice in job.renderer.notices:
         log.info("%s: %s", job.source.name, notice)
+
+
+def _check(recipe: Recipe, job: Job, wanted: pl.DataFrame) -> None:
+    """Compute some of the numbers again, now that the engine has given its memory back."""
+    from mrpo_pipeline.drift import check_numbers
+
+    drift = check_numbers(recipe, job.source.name, wanted, job.settings.check)
+    log.info("%s", drift.summary())
 
 
 def _tell(job: Job) -> None:

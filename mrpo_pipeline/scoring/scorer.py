@@ -84,7 +84,7 @@ class Scorer:
                 self._ahead = texts, self.renderer.render(texts)
             self.engine: Engine = starting.ready()
             opening.callback(self.engine.close)
-            self._cache.create_or_check(fingerprint, _recorded(self.engine))
+            self._cache.create_or_check(fingerprint, _recorded(self.engine, settings))
             self._writer = opening.enter_context(
                 self._cache.writer(rows_per_shard=settings.rows_per_shard, seconds=settings.seconds_per_shard)
             )
@@ -169,10 +169,11 @@ def manifest_digest(cache: ReferenceCache) -> str:
     return "" if manifest is None else hashlib.sha256(manifest.to_bytes()).hexdigest()
 
 
-def _recorded(engine: Engine) -> dict[str, object]:
+def _recorded(engine: Engine, settings: Scoring) -> dict[str, object]:
     """What stands beside the fingerprint for a reader, and is no part of it."""
     return {
         "engine": engine.name,
+        "options": settings.engine_options,
         "versions": {"mrpo": mrpo_pipeline.__version__, **engine.versions()},
         "machine": f"{platform.system()} {platform.machine()}",
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
