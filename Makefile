@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE ?= demo
+TESTERS ?= 2
 # torch comes first and pinned: an unpinned one would bring gigabytes of CUDA.
 TORCH  := torch==2.13.0
 LOG    := $(VENV)/setup.log
@@ -43,8 +44,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: setup ## make three tiny references, score, train and compare: about ten minutes on two cores
 	@$(BIN)/python -m mrpo_pipeline.demo.run
 
-test: setup ## run the test suite
-	@$(BIN)/python -m pytest
+test: setup ## run the test suite, two files at a time (make test TESTERS=8 on a larger machine)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -61,11 +61,12 @@ def list_caches(cache: Place = "cache") -> None:
 @app.command()
 def stats(cache: Place = "cache", reference: Names = []) -> None:  # noqa: B006
     """Rows, completions, tokens, bytes and nats per token of each reference."""
+    caches = _open(cache, reference)
     header = (
         f"{'reference':20}{'completions':>13}{'shards':>8}{'tokens':>14}{'MB':>10}{'bytes/token':>13}{'nats/token':>12}"
     )
     print(header)
-    for one in _open(cache, reference):
+    for one in caches:
         figures = one.stats()
         tokens = max(figures.tokens, 1)
         print(
