@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--tuned", action="store_true", help="also a bare vLLM with this project's settings")
     args = parser.parse_args()
     from mrpo_pipeline.engines import engine_available
 
@@ -136,7 +137,8 @@ def main() -> None:
     machine = measuring.machine()
     pairs = side_by_side.find_pairs(args.pairs, [side_by_side.SHARED_PAIRS, side_by_side.SHARED_LONG_PAIRS])
     contestants: dict[str, Callable[[Task, str], dict[str, Any]]] = {OURS: run_ours, BARE: run_bare}
-    contestants[BARE_TUNED] = run_tuned
+    if args.tuned:
+        contestants[BARE_TUNED] = run_tuned
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
     with tempfile.TemporaryDirectory(prefix="mrpo-bench-") as folder, measuring.environment():
         task = Task(folder, max_length=args.max_length)

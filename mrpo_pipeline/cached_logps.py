@@ -12,7 +12,8 @@ import polars as pl
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.examples import PreferenceExamples
-from mrpo_pipeline.prepare import Prepared, as_arrays, renderer_of
+from mrpo_pipeline.policy.id_rows import IdRows
+from mrpo_pipeline.prepare import Prepared, renderer_of
 from mrpo_pipeline.recipe import Method, Recipe
 from mrpo_pipeline.references import ModelSource, resolve
 from mrpo_pipeline.targets import Targets, TargetSettings, compute_targets
@@ -74,6 +75,8 @@ def join_references(caches: list[ReferenceCache], prepared: Prepared) -> CachedP
         unfit = pl.concat([cache.unfit(_wanted(frame, side)).select("completion_id") for side in SIDES])[
             "completion_id"
         ]
+        if unfit.is_empty():
+            continue
         hit = (frame["chosen_id"].is_in(unfit.implode()) | frame["rejected_id"].is_in(unfit.implode())).to_numpy()
         if hit.any():
             dropped[cache.name] = int(hit.sum())
@@ -88,8 +91,13 @@ def join_references(caches: list[ReferenceCache], prepared: Prepared) -> CachedP
     for name, count in dropped.items():
         log.warning("%s of %s pairs do not fit %s's context: left out for all.", f"{count:,}", f"{len(keep):,}", name)
     sums = {side: np.empty((frame.height, len(caches))) for side in SIDES}
+    wanted = pl.concat([_wanted(frame, side) for side in SIDES])
+    # The same completions of every cache: what is asked for, and where its answer goes, is worked out once.
+    distinct = wanted.unique().sort("completion_id", "cut", nulls_last=True)
+    places = wanted.join(distinct.with_row_index("at"), on=["completion_id", "cut"], how="left", nulls_equal=True,
+                         maintain_order="left")["at"].to_numpy()  # fmt: skip
     for column, cache in enumerate(caches):
-        both = cache.sums(pl.concat([_wanted(frame, side) for side in SIDES]))["logps"].to_numpy()
+        both = cache.sums(distinct)["logps"].to_numpy()[places]
         sums["chosen"][:, column], sums["rejected"][:, column] = both[: frame.height], both[frame.height :]
     return CachedPairs(frame, [cache.name for cache in caches], sums["chosen"], sums["rejected"], dropped)
 
@@ -147,9 +155,9 @@ def training_examples(pairs: CachedPairs, method: Method) -> tuple[PreferenceExa
     frame = pairs.frame
     examples = PreferenceExamples(
         pair_ids=frame["pair_id"].to_list(),
-        prompt_ids=as_arrays(frame["prompt_ids"]),
-        chosen_ids=as_arrays(frame["chosen_ids"]),
-        rejected_ids=as_arrays(frame["rejected_ids"]),
+        prompt_ids=_id_rows(frame["prompt_ids"]),
+        chosen_ids=_id_rows(frame["chosen_ids"]),
+        rejected_ids=_id_rows(frame["rejected_ids"]),
         reference_chosen=inputs.reference_chosen,
         reference_rejected=inputs.reference_rejected,
         weights=inputs.weights,
@@ -159,3 +167,9 @@ def training_examples(pairs: CachedPairs, method: Method) -> tuple[PreferenceExa
         rejected_units=inputs.rejected_units,
     )
     return examples, targets
+
+
+def _id_rows(column: pl.Series) -> IdRows:
+    """A list column's values as they lie in memory, or in the file that they are mapped from."""
+    flat = column.explode(empty_as_null=False, keep_nulls=False).to_numpy()
+    return IdRows(flat, column.list.len().cast(pl.Int64).to_numpy())

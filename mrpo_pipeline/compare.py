@@ -136,6 +136,7 @@ def compare_recipe(recipe: Recipe) -> Comparison:
     """
     from mrpo_pipeline.cached_logps import open_caches
     from mrpo_pipeline.policy.model import load_policy
+    from mrpo_pipeline.policy.processes import refuse_several
     from mrpo_pipeline.stage_two import (
         card_of,
         check_method,
@@ -146,6 +147,7 @@ def compare_recipe(recipe: Recipe) -> Comparison:
         with_seed,
     )  # fmt: skip
 
+    refuse_several("mrpo compare")
     methods = methods_of(recipe)
     for method in methods.values():
         check_method(recipe, method)

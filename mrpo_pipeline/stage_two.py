@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.cached_logps import CachedPairs, join_references, open_caches, target_settings, training_examples
@@ -54,11 +57,11 @@ def policy_settings(recipe: Recipe, caches: list[Any] | None = None, *, check_an
     policy = recipe.required_policy()
     anchor = recipe.sources()[0]
     manifest = caches[0].manifest() if caches else None
-    shared = {"model", "revision", "adapter", "tokenizer", "template", "dtype", "trust_remote_code"}
+    shared = {"model", "revision", "adapter", "tokenizer", "template", "dtype", "quantization", "trust_remote_code"}
     return PolicySettings(
         **policy.model_dump(include=shared),
         lora=LoraSettings(**policy.lora.model_dump()),
-        starts_at_anchor=same_model(policy.source("policy"), anchor),
+        starts_at_anchor=same_model(policy.source("policy"), anchor) and policy.quantization == anchor.quantization,
         check_anchor=check_anchor and policy.check_anchor,
         anchor_dtype=manifest.fingerprint.get("dtype") if manifest else None,
     )
@@ -95,29 +98,83 @@ def examples_of(split: Split, method: Method) -> tuple[PreferenceExamples, Targe
 def train_recipe(recipe: Recipe, *, resume: bool = False, check_anchor: bool = True) -> dict[str, float]:
     """Train the policy as the recipe says; see ``mrpo_pipeline.policy.train`` for what lies in the output folder.
 
+    Under torchrun or accelerate launch every process calls this. One process of each machine reads pairs and caches, the
+    others map what it read; the first of all writes the results.
+
     Raises:
         UserError: for a recipe, pairs or caches that are wrong, and for a policy that does not agree with the anchor.
         RunError: for a loss or gradient that is not finite.
     """
+    from mrpo_pipeline.policy.processes import explain_lost_processes, join, leave, rank, read_once, speak_once
+    from mrpo_pipeline.policy.quantization import check_quantization
     from mrpo_pipeline.policy.train import train_policy
 
+    check_quantization(recipe.required_policy().quantization)
+    training = recipe.training_arguments()
+    join(training)
+    speak_once()
+    given = read_once(
+        lambda: _training_input(recipe, check_anchor=check_anchor),
+        _TrainingInput.write,
+        lambda folder: _TrainingInput.open(folder, policy_settings(recipe, check_anchor=check_anchor)),
+    )
+    if rank() == 0:
+        recipe.write(recipe.output_dir)
+    with explain_lost_processes():
+        results = train_policy(
+            given.policy,
+            given.examples,
+            given.eval_examples,
+            loss_settings(recipe.method),
+            training,
+            recipe.output_dir,
+            resume=resume,
+            card=given.card,
+            diagnostics=given.diagnostics,
+            eval_diagnostics=given.eval_diagnostics,
+        )
+    leave()
+    return results
+
+
+@dataclass
+class _TrainingInput:
+    """What training takes from the pairs and caches. The first process of a machine reads it; of several, the others need
+    neither what stands on the card nor the references' diagnostics, for they write no results."""
+
+    policy: PolicySettings
+    examples: PreferenceExamples
+    eval_examples: PreferenceExamples | None
+    card: dict[str, Any] = field(default_factory=dict)
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+    eval_diagnostics: Mapping[str, float] | None = None
+
+    def write(self, folder: Path) -> None:
+        self.examples.write(folder / "train")
+        if self.eval_examples is not None:
+            self.eval_examples.write(folder / "eval")
+        (folder / "anchor_dtype.json").write_text(json.dumps(self.policy.anchor_dtype), encoding="utf-8")
+
+    @classmethod
+    def open(cls, folder: Path, policy: PolicySettings) -> _TrainingInput:
+        dtype = json.loads((folder / "anchor_dtype.json").read_text(encoding="utf-8"))
+        held_out = PreferenceExamples.open(folder / "eval") if (folder / "eval").is_dir() else None
+        return cls(replace(policy, anchor_dtype=dtype), PreferenceExamples.open(folder / "train"), held_out)
+
+
+def _training_input(recipe: Recipe, *, check_anchor: bool) -> _TrainingInput:
     check_method(recipe, recipe.method)
     caches = open_caches(recipe)
     splits = load_splits(recipe, caches, "train")
     examples, targets = examples_of(splits["train"], recipe.method)
     eval_examples, eval_targets = examples_of(splits["eval"], recipe.method) if "eval" in splits else (None, None)
-    recipe.write(recipe.output_dir)
-    return train_policy(
+    return _TrainingInput(
         policy_settings(recipe, caches, check_anchor=check_anchor),
         examples,
         eval_examples,
-        loss_settings(recipe.method),
-        recipe.training_arguments(),
-        recipe.output_dir,
-        resume=resume,
-        card=card_of(recipe, splits),
-        diagnostics=targets.diagnostics,
-        eval_diagnostics=eval_targets.diagnostics if eval_targets else None,
+        card_of(recipe, splits),
+        targets.diagnostics,
+        eval_targets.diagnostics if eval_targets else None,
     )
 
 

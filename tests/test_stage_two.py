@@ -119,6 +119,50 @@ def test_cut_sides_count_alike_for_every_reference(tmp_path: Path) -> None:
     assert len(joined.frame["chosen_ids"][0]) + joined.frame["prompt_tokens"][0] == 64
 
 
+@pytest.mark.slow
+def test_two_processes_train_from_a_recipe_as_one_does_and_speak_once(tmp_path: Path) -> None:
+    import os
+
+    base, other = reference(tmp_path / "base", "llama", "qwen"), reference(tmp_path / "other", "phi", "llama2", seed=1)
+    quick = {**QUICK, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "eval_strategy": "steps"}
+    run = run_of(
+        tmp_path, {"base": base, "other": other}, training=quick, pairs={"train": str(tmp_path / "pairs.jsonl"), "eval_fraction": 0.3}
+    )  # fmt: skip
+    one = losses(run)
+    document = run.model_dump(mode="json")
+    document["output_dir"] = str(tmp_path / "two")
+    document["training"]["per_device_train_batch_size"] = 1
+    (tmp_path / "recipe.yaml").write_text(json.dumps(document))
+    (tmp_path / "temporary").mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command += [shutil.which("mrpo", path=str(Path(sys.executable).parent)) or "mrpo", "train", "recipe.yaml"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "temporary")}
+
+    def start(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *more], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path, timeout=150
+        )
+
+    done = start()
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = json.loads((tmp_path / "two" / "trainer_state.json").read_text())
+    assert [e["loss"] for e in state["log_history"] if "rewards/margins" in e] == pytest.approx(one, abs=1e-5)
+    expected = json.loads((Path(run.output_dir) / "eval_results.json").read_text())
+    found = json.loads((tmp_path / "two" / "eval_results.json").read_text())
+    assert found["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+    assert found["eval_refs/effective_k"] == expected["eval_refs/effective_k"]
+    assert (tmp_path / "two" / "recipe.yaml").is_file()
+    assert "pairs out" in (tmp_path / "two" / "README.md").read_text()
+    for words in ("agrees with the cached anchor", "of 3 steps", "eval: "):
+        assert sum(words in line for line in done.stderr.splitlines()) == 1, (words, done.stderr)
+    assert done.stdout.count("The adapter lies in") == 1
+    assert not list((tmp_path / "temporary").glob("mrpo-pairs-*"))
+
+    wrong = start("--beta", "-1")
+    assert wrong.returncode != 0
+    assert wrong.stderr.count("beta") >= 1 and wrong.stderr.count("mrpo: ") == 1
+
+
 SERVE_WITH_PEFT = """
 import importlib.util, json, sys
 import torch

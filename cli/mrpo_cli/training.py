@@ -20,10 +20,16 @@ def train(
         typer.Option("--check-anchor/--no-check-anchor", help="Compare the policy's start with the cached anchor."),
     ] = True,
 ) -> None:
-    """Stage two: train the policy with LoRA against the cached references."""
+    """Stage two: train the policy with LoRA against the cached references.
+
+    On several GPUs: torchrun --nproc-per-node gpu -m mrpo_cli.main train RECIPE.
+    """
+    from mrpo_pipeline.policy.processes import rank
     from mrpo_pipeline.stage_two import train_recipe
 
     metrics = train_recipe(recipe, resume=resume, check_anchor=check_anchor)
+    if rank():
+        return
     for name in ("train_loss", "eval_loss", "eval_accuracy/policy", "eval_accuracy/anchor", "eval_rewards/accuracies"):
         if name in metrics:
             print(f"{name:28} {metrics[name]:.4f}")

@@ -177,7 +177,10 @@ class ReferenceCache:
     def unfit(self, wanted: pl.DataFrame, *, context: int | None = None) -> pl.DataFrame:
         """The rows of ``wanted`` that do not fit the reference's context and that no row serves: with ``tokens`` (that
         scoring it takes) and ``context`` (length), both in the reference's tokens."""
-        return match_unfit(read_unfit(self._storage), self._unserved(wanted), context)
+        asked = wanted.with_columns(_keys(wanted)["cut"])
+        matched = match_unfit(read_unfit(self._storage), asked, context)
+        # To tell what is served takes a look into every shard: not where nothing is unfit, as in most runs.
+        return self._unserved(matched) if matched.height else matched
 
     def sums(self, wanted: pl.DataFrame, *, on_missing: Literal["error", "null"] = "error") -> pl.DataFrame:
         """Sums of the log-probs that count, in ``wanted``'s order.
@@ -209,6 +212,8 @@ class ReferenceCache:
                     self._refuse_missing(lacking, distinct.height)
             else:
                 store_sums(self._storage, prefix, sums)
+        if keys.equals(distinct):
+            return sums
         return keys.join(sums, on=["completion_id", "cut"], how="left", nulls_equal=True, maintain_order="left")
 
     def rows(self, wanted: pl.DataFrame) -> pl.DataFrame:

@@ -64,9 +64,11 @@ def evaluate_recipe(recipe: Recipe, adapter: Path | None = None) -> Evaluation:
     """
     from mrpo_pipeline.cached_logps import open_caches
     from mrpo_pipeline.policy.model import load_policy
+    from mrpo_pipeline.policy.processes import refuse_several
     from mrpo_pipeline.prepare import as_arrays
     from mrpo_pipeline.stage_two import check_method, examples_of, load_splits, loss_settings, policy_settings, trained
 
+    refuse_several("mrpo evaluate")
     folder = Path(adapter if adapter is not None else recipe.output_dir)
     if not (folder / "adapter_config.json").is_file():
         raise UserError(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mrpo_pipeline.pairs import parse_prompt
-from mrpo_pipeline.policy.examples import Ids
+from mrpo_pipeline.policy.id_rows import Ids
 
 
 @dataclass

@@ -5,13 +5,19 @@ A wrong template, revision or tokenizer trains without an error, towards a targe
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.batches import PairLoader
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.trainer import PreferenceTrainer
+
+log = logging.getLogger("mrpo")
 
 # Nats per token. In float32 two right computations differ by about 1e-6, so the worst completion of the batch is looked
 # at. In half precision a logit of 16 to 32 is known to 1/64 (float16, 11 significant bits) or 1/8 (bfloat16, 8 bits), and
@@ -21,7 +27,7 @@ TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 def check_start(trainer: PreferenceTrainer, policy_dtype: str, anchor_dtype: str | None = None) -> float:
-    """Compare the policy's sums on the first micro-batch with the cached anchor's.
+    """Compare the policy's sums on the first micro-batch (of every process) with the cached anchor's.
 
     Args:
         policy_dtype, anchor_dtype: what each was computed in; the coarser one sets the tolerance.
@@ -33,11 +39,24 @@ def check_start(trainer: PreferenceTrainer, policy_dtype: str, anchor_dtype: str
         UserError: where they disagree, with the likely faults.
     """
     examples = trainer.train_dataset
+    # Of every process, whose sums come together: so all come to the same answer.
     first = next(iter(trainer.train_sampler()))[0]
-    picked = [index for index in first if index >= 0]
-    chosen, rejected = trainer.policy_sums(examples, PairLoader(examples, [picked] if picked else []))
+    chosen, rejected = trainer.policy_sums(examples, PairLoader(examples, [first]))
     policy = torch.cat([chosen, rejected]).cpu().double().numpy()
-    return compare(examples, np.array(picked), policy, [policy_dtype, anchor_dtype or policy_dtype])
+    picked = np.flatnonzero(policy[: len(examples)])
+    return compare(examples, picked, policy, [policy_dtype, anchor_dtype or policy_dtype])
+
+
+class StartCheck(TrainerCallback):  # type: ignore[misc]
+    """Calls :func:`check_start` when the model stands as it will be trained (spread over processes, say)."""
+
+    def __init__(self, trainer: PreferenceTrainer, policy_dtype: str, anchor_dtype: str | None) -> None:
+        self.trainer = trainer
+        self.dtypes = (policy_dtype, anchor_dtype)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        difference = check_start(self.trainer, *self.dtypes)
+        log.info("The policy's start agrees with the cached anchor (%.2g nats per token).", difference)
 
 
 def compare(

@@ -12,6 +12,7 @@ from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.model import has_bfloat16
+from mrpo_pipeline.policy.processes import needs_cpu
 from mrpo_pipeline.policy.settings import FastPaths
 
 log = logging.getLogger("mrpo")
@@ -25,6 +26,8 @@ DEFAULTS: dict[str, Any] = {
     # Steps of one length each gain nothing where rows are not padded, and mix the pairs less well.
     "train_sampling_strategy": "random",
     "seed": 0,
+    # The base's buffers are constants: no need to send them round before every forward pass.
+    "ddp_broadcast_buffers": False,
 }
 
 # Reporters that need a package of their own, and what brings it.
@@ -86,6 +89,8 @@ def training_arguments(training: Mapping[str, Any], output_dir: str | Path, *, d
         settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False, **given}
     # A bar is for a terminal; elsewhere `reporting.PlainProgress` writes a line now and then.
     settings.setdefault("disable_tqdm", not sys.stderr.isatty())
+    if needs_cpu():
+        settings.setdefault("use_cpu", True)
     settings |= {
         "remove_unused_columns": False,
         # A broken loss stops the run; to average it away would hide it, and costs a look at the device per micro-batch.

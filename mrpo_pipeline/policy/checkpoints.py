@@ -19,6 +19,7 @@ import numpy as np
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.examples import PreferenceExamples
+from mrpo_pipeline.policy.id_rows import IdRows
 
 MARKER = "complete.json"
 
@@ -76,8 +77,9 @@ def examples_digest(examples: PreferenceExamples) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update("\n".join(examples.pair_ids).encode())
     for rows in (examples.prompt_ids, examples.chosen_ids, examples.rejected_ids):
-        digest.update(np.fromiter(map(len, rows), np.int64, len(rows)).tobytes())
-        digest.update(np.concatenate([*rows, np.empty(0, np.int32)]).astype(np.int32).tobytes())
+        flat = IdRows.of(rows)
+        digest.update(flat.lengths.data)
+        digest.update(np.ascontiguousarray(flat.ids, dtype=np.int32).data)
     for name in ("reference_chosen", "reference_rejected", "weights", "chosen_units", "rejected_units"):
         column = getattr(examples, name)
         digest.update(b"none" if column is None else np.ascontiguousarray(column, dtype=np.float64).tobytes())

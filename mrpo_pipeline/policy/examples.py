@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mrpo_pipeline.policy.id_rows import IdRows, Ids
+
 Floats = npt.NDArray[np.float64]
-Ids = npt.NDArray[np.int32]
 
 Batch = dict[str, Any]
 
@@ -29,12 +31,12 @@ class PreferenceExamples(Dataset[Batch]):
         ValueError: for columns that do not fit each other, or an empty prompt or completion.
     """
 
-    pair_ids: list[str]
-    prompt_ids: list[Ids]
+    pair_ids: Sequence[str]
+    prompt_ids: Sequence[Ids]
     """The policy's tokens, already cut."""
-    chosen_ids: list[Ids]
+    chosen_ids: Sequence[Ids]
     """The completion's tokens that count, the end-of-turn token included where the completion is whole."""
-    rejected_ids: list[Ids]
+    rejected_ids: Sequence[Ids]
     reference_chosen: Floats
     """(N, R), nats, sums: what the loss compares the policy with. R is 1, or K for Multi-DPO."""
     reference_rejected: Floats
@@ -122,11 +124,49 @@ class PreferenceExamples(Dataset[Batch]):
             columns[name] = None if column is None else torch.from_numpy(column[picked])
         return columns
 
+    def write(self, folder: Path) -> None:
+        """Write everything to files of plain arrays, for :meth:`open`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "pair_ids.npy", np.array([name.encode() for name in self.pair_ids], dtype=np.bytes_))
+        for name in _IDS:
+            rows = IdRows.of(getattr(self, name))
+            np.save(folder / f"{name}.npy", rows.ids)
+            np.save(folder / f"{name}.lengths.npy", rows.lengths)
+        for name in _COLUMNS:
+            if getattr(self, name) is not None:
+                np.save(folder / f"{name}.npy", getattr(self, name))
+
+    @classmethod
+    def open(cls, folder: Path) -> PreferenceExamples:
+        """What :meth:`write` wrote, the token ids mapped from their files and shared by all processes that open them.
+
+        Every file is open when this returns: the folder may go.
+        """
+        ids: dict[str, Any] = {
+            name: IdRows(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}.lengths.npy"))
+            for name in _IDS
+        }
+        columns: dict[str, Any] = {
+            name: np.load(path) if (path := folder / f"{name}.npy").is_file() else None for name in _COLUMNS
+        }
+        names = [name.decode() for name in np.load(folder / "pair_ids.npy").tolist()]
+        return cls(pair_ids=names, **ids, **columns)
+
+
+_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_COLUMNS = (
+    *("reference_chosen", "reference_rejected", "weights"),
+    *("anchor_chosen", "anchor_rejected", "chosen_units", "rejected_units"),
+)
+
 
 def _lengths(rows: Sequence[Ids], pairs: int, name: str) -> npt.NDArray[np.int64]:
     if len(rows) != pairs:
         raise ValueError(f"{name} has {len(rows)} rows: expected {pairs}")
-    lengths = np.fromiter((len(ids) for ids in rows), dtype=np.int64, count=pairs)
+    if isinstance(rows, IdRows):
+        lengths = rows.lengths
+    else:
+        lengths = np.fromiter((len(ids) for ids in rows), dtype=np.int64, count=pairs)
     if pairs and lengths.min() == 0:
         raise ValueError(f"{name}: row {int(lengths.argmin())} is empty; expected a token at least")
     return lengths

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mrpo_pipeline.policy.examples import Batch, Ids
+from mrpo_pipeline.policy.examples import Batch
+from mrpo_pipeline.policy.id_rows import Ids
 
 # Right padding is seen by no real token of a causal model, so any id of the vocabulary serves.
 PAD = 0

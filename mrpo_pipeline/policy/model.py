@@ -10,6 +10,7 @@ from typing import Any
 from mrpo_pipeline.attention import exact_attention
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.lora import add_adapter
+from mrpo_pipeline.policy.quantization import quantized_loading
 from mrpo_pipeline.policy.settings import PolicySettings
 from mrpo_pipeline.quiet import quiet_libraries
 
@@ -86,7 +87,7 @@ def base_dtype(setting: str, config: Any) -> str:
 
 
 def load_policy(settings: PolicySettings) -> Any:
-    """The policy as a ``PeftModel`` on the CPU, in eval mode.
+    """The policy as a ``PeftModel`` in eval mode; on the CPU, or where its base is quantized on this process's GPU.
 
     The base is frozen and has no dropout; the adapter's parameters are float32 and train. A new adapter's start is drawn
     from torch's generator, so seed it first.
@@ -111,6 +112,7 @@ def load_policy(settings: PolicySettings) -> Any:
                 attn_implementation=exact_attention(config),
                 trust_remote_code=settings.trust_remote_code,
                 output_loading_info=True,
+                **quantized_loading(settings.quantization, getattr(torch, dtype)),
             )
     except (OSError, ValueError) as error:
         raise UserError(

@@ -40,6 +40,8 @@ class PolicySettings:
     """``auto``, ``plain``, or a Jinja file, which is then saved as the tokenizer's chat template."""
     dtype: str = "auto"
     """Of the base weights: ``auto`` | ``float32`` | ``bfloat16`` | ``float16``. The adapter's are float32."""
+    quantization: str | None = None
+    """Of the frozen base: ``nf4``, 4 bits with double quantization (QLoRA, arXiv 2305.14314), on a GPU; None for none."""
     trust_remote_code: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
     starts_at_anchor: bool = False

@@ -15,6 +15,7 @@ from mrpo_pipeline.policy import checkpoints
 from mrpo_pipeline.policy.card import model_card
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.model import base_dtype, load_config, load_policy
+from mrpo_pipeline.policy.processes import explain_lost_processes, join, speak_once
 from mrpo_pipeline.policy.settings import FastPaths, LossSettings, PolicySettings
 from mrpo_pipeline.quiet import quiet_libraries
 
@@ -58,9 +59,11 @@ def train_policy(
     if not len(examples):
         raise UserError("There are no training pairs: expected one at least. Look at the counts of dropped pairs.")
     output_dir = Path(output_dir)
+    join(training)
+    speak_once()
     dtype = base_dtype(policy.dtype, load_config(policy))
     with quiet_libraries():
-        from mrpo_pipeline.policy.anchor import check_start
+        from mrpo_pipeline.policy.anchor import StartCheck
         from mrpo_pipeline.policy.arguments import fast_paths, training_arguments
 
         fast = fast_paths(training)
@@ -74,9 +77,9 @@ def train_policy(
             )
         trainer = _trainer(policy, examples, eval_examples, method, arguments, identity, fast)
         if policy.starts_at_anchor and policy.check_anchor and checkpoint is None:
-            difference = check_start(trainer, dtype, policy.anchor_dtype)
-            log.info("The policy's start agrees with the cached anchor (%.2g nats per token).", difference)
-        results = _train(trainer, checkpoint)
+            trainer.add_callback(StartCheck(trainer, dtype, policy.anchor_dtype))
+        with explain_lost_processes():
+            results = _train(trainer, checkpoint)
         results |= {"num_tokens": trainer.state.num_input_tokens_seen, **(diagnostics or {})}
         trainer.save_model()
         trainer.save_metrics("train", results, combined=False)
@@ -112,6 +115,10 @@ def _trainer(
     model = load_policy(policy)
     if arguments.gradient_checkpointing:
         model.enable_input_require_grads()
+    if arguments.ddp_find_unused_parameters is None:
+        # Only experts may have no token in a batch; to look for what was not used costs a walk over the graph per step.
+        names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        arguments.ddp_find_unused_parameters = any("expert" in name for name in names)
     trainer = PreferenceTrainer(model, arguments, method, examples, eval_examples or None, identity=identity, fast=fast)
     if trainer.head.notice:
         log.warning("%s", trainer.head.notice)

@@ -26,6 +26,7 @@ from mrpo_pipeline.policy.forward import PolicyForward, to_device
 from mrpo_pipeline.policy.fused_lora import fuse_adapters
 from mrpo_pipeline.policy.metrics import METRICS, evaluation_metrics, pair_losses, pair_metrics
 from mrpo_pipeline.policy.settings import FastPaths, LossSettings
+from mrpo_pipeline.policy.sharded import shard_without_gpus, whole_adapter
 from mrpo_pipeline.policy.sharing import share_prompts
 
 log = logging.getLogger("mrpo")
@@ -101,6 +102,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         # The micro-batches of the running optimizer step: their pairs, and the loss of each.
         self._step: list[tuple[list[int], Tensor]] = []
         self._non_embedding_parameters: int | None = None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.device.type == "cpu":
+            self.is_fsdp_enabled = shard_without_gpus(self.accelerator, self.args)
 
     def train_sampler(self) -> StepSampler:
         args = self.args
@@ -278,7 +284,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         Args:
             loader: what to go over; a pair it leaves out is 0.
         """
-        if not self.accelerator._models:
+        if not (self.accelerator._models or self.is_fsdp_enabled):
             self.accelerator.prepare_model(self.model, evaluation_mode=True)
         model = self.model
         self._try_to_share()
@@ -343,6 +349,17 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if self.args.should_save:
             checkpoints.mark_complete(checkpoint, self.identity)
             checkpoints.rotate(output_dir, limit, keep=[self.state.best_model_checkpoint])
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The adapter, brought together where FSDP spreads it: the frozen base stays where it is."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        adapter = whole_adapter(self.model)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=adapter)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The adapter alone: no pickled arguments, and no look at the hub for the base's vocabulary, which is unchanged."""

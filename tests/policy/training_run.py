@@ -33,10 +33,12 @@ TRAINING = {
 STEPS = 9
 
 
-def run(model: str | Path, output_dir: str | Path, *, resume: bool = False, **training) -> dict[str, float]:
+def run(
+    model: str | Path, output_dir: str | Path, *, resume: bool = False, dropout: float = 0.3, **training
+) -> dict[str, float]:
     """Ten pairs, three epochs of three steps (the last of each with two pairs), dropout in the adapter."""
     return train_policy(
-        PolicySettings(str(model), lora=LoraSettings(r=4, alpha=8, dropout=0.3, target_modules="all-linear")),
+        PolicySettings(str(model), lora=LoraSettings(r=4, alpha=8, dropout=dropout, target_modules="all-linear")),
         make_examples(10, references=2),
         make_examples(5, seed=3, references=2),
         LossSettings(beta=0.3, sft_weight=0.1),

@@ -1,0 +1,124 @@
+"""Stage two's way from caches to targets: how long it takes, first and after, and how much memory, by the number of pairs.
+
+    python benchmarks/bench_cache.py --pairs 100000 --references 4
+
+The caches are made up (random numbers, the real writer); pairs come from a memory-mapped file, tokenized already. Three
+processes follow each other: one writes the caches, one adds up the sums (every shard's checksum verified) and keeps them,
+one finds them kept, as every run after the first does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measuring import describe_machine, in_own_process, machine, peak_rss_mb, table, timed, write_results
+
+FILE_ROWS = 50_000
+
+
+def make_caches(folder: str, pairs: int, references: int, tokens: int) -> dict[str, float]:
+    """Write the caches and the tokenized pairs; what one reference's shards take on the disk."""
+    import numpy as np
+    import polars as pl
+
+    from mrpo_pipeline.cache import CompletionRow, ReferenceCache
+
+    random = np.random.default_rng(0)
+    ids = np.array([f"{number:032x}" for number in range(2 * pairs)])
+    lengths = random.integers(tokens // 2, tokens * 3 // 2, 2 * pairs)
+    prompts = random.integers(tokens // 2, tokens * 3 // 2, pairs)
+    for reference in range(references):
+        cache = ReferenceCache.open(Path(folder) / "cache", f"r{reference}")
+        cache.create_or_check({"model": f"made-up-{reference}"})
+        with cache.writer(rows_per_shard=4096, seconds=1e9) as writer:
+            for name, length in zip(ids.tolist(), lengths.tolist(), strict=True):
+                words = random.integers(0, 32_000, length, dtype=np.int32)
+                logps = -random.standard_exponential(length, dtype=np.float32)
+                writer.add(
+                    CompletionRow(name, 100, words, logps, np.arange(4, 4 * length + 4, 4, dtype=np.int32), True)
+                )
+    text = "some words " * (tokens // 3)
+
+    def lists(counts: Any) -> pl.Series:
+        flat = pl.Series(random.integers(0, 32_000, int(counts.sum()), dtype=np.int32))
+        owner = pl.Series(np.repeat(np.arange(len(counts)), counts))
+        return pl.DataFrame({"owner": owner, "flat": flat}).group_by("owner", maintain_order=True).agg("flat")["flat"]
+
+    for number, start in enumerate(range(0, pairs, FILE_ROWS)):
+        part = slice(start, min(start + FILE_ROWS, pairs))
+        both = slice(2 * part.start, 2 * part.stop)
+        count = part.stop - part.start
+        pl.DataFrame(
+            {
+                "pair_id": ids[part],
+                **{name: [text] * count for name in ("prompt", "chosen", "rejected")},
+                "chosen_id": ids[both][0::2],
+                "rejected_id": ids[both][1::2],
+                "chosen_cut": pl.Series([None] * count, dtype=pl.Int64),
+                "rejected_cut": pl.Series([None] * count, dtype=pl.Int64),
+                "prompt_ids": lists(prompts[part]),
+                "chosen_ids": lists(lengths[both][0::2]),
+                "rejected_ids": lists(lengths[both][1::2]),
+            }
+        ).write_ipc(Path(folder) / f"pairs-{number:04}.arrow", compression="uncompressed")
+    size = sum(path.stat().st_size for path in (Path(folder) / "cache" / "r0" / "shards").iterdir())
+    return {"shard_mb": size / 1e6}
+
+
+def load(folder: str, references: int) -> dict[str, float]:
+    """Join the pairs with their sums and make the targets, as `mrpo train` does."""
+    import polars as pl
+    import pyarrow as pa
+    import pyarrow.ipc
+
+    from mrpo_pipeline.cache import ReferenceCache
+    from mrpo_pipeline.cached_logps import join_references, training_examples
+    from mrpo_pipeline.prepare import Prepared
+    from mrpo_pipeline.recipe import Method
+
+    resting = peak_rss_mb()
+    files = sorted(Path(folder).glob("pairs-*.arrow"))
+    frame = pl.concat([pl.DataFrame(pl.from_arrow(pa.ipc.open_file(pa.memory_map(str(f))).read_all())) for f in files])
+    caches = [ReferenceCache.open(Path(folder) / "cache", f"r{number}") for number in range(references)]
+    joined, joining = timed(lambda: join_references(caches, Prepared(frame, frame.height)))
+    (examples, _), making = timed(lambda: training_examples(joined, Method()))
+    assert len(examples) == frame.height
+    return {
+        "join_s": joining["wall_s"],
+        "join_cpu_s": joining["cpu_s"],
+        "targets_s": making["wall_s"],
+        "peak_mb": peak_rss_mb(),
+        "resting_mb": resting,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=100_000)
+    parser.add_argument("--references", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=150, help="of a completion, and of a prompt, on average")
+    parser.add_argument(
+        "--scratch", help="where the made-up caches lie meanwhile; the system's temporary folder if not given"
+    )
+    given = parser.parse_args()
+    found = machine()
+    with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
+        made, writing = timed(lambda: in_own_process(make_caches, folder, given.pairs, given.references, given.tokens))
+        first = in_own_process(load, folder, given.references)
+        again = in_own_process(load, folder, given.references)
+    names = ("join_s", "join_cpu_s", "targets_s", "peak_mb", "resting_mb")
+    body = [[what, *(f"{run[name]:,.2f}" for name in names)] for what, run in (("first", first), ("after", again))]
+    text = (
+        f"{given.pairs:,} pairs, {given.references} references, about {given.tokens} tokens a completion; "
+        f"{made['shard_mb']:,.0f} MB of shards a reference, written in {writing['wall_s']:,.0f} s in all\n"
+        f"{describe_machine(found)}\n\n" + table(["run", *names], body)
+    )
+    document = {"machine": found, "given": vars(given), "writing": writing | made, "first": first, "after": again}
+    write_results(f"cache-{given.pairs}x{given.references}", document, text)
+
+
+if __name__ == "__main__":
+    main()

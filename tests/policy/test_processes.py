@@ -1,0 +1,114 @@
+"""Two processes (gloo on the CPU) against one: the same losses, one set of results, and an end that can be gone on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from safetensors.torch import load_file
+from test_resume import losses
+from tiny_policy import load_base, make_examples, plain_sums, write_policy
+from training_run import STEPS, run
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+
+
+def launch(model: Path, folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, str(HERE / "many_processes.py"), str(model), str(folder), mode],
+        capture_output=True, text=True, check=False, env=environment, timeout=150,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One process, then two: left alone (DDP, DDP with dropout, FSDP), killed, and gone on with."""
+    folder = tmp_path_factory.mktemp("processes")
+    model = write_policy(folder / "model")
+    run(model, folder / "one", dropout=0.0)
+    done = {"whole": launch(model, folder, "whole")}
+    assert done["whole"].returncode == 0, done["whole"].stderr[-3000:]
+    shutil.copytree(folder / "fsdp", folder / "fsdp-left-alone")
+    for step in (6, 8, 9):
+        shutil.rmtree(folder / "fsdp" / f"checkpoint-{step}")
+    done["killed"] = launch(model, folder, "killed")
+    done["left"] = sorted(path.name for path in (folder / "killed").glob("checkpoint-*"))
+    done["resumed"] = launch(model, folder, "resumed")
+    assert done["resumed"].returncode == 0, done["resumed"].stderr[-3000:]
+    return folder, model, done
+
+
+def history(folder):
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_have_the_losses_and_metrics_of_one(runs, kind):
+    folder, _, _ = runs
+    one, two = (losses(folder / name) for name in ("one", kind))
+    assert sorted(two) == list(range(1, STEPS + 1))
+    for step, expected in one.items():
+        for name in ("loss", "rewards/margins", "logps/chosen", "accuracy/anchor", "num_tokens"):
+            assert two[step][name] == pytest.approx(expected[name], abs=1e-5, rel=1e-6), (step, name)
+        assert two[step]["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    held_out = [[e for e in history(folder / name) if "eval_loss" in e] for name in ("one", kind)]
+    assert [entry["step"] for entry in held_out[1]] == [3, 6, 9]
+    for expected, found in zip(*held_out, strict=True):
+        for name in ("eval_loss", "eval_rewards/margins", "eval_logps/chosen", "eval_accuracy/policy"):
+            assert found[name] == pytest.approx(expected[name], abs=1e-5, rel=1e-6), name
+
+
+def test_under_fsdp_each_process_holds_half_of_the_weights_and_the_adapter_is_whole(runs):
+    folder, model, _ = runs
+    shares = [json.loads((folder / f"share-{rank}.json").read_text()) for rank in (0, 1)]
+    assert sum(shares) == pytest.approx(1) and max(shares) < 0.6
+    one, sharded = (load_file(folder / name / "adapter_model.safetensors") for name in ("one", "fsdp-left-alone"))
+    assert {name: tensor.shape for name, tensor in one.items()} == {n: t.shape for n, t in sharded.items()}
+    for name, tensor in one.items():
+        assert (tensor - sharded[name]).abs().max() < 1e-3, name
+    policy = PeftModel.from_pretrained(load_base(model), str(folder / "fsdp-left-alone")).eval()
+    chosen, _ = plain_sums(policy, make_examples(5, seed=3, references=2))
+    results = json.loads((folder / "fsdp-left-alone" / "eval_results.json").read_text())
+    assert results["eval_logps/chosen"] == pytest.approx(chosen.mean(), rel=1e-5)
+
+
+def test_what_a_user_is_told_is_said_once(runs):
+    folder, _, done = runs
+    said = done["whole"].stderr.splitlines()
+    for kind in ("ddp", "dropout", "fsdp"):
+        assert (folder / kind / "README.md").is_file()
+    assert sum("held-out pairs after step 3" in line for line in said) == 3
+    assert sum("of 9 steps" in line for line in said) == 3
+
+
+def test_when_a_process_is_killed_the_others_end_and_say_what_to_do(runs):
+    folder, _, done = runs
+    assert done["killed"].returncode != 0
+    told = (folder / "told.txt").read_text()
+    assert "Process 0 of 2 stops" in told and "--resume" in told
+    assert done["left"] == ["checkpoint-4"]
+
+
+def test_a_killed_run_that_is_resumed_goes_on_exactly(runs):
+    folder, _, _ = runs
+    assert losses(folder / "killed") == losses(folder / "dropout")
+    one, other = (load_file(folder / name / "adapter_model.safetensors") for name in ("killed", "dropout"))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_run_under_fsdp_goes_on_from_its_checkpoint(runs):
+    folder, _, _ = runs
+    resumed, alone = losses(folder / "fsdp"), losses(folder / "fsdp-left-alone")
+    assert (folder / "fsdp" / "checkpoint-9").is_dir()
+    for step, expected in alone.items():
+        assert resumed[step]["loss"] == pytest.approx(expected["loss"], abs=1e-6), step
