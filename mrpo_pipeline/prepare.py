@@ -80,11 +80,7 @@ def read_splits(settings: Pairs) -> dict[str, PairTable]:
             )
             for notice in splits[split].notices:
                 log.info("%s: %s", split, notice)
-    for split, fraction in (("eval", settings.eval_fraction), ("weights", settings.weights_fraction)):
-        if fraction and "train" in splits:
-            rest, held_out = split_by_prompt(splits["train"].frame, fraction, salt=split)
-            splits[split] = PairTable(held_out)
-            splits["train"] = PairTable(rest, splits["train"].skipped)
+    splits = hold_out(settings, splits)
     if settings.eval is not None and "train" in splits:
         shared = splits["eval"].frame.select("prompt").unique().join(splits["train"].frame, on="prompt", how="semi")
         if shared.height:
@@ -92,6 +88,17 @@ def read_splits(settings: Pairs) -> dict[str, PairTable]:
                 "%s held-out prompts stand in the training pairs as well: held-out figures will flatter.",
                 f"{shared.height:,}",
             )
+    return splits
+
+
+def hold_out(settings: Pairs, splits: dict[str, PairTable]) -> dict[str, PairTable]:
+    """The splits that were read, and those that the recipe's fractions take from the training pairs."""
+    splits = dict(splits)
+    for split, fraction in (("eval", settings.eval_fraction), ("weights", settings.weights_fraction)):
+        if fraction and "train" in splits:
+            rest, held_out = split_by_prompt(splits["train"].frame, fraction, salt=split)
+            splits[split] = PairTable(held_out)
+            splits["train"] = PairTable(rest, splits["train"].skipped)
     return splits
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 import typer
 
-from mrpo_cli import cache, recipes, references, results, training
+from mrpo_cli import cache, plan, recipes, references, results, training
 
 app = typer.Typer(
     name="mrpo",
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+plan.register(app)
 references.register(app)
 training.register(app)
 results.register(app)
@@ -26,6 +28,9 @@ app.add_typer(recipes.app, name="recipes")
 
 
 INTERRUPTED = 130
+
+# Of several processes, as torchrun starts them, the first one.
+FIRST = os.environ.get("RANK", "0") == "0"
 
 
 def _version(value: bool) -> None:
@@ -63,11 +68,13 @@ def main() -> None:
     try:
         app()
     except UserError as error:
+        if not FIRST:
+            _let_the_first_speak()
         _fail(f"mrpo: {error}", 2)
     except RunError as error:
         _fail(f"mrpo: {error}", 1)
     except SystemExit as leaving:
-        if leaving.code != INTERRUPTED:  # what typer makes of Ctrl-C
+        if leaving.code != INTERRUPTED or not FIRST:  # what typer makes of Ctrl-C
             raise
         _fail(
             "mrpo: interrupted. What was finished is kept; run the same command again to go on (training: add --resume).",
@@ -75,6 +82,12 @@ def main() -> None:
         )
     except BrokenPipeError:
         os._exit(0)
+
+
+def _let_the_first_speak() -> None:
+    """Where the first process fails by the same fault, the launcher ends this one before it says it again."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(2)
 
 
 def _fail(message: str, code: int) -> None:

@@ -60,7 +60,7 @@ def _read(file: PairFile, path: str) -> Iterator[Record]:
         with _open(path, file.suffix.endswith(".gz")) as stream:
             may_be_list = file.suffix in (".json", ".json.gz")
             is_list = may_be_list and _begins_list(stream)
-            elements = split_list(stream, file.name) if is_list else split_lines(stream)
+            elements = split_list(stream, file.name) if is_list else split_lines(stream, file.part)
             for row, (line, data) in enumerate(elements):
                 if may_be_list and not is_list and row == 0 and data.strip(_SPACE) == b"{":
                     raise UserError(
@@ -92,12 +92,29 @@ def _begins_list(stream: IO[bytes]) -> bool:
     return head.lstrip(_SPACE)[:1] == b"["
 
 
-def split_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(1-based line number, bytes) of every line that is not blank. Only a line feed ends a line."""
-    for number, line in enumerate(stream, start=1):
-        data = line.removeprefix(_BOM) if number == 1 else line
+def split_lines(stream: IO[bytes], part: tuple[int, int] | None = None) -> Iterator[tuple[int, bytes]]:
+    """(1-based line number, bytes) of every line that is not blank. Only a line feed ends a line.
+
+    `part`: only the lines that begin in these bytes (from, to), counted from the first of them.
+    """
+    for number, line in enumerate(stream if part is None else _lines_within(stream, *part), start=1):
+        at_start = number == 1 and (part is None or part[0] == 0)
+        data = line.removeprefix(_BOM) if at_start else line
         if data.strip(_SPACE):
             yield number, data
+
+
+def _lines_within(stream: IO[bytes], begin: int, end: int) -> Iterator[bytes]:
+    at = begin
+    if begin:
+        stream.seek(begin - 1)
+        at += len(stream.readline()) - 1  # the rest of a line that began before
+    while at < end:
+        line = stream.readline()
+        if not line:
+            return
+        at += len(line)
+        yield line
 
 
 # Inside a string, everything up to its closing quote, or up to where the chunk ends.

@@ -30,7 +30,9 @@ def _local(file: PairFile) -> Iterator[Record]:
         # Without pre_buffer: it would hold every row group of the file at once.
         with pq.ParquetFile(file.name, pre_buffer=False) as parquet:
             _refuse_twins(file.name, parquet.schema_arrow.names)
-            for batch in parquet.iter_batches(batch_size=_batch_rows(parquet.metadata), use_threads=False):
+            groups = None if file.part is None else list(range(*file.part))
+            size = _batch_rows(parquet.metadata)
+            for batch in parquet.iter_batches(batch_size=size, row_groups=groups, use_threads=False):
                 for value in _rows(batch):
                     yield Record(file.name, row, None, value)
                     row += 1

@@ -5,9 +5,11 @@ import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+import polars as pl
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.bad_row import BadRowError, found
@@ -46,13 +48,29 @@ def read_pairs(
     Raises UserError: a file that is missing, damaged or empty, a mapped column that no row has, bad rows, no pair left.
     """
     _check_options(columns, strings, on_bad_row)
+    return read_files(find_files(source), columns=columns, strings=strings, on_bad_row=on_bad_row)
+
+
+def read_files(
+    files: Sequence[PairFile],
+    *,
+    columns: Mapping[str, str] | None = None,
+    strings: Strings = "text",
+    on_bad_row: OnBadRow = "error",
+    sink: Callable[[pl.DataFrame], None] | None = None,
+) -> PairTable:
+    """Read files, or parts of files, that were found; see `read_pairs`.
+
+    `sink`: takes the pairs, a frame of a few thousand at a time; the table that is given back then holds none.
+    Rows of a part are counted from its first.
+    """
     # An identity mapping says nothing: `{id: id}` must not make an optional column a required one.
     renamed = {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs}
-    builder = TableBuilder()
+    builder = TableBuilder(sink)
     bad = _BadRows()
     notices: Counter[str] = Counter()
     rows = 0
-    for file in find_files(source):
+    for file in files:
         seen: dict[str, None] = {}
         before, objects = rows, 0
         for record in _records(file):
@@ -72,7 +90,7 @@ def read_pairs(
                 bad.add(record, error)
             except RecursionError:
                 bad.add(record, BadRowError("invalid JSON", "nested too deep"))
-        if rows == before:
+        if rows == before and file.part is None:
             raise UserError(f"{file.name}: this file of preference pairs is empty; expected a row for each pair.")
         if objects:
             _check_mapped(file.name, renamed, seen)
@@ -80,10 +98,9 @@ def read_pairs(
     frame = builder.finish()
     if bad.total and on_bad_row == "error":
         raise bad.refusal(rows)
-    if frame.is_empty():
+    if not builder.pairs:
         raise UserError(f"No pair is left of {rows} rows: {bad.counts()}.{bad.hints()}")
-    told = tuple(f"{count} row{'s' if count > 1 else ''}: {text}" for text, count in notices.items() if count)
-    return PairTable(frame, dict(bad.reasons), rows, told)
+    return PairTable(frame, dict(bad.reasons), rows, dict(notices))
 
 
 def _records(file: PairFile) -> Iterator[Record]:

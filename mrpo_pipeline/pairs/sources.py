@@ -22,6 +22,9 @@ class PairFile:
     suffix: str
     """One of `SUFFIXES`."""
     remote: bool
+    part: tuple[int, int] | None = None
+    """From and to, where only a part of the file is meant: bytes of a `.jsonl` file (the lines that begin there), row
+    groups of a Parquet file."""
 
 
 def find_files(source: str | Sequence[str]) -> list[PairFile]:

@@ -26,7 +26,7 @@ def split_by_prompt(frame: pl.DataFrame, fraction: float, salt: str = "eval") ->
             f"A held-out fraction of {fraction} cannot be split off: splits are by prompt, and the pairs hold "
             f"{len(prompts)} of them; two are needed at least. Give a separate file of held-out pairs, or set the fraction to 0."
         )
-    places = {prompt: _place(prompt, salt) for prompt in prompts}
+    places = {prompt: prompt_place(prompt, salt) for prompt in prompts}
     held_out = {prompt for prompt, place in places.items() if place < fraction}
     if not held_out:
         held_out = {min(places, key=places.__getitem__)}
@@ -37,8 +37,11 @@ def split_by_prompt(frame: pl.DataFrame, fraction: float, salt: str = "eval") ->
     return frame.filter(~mask), frame.filter(mask)
 
 
-def _place(prompt: str, salt: str) -> float:
-    """Where a prompt falls in [0, 1). The salt stands behind its length, so salt and prompt cannot run together."""
+def prompt_place(prompt: str, salt: str) -> float:
+    """Where a prompt falls in [0, 1): below the fraction, it is held out.
+
+    The salt stands behind its length, so salt and prompt cannot run together.
+    """
     key = salt.encode("utf-8")
     digest = hashlib.blake2b(len(key).to_bytes(8, "little") + key + prompt.encode("utf-8"), digest_size=8).digest()
     # 53 bits: a double holds them all, so 1.0 is never reached.

@@ -1,5 +1,6 @@
 """The pairs of a run as one polars frame, built batch by batch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -37,8 +38,13 @@ class PairTable:
     """Bad rows that were left out, by reason; empty unless they were to be skipped."""
     rows: int = 0
     """Rows read, the skipped ones included."""
-    notices: tuple[str, ...] = ()
-    """What is legal and yet worth telling the user, one sentence each."""
+    noted: dict[str, int] = field(default_factory=dict)
+    """What is legal and yet worth telling the user, and how many rows it holds for."""
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What is legal and yet worth telling the user, one sentence each."""
+        return tuple(f"{count} row{'s' if count > 1 else ''}: {text}" for text, count in self.noted.items() if count)
 
     @property
     def duplicates(self) -> int:
@@ -47,10 +53,15 @@ class PairTable:
 
 
 class TableBuilder:
-    """Collects pairs, and turns every few thousand into columns, so few are Python objects at any time."""
+    """Collects pairs, and turns every few thousand into columns, so few are Python objects at any time.
 
-    def __init__(self) -> None:
+    `sink`: takes each of these frames (columns of `SCHEMA`) in order, and then none is kept here.
+    """
+
+    def __init__(self, sink: Callable[[pl.DataFrame], None] | None = None) -> None:
         self._frames: list[pl.DataFrame] = []
+        self._sink = sink or self._frames.append
+        self.pairs = 0
         self._entries: list[Entry] = []
         self._file = ""
         self._characters = 0
@@ -60,10 +71,11 @@ class TableBuilder:
             self._flush()
             self._file = file
         self._entries.append(entry)
+        self.pairs += 1
         self._characters += len(entry[4]) + len(entry[5]) + len(entry[6]) + len(entry[7] or "")
 
     def finish(self) -> pl.DataFrame:
-        """Every pair added, in order."""
+        """Every pair added, in order; none where a sink took them."""
         self._flush()
         return pl.concat(self._frames, rechunk=True) if self._frames else pl.DataFrame(schema=SCHEMA)
 
@@ -72,6 +84,6 @@ class TableBuilder:
             inner = {name: kind for name, kind in SCHEMA.items() if name != "file"}
             columns = dict(zip(inner, map(list, zip(*self._entries, strict=True)), strict=True))
             frame = pl.DataFrame(columns, schema=inner, strict=True)
-            self._frames.append(frame.select(pl.lit(self._file, dtype=pl.String).alias("file"), pl.all()))
+            self._sink(frame.select(pl.lit(self._file, dtype=pl.String).alias("file"), pl.all()))
         self._entries = []
         self._characters = 0

@@ -51,3 +51,9 @@ def test_a_prompt_comes_back_as_it_was(prompt: str | list[dict[str, str]]) -> No
     assert text == json.dumps(ordered, ensure_ascii=False, separators=(",", ":"))
     assert parse_prompt(text) == prompt
     assert dump_prompt(parse_prompt(text)) == text
+
+
+@given(st.lists(st.fixed_dictionaries({"role": TEXT, "content": TEXT}), max_size=3) | TEXT)
+def test_the_canonical_form_is_what_json_writes(prompt: str | list[dict[str, str]]) -> None:
+    ordered = prompt if isinstance(prompt, str) else [{"role": m["role"], "content": m["content"]} for m in prompt]
+    assert dump_prompt(prompt) == json.dumps(ordered, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,209 @@
+"""`mrpo plan` against what training then takes: the peak memory of stage two, on a CPU.
+
+    python benchmarks/bench_plan.py [--quick]
+
+Small Llamas made on the spot (hidden 256 to 768, vocabularies of 8k to 32k) are trained for a few steps by what `mrpo train`
+runs (policy/train.py), each in a process of its own; pairs of up to 256 to 1,024 tokens, batches of 2 to 8, with and without
+gradient checkpointing, with the fast paths and without. Measured is the process's peak resident memory over the same process
+at rest, its imports done and the model not loaded.
+
+Every case runs twice: with glibc told to give freed blocks back at once (MALLOC_MMAP_THRESHOLD_), which shows what is needed,
+and as it is. The plan says what is alive, so the second ratio tells what this machine's malloc keeps beyond that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from measuring import describe_machine, environment, machine, run_script, table
+
+SETTLED = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training run. `fast` False: two padded rows for each pair, a fixed number of pairs, no fused adapters."""
+
+    hidden: int
+    layers: int
+    vocabulary: int
+    length: int
+    batch: int
+    checkpointing: bool = False
+    fast: bool = True
+
+    @property
+    def name(self) -> str:
+        parts = [
+            f"h{self.hidden} L{self.layers} v{self.vocabulary // 1000}k",
+            f"len {self.length}",
+            f"batch {self.batch}",
+        ]
+        parts += ["checkpointing"] if self.checkpointing else []
+        return ", ".join(parts + ([] if self.fast else ["fast paths off"]))
+
+    @property
+    def training(self) -> dict[str, Any]:
+        off = {"share_prompt": False, "micro_batch_tokens": "off", "fused_lora": False}
+        return {
+            "per_device_train_batch_size": self.batch,
+            "gradient_accumulation_steps": 1,
+            "max_steps": 3,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "gradient_checkpointing": self.checkpointing,
+            **({} if self.fast else off),
+        }
+
+
+CASES = (
+    Case(256, 4, 8192, 256, 2),
+    Case(256, 4, 8192, 1024, 8),
+    Case(512, 6, 16384, 512, 4),
+    Case(512, 6, 16384, 512, 4, checkpointing=True),
+    Case(512, 6, 16384, 512, 4, fast=False),
+    Case(512, 6, 16384, 512, 4, checkpointing=True, fast=False),
+    Case(768, 8, 32000, 1024, 2),
+    Case(768, 8, 32000, 1024, 2, checkpointing=True),
+    Case(768, 8, 32000, 512, 4, fast=False),
+)
+
+
+def lengths_of(case: Case) -> Any:
+    """Pairs of up to the case's length, a third of it prompt, and one of just that length."""
+    import numpy as np
+
+    from mrpo_pipeline.plan.micro_batch import PairLengths
+
+    draw = np.random.default_rng(0)
+    whole = draw.integers(case.length // 4, case.length + 1, 3 * case.batch)
+    whole[0] = case.length
+    prompts = whole // 3
+    chosen = whole - prompts
+    return PairLengths(prompts, chosen, np.maximum(1, (chosen * draw.uniform(0.3, 1, len(whole))).astype(int)))
+
+
+def make_model(case: Case, folder: Path) -> Path:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    where = folder / f"{case.hidden}-{case.layers}-{case.vocabulary}"
+    if where.is_dir():
+        return where
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=case.vocabulary, hidden_size=case.hidden, intermediate_size=case.hidden * 8 // 3 // 16 * 16,
+        num_hidden_layers=case.layers, num_attention_heads=case.hidden // 64, num_key_value_heads=case.hidden // 128,
+        max_position_embeddings=2048, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(where)
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, case.vocabulary)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"
+    ).save_pretrained(where)
+    return where
+
+
+def status(name: str) -> int:
+    """Bytes of an entry of this process's memory account (Linux)."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("This benchmark reads /proc/self/status, which Linux has.")
+
+
+def train(case: Case, model: str) -> dict[str, float]:
+    """Peak over rest of a training run in this process."""
+    import numpy as np
+    import peft.tuners.lora  # noqa: F401 - imports are no part of what is measured
+    import torch
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    from mrpo_pipeline.plan.micro_batch import examples_of
+    from mrpo_pipeline.policy import anchor, arguments, trainer  # noqa: F401
+    from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
+    from mrpo_pipeline.policy.train import train_policy
+
+    torch.set_num_threads(1)
+    examples = examples_of(lengths_of(case))
+    draw = np.random.default_rng(0)
+    # Tokens from all over the vocabulary, so that the embedding table is really read.
+    for side in (examples.prompt_ids, examples.chosen_ids, examples.rejected_ids):
+        side[:] = [draw.integers(3, case.vocabulary, len(ids)).astype(np.int32) for ids in side]
+    rest = status("VmRSS")
+    with tempfile.TemporaryDirectory() as output:
+        settings = PolicySettings(model, lora=LoraSettings(target_modules="all-linear"))
+        train_policy(settings, examples, None, LossSettings(), case.training, output)
+    return {"measured_bytes": status("VmHWM") - rest}
+
+
+def plan(case: Case, model: str) -> dict[str, float]:
+    """What the plan says of the same run."""
+    import torch
+    from transformers import AutoConfig
+
+    from mrpo_pipeline.plan.architecture import describe, empty_model, weight_bytes
+    from mrpo_pipeline.plan.training_memory import PROCESS_BYTES, lora_bytes, optimizer_bytes, policy_figures
+    from mrpo_pipeline.policy.settings import LoraSettings
+    from mrpo_pipeline.references import ModelSource
+
+    source, config = ModelSource("policy", model), AutoConfig.from_pretrained(model)
+    figures = policy_figures(
+        source, config, LoraSettings(target_modules="all-linear"), case.training, lengths_of(case),
+        dtype="float32", on_cpu=True, world_size=1,
+    )  # fmt: skip
+    if figures.activation_bytes is None:
+        raise SystemExit(f"{case.name}: {figures.reason}")
+    weights = weight_bytes(source, describe(empty_model(config, dtype=torch.float32)), "float32")
+    states = 2 * lora_bytes(figures.trainable) + optimizer_bytes(case.training, figures.trainable)
+    return {"plan_bytes": weights + states + figures.activation_bytes + PROCESS_BYTES["cpu"]}
+
+
+def in_process_of_its_own(work: str, case: Case, model: Path, **variables: str) -> dict[str, float]:
+    with environment(OMP_NUM_THREADS="1", **variables):
+        found: dict[str, float] = run_script([__file__, "--work", work, json.dumps(asdict(case)), str(model)])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the three smallest cases")
+    parser.add_argument("--work", nargs=3, metavar=("WHAT", "CASE", "MODEL"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.work:
+        what, case, model = given.work
+        print(json.dumps({"train": train, "plan": plan}[what](Case(**json.loads(case)), model)))
+        return
+    body = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in CASES[:3] if given.quick else CASES:
+            model = make_model(case, Path(folder))
+            planned = in_process_of_its_own("plan", case, model)["plan_bytes"]
+            measured = [
+                in_process_of_its_own("train", case, model, **variables)["measured_bytes"]
+                for variables in (SETTLED, {})
+            ]
+            body.append(
+                [
+                    case.name,
+                    *(f"{one / 1e6:,.0f}" for one in (planned, *measured)),
+                    *(f"{planned / one:.2f}" for one in measured),
+                ]
+            )
+            print(" | ".join(body[-1]), flush=True)
+    header = ["run", "plan MB", "needed MB", "as it is MB", "plan / needed", "plan / as it is"]
+    print("\n" + table(header, body) + f"\n\nglibc {platform.libc_ver()[1]}. {describe_machine(machine())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""`mrpo plan`: what a run would cost, before anything is paid for."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mrpo_cli.options import METHOD, PAIRS, SCORING, TRAINING, takes_recipe
+
+if TYPE_CHECKING:
+    from mrpo_pipeline.recipe import Recipe
+
+
+@takes_recipe(PAIRS, SCORING, METHOD, TRAINING)
+def plan(
+    recipe: "Recipe",
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu",
+            metavar="NAME",
+            help="Hours and memory for this GPU (h100, a100, rtx4090, …); none: no hours. This machine's where not given.",
+            show_default=False,
+        ),
+    ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", metavar="N", help="So many GPUs share the work.")] = 1,
+    efficiency: Annotated[
+        float, typer.Option("--efficiency", metavar="SHARE", help="The share of the GPU's peak that is reached.")
+    ] = 0.4,
+    exact: Annotated[bool, typer.Option("--exact", help="Tokenize every pair, however many there are.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """What would be scored and trained, and what that takes: tokens, cache, memory, hours. Loads no weights."""
+    from mrpo_pipeline.plan import plan_run
+
+    found = plan_run(recipe, gpu=gpu, gpus=gpus, efficiency=efficiency, exact=exact)
+    print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.table())
+
+
+def register(app: typer.Typer) -> None:
+    app.command("plan")(plan)

@@ -1,0 +1,193 @@
+"""What a plan says, as plain data: units stand in the names, a sampled figure has its error beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from mrpo_pipeline.plan.estimate import Estimate
+
+
+@dataclass
+class SplitPlan:
+    """One split of the pairs: read = kept + dropped (by reason)."""
+
+    pairs: int
+    kept: Estimate
+    dropped: dict[str, Estimate] = field(default_factory=dict)
+    cut_prompts: Estimate = field(default_factory=lambda: Estimate(0))
+    cut_completions: Estimate = field(default_factory=lambda: Estimate(0))
+
+
+@dataclass
+class DataPlan:
+    """The data: rows of the files, pairs by split, and the distinct completions that every reference has to score.
+
+    ``sampled_share`` is the share of the prompts whose text was tokenized (1: all, nothing is estimated), and
+    ``sampled_pairs`` the pairs that these have.
+    """
+
+    rows: int
+    bad_rows: dict[str, int]
+    notices: tuple[str, ...]
+    prompts: int
+    pairs: int
+    splits: dict[str, SplitPlan]
+    completions: Estimate
+    sampled_share: float
+    sampled_pairs: int
+
+
+@dataclass
+class StageOneMemory:
+    """Bytes that one process takes to score, on the device of the plan.
+
+    ``peak_bytes`` is what it can't do without: weights, and the activations of the largest batch (transformers) or the
+    block of prompt log-probs and the keys and values of the longest sequence (vLLM, which takes more where there is more).
+    """
+
+    weights_bytes: int
+    activation_bytes: int | None
+    logprob_block_bytes: int | None
+    kv_bytes_per_token: int | None
+    kv_cache_bytes: int | None
+    peak_bytes: int
+    fits: bool | None
+
+
+@dataclass
+class ReferencePlan:
+    """What scoring one reference takes; None for what can't be told here, with the reason in ``unknown``.
+
+    ``tokens`` counts prompts and completions of what is left to score, ``completion_tokens`` the latter alone;
+    ``cache_bytes`` is what is added to the cache.
+    """
+
+    name: str
+    model: str
+    engine: str
+    dtype: str | None
+    quantization: str | None
+    completions: Estimate
+    cached: Estimate
+    unfit: Estimate
+    to_score: Estimate
+    tokens: Estimate | None = None
+    completion_tokens: Estimate | None = None
+    longest_tokens: int | None = None
+    context_tokens: int | None = None
+    cache_bytes: Estimate | None = None
+    cache_bytes_per_token: float | None = None
+    parameters: int | None = None
+    active_parameters: int | None = None
+    memory: StageOneMemory | None = None
+    flops: Estimate | None = None
+    hours: Estimate | None = None
+    unknown: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TrainingMemory:
+    """Bytes of stage two at its peak, on one device.
+
+    ``activation_bytes`` is everything that comes and goes within a step. ``process_bytes`` is what the process takes
+    besides (libraries' code and buffers, on a GPU the CUDA context), and no part of ``peak_bytes``.
+    """
+
+    weights_bytes: int
+    lora_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int | None
+    peak_bytes: int | None
+    process_bytes: int
+    fits: bool | None
+
+
+@dataclass
+class TrainingPlan:
+    """Stage two: tokens that are trained on, steps, and what it takes.
+
+    ``tokens_per_epoch`` counts every pair's prompt twice, as ``num_tokens`` of the results does. ``batch_pairs`` and
+    ``batch_longest_tokens`` are those of the micro-batch that takes the most memory.
+    """
+
+    model: str
+    dtype: str | None
+    pairs: Estimate
+    epochs: float
+    steps_per_epoch: int
+    steps: int
+    pairs_per_step: int
+    tokens_per_epoch: Estimate
+    tokens: Estimate
+    gradient_checkpointing: bool
+    batch_pairs: int = 0
+    batch_longest_tokens: int = 0
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+    memory: TrainingMemory | None = None
+    flops: Estimate | None = None
+    hours: Estimate | None = None
+    unknown: list[str] = field(default_factory=list)
+
+
+@dataclass
+class GpuPlan:
+    """What the hours are for. ``assumed``: neither asked for nor found in this machine."""
+
+    name: str
+    label: str
+    peak_tflops: float
+    memory_bytes: int
+    efficiency: float
+    count: int
+    assumed: bool
+
+
+@dataclass
+class Plan:
+    """What a run would do. ``device`` is what the memory figures are for: ``gpu`` or ``cpu``."""
+
+    data: DataPlan
+    references: list[ReferencePlan]
+    training: TrainingPlan | None
+    gpu: GpuPlan | None
+    device: str
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON: an estimate under its own name, and the half width of its 95% interval under ``NAME_error``."""
+        found = _plain(self)
+        assert isinstance(found, dict)
+        return found
+
+    def table(self) -> str:
+        """For the terminal."""
+        from mrpo_pipeline.plan.table import plan_table
+
+        return plan_table(self)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _named({one.name: getattr(value, one.name) for one in fields(value)})
+    if isinstance(value, dict):
+        return _named(value)
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value
+
+
+def _named(values: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Estimate):
+            whole = name != "hours"
+            plain[name] = round(value.value) if whole else value.value
+            if value.error:
+                plain[f"{name}_error"] = math.ceil(value.error) if whole else value.error
+        else:
+            plain[name] = _plain(value)
+    return plain

@@ -1,0 +1,59 @@
+"""The whole plan of a run, from its recipe."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from mrpo_pipeline.plan.gpus import EFFICIENCY
+from mrpo_pipeline.plan.machine import choose_machine
+from mrpo_pipeline.plan.population import read_population
+from mrpo_pipeline.plan.report import Plan
+from mrpo_pipeline.plan.stage_one import ReferencePlanner
+from mrpo_pipeline.plan.stage_two import TrainingData, plan_training
+from mrpo_pipeline.plan.wanted import describe_data, prepare_population, wanted_of
+from mrpo_pipeline.prepare import policy_renderer
+from mrpo_pipeline.recipe import Recipe
+
+
+def plan_run(
+    recipe: Recipe, *, gpu: str | None = None, gpus: int = 1, efficiency: float = EFFICIENCY, exact: bool = False
+) -> Plan:
+    """What a run would score and train, and what that takes. No weights are read, nothing is written.
+
+    Of models on the hub, tokenizer and configuration are fetched where they are not here, and nothing else.
+
+    Args:
+        recipe: pairs, policy and limits; references, cache and scoring; training.
+        gpu: a name of ``gpus.GPUS``, ``none`` for no hours; this machine's where not given, else an assumed one (for the
+            hours alone: memory is then told for the CPU).
+        gpus: how many of them share the work.
+        efficiency: the share of the GPU's peak that is reached.
+        exact: tokenize every pair, however many there are.
+
+    Raises:
+        UserError: for pairs, settings or caches that are wrong, and where the policy's tokenizer can't be had.
+    """
+    began = time.monotonic()
+    machine = choose_machine(gpu, gpus, efficiency)
+    recipe.required_policy()
+    sources = recipe.sources()
+    population = read_population(recipe.pairs, exact=exact)
+    renderer = policy_renderer(recipe)
+    prepared, longest = prepare_population(population, renderer, recipe.limits)
+    wanted = wanted_of(population, prepared)
+    planner = ReferencePlanner(recipe.cache, wanted, machine)
+    references = [planner.plan(source, recipe.scoring_of(source.name)) for source in sources]
+    training = None
+    if "train" in prepared:
+        data = TrainingData(population, prepared["train"], longest["train"], planner.unfit)
+        training = plan_training(recipe, data, machine)
+    return Plan(
+        describe_data(population, prepared, wanted),
+        references,
+        training,
+        machine.describe(),
+        machine.device,
+        float(np.round(time.monotonic() - began, 1)),
+    )

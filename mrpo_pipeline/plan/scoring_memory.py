@@ -1,0 +1,104 @@
+"""The memory that scoring with one reference takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from mrpo_pipeline.engines.context import context_length
+from mrpo_pipeline.engines.vllm_settings import choose_sizes, first_model_length, kv_bytes_per_token
+from mrpo_pipeline.plan.architecture import ITEM_BYTES, Architecture, empty_model, weight_bytes
+from mrpo_pipeline.plan.live_bytes import LiveBytes, head_for, on_fake_device
+from mrpo_pipeline.plan.machine import Machine
+from mrpo_pipeline.plan.report import StageOneMemory
+from mrpo_pipeline.recipe import Scoring
+from mrpo_pipeline.references import ModelSource
+
+log = logging.getLogger("mrpo")
+
+# Padded tokens of a batch of the transformers engine, where the recipe names none.
+_BATCH_TOKENS = {"cpu": 4096, "gpu": 16384}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The longest completion: tokens of its prompt and of itself."""
+
+    prompt: int
+    completion: int
+
+    @property
+    def length(self) -> int:
+        return self.prompt + self.completion
+
+
+class ScoringMemory:
+    """Bytes by engine; the same architecture is run through once."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._activations: dict[Hashable, int | None] = {}
+
+    def of(
+        self,
+        source: ModelSource,
+        settings: Scoring,
+        engine: str,
+        architecture: Architecture,
+        dtype: str,
+        longest: Batch,
+    ) -> StageOneMemory:
+        """One process on one device; for vLLM, the share of one of the GPUs that the weights are cut among."""
+        weights = weight_bytes(source, architecture, dtype)
+        if engine == "vllm":
+            return self._vllm(settings, architecture, dtype, longest, weights)
+        budget = int(settings.engine_options.get("max_batch_tokens") or _BATCH_TOKENS[self._machine.device])
+        rows = max(1, budget // longest.length)
+        key = (architecture.config.to_json_string(use_diff=False), dtype, rows, longest)
+        if key not in self._activations:
+            self._activations[key] = self._run_through(architecture, dtype, rows, longest)
+        activations = self._activations[key]
+        peak = weights + (activations or 0)
+        return StageOneMemory(weights, activations, None, None, None, peak, peak <= self._machine.memory_bytes)
+
+    def _vllm(
+        self, settings: Scoring, architecture: Architecture, dtype: str, longest: Batch, weights: int
+    ) -> StageOneMemory:
+        options, text = settings.engine_options, architecture.config.get_text_config()
+        on_cpu = self._machine.device == "cpu"
+        parts = 1
+        if not on_cpu:
+            parts = int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
+        each = -(-kv_bytes_per_token(text, ITEM_BYTES[dtype]) // parts)
+        length = first_model_length(context_length(architecture.config), longest.length, options.get("max_model_len"))
+        memory = self._machine.memory_bytes
+        sizes = choose_sizes(
+            vocab_size=architecture.vocabulary, max_model_len=length, kv_bytes_per_token=each,
+            weight_bytes=weights // parts, free_bytes=memory, total_bytes=memory, on_cpu=on_cpu,
+            asked_tokens=options.get("max_num_batched_tokens"),
+        )  # fmt: skip
+        kv_cache = sizes.kv_cache_bytes
+        if kv_cache is None:
+            share = options.get("gpu_memory_utilization") or sizes.memory_share or 0.0
+            kv_cache = max(0, int(share * memory) - weights // parts)
+        needed = weights // parts + sizes.block_bytes + (kv_cache if on_cpu else length * each)
+        return StageOneMemory(weights // parts, None, sizes.block_bytes, each, kv_cache, needed, needed <= memory)
+
+    def _run_through(self, architecture: Architecture, dtype: str, rows: int, longest: Batch) -> int | None:
+        """Most bytes alive beside the weights in one batch of the transformers engine; None where it can't be told."""
+        import torch
+
+        try:
+            model = empty_model(architecture.config, dtype=getattr(torch, dtype))
+            live = LiveBytes()
+            with on_fake_device(model, as_gpu=self._machine.device == "gpu") as mode:
+                live.hold(model)
+                with mode, live, torch.inference_mode():
+                    ids = torch.zeros(rows, longest.length, dtype=torch.long)
+                    flat = torch.zeros(rows * longest.completion, dtype=torch.long)
+                    head_for(model).completion_logps(ids, flat, flat, flat)
+            return live.peak - live.held
+        except Exception as error:  # whatever an architecture does that shapes alone can't be run through
+            log.debug("the activations of %s: %s: %s", architecture.config.model_type, type(error).__name__, error)
+            return None
