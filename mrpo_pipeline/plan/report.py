@@ -92,7 +92,8 @@ class TrainingMemory:
     """Bytes of stage two at its peak, on one device.
 
     ``activation_bytes`` is everything that comes and goes within a step. ``process_bytes`` is what the process takes
-    besides (libraries' code and buffers, on a GPU the CUDA context), and no part of ``peak_bytes``.
+    besides (libraries' code and buffers, on a GPU the CUDA context), and no part of ``peak_bytes``. ``resident_bytes`` is
+    what the process is then seen to take over its imports: both, and on a CPU what malloc holds beyond what is alive.
     """
 
     weights_bytes: int
@@ -102,6 +103,7 @@ class TrainingMemory:
     activation_bytes: int | None
     peak_bytes: int | None
     process_bytes: int
+    resident_bytes: int | None
     fits: bool | None
 
 

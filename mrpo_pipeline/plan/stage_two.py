@@ -22,6 +22,7 @@ from mrpo_pipeline.plan.training_memory import (
     lora_bytes,
     optimizer_bytes,
     policy_figures,
+    resident_bytes,
     training_flops,
 )
 from mrpo_pipeline.plan.wanted import kept_rows, pair_expansion
@@ -137,7 +138,8 @@ def _size(plan: TrainingPlan, recipe: Recipe, config: Any, data: TrainingData, m
     plan.parameters, plan.trainable_parameters = architecture.parameters, figures.trainable
     plan.batch_pairs = len(figures.pairs)
     plan.batch_longest_tokens = _longest(figures.pairs)
-    plan.memory = _memory(weight_bytes(source, architecture, dtype), figures, training, machine)
+    weights = weight_bytes(source, architecture, dtype)
+    plan.memory = _memory(weights, figures, training, machine, checkpointing=plan.gradient_checkpointing)
     if figures.activation_bytes is None:
         plan.unknown.append(f"peak memory: this architecture could not be run through ({figures.reason})")
     run, squares = data.tokens(shared=figures.shared), data.squares(shared=figures.shared)
@@ -149,15 +151,18 @@ def _size(plan: TrainingPlan, recipe: Recipe, config: Any, data: TrainingData, m
     plan.hours = machine.hours(plan.flops)
 
 
-def _memory(weights: int, figures: PolicyFigures, training: dict[str, Any], machine: Machine) -> TrainingMemory:
+def _memory(
+    weights: int, figures: PolicyFigures, training: dict[str, Any], machine: Machine, *, checkpointing: bool
+) -> TrainingMemory:
     adapter = lora_bytes(figures.trainable)
     states = optimizer_bytes(training, figures.trainable)
     process = PROCESS_BYTES[machine.device]
-    peak = fits = None
+    peak = resident = fits = None
     if figures.activation_bytes is not None:
         peak = weights + 2 * adapter + states + figures.activation_bytes
-        fits = peak + process <= machine.memory_bytes
-    return TrainingMemory(weights, adapter, adapter, states, figures.activation_bytes, peak, process, fits)
+        resident = resident_bytes(peak + process, device=machine.device, checkpointing=checkpointing)
+        fits = resident <= machine.memory_bytes
+    return TrainingMemory(weights, adapter, adapter, states, figures.activation_bytes, peak, process, resident, fits)
 
 
 def _dtype(setting: str, config: Any, machine: Machine) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 
 from mrpo_pipeline.plan.estimate import Estimate
@@ -111,8 +110,9 @@ def _training(training: TrainingPlan, plan: Plan) -> list[str]:
     if memory is not None:
         checkpointed = "with" if training.gradient_checkpointing else "without"
         lines.append(
-            f"  memory at its peak {size(memory.peak_bytes)}: weights {size(memory.weights_bytes)}, adapter "
-            f"{size(memory.lora_bytes)}, gradients {size(memory.gradient_bytes)}, optimizer {size(memory.optimizer_bytes)}, "
+            f"  memory at its peak about {size(memory.resident_bytes)}; alive at once {size(memory.peak_bytes)}: weights "
+            f"{size(memory.weights_bytes)}, adapter {size(memory.lora_bytes)}, gradients {size(memory.gradient_bytes)}, "
+            f"optimizer {size(memory.optimizer_bytes)}, "
             f"activations {size(memory.activation_bytes)} ({checkpointed} gradient checkpointing; {training.batch_pairs} "
             f"pairs of up to {training.batch_longest_tokens:,} tokens); and about {size(memory.process_bytes)} for the process"
         )
@@ -140,11 +140,12 @@ def _footnotes(plan: Plan) -> list[str]:
     if plan.gpu is not None:
         lines.append(_hours_note(plan.gpu))
     where = plan.gpu.label if plan.device == "gpu" and plan.gpu else "this machine's CPU (--gpu NAME for a GPU)"
-    lines.append(f"Memory is what is alive at once, for one process on {where}; allocators keep more.")
-    if plan.device == "cpu" and platform.libc_ver()[0] == "glibc":
+    lines.append(f"Memory is for one process on {where}.")
+    memory = plan.training.memory if plan.training is not None else None
+    if memory is not None and memory.peak_bytes and memory.resident_bytes != memory.peak_bytes + memory.process_bytes:
         lines.append(
-            "glibc's malloc was seen to keep up to three times as much in training; MALLOC_MMAP_THRESHOLD_=131072 in the "
-            "environment makes it give memory back, and costs about a quarter more time."
+            "In training glibc's malloc holds more than what is alive, by a factor that was measured; "
+            "MALLOC_MMAP_THRESHOLD_=131072 in the environment makes it give memory back, and costs about a quarter more time."
         )
     return lines
 

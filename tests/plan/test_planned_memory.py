@@ -11,6 +11,7 @@ import tiny_models
 import torch
 from torch import nn
 
+from mrpo_pipeline.plan import training_memory
 from mrpo_pipeline.plan.live_bytes import LiveBytes, on_fake_device
 from mrpo_pipeline.plan.micro_batch import PairLengths, heaviest
 from mrpo_pipeline.plan.training_memory import optimizer_bytes, policy_figures
@@ -131,3 +132,17 @@ def test_the_heaviest_micro_batch_has_the_longest_pairs() -> None:
 def test_the_optimizer_keeps_its_states_for_each_trained_parameter(name: str, each: int) -> None:
     assert optimizer_bytes({"optim": name}, 1000) == each * 1000
     assert optimizer_bytes({}, 1000) == 8000
+
+
+def test_what_malloc_holds_is_added_on_a_cpu_alone_and_not_where_it_gives_blocks_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training_memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    plain, checkpointed = (
+        training_memory.resident_bytes(1000, device="cpu", checkpointing=kind) for kind in (False, True)
+    )
+    assert 1000 < plain < checkpointed
+    assert training_memory.resident_bytes(1000, device="gpu", checkpointing=True) == 1000
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
+    assert training_memory.resident_bytes(1000, device="cpu", checkpointing=True) == 1000
