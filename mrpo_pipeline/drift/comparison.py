@@ -9,11 +9,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from mrpo_pipeline.engines.base import TokenIds
+
 Floats = npt.NDArray[np.float64]
-Ids = npt.NDArray[np.int32]
 
 
-def shared_tokens(a: Ids, b: Ids) -> int:
+def shared_tokens(a: TokenIds, b: TokenIds) -> int:
     """Number of leading ids that are the same in both."""
     shorter = min(len(a), len(b))
     differing = np.flatnonzero(a[:shorter] != b[:shorter])
@@ -39,10 +40,10 @@ class Compared:
     text: str
     cached_prompt_tokens: int
     prompt_tokens: int
-    cached_ids: Ids
-    ids: Ids
+    cached_ids: TokenIds
+    ids: TokenIds
     complete: bool
-    byte_ends: Ids
+    byte_ends: TokenIds
     cached: npt.NDArray[np.float32]
     again: npt.NDArray[np.float32]
 

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mrpo_pipeline.engines.base import TokenIds
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.references import ModelSource
 
 LOGIT_BYTES = 1 << 30  # of logits held at once; a longer completion takes several forward passes
 SOFTMAX_ROWS = 256
-
-Ids = npt.NDArray[np.int32]
 
 
 class PlainModel:
@@ -65,7 +64,7 @@ class PlainModel:
         self._adapted = source.adapter is not None
         self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
 
-    def logps(self, prompt_ids: Ids, completion_ids: Ids) -> npt.NDArray[np.float32]:
+    def logps(self, prompt_ids: TokenIds, completion_ids: TokenIds) -> npt.NDArray[np.float32]:
         """(C,) log-probs of the completion's tokens, nats: log-softmax in float32 of the logits as the model gives them.
 
         Raises:

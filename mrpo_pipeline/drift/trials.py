@@ -6,18 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
-import numpy.typing as npt
 
 from mrpo_pipeline.drift.comparison import Compared
 from mrpo_pipeline.drift.limits import Limits
 from mrpo_pipeline.drift.recompute import PlainModel
+from mrpo_pipeline.engines.base import TokenIds
 
-Ids = npt.NDArray[np.int32]
 TRIED = 3  # completions that each guess is tried on: the worst ones
 
 
 def confirmed_reasons(
-    model: PlainModel, compared: Sequence[Compared], prompts: Sequence[Ids], limits: Limits
+    model: PlainModel, compared: Sequence[Compared], prompts: Sequence[TokenIds], limits: Limits
 ) -> list[str]:
     """The faults with which the model gives what the cache has, on the completions that differ most.
 
@@ -37,7 +36,7 @@ def confirmed_reasons(
 
 def _faults(
     model: PlainModel,
-) -> Iterator[tuple[str, Callable[[Ids], Ids], Callable[[], AbstractContextManager[None]]]]:
+) -> Iterator[tuple[str, Callable[[TokenIds], TokenIds], Callable[[], AbstractContextManager[None]]]]:
     """(in words, what it does to the prompt's ids, what it does to the model)."""
     yield "the prompt's first token (BOS, say) stood there twice", _first_twice, nullcontext
     yield "the prompt's first token (BOS, say) was missing", _first_missing, nullcontext
@@ -45,21 +44,21 @@ def _faults(
         yield "the adapter was left out", _as_it_is, model.without_adapter
 
 
-def _first_twice(prompt: Ids) -> Ids:
+def _first_twice(prompt: TokenIds) -> TokenIds:
     return np.concatenate([prompt[:1], prompt])
 
 
-def _first_missing(prompt: Ids) -> Ids:
+def _first_missing(prompt: TokenIds) -> TokenIds:
     return prompt[1:]
 
 
-def _as_it_is(prompt: Ids) -> Ids:
+def _as_it_is(prompt: TokenIds) -> TokenIds:
     return prompt
 
 
 def _explains(
     model: PlainModel,
-    cases: Sequence[tuple[Compared, Ids]],
+    cases: Sequence[tuple[Compared, TokenIds]],
     limits: Limits,
     fault: Callable[[], AbstractContextManager[None]],
 ) -> bool:

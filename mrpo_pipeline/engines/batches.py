@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from mrpo_pipeline.engines.base import ScoringRequest, longest_first
 
+# Padded tokens of a batch, where none are named.
+BATCH_TOKENS = {"cpu": 4096, "gpu": 16384}
+
 
 def pack(requests: Sequence[ScoringRequest], max_batch_tokens: int) -> Iterator[list[int]]:
     """Batches of request indices, the longest first.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mrpo_pipeline.engines.base import LogProbs, ScoringRequest, check_finite, check_requests, refuse_unknown
-from mrpo_pipeline.engines.batches import pack
+from mrpo_pipeline.engines.batches import BATCH_TOKENS, pack
 from mrpo_pipeline.engines.context import context_length
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.references import ModelSource
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 OPTIONS = ("device", "threads", "attn_implementation", "max_batch_tokens")
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
 class TransformersEngine:
@@ -45,7 +44,7 @@ class TransformersEngine:
         if threads is not None:
             self._threads_before = torch.get_num_threads()
             torch.set_num_threads(int(threads))
-        default = _BATCH_TOKENS["cpu" if self._device.type == "cpu" else "cuda"]
+        default = BATCH_TOKENS["cpu" if self._device.type == "cpu" else "gpu"]
         self._max_batch_tokens = int(options.get("max_batch_tokens") or default)
         if self._max_batch_tokens < 1:
             raise UserError(f"scoring.max_batch_tokens: {self._max_batch_tokens} found, at least 1 expected.")

@@ -44,7 +44,8 @@ def evaluate_policy(
 
     from mrpo_pipeline.head import Head
     from mrpo_pipeline.policy.batches import AllOnce, PairLoader
-    from mrpo_pipeline.policy.forward import PolicyForward, forward_inputs, to_device
+    from mrpo_pipeline.policy.forward import PolicyForward, to_device
+    from mrpo_pipeline.policy.layout import two_rows
     from mrpo_pipeline.policy.metrics import evaluation_metrics
 
     model.eval()
@@ -54,7 +55,7 @@ def evaluate_policy(
     loader = PairLoader(examples, AllOnce(examples.lengths, size=batch_size))
     with torch.inference_mode(), track(what, len(examples), "pairs") as progress:
         for batch in loader:
-            result = forward(**to_device(forward_inputs(batch), device))
+            result = forward(**to_device(two_rows(batch), device))
             sums[:, batch["indices"]] = result.view(2, -1).double().cpu()
             progress.advance(batch["pairs"])
     metrics = evaluation_metrics(sums[0], sums[1], examples, settings)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from mrpo_pipeline.engines.batches import BATCH_TOKENS
 from mrpo_pipeline.engines.context import context_length
 from mrpo_pipeline.engines.vllm_settings import choose_sizes, first_model_length, kv_bytes_per_token
 from mrpo_pipeline.plan.architecture import ITEM_BYTES, Architecture, empty_model, weight_bytes
@@ -16,9 +17,6 @@ from mrpo_pipeline.recipe import Scoring
 from mrpo_pipeline.references import ModelSource
 
 log = logging.getLogger("mrpo")
-
-# Padded tokens of a batch of the transformers engine, where the recipe names none.
-_BATCH_TOKENS = {"cpu": 4096, "gpu": 16384}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class ScoringMemory:
         weights = weight_bytes(source, architecture, dtype)
         if engine == "vllm":
             return self._vllm(settings, architecture, dtype, longest, weights)
-        budget = int(settings.engine_options.get("max_batch_tokens") or _BATCH_TOKENS[self._machine.device])
+        budget = int(settings.engine_options.get("max_batch_tokens") or BATCH_TOKENS[self._machine.device])
         rows = max(1, budget // longest.length)
         key = (architecture.config.to_json_string(use_diff=False), dtype, rows, longest)
         if key not in self._activations:

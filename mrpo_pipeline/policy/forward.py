@@ -88,14 +88,13 @@ class PolicyForward:
 
 
 def _sums(logps: Tensor, completions: Tensor, count: int) -> Tensor:
-    # MPS has no float64.
-    dtype = torch.float32 if logps.device.type == "mps" else torch.float64
+    dtype = sum_dtype(logps.device)
     return logps.new_zeros(count, dtype=dtype).index_add(0, completions, logps.to(dtype))
 
 
-def forward_inputs(batch: Batch) -> dict[str, Any]:
-    """A batch's tokens in two rows for each pair, the layout that every model takes."""
-    return two_rows(batch)
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """In what sums over tokens and pairs are kept: float64, which MPS has not."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mrpo_pipeline.policy import checkpoints
 from mrpo_pipeline.policy.batches import AllOnce, Measure, PairLoader, Steps, StepSampler
 from mrpo_pipeline.policy.broken_step import broken_step
 from mrpo_pipeline.policy.examples import Batch, PreferenceExamples
-from mrpo_pipeline.policy.forward import PolicyForward, to_device
+from mrpo_pipeline.policy.forward import PolicyForward, sum_dtype, to_device
 from mrpo_pipeline.policy.fused_lora import fuse_adapters
 from mrpo_pipeline.policy.metrics import METRICS, evaluation_metrics, pair_losses, pair_metrics
 from mrpo_pipeline.policy.settings import FastPaths, LossSettings
@@ -95,7 +95,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self.settings = settings
         self.identity = dict(identity or {})
         # Sums over the pairs since the last log: their number, then METRICS.
-        self._sums = torch.zeros(1 + len(METRICS), dtype=_wide(args.device), device=args.device)
+        self._sums = torch.zeros(1 + len(METRICS), dtype=sum_dtype(args.device), device=args.device)
         self._tokens = 0
         self.tokens_run = 0
         """Tokens that were run through the model in training by this process, padding included."""
@@ -195,7 +195,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             model.train()
             if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
                 self.optimizer.train()
-        total = torch.zeros((), dtype=_wide(self.args.device), device=self.args.device)
+        total = torch.zeros((), dtype=sum_dtype(self.args.device), device=self.args.device)
         for number, batch in enumerate(inputs, 1):
             is_last = number == len(inputs)
             # Processes give each other their gradients with the last micro-batch alone.
@@ -292,7 +292,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
             self.optimizer.eval()
         device = self.args.device
-        sums = torch.zeros(2, len(examples), dtype=_wide(device), device=device)
+        sums = torch.zeros(2, len(examples), dtype=sum_dtype(device), device=device)
         for batch in loader if loader is not None else self.get_eval_dataloader(examples):
             result = model(**self._laid_out(batch)).view(2, -1)
             if batch["pairs"]:
@@ -367,7 +367,3 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self.model.save_pretrained(
             target, state_dict=state_dict, save_embedding_layers=False, is_main_process=self.args.should_save
         )
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -9,24 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_adapters import adapted
 from tiny_models import build, make
 
 from mrpo_pipeline.engines.merging import EXPECTED, NotMergeableError, merge, probe_ids
-
-
-def adapted(kind: str, lora: dict[str, Any], folder: Path, dtype: str = "float32") -> torch.nn.Module:
-    """A tiny model with an adapter that changes its numbers by nats; both written under `folder`."""
-    from peft import LoraConfig, get_peft_model
-
-    build(kind, folder / "base", dtype=dtype)
-    torch.manual_seed(1)
-    model = get_peft_model(make(kind), LoraConfig(r=4, init_lora_weights=False, **lora))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "modules_to_save" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    model.save_pretrained(folder / "adapter")
-    return model.eval()
 
 
 def merged(folder: Path, dtype: str = "float32") -> Any:
@@ -56,7 +42,7 @@ def merged(folder: Path, dtype: str = "float32") -> Any:
 def test_merged_and_unmerged_agree_and_ties_are_kept_where_nothing_parted_them(
     kind, lora, tied, tmp_path, uneven, plain
 ) -> None:  # type: ignore[no-untyped-def]
-    before = adapted(kind, lora, tmp_path)
+    before = adapted(kind, tmp_path, **lora)
     after = merged(tmp_path)
     for request in uneven(4):
         np.testing.assert_allclose(plain(after, request), plain(before, request), atol=1e-4, rtol=1e-5)
@@ -73,7 +59,7 @@ def test_merged_and_unmerged_agree_and_ties_are_kept_where_nothing_parted_them(
 
 def test_a_16_bit_model_is_rounded_once_and_stays_16_bit(tmp_path) -> None:  # type: ignore[no-untyped-def]
     """W + scale · B A in float32, then one rounding: what adding in 16 bits would not give."""
-    model = adapted("llama", {"target_modules": ["lm_head"], "lora_alpha": 1}, tmp_path, dtype="bfloat16")
+    model = adapted("llama", tmp_path, dtype="bfloat16", target_modules=["lm_head"], lora_alpha=1)
     after = merged(tmp_path, "bfloat16")
     head = model.base_model.model.lm_head
     delta = (head.lora_B["default"].weight @ head.lora_A["default"].weight) * 0.25
@@ -96,6 +82,6 @@ def test_an_adapter_that_changes_no_weights_is_refused(tmp_path) -> None:  # typ
 
 
 def test_a_bias_for_a_layer_that_has_none_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    adapted("llama", {"target_modules": ["v_proj"], "lora_bias": True}, tmp_path)
+    adapted("llama", tmp_path, target_modules=["v_proj"], lora_bias=True)
     with pytest.raises(NotMergeableError, match="no bias"):
         merged(tmp_path)

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tiny_models import build, make
+from tiny_adapters import adapted
+from tiny_models import make
 
 from mrpo_pipeline.engines import open_engine
 from mrpo_pipeline.engines.vllm import VllmUnsupportedError
 from mrpo_pipeline.engines.vllm_adapters import UnsupportedError, adapt, why_not_served
 
 pytestmark = pytest.mark.vllm
-
-
-def adapted(kind: str, folder: Path, **lora: Any) -> torch.nn.Module:
-    """A tiny model with an adapter, both written under `folder`; unmerged, as an oracle."""
-    from peft import LoraConfig, get_peft_model
-
-    build(kind, folder / "base")
-    torch.manual_seed(1)
-    model = get_peft_model(make(kind), LoraConfig(**({"r": 4, "init_lora_weights": False} | lora)))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "modules_to_save" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    model.save_pretrained(folder / "adapter")
-    return model.eval()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,12 @@ from tiny_references import pair, write_pairs
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.plan import plan_run
-from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.scoring import score_references
 
 
-@pytest.fixture(autouse=True)
-def _no_weights(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Whatever reads weights fails while a plan is made."""
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """``plan_run``, while whatever reads weights fails."""
     import safetensors
     import transformers
 
@@ -32,15 +32,10 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
             patch.setattr(transformers.PreTrainedModel, "from_pretrained", refuse)
             return plan_run(*args, **options)
 
-    monkeypatch.setitem(globals(), "planned", plan)
+    return plan
 
 
-def planned(recipe: Recipe, **options: Any) -> Any:
-    """Replaced by the fixture above."""
-    raise NotImplementedError
-
-
-def test_tokens_counts_and_bytes_are_those_of_scoring(tmp_path: Path) -> None:
+def test_tokens_counts_and_bytes_are_those_of_scoring(tmp_path: Path, planned: Callable[..., Any]) -> None:
     recipe = run(tmp_path, made_pairs(300), references=2)
     plan = planned(recipe)
     reports = {report.name: report for report in score_references(recipe)}
@@ -54,7 +49,7 @@ def test_tokens_counts_and_bytes_are_those_of_scoring(tmp_path: Path) -> None:
         assert one.cache_bytes.value == pytest.approx(stats.size, rel=0.02)
 
 
-def test_what_is_cached_is_told_apart_from_what_is_left(tmp_path: Path) -> None:
+def test_what_is_cached_is_told_apart_from_what_is_left(tmp_path: Path, planned: Callable[..., Any]) -> None:
     rows = made_pairs(120)
     score_references(run(tmp_path, rows[:60]))
     recipe = run(tmp_path, rows)
@@ -66,7 +61,7 @@ def test_what_is_cached_is_told_apart_from_what_is_left(tmp_path: Path) -> None:
     assert done.cached.value == done.completions.value
 
 
-def test_of_seven_completions_in_21_pairs_seven_are_scored(tmp_path: Path) -> None:
+def test_of_seven_completions_in_21_pairs_seven_are_scored(tmp_path: Path, planned: Callable[..., Any]) -> None:
     row = {"prompt": "Which?", "completions": [f"answer number {i}" for i in range(7)], "ranks": list(range(7))}
     recipe = run(tmp_path, [row])
     plan = planned(recipe)
@@ -75,7 +70,9 @@ def test_of_seven_completions_in_21_pairs_seven_are_scored(tmp_path: Path) -> No
     assert score_references(recipe)[0].scored == 7
 
 
-def test_what_does_not_fit_a_context_is_counted_and_its_pairs_are_not_trained_on(tmp_path: Path) -> None:
+def test_what_does_not_fit_a_context_is_counted_and_its_pairs_are_not_trained_on(
+    tmp_path: Path, planned: Callable[..., Any]
+) -> None:
     rows = [pair("q", "word " * 300, "short"), *made_pairs(20, longest=10)]
     recipe = run(tmp_path, rows, limits={"max_length": 2048})
     plan = planned(recipe)
@@ -87,7 +84,7 @@ def test_what_does_not_fit_a_context_is_counted_and_its_pairs_are_not_trained_on
     assert planned(recipe).references[0].unfit.value == 1
 
 
-def test_dropped_cut_and_bad_rows_are_counted(tmp_path: Path) -> None:
+def test_dropped_cut_and_bad_rows_are_counted(tmp_path: Path, planned: Callable[..., Any]) -> None:
     rows = [*made_pairs(20, longest=8), pair("q", "same " * 300 + "one", "same " * 300 + "two"), {"prompt": "x"}]
     recipe = run(tmp_path, rows, limits={"max_length": 300}, pairs={"on_bad_row": "skip"})
     data = planned(recipe).data
@@ -99,7 +96,7 @@ def test_dropped_cut_and_bad_rows_are_counted(tmp_path: Path) -> None:
         planned(recipe)
 
 
-def test_a_cache_of_another_reference_is_refused(tmp_path: Path) -> None:
+def test_a_cache_of_another_reference_is_refused(tmp_path: Path, planned: Callable[..., Any]) -> None:
     rows = made_pairs(6)
     score_references(run(tmp_path, rows))
     recipe = run(tmp_path, rows, references=2)
@@ -109,7 +106,7 @@ def test_a_cache_of_another_reference_is_refused(tmp_path: Path) -> None:
         planned(recipe)
 
 
-def test_without_weights_all_but_their_content_is_told(tmp_path: Path) -> None:
+def test_without_weights_all_but_their_content_is_told(tmp_path: Path, planned: Callable[..., Any]) -> None:
     recipe = run(tmp_path, made_pairs(30))
     whole = planned(recipe)
     (tmp_path / "llama" / "model.safetensors").unlink()
@@ -120,7 +117,7 @@ def test_without_weights_all_but_their_content_is_told(tmp_path: Path) -> None:
 
 
 def test_a_reference_that_can_not_be_had_is_unknown_and_the_others_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     recipe = run(tmp_path, made_pairs(10))
@@ -135,13 +132,13 @@ def test_a_reference_that_can_not_be_had_is_unknown_and_the_others_are_told(
     assert "absent: unknown: tokens, cache bytes and hours" in plan.table()
 
 
-def test_a_plan_without_a_policy_is_refused(tmp_path: Path) -> None:
+def test_a_plan_without_a_policy_is_refused(tmp_path: Path, planned: Callable[..., Any]) -> None:
     recipe = run(tmp_path, made_pairs(4)).model_copy(update={"policy": None})
     with pytest.raises(UserError, match="names no policy"):
         planned(recipe)
 
 
-def test_as_json_it_is_plain_numbers_with_units_in_their_names(tmp_path: Path) -> None:
+def test_as_json_it_is_plain_numbers_with_units_in_their_names(tmp_path: Path, planned: Callable[..., Any]) -> None:
     recipe = run(tmp_path, made_pairs(20), pairs={"eval_fraction": 0.3})
     document = json.loads(json.dumps(planned(recipe).as_dict()))
     assert set(document) == {"data", "references", "training", "gpu", "device", "seconds"}
@@ -153,7 +150,7 @@ def test_as_json_it_is_plain_numbers_with_units_in_their_names(tmp_path: Path) -
     assert "assumed: this machine has no GPU" in planned(recipe).table()
 
 
-def test_hours_are_for_the_gpu_that_is_named_and_never_for_a_cpu(tmp_path: Path) -> None:
+def test_hours_are_for_the_gpu_that_is_named_and_never_for_a_cpu(tmp_path: Path, planned: Callable[..., Any]) -> None:
     recipe = run(tmp_path, made_pairs(10))
     half, full, twice = (
         planned(recipe, gpu="A100", efficiency=share, gpus=count) for share, count in ((0.2, 1), (0.4, 1), (0.4, 2))
@@ -170,7 +167,7 @@ def test_hours_are_for_the_gpu_that_is_named_and_never_for_a_cpu(tmp_path: Path)
             planned(recipe, **wrong)
 
 
-def test_every_way_to_give_pairs_is_planned_alike(tmp_path: Path) -> None:
+def test_every_way_to_give_pairs_is_planned_alike(tmp_path: Path, planned: Callable[..., Any]) -> None:
     import polars as pl
 
     rows = made_pairs(40)
