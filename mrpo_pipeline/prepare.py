@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+import mrpo_pipeline
+from mrpo_pipeline import kept_pairs
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import PairTable, completion_id, read_pairs, split_by_prompt
+from mrpo_pipeline.pairs.sources import find_files
 from mrpo_pipeline.progress import track
 from mrpo_pipeline.recipe import Limits, Pairs, Recipe
 from mrpo_pipeline.references import ModelSource
@@ -23,6 +28,9 @@ from mrpo_pipeline.rendering import Renderer, cut_offset, cut_prompt, tokens_cou
 log = logging.getLogger("mrpo")
 
 BATCH = 1024
+
+# Files smaller than this together are read and cut in seconds.
+KEPT_BYTES = 4 << 20
 
 PREPARED_SCHEMA: dict[str, pl.DataType] = {
     "prompt_read": pl.String(),
@@ -52,6 +60,10 @@ class Prepared:
     skipped_rows: dict[str, int] = field(default_factory=dict)
     cut_prompts: int = 0
     cut_completions: int = 0
+
+    def counts(self) -> dict[str, Any]:
+        """Every field but the table."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "frame"}
 
     def summary(self) -> str:
         """One line of counts: pairs in = pairs out + pairs dropped by reason."""
@@ -119,6 +131,18 @@ def policy_renderer(recipe: Recipe) -> Renderer:
     return renderer_of(recipe.required_policy().source("policy"))
 
 
+def policy_tokenizer(recipe: Recipe) -> Any:
+    """The policy's tokenizer as transformers gives it."""
+    from transformers import AutoTokenizer
+
+    policy = recipe.required_policy()
+    return AutoTokenizer.from_pretrained(
+        policy.tokenizer or policy.model,
+        revision=None if policy.tokenizer else policy.revision,
+        trust_remote_code=policy.trust_remote_code,
+    )
+
+
 def prepare(table: PairTable, renderer: Renderer, limits: Limits, *, what: str = "pairs") -> Prepared:
     """Cut and tokenize every pair by the policy's tokenizer.
 
@@ -144,15 +168,62 @@ def prepare(table: PairTable, renderer: Renderer, limits: Limits, *, what: str =
 
 
 def prepare_splits(recipe: Recipe) -> dict[str, Prepared]:
-    """Read and prepare every split of the recipe, and say what was kept. Bad rows are told before a tokenizer loads."""
-    splits = read_splits(recipe.pairs)
-    renderer = policy_renderer(recipe)
-    prepared = {
-        split: prepare(table, renderer, recipe.limits, what=f"{split} pairs") for split, table in splits.items()
-    }
+    """Read and prepare every split of the recipe, and say what was kept. Bad rows are told before a tokenizer loads.
+
+    Where there are many pairs, and files of this machine hold them, they are prepared once: see ``kept_pairs``.
+    """
+    key = _content_key(recipe)
+    kept = kept_pairs.find(key) if key else None
+    if kept is not None:
+        for level, text in kept.said:
+            log.log(level, "%s", text)
+        prepared = _from_kept(kept)
+    else:
+        with kept_pairs.remembering() as said:
+            prepared = _read_and_prepare(recipe)
+        # The files may have been written to meanwhile.
+        if key and key == _content_key(recipe):
+            tables = {split: part.frame for split, part in prepared.items()}
+            counts = {split: part.counts() for split, part in prepared.items()}
+            kept = kept_pairs.keep(key, kept_pairs.KeptPairs(tables, counts, said))
+            prepared = prepared if kept is None else _from_kept(kept)
     for split, part in prepared.items():
         log.info("%s: %s", split, part.summary())
     return prepared
+
+
+def _read_and_prepare(recipe: Recipe) -> dict[str, Prepared]:
+    splits = read_splits(recipe.pairs)
+    renderer = policy_renderer(recipe)
+    return {split: prepare(table, renderer, recipe.limits, what=f"{split} pairs") for split, table in splits.items()}
+
+
+def _from_kept(kept: kept_pairs.KeptPairs) -> dict[str, Prepared]:
+    return {split: Prepared(table, **kept.counts[split]) for split, table in kept.tables.items()}
+
+
+def _content_key(recipe: Recipe) -> str | None:
+    """What decides the prepared pairs: files, how they are read and cut, the policy's tokenizer. None where it cannot be told,
+    or is not worth it."""
+    pairs = recipe.pairs
+    sources = [source for source in (pairs.train, pairs.eval) if source is not None]
+    try:
+        files = [file for source in sources for file in find_files(source)]
+        if any(file.remote for file in files):
+            return None
+        if sum(Path(file.name).stat().st_size for file in files) < KEPT_BYTES:
+            return None
+        identity = policy_renderer(recipe).identity()
+        settings = {
+            "pairs": pairs.model_dump(mode="json"),
+            "limits": recipe.limits.model_dump(mode="json"),
+            "policy": identity,
+            "version": mrpo_pipeline.__version__,
+        }
+        return kept_pairs.key_of([file.name for file in files], settings)
+    except (UserError, OSError):
+        # Whatever is wrong is told by what reads the pairs, in its order.
+        return None
 
 
 def _drop(prepared: Prepared, reason: str) -> None:

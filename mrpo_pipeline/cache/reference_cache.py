@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
@@ -177,8 +178,11 @@ class ReferenceCache:
     def unfit(self, wanted: pl.DataFrame, *, context: int | None = None) -> pl.DataFrame:
         """The rows of ``wanted`` that do not fit the reference's context and that no row serves: with ``tokens`` (that
         scoring it takes) and ``context`` (length), both in the reference's tokens."""
+        records = read_unfit(self._storage)
         asked = wanted.with_columns(_keys(wanted)["cut"])
-        matched = match_unfit(read_unfit(self._storage), asked, context)
+        if records.is_empty():
+            asked = asked.clear()
+        matched = match_unfit(records, asked, context)
         # To tell what is served takes a look into every shard: not where nothing is unfit, as in most runs.
         return self._unserved(matched) if matched.height else matched
 
@@ -200,7 +204,7 @@ class ReferenceCache:
             RunError: for a shard that is damaged.
         """
         keys = _keys(wanted)
-        distinct = keys.unique().sort("completion_id", "cut", nulls_last=True)
+        distinct = keys if _ascending(keys) else keys.unique().sort("completion_id", "cut", nulls_last=True)
         shards = self._storage.list(SHARDS)
         prefix = f"{shards_key(shards)}-{wanted_key(distinct)}-"
         sums = load_sums(self._storage, prefix)
@@ -212,7 +216,7 @@ class ReferenceCache:
                     self._refuse_missing(lacking, distinct.height)
             else:
                 store_sums(self._storage, prefix, sums)
-        if keys.equals(distinct):
+        if distinct is keys:
             return sums
         return keys.join(sums, on=["completion_id", "cut"], how="left", nulls_equal=True, maintain_order="left")
 
@@ -320,3 +324,11 @@ def _keys(wanted: pl.DataFrame) -> pl.DataFrame:
     if keys["completion_id"].null_count() or (keys["cut"] < 0).any():
         raise ValueError("wanted holds a completion id that is null, or a negative cut")
     return keys
+
+
+def _ascending(keys: pl.DataFrame) -> bool:
+    """Whether each row stands after the one before it, by completion id and then by cut, null last: distinct and sorted."""
+    ids, cuts = keys["completion_id"], keys["cut"].fill_null(np.iinfo(np.int64).max)
+    before, after = slice(None, -1), slice(1, None)
+    later = (ids[after] > ids[before]) | ((ids[after] == ids[before]) & (cuts[after] > cuts[before]))
+    return bool(later.all())
