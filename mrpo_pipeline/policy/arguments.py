@@ -130,6 +130,12 @@ def _refuse(settings: Mapping[str, Any], *, evaluates: bool) -> None:
         raise UserError(
             "The setting training.use_liger_kernel patches a loss that is not used here: expected false. Take it out."
         )
+    for key in ("torch_compile", "torch_compile_backend", "torch_compile_mode"):
+        if settings.get(key):
+            raise UserError(
+                f"The setting training.{key} would compile the policy anew for the lengths of the steps, which cost minutes "
+                "a step where it was tried (a CPU): expected false. Take it out."
+            )
     strategy = str(getattr(settings.get("eval_strategy", "no"), "value", settings.get("eval_strategy", "no")))
     if strategy != "no" and not evaluates:
         raise UserError(

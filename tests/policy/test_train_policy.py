@@ -153,6 +153,8 @@ def test_reports_reach_tensorboard(model, tmp_path, monkeypatch):
         ({"train_sampling_strategy": "batch_rebalance"}, "group_by_length, random, sequential"),
         ({"label_smoothing_factor": 0.1}, "method.label_smoothing"),
         ({"auto_find_batch_size": True}, "gradient_accumulation_steps"),
+        ({"torch_compile": True}, "torch_compile"),
+        ({"torch_compile_mode": "reduce-overhead"}, "torch_compile_mode"),
         ({"eval_strategy": "steps"}, "held-out pairs"),
         ({"report_to": "wandb"}, "mrpo\\[wandb\\]"),
         ({"optim": "no-such"}, "no-such"),
