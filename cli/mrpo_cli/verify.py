@@ -35,6 +35,10 @@ def _verify(
             help="Largest difference of a token. Default: by dtype.",
         ),
     ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="First set damaged files aside; with pairs, score again what they held."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Re-read every shard against its checksum; with a recipe that names pairs, compute some of the numbers again.
@@ -44,16 +48,31 @@ def _verify(
     """
     from mrpo_pipeline.drift import verify_cache
 
+    repaired = _repair(recipe, only, silent=as_json) if repair else []
     found = []
     for one in verify_cache(recipe, only=only, check=check, limit=limit):
         found.append(one)
         if not as_json:
             _show(one)
     if as_json:
-        print(json.dumps([one.as_dict() for one in found], ensure_ascii=False, indent=1))
+        told = {one["reference"]: one for one in repaired}
+        every = [{**one.as_dict(), "repaired": told.get(one.reference)} for one in found]
+        print(json.dumps(every, ensure_ascii=False, indent=1))
     failures = [failure for one in found for failure in one.failures()]
     if failures:
         raise RunError(" ".join(failures))
+
+
+def _repair(recipe: "Recipe", only: list[str], *, silent: bool) -> list[dict[str, Any]]:
+    from mrpo_pipeline.scoring import repair_cache
+
+    repaired = repair_cache(recipe, only=only)
+    for one in repaired if not silent else ():
+        for (name, problem), aside in zip(one.damaged.items(), one.set_aside, strict=True):
+            print(f"{one.reference}: {name}: {problem}\n{one.reference}: set aside as {aside}")
+        done = "no completions were scored again, for no pairs are named: `mrpo score-refs RECIPE` does it"
+        print(f"{one.reference}: {done if one.rescored is None else f'{one.rescored:,} completions scored again'}")
+    return [one.as_dict() for one in repaired]
 
 
 def _show(one: "Verified") -> None:

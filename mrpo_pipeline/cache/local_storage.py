@@ -147,6 +147,15 @@ class LocalStorage:
         """Remove the file; none there is as good."""
         (self.root / name).unlink(missing_ok=True)
 
+    def move(self, name: str, folder: str) -> str:
+        """Put the file into another folder of the reference, under the name it has; its new name."""
+        moved = f"{folder}/{name.rpartition('/')[2]}"
+        (self.root / folder).mkdir(exist_ok=True)
+        os.replace(self.root / name, self.root / moved)
+        for touched in (self.root / folder, (self.root / name).parent, self.root):
+            _sync_folder(touched)
+        return moved
+
     def clear_leftovers(self, folder: str = ".") -> int:
         """Remove temporary files of processes that are dead, and those too old to belong to anyone.
 

@@ -135,6 +135,15 @@ class ObjectStorage:
             filesystem, root = connect(self.url)
             filesystem.rm_file(f"{root}/{name}")
 
+    def move(self, name: str, folder: str) -> str:
+        """Put the file into another folder of the reference, by a copy within the store; its new name."""
+        moved = f"{folder}/{name.rpartition('/')[2]}"
+        with asking(self.url):
+            filesystem, root = connect(self.url)
+            filesystem.cp_file(f"{root}/{name}", f"{root}/{moved}")
+        self.delete(name)
+        return moved
+
     def clear_leftovers(self, folder: str = ".") -> int:
         """Nothing: a PUT that broke off leaves nothing behind."""
         return 0

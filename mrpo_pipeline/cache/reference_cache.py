@@ -18,7 +18,7 @@ from mrpo_pipeline.cache.locations import MANIFEST, open_storage
 from mrpo_pipeline.cache.manifest import Manifest, fixed_fields
 from mrpo_pipeline.cache.reader import Coverage, read_completions
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA, Unfit
-from mrpo_pipeline.cache.shards import SHARDS
+from mrpo_pipeline.cache.shards import DAMAGED, SHARDS
 from mrpo_pipeline.cache.storage import Storage, StoreError
 from mrpo_pipeline.cache.sums import build_sums, load_sums, shards_key, store_sums, wanted_key
 from mrpo_pipeline.cache.unfit import match_unfit, read_unfit, write_unfit
@@ -262,6 +262,25 @@ class ReferenceCache:
     def verify(self) -> Iterator[ShardReport]:
         """Each shard against its checksum and against what its rows must be, one report a shard."""
         return verify_shards(self._storage)
+
+    def set_aside(self, names: Sequence[str]) -> list[str]:
+        """Move damaged files to the folder ``damaged`` of the reference, where nothing reads them; their new names.
+
+        What they held is missing from then on, and is scored by whoever scores next.
+
+        Args:
+            names: as ``verify`` reports them.
+
+        Raises:
+            RunError: for a file that cannot be moved.
+        """
+        try:
+            return [self._storage.move(name, DAMAGED) for name in names]
+        except OSError as error:
+            raise RunError(
+                f"A damaged file of reference {self.name} at {self._storage} could not be set aside ({error}): nothing was "
+                "scored again. Give write access there, and run the command again."
+            ) from error
 
     def record_check(self, result: Mapping[str, Any]) -> None:
         """Keep the result of computing numbers again beside the manifest (see ``checks.write_check``)."""

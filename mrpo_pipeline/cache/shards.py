@@ -22,6 +22,9 @@ from mrpo_pipeline.errors import RunError
 
 SHARDS = "shards"
 
+# Where damaged files are set aside: nothing reads them there, and a person may.
+DAMAGED = "damaged"
+
 
 class DamagedError(RunError):
     """A file of the cache is not what was written."""
@@ -30,8 +33,8 @@ class DamagedError(RunError):
         self.name = name
         self.problem = problem
         super().__init__(
-            f"{storage}/{name} is damaged: {problem}. None of its numbers was used. Move that file out of the cache "
-            "(`mrpo cache verify` names every such file); `mrpo score-refs` then scores again what it held, and only that."
+            f"{storage}/{name} is damaged: {problem}. None of its numbers was used. `mrpo cache verify RECIPE --repair` sets "
+            "every such file aside and scores again what it held, and only that."
         )
 
 

@@ -63,6 +63,12 @@ class Storage(Protocol):
     def delete(self, name: str) -> None:
         """Remove the file; none there is as good."""
 
+    def move(self, name: str, folder: str) -> str:
+        """Put the file into another folder of the reference, under the name it has; its new name.
+
+        On an object store it is copied, then removed: one that is killed in between has it in both places.
+        """
+
     def clear_leftovers(self, folder: str = ".") -> int:
         """Remove what writers that died have left behind; the number removed."""
 

@@ -18,7 +18,7 @@ from mrpo_pipeline.cache.unfit import UNFIT
 
 @dataclass(frozen=True)
 class ShardReport:
-    """One shard as ``verify`` found it; ``problem`` is None where it is sound."""
+    """One shard, or record of what does not fit, as ``verify`` found it; ``problem`` is None where it is sound."""
 
     name: str
     size: int
@@ -56,22 +56,29 @@ class Pruned:
 
 
 def verify_shards(storage: Storage) -> Iterator[ShardReport]:
-    """Re-read every shard: its checksum, and what its rows must be. No shard stops the others from being looked at."""
+    """Re-read every shard: its checksum, and what its rows must be. No shard stops the others from being looked at.
 
-    def verify(name: str) -> ShardReport:
+    The records of what does not fit a reference's context are files like shards, and looked at too. A file that another
+    process removed meanwhile is passed over.
+    """
+
+    def verify(name: str) -> ShardReport | None:
         size = rows = tokens = 0
         try:
             data = read_checked(storage, name)
             size = data.size
-            for group in read_rows(storage, name, data):
+            for group in read_rows(storage, name, data) if name.startswith(f"{SHARDS}/") else ():
                 rows += len(group)
                 tokens += len(group.token_ids)
         except DamagedError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
             return ShardReport(name, size, rows, tokens, error.problem)
         return ShardReport(name, size, rows, tokens)
 
     with ThreadPoolExecutor(storage.at_once) as pool:
-        yield from pool.map(verify, storage.list(SHARDS))
+        names = [*storage.list(SHARDS), *storage.list(UNFIT)]
+        yield from (report for report in pool.map(verify, names) if report is not None)
 
 
 def cache_stats(storage: Storage, coverage: Coverage, unfit: int) -> CacheStats:
@@ -119,7 +126,11 @@ def prune_cache(storage: Storage, coverage: Coverage) -> Pruned:
     Only sound shards count, on either side: a damaged one is left for ``verify`` to name.
     """
     leftovers = sum(storage.clear_leftovers(folder) for folder in (".", SHARDS, SUMS, UNFIT))
-    sound = [report.name for report in verify_shards(storage) if report.problem is None]
+    sound = [
+        report.name
+        for report in verify_shards(storage)
+        if report.problem is None and report.name.startswith(f"{SHARDS}/")
+    ]
     serving = best_rows(coverage.rows(sound))["shard"].unique()
     superseded = sorted(set(sound) - set(serving.to_list()))
     current = f"{SUMS}/{shards_key([name for name in storage.list(SHARDS) if name not in superseded])}-"

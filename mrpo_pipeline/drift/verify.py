@@ -17,7 +17,7 @@ from mrpo_pipeline.recipe import Recipe
 class Verified:
     """What verifying one reference found.
 
-    ``shards``, ``rows`` and ``tokens`` count what was read; ``damaged`` maps the shards that are not what was written to
+    ``shards``, ``rows`` and ``tokens`` count what was read; ``damaged`` maps the files that are not what was written to
     what is wrong with them; ``not_computed`` says why no number was computed again where ``drift`` is None.
     """
 
@@ -37,8 +37,8 @@ class Verified:
         told = []
         if self.damaged:
             told.append(
-                f"{len(self.damaged):,} shards of reference {self.reference} are damaged ({', '.join(self.damaged)}): delete them, "
-                "and `mrpo score-refs` scores their completions again."
+                f"{len(self.damaged):,} files of reference {self.reference} are damaged ({', '.join(self.damaged)}): "
+                "`mrpo cache verify RECIPE --repair` sets them aside and scores again what they held."
             )
         failure = self.drift.failure() if self.drift else None
         return [*told, failure] if failure else told

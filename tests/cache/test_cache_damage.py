@@ -11,7 +11,7 @@ import pytest
 from places import FolderPlace, Place
 from scored_rows import cache_at, cid, row, wanted, write
 
-from mrpo_pipeline.cache import SHARD_SCHEMA, ReferenceCache, StoreError
+from mrpo_pipeline.cache import SHARD_SCHEMA, ReferenceCache, StoreError, Unfit
 from mrpo_pipeline.cache.local_storage import LocalStorage
 from mrpo_pipeline.cache.locations import open_storage
 from mrpo_pipeline.cache.object_storage import ObjectStorage
@@ -63,6 +63,28 @@ def test_without_the_damaged_shard_only_its_completions_are_missing(place: Place
     assert set(cache.missing(ASKED)["completion_id"]) == {cid(number) for number in range(15)}
     with pytest.raises(UserError, match="lacks 15 of 30"):
         cache.sums(ASKED)
+
+
+def test_a_damaged_file_is_set_aside_and_nothing_reads_it_there(place: Place) -> None:
+    cache, (name, other) = filled(place)
+    cache.mark_unfit([Unfit(cid(99), None, 50, 40)])
+    (unfit,) = place.names("base/unfit")
+    spoilt = {path: flipped(place.files()[path], 77) for path in (name, unfit)}
+    for path, data in spoilt.items():
+        place.write(path, data)
+    fresh = ReferenceCache.open(place.root, "base")
+    damaged = [report.name for report in fresh.verify() if report.problem]
+    assert {f"base/{one}" for one in damaged} == set(spoilt)
+    moved = fresh.set_aside(damaged)
+    assert {f"base/{one}": data for one, data in zip(moved, (spoilt[f"base/{x}"] for x in damaged), strict=True)} == (
+        place.files("base/damaged")
+    )
+    again = ReferenceCache.open(place.root, "base")
+    assert [f"base/{report.name}" for report in again.verify()] == [other]
+    assert set(again.missing(ASKED)["completion_id"]) == {cid(number) for number in range(15)}
+    assert again.unfit(wanted([(99, None)])).is_empty()
+    again.prune()
+    assert len(place.names("base/damaged")) == 2, "a person may want to look at it"
 
 
 def put_table(root: str, **columns: object) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,3 +165,48 @@ def test_a_damaged_shard_is_named_and_ends_with_1(scored: Path, tmp_path: Path) 
     assert done.returncode == 1
     assert shard.name in done.stdout and shard.name in done.stderr
     assert "damaged shards come first" in done.stdout
+
+
+def test_repair_sets_damage_aside_and_scores_again_what_was_hit(scored: Path, tmp_path: Path) -> None:
+    shutil.copytree(scored, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    done = mrpo(
+        "score-refs",
+        "recipe.yaml",
+        "--only",
+        "base",
+        "--set",
+        "scoring.rows_per_shard=4",
+        "--cache",
+        "parts",
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    shards = sorted((folder / "parts/base/shards").iterdir())
+    sound = {str(row["completion_id"]): row for path in shards for row in pq.read_table(path).to_pylist()}
+    hit = {str(row["completion_id"]) for row in pq.read_table(shards[0]).to_pylist()}
+    data = bytearray(shards[0].read_bytes())
+    data[len(data) // 2] ^= 4
+    shards[0].write_bytes(bytes(data))
+
+    done = mrpo("cache", "verify", "recipe.yaml", "--cache", "parts", "--check", "4", "--repair", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (report,) = json.loads(done.stdout)
+    assert report["repaired"]["rescored"] == len(hit) == 4
+    assert not report["damaged"]
+    assert [path.name for path in (folder / "parts/base/damaged").iterdir()] == [shards[0].name]
+    after = {
+        str(row["completion_id"]): row
+        for path in (folder / "parts/base/shards").iterdir()
+        for row in pq.read_table(path).to_pylist()
+    }
+    assert after.keys() == sound.keys()
+    for name, row in sound.items():
+        assert after[name]["token_ids"] == row["token_ids"]
+        assert np.allclose(after[name]["logprobs"], row["logprobs"], atol=1e-5)
+
+    again = sorted((folder / "parts/base/shards").iterdir())[0]
+    again.write_bytes(again.read_bytes()[:100])
+    done = mrpo("cache", "verify", "--cache", "parts", "--repair", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "set aside" in done.stdout and "score-refs" in done.stdout
