@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.rendering.template_limits import TemplateLimitError, limited
 
 TEMPLATE_DATE = "2024-07-26"
 """The date every template that asks for one is told (`strftime_now`): the default Llama 3.1's own template prints."""
@@ -144,13 +145,19 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=self.text,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                strftime_now=_DATE.strftime,
-            )
+            with limited():
+                text: str = self._tokenizer.apply_chat_template(
+                    list(messages),
+                    chat_template=self.text,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    strftime_now=_DATE.strftime,
+                )
+        except TemplateLimitError as error:
+            raise UserError(
+                f"{self.name} does not render a conversation within bounds: {error}. Expected a template that writes the "
+                "messages and ends. Give another one for this model (`template:`, a Jinja file or `plain`)."
+            ) from None
         except Exception as error:  # a template is a program of its own: Jinja's errors, TypeError, what it raises
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
