@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,13 @@ import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.objectives import objective_margins
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.id_rows import IdRows
 from mrpo_pipeline.prepare import Prepared, renderer_of
 from mrpo_pipeline.recipe import Method, Recipe
 from mrpo_pipeline.references import ModelSource, resolve
-from mrpo_pipeline.targets import Targets, TargetSettings, compute_targets
+from mrpo_pipeline.targets import Targets, TargetSettings, ValidationWeights, compute_targets, validation_weights
 
 log = logging.getLogger("mrpo")
 
@@ -30,6 +32,7 @@ class CachedPairs:
 
     ``frame`` has the columns of ``Prepared.frame``; ``logps_chosen`` and ``logps_rejected`` are (N, K), nats, the anchor
     in column 0; ``dropped`` counts the pairs that are left out, by the reference whose context they do not fit.
+    ``held_out`` are the pairs of the recipe's third split, which some weights look at; None where it has none.
     """
 
     frame: pl.DataFrame
@@ -37,6 +40,7 @@ class CachedPairs:
     logps_chosen: Floats
     logps_rejected: Floats
     dropped: dict[str, int]
+    held_out: CachedPairs | None = None
 
 
 def open_caches(recipe: Recipe) -> list[ReferenceCache]:
@@ -81,7 +85,8 @@ def join_references(caches: list[ReferenceCache], prepared: Prepared) -> CachedP
         if hit.any():
             dropped[cache.name] = int(hit.sum())
             keep &= ~hit
-    frame = frame.filter(pl.Series(keep))
+    # Where every pair stays, so does the table: it may be mapped from a file.
+    frame = frame if keep.all() else frame.filter(pl.Series(keep))
     if not frame.height:
         raise UserError(
             f"Of {prepared.pairs_in:,} pairs none is left to work with: {prepared.summary()}"
@@ -102,6 +107,13 @@ def join_references(caches: list[ReferenceCache], prepared: Prepared) -> CachedP
     return CachedPairs(frame, [cache.name for cache in caches], sums["chosen"], sums["rejected"], dropped)
 
 
+def join_splits(caches: list[ReferenceCache], prepared: Mapping[str, Prepared]) -> dict[str, CachedPairs]:
+    """Every split's pairs with their sums; the third split's, ``weights``, stand with each as well."""
+    joined = {name: join_references(caches, part) for name, part in prepared.items()}
+    held_out = joined.get("weights")
+    return {name: replace(pairs, held_out=held_out) for name, pairs in joined.items()}
+
+
 def _wanted(frame: pl.DataFrame, side: str) -> pl.DataFrame:
     return frame.select(pl.col(f"{side}_id").alias("completion_id"), pl.col(f"{side}_cut").alias("cut"))
 
@@ -119,6 +131,10 @@ def target_settings(method: Method, names: list[str]) -> TargetSettings:
         weights=method.weights,
         temperature=method.weights_options.temperature,
         floor=method.weights_options.floor,
+        window=method.weights_options.window,
+        prior=method.weights_options.prior,
+        pairs=method.weights_options.pairs,
+        every=method.weights_options.every,
         trust_region=method.trust_region.kind,
         epsilon=method.trust_region.epsilon,
         compatibility=method.compatibility,
@@ -137,22 +153,70 @@ def _units(pairs: CachedPairs, side: str, normalize: str) -> Floats | None:
     return counts.cast(pl.Float64).to_numpy()
 
 
+def no_held_out_pairs(method: Method) -> UserError:
+    """What to say where weights look at a third split that the recipe has not."""
+    return UserError(
+        f"The setting method.weights is {method.weights!r}, which looks at pairs that are held out from training and "
+        "evaluation alike, and the recipe has none: expected pairs.weights_fraction above 0, 0.05 say (and pairs.train, from "
+        "which they are taken). Set it."
+    )
+
+
+def held_out_weights(pairs: CachedPairs, method: Method) -> ValidationWeights | None:
+    """What the third split makes of the weights; None where the method's weights do not come from it alone.
+
+    Raises:
+        UserError: where they do, and there is no such split.
+    """
+    settings = target_settings(method, pairs.names)
+    if not settings.needs_held_out:
+        return None
+    if pairs.held_out is None:
+        raise no_held_out_pairs(method)
+    if settings.is_step_scoped:
+        return None
+    held_out = pairs.held_out
+    return validation_weights(
+        held_out.logps_chosen,
+        held_out.logps_rejected,
+        settings,
+        units_chosen=_units(held_out, "chosen", method.normalize),
+        units_rejected=_units(held_out, "rejected", method.normalize),
+    )
+
+
 def pair_targets(pairs: CachedPairs, method: Method) -> Targets:
-    """Weights, clipped log-probs and log π̃ of every pair."""
-    return compute_targets(
+    """Weights, clipped log-probs and log π̃ of every pair.
+
+    Raises:
+        UserError: for weights that look at a third split where the recipe has none.
+    """
+    held_out = held_out_weights(pairs, method)
+    targets = compute_targets(
         pairs.logps_chosen,
         pairs.logps_rejected,
         target_settings(method, pairs.names),
         units_chosen=_units(pairs, "chosen", method.normalize),
         units_rejected=_units(pairs, "rejected", method.normalize),
+        held_out_weights=None if held_out is None else held_out.row,
     )
+    return targets if held_out is None else replace(targets, notices=(*targets.notices, held_out.notice))
 
 
 def training_examples(pairs: CachedPairs, method: Method) -> tuple[PreferenceExamples, Targets]:
-    """Pairs as stage two takes them, and their targets."""
+    """Pairs as stage two takes them, and their targets.
+
+    Raises:
+        UserError: for weights that look at a third split where the recipe has none, and rewards that are no numbers.
+    """
     targets = pair_targets(pairs, method)
+    settings = target_settings(method, pairs.names)
     inputs = targets.loss_inputs()
     frame = pairs.frame
+    judges = _judges(pairs, settings) if settings.is_step_scoped and settings.needs_held_out else None
+    if judges is not None and pairs.held_out is not None:
+        count = f"{len(judges):,} of the {pairs.held_out.frame.height:,} pairs of the weights split"
+        targets = replace(targets, notices=(*targets.notices, f"Thompson sampling judges references by {count}."))
     examples = PreferenceExamples(
         pair_ids=frame["pair_id"].to_list(),
         prompt_ids=_id_rows(frame["prompt_ids"]),
@@ -165,8 +229,30 @@ def training_examples(pairs: CachedPairs, method: Method) -> tuple[PreferenceExa
         anchor_rejected=pairs.logps_rejected[:, 0],
         chosen_units=inputs.chosen_units,
         rejected_units=inputs.rejected_units,
+        margins=objective_margins(method, frame, _by_name(pairs, targets)),
+        step_settings=settings if targets.step_scoped else None,
+        judges=judges,
     )
     return examples, targets
+
+
+def _by_name(pairs: CachedPairs, targets: Targets) -> dict[str, tuple[Floats, Floats]]:
+    """Each reference's log-probs of both sides, (N,), in the unit of ``normalize``."""
+    units = [1.0 if counts is None else counts for counts in (targets.chosen_units, targets.rejected_units)]
+    return {
+        name: (pairs.logps_chosen[:, k] / units[0], pairs.logps_rejected[:, k] / units[1])
+        for k, name in enumerate(pairs.names)
+    }
+
+
+def _judges(pairs: CachedPairs, settings: TargetSettings) -> PreferenceExamples:
+    """The pairs of the third split by which Thompson sampling judges: those that come first by their ids, which are hashes, so
+    a sample that file and order have no part in. Only the policy's tokens of them are looked at."""
+    assert pairs.held_out is not None
+    held_out = pairs.held_out
+    rows = np.argsort(held_out.frame["pair_id"].to_numpy(), kind="stable")[: settings.pairs]
+    few = CachedPairs(held_out.frame[rows], pairs.names, held_out.logps_chosen[rows], held_out.logps_rejected[rows], {})
+    return training_examples(few, Method(name="dpo"))[0]
 
 
 def _id_rows(column: pl.Series) -> IdRows:

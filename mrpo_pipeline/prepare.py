@@ -104,11 +104,18 @@ def read_splits(settings: Pairs) -> dict[str, PairTable]:
 
 
 def hold_out(settings: Pairs, splits: dict[str, PairTable]) -> dict[str, PairTable]:
-    """The splits that were read, and those that the recipe's fractions take from the training pairs."""
+    """The splits that were read, and those that the recipe's fractions take from the training pairs.
+
+    A prompt that stands in a file of held-out pairs as well is not taken for the third split: that is apart from both.
+    """
     splits = dict(splits)
     for split, fraction in (("eval", settings.eval_fraction), ("weights", settings.weights_fraction)):
         if fraction and "train" in splits:
-            rest, held_out = split_by_prompt(splits["train"].frame, fraction, salt=split)
+            frame = splits["train"].frame
+            rest, held_out = split_by_prompt(frame, fraction, salt=split)
+            if split == "weights" and "eval" in splits:
+                held_out = held_out.join(splits["eval"].frame, on="prompt", how="anti", maintain_order="left")
+                rest = frame.join(held_out, on="prompt", how="anti", maintain_order="left")
             splits[split] = PairTable(held_out)
             splits["train"] = PairTable(rest, splits["train"].skipped)
     return splits

@@ -9,9 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.cached_logps import CachedPairs, join_references, open_caches, target_settings, training_examples
+from mrpo_pipeline.cached_logps import (
+    CachedPairs,
+    join_splits,
+    no_held_out_pairs,
+    open_caches,
+    target_settings,
+    training_examples,
+)
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.losses import check_loss
+from mrpo_pipeline.objectives import check_objectives, first_weight
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
 from mrpo_pipeline.prepare import Prepared, prepare_splits
@@ -48,7 +56,14 @@ class Split:
 def loss_settings(method: Method) -> LossSettings:
     """The part of a recipe's method that decides the loss."""
     return LossSettings(
-        beta=method.beta, loss=method.loss, label_smoothing=method.label_smoothing, sft_weight=method.sft_weight
+        beta=method.beta,
+        loss=method.loss,
+        label_smoothing=method.label_smoothing,
+        # The third term of MPO is the same SFT loss, with a weight of its own.
+        sft_weight=method.mpo.sft if method.loss == "mpo" else method.sft_weight,
+        preference_weight=method.mpo.preference,
+        quality_weight=method.mpo.quality,
+        first_weight=first_weight(method) if method.loss == "modpo" else 1.0,
     )
 
 
@@ -69,8 +84,16 @@ def policy_settings(recipe: Recipe, caches: list[Any] | None = None, *, check_an
 
 def check_method(recipe: Recipe, method: Method) -> None:
     """Refuse a method that does not fit the references or cannot have its options, before anything is read."""
-    target_settings(method, [source.name for source in recipe.sources()])
+    names = [source.name for source in recipe.sources()]
+    if target_settings(method, names).needs_held_out and not recipe.pairs.weights_fraction:
+        raise no_held_out_pairs(method)
     check_loss(method.loss, method.label_smoothing)
+    check_objectives(method, names)
+    if method.loss == "mpo" and method.sft_weight:
+        raise UserError(
+            f"The setting method.sft_weight is {method.sft_weight:g} with method.loss mpo, which has an SFT term of its own "
+            f"(method.mpo.sft, {method.mpo.sft:g}): expected 0. Set method.sft_weight to 0, and method.mpo.sft to what it is to count."
+        )
 
 
 def load_splits(recipe: Recipe, caches: list[Any], *needed: str) -> dict[str, Split]:
@@ -84,7 +107,7 @@ def load_splits(recipe: Recipe, caches: list[Any], *needed: str) -> dict[str, Sp
         if split not in prepared:
             keys = {"train": "pairs.train (--train-file)", "eval": "pairs.eval (--eval-file) or pairs.eval_fraction"}
             raise UserError(f"The recipe has no {split} pairs: expected {keys[split]}. Add it.")
-    return {name: Split(part, join_references(caches, part)) for name, part in prepared.items() if name != "weights"}
+    return {name: Split(prepared[name], pairs) for name, pairs in join_splits(caches, prepared).items()}
 
 
 def examples_of(split: Split, method: Method) -> tuple[PreferenceExamples, Targets]:
@@ -167,7 +190,9 @@ def _training_input(recipe: Recipe, *, check_anchor: bool) -> _TrainingInput:
     caches = open_caches(recipe)
     splits = load_splits(recipe, caches, "train")
     examples, targets = examples_of(splits["train"], recipe.method)
-    eval_examples, eval_targets = examples_of(splits["eval"], recipe.method) if "eval" in splits else (None, None)
+    # What there is to say of the method was said of the training pairs.
+    held_out = training_examples(splits["eval"].pairs, recipe.method) if "eval" in splits else None
+    eval_examples, eval_targets = held_out or (None, None)
     return _TrainingInput(
         policy_settings(recipe, caches, check_anchor=check_anchor),
         examples,
@@ -187,9 +212,30 @@ def describe(method: Method) -> str:
     else:
         against = "Multi-DPO" if method.name == "multi-dpo" else f"MRPO with the {method.aggregate} aggregate"
         region = method.trust_region
-        against += f", {method.weights} weights, trust region {region.kind}"
+        against += f", {_weights(method)}, trust region {region.kind}"
         against += "" if region.kind == "off" else f" (ε {region.epsilon:g})"
-    return f"{against}; {method.loss} loss, β {method.beta:g}."
+    return f"{against}; {_loss(method)}, β {method.beta:g}."
+
+
+def _weights(method: Method) -> str:
+    options = method.weights_options
+    if method.weights == "sliding-window":
+        return f"sliding-window weights (the last {options.window:,} other pairs)"
+    if method.weights == "thompson":
+        when = "each step" if options.every == 1 else f"every {options.every:,} steps"
+        return f"weights by Thompson sampling (judged on {options.pairs:,} held-out pairs after {when})"
+    return f"{method.weights} weights"
+
+
+def _loss(method: Method) -> str:
+    if method.loss == "mpo":
+        terms = method.mpo
+        return f"mpo loss ({terms.preference:g} preference, {terms.quality:g} quality, {terms.sft:g} SFT)"
+    if method.loss == "modpo":
+        parts = [f"{first_weight(method):g} preference"]
+        parts += [f"{objective.weight:g} {name}" for name, objective in method.modpo.items()]
+        return f"modpo loss ({', '.join(parts)})"
+    return f"{method.loss} loss"
 
 
 def card_of(recipe: Recipe, splits: dict[str, Split]) -> dict[str, Any]:

@@ -31,6 +31,9 @@ PAIRS = (
     RecipeOption("--train-file", "pairs.train", str, "Training pairs: file, folder, glob or URL."),
     RecipeOption("--eval-file", "pairs.eval", str, "Held-out pairs."),
     RecipeOption("--eval-fraction", "pairs.eval_fraction", float, "Hold this share of the prompts out."),
+    RecipeOption(
+        "--weights-fraction", "pairs.weights_fraction", float, "And so many for weights that look at held-out pairs."
+    ),
     RecipeOption("--strings", "pairs.strings", str, "How strings are read: text (raw) or messages."),
     RecipeOption("--on-bad-row", "pairs.on_bad_row", str, "error (stop) or skip (count and go on)."),
     RecipeOption("--model", "policy.model", str, "The policy's start: folder or hub name."),
@@ -47,15 +50,30 @@ SCORING = (
 METHOD = (
     RecipeOption("--method", "method.name", str, "mrpo, multi-dpo or dpo."),
     RecipeOption("--aggregate", "method.aggregate", str, "harmonic, geometric, arithmetic or single:NAME."),
-    RecipeOption("--weights", "method.weights", str, "uniform, adaptive, or numbers: 0.5,0.3,0.2."),
+    RecipeOption(
+        "--weights",
+        "method.weights",
+        str,
+        "uniform, adaptive, validation-discrimination, validation-accuracy, sliding-window, thompson, or numbers: 0.5,0.3,0.2.",
+    ),
     RecipeOption("--trust-region", "method.trust_region.kind", str, "adaptive, fixed or off."),
     RecipeOption("--epsilon", "method.trust_region.epsilon", float, "The trust region's width."),
     RecipeOption("--beta", "method.beta", float, "The KL strength."),
-    RecipeOption("--loss-type", "method.loss", str, "sigmoid, hinge or ipo."),
+    RecipeOption("--loss-type", "method.loss", str, "sigmoid, hinge, ipo, minor-dpo, mpo or modpo."),
     RecipeOption("--label-smoothing", "method.label_smoothing", float, "For the sigmoid loss."),
     RecipeOption("--sft-weight", "method.sft_weight", float, "Weight of the NLL of the chosen side."),
 )
 OUTPUT = (RecipeOption("--output-dir", "output_dir", str, "Where results go."),)
+TASKS = (
+    RecipeOption(
+        "--tasks", "evaluation.tasks", str, "Downstream tasks, by lm-evaluation-harness's names: gsm8k,ifeval."
+    ),
+    RecipeOption("--tasks-limit", "evaluation.tasks_limit", float, "Documents of each task, or a share below 1."),
+    RecipeOption("--num-fewshot", "evaluation.num_fewshot", int, "Examples before each question."),
+    RecipeOption("--include-path", "evaluation.include_path", str, "A folder with YAML files of further tasks."),
+    RecipeOption("--tasks-batch-size", "evaluation.tasks_batch_size", str, "Requests at a time, or auto."),
+    RecipeOption("--chat-template", "evaluation.chat_template", bool, "Ask tasks through the chat template."),
+)
 TRAINING = (
     RecipeOption("--lora-r", "policy.lora.r", int, "Rank of the adapters."),
     RecipeOption("--lora-alpha", "policy.lora.alpha", float, "Scale of the adapters."),

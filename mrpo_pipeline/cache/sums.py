@@ -60,7 +60,7 @@ def load_sums(storage: Storage, prefix: str) -> pl.DataFrame | None:
         try:
             frame = cast(
                 pl.DataFrame,
-                pl.from_arrow(pq.read_table(pa.BufferReader(read_checked(storage, name)), use_threads=False)),
+                pl.from_arrow(pq.ParquetFile(pa.BufferReader(read_checked(storage, name))).read(use_threads=False)),
             )
         except (DamagedError, pa.ArrowException) as error:
             log.warning("%s/%s is not used and is built again: %s", storage, name, getattr(error, "problem", error))

@@ -19,6 +19,13 @@ from mrpo_pipeline.errors import RunError
 
 UNFIT = "unfit"
 
+UNFIT_COLUMNS: dict[str, pl.DataType] = {
+    "completion_id": pl.String(),
+    "cut": pl.Int64(),
+    "tokens": pl.Int32(),
+    "context": pl.Int32(),
+}
+
 
 def write_unfit(storage: Storage, records: Sequence[Unfit]) -> None:
     """Write the records as one file.
@@ -56,8 +63,12 @@ def read_unfit(storage: Storage) -> pl.DataFrame:
     Raises:
         DamagedError: for a file that is not what was written.
     """
-    tables = [UNFIT_SCHEMA.empty_table()]
-    for name in storage.list(UNFIT):
+    names = storage.list(UNFIT)
+    if not names:
+        # As in most runs. An empty table of pyarrow's would bring in pandas, which takes longer than all the rest.
+        return pl.DataFrame(schema=UNFIT_COLUMNS)
+    tables = []
+    for name in names:
         data = read_checked(storage, name)
         try:
             tables.append(

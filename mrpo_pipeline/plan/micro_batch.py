@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrpo_pipeline.policy.arguments import DEFAULTS, fast_paths
-from mrpo_pipeline.policy.batches import Measure, StepSampler
+from mrpo_pipeline.policy.batches import Measure, StepSampler, token_limit
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.settings import FastPaths
 
@@ -66,7 +66,7 @@ def heaviest(
         those pairs, and whether an optimizer step has several micro-batches.
     """
     fast = fast_paths(training)
-    size = int(training.get("per_device_train_batch_size", 8))
+    size, limit = int(training.get("per_device_train_batch_size", 8)), fast.micro_batch_tokens
     whole = lengths.prompts + np.maximum(lengths.chosen, lengths.rejected)
     together = lengths.prompts + lengths.chosen + lengths.rejected
     measure = Measure(together if shared else whole, padded=not shared)
@@ -78,21 +78,11 @@ def heaviest(
         seed=int(training.get("data_seed") or training.get("seed", 0)),
         order=training.get("train_sampling_strategy", DEFAULTS["train_sampling_strategy"]),
         measure=lambda: measure,
-        tokens=None if fast.micro_batch_tokens == "off" else lambda found: token_limit(found, fast, size, on_cpu),
+        tokens=None if limit == "off" else lambda found: token_limit(found, size, limit, on_cpu=on_cpu),
     )
     steps = list(sampler)
     batches = (np.array([i if i >= 0 else ~i for i in batch]) for step in steps for batch in step)
     return lengths.pick(max(batches, key=measure)), any(len(step) > 1 for step in steps)
-
-
-def token_limit(measure: Measure, fast: FastPaths, size: int, on_cpu: bool) -> int:
-    """Tokens that a micro-batch holds at most, as the trainer decides it."""
-    if isinstance(fast.micro_batch_tokens, int):
-        return fast.micro_batch_tokens
-    from mrpo_pipeline.policy.trainer import CPU_TOKENS
-
-    most = size * int(measure.tokens.max()) * (2 if measure.padded else 1)
-    return min(most, CPU_TOKENS) if on_cpu else most
 
 
 def run_through(policy: Any, head: Any, pairs: PairLengths, training: Mapping[str, Any]) -> None:

@@ -139,6 +139,8 @@ def _hold_out_by_place(fractions: dict[str, float], splits: dict[str, Split]) ->
     for name, fraction in fractions.items():
         if fraction and "train" in splits:
             held_out = pl.col(f"place_{name}") < fraction
+            if name == "weights" and "eval" in splits:
+                held_out &= ~pl.col("prompt_key").is_in(splits["eval"].numbers["prompt_key"].implode())
             train = splits["train"]
             frames = (train.numbers, train.sample, train.longest)
             splits[name] = Split(*(frame.filter(held_out) for frame in frames))

@@ -21,6 +21,9 @@ from mrpo_pipeline.policy.examples import Batch, PreferenceExamples
 Indices = npt.NDArray[np.int64]
 Order = Literal["group_by_length", "random", "sequential"]
 
+# Micro-batches beyond this gain a CPU nothing and cost memory.
+CPU_TOKENS = 1024
+
 # Steps whose pairs are sorted by length together. Many make batches even, few keep them mixed; transformers takes 50.
 GROUPED_STEPS = 50
 
@@ -64,6 +67,18 @@ class Measure:
 
     def __call__(self, picked: Indices) -> int:
         return int(2 * len(picked) * self.tokens[picked].max() if self.padded else self.tokens[picked].sum())
+
+
+def token_limit(measure: Measure, size: int, setting: int | str, *, on_cpu: bool) -> int:
+    """How many tokens a micro-batch holds at most.
+
+    Args:
+        size: ``per_device_train_batch_size``. setting: ``micro_batch_tokens``, a number or ``auto``.
+    """
+    if isinstance(setting, int):
+        return setting
+    most = size * int(measure.tokens.max()) * (2 if measure.padded else 1)
+    return min(most, CPU_TOKENS) if on_cpu else most
 
 
 def deal_out(step: Indices, lengths: Indices, world_size: int) -> list[Indices]:
@@ -154,9 +169,10 @@ class StepSampler(Sampler[list[list[int]]]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def steps(self) -> list[Indices]:
-        """The pairs of every step, on all processes together."""
-        steps = epoch_steps(self.lengths, self.pairs_per_step, seed=self.seed, epoch=self.epoch, order=self.order)
+    def steps(self, epoch: int | None = None) -> list[Indices]:
+        """The pairs of every step of an epoch, or of the running one, on all processes together."""
+        epoch = self.epoch if epoch is None else epoch
+        steps = epoch_steps(self.lengths, self.pairs_per_step, seed=self.seed, epoch=epoch, order=self.order)
         return steps[: len(self)]
 
     def __iter__(self) -> Iterator[list[list[int]]]:
@@ -170,6 +186,34 @@ class StepSampler(Sampler[list[list[int]]]):
     def __len__(self) -> int:
         steps, left = divmod(len(self.lengths), self.pairs_per_step)
         return steps + int(left > 0 and not self.drop_last)
+
+
+class TrainingOrder:
+    """The pairs of every step of a run, on all processes together; steps are counted from 0 over all epochs.
+
+    It follows from the sampler's seed alone, so a resumed run and every process know the whole of it.
+    """
+
+    def __init__(self, sampler: StepSampler) -> None:
+        self.sampler = sampler
+        self._pairs: Indices = np.empty(0, dtype=np.int64)
+        self._ends = [0]
+
+    def of(self, step: int) -> Indices:
+        """(B,) the pairs of a step."""
+        self._reach(step + 1)
+        return self._pairs[self._ends[step] : self._ends[step + 1]]
+
+    def before(self, step: int) -> Indices:
+        """(T,) the pairs of all earlier steps, the last one last; a pair stands there once for each time."""
+        self._reach(step)
+        return self._pairs[: self._ends[step]]
+
+    def _reach(self, steps: int) -> None:
+        while len(self._ends) <= steps:
+            epoch = self.sampler.steps((len(self._ends) - 1) // len(self.sampler))
+            self._pairs = np.concatenate([self._pairs, *epoch])
+            self._ends += (self._ends[-1] + np.cumsum([len(step) for step in epoch])).tolist()
 
 
 class AllOnce(Sampler[list[int]]):
@@ -212,6 +256,18 @@ class PairLoader(DataLoader[Batch]):
         # are looked at.
         options.setdefault("generator", torch.Generator())
         super().__init__(examples, batch_sampler=sampler, collate_fn=_as_is, **options)  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, examples: PreferenceExamples | Steps, sampler: Iterable[Any], arguments: Any) -> PairLoader:
+        """With workers and pinned memory as ``transformers.TrainingArguments`` have it."""
+        return cls(
+            examples,
+            sampler,
+            num_workers=arguments.dataloader_num_workers,
+            pin_memory=arguments.dataloader_pin_memory and arguments.device.type == "cuda",
+            persistent_workers=arguments.dataloader_persistent_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Trainer calls this at the start of every epoch."""

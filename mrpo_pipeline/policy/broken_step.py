@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mrpo_pipeline.errors import RunError
 
 
 def broken_step(
-    path: Path, step: int, batches: Sequence[tuple[Sequence[str], float]], grad_norm: float | None
+    arguments: Any, step: int, batches: Sequence[tuple[Sequence[str], float]], grad_norm: float | None
 ) -> RunError:
     """Write down the pairs of the step, and tell where.
 
     Args:
+        arguments: Trainer's, for the output folder and the process. step: counted from 1.
         batches: the pairs' ids and the loss of each micro-batch of this process.
     """
+    name = "nan_batch.json" if arguments.world_size == 1 else f"nan_batch-{arguments.process_index}.json"
+    path = Path(arguments.output_dir) / name
     loss = sum(part for _, part in batches)
     record = {
         "step": step,

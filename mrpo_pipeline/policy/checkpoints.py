@@ -6,6 +6,7 @@ sizes it gives. A run that is killed while it writes one leaves a folder without
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -65,6 +66,9 @@ def run_identity(
     identity = {f"policy.{key}": _text(value) for key, value in policy.items()}
     identity |= {f"method.{key}": _text(value) for key, value in method.items()}
     identity |= {f"training.{key}": _text(getattr(arguments, key)) for key in NUMERIC_ARGUMENTS}
+    if examples.step_settings is not None:
+        step = dataclasses.asdict(examples.step_settings)
+        identity |= {f"method.{key}": _text(value) for key, value in step.items()}
     return identity | {"pairs": examples_digest(examples)}
 
 
@@ -80,9 +84,11 @@ def examples_digest(examples: PreferenceExamples) -> str:
         flat = IdRows.of(rows)
         digest.update(flat.lengths.data)
         digest.update(np.ascontiguousarray(flat.ids, dtype=np.int32).data)
-    for name in ("reference_chosen", "reference_rejected", "weights", "chosen_units", "rejected_units"):
+    for name in ("reference_chosen", "reference_rejected", "weights", "chosen_units", "rejected_units", "margins"):
         column = getattr(examples, name)
         digest.update(b"none" if column is None else np.ascontiguousarray(column, dtype=np.float64).tobytes())
+    if examples.judges is not None:
+        digest.update(examples_digest(examples.judges).encode())
     return digest.hexdigest()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mrpo_pipeline.policy.id_rows import IdRows, Ids
+from mrpo_pipeline.targets import TargetSettings
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,7 +41,7 @@ class PreferenceExamples(Dataset[Batch]):
     """The completion's tokens that count, the end-of-turn token included where the completion is whole."""
     rejected_ids: Sequence[Ids]
     reference_chosen: Floats
-    """(N, R), nats, sums: what the loss compares the policy with. R is 1, or K for Multi-DPO."""
+    """(N, R), nats, sums: what the loss compares the policy with. R is 1, or K for Multi-DPO and step-scoped weights."""
     reference_rejected: Floats
     weights: Floats
     """(N, R), rows summing to 1."""
@@ -48,6 +51,13 @@ class PreferenceExamples(Dataset[Batch]):
     chosen_units: Floats | None = None
     """(N,), what log-ratios are divided by with ``normalize: token`` or ``byte``; None for sums."""
     rejected_units: Floats | None = None
+    margins: Floats | None = None
+    """(N,), with the loss ``modpo``: Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of the other objectives."""
+    step_settings: TargetSettings | None = None
+    """Where weights change from step to step: how a step's targets are made of the K columns, which are those after the trust
+    region; ``weights`` are then each pair's own adaptive ones (``sliding-window``), or uniform. None where targets are fixed."""
+    judges: PreferenceExamples | None = None
+    """With ``thompson``: the held-out pairs whose ranking by the policy tells what a step was worth."""
 
     def __post_init__(self) -> None:
         pairs = len(self.pair_ids)
@@ -62,7 +72,7 @@ class PreferenceExamples(Dataset[Batch]):
                 raise ValueError(f"{name} is {column.shape}: expected {shape}, a row for each of {pairs} pairs")
         if (self.chosen_units is None) != (self.rejected_units is None):
             raise ValueError("chosen_units and rejected_units: expected both or neither")
-        for name in ("anchor_chosen", "anchor_rejected", "chosen_units", "rejected_units"):
+        for name in ("anchor_chosen", "anchor_rejected", *_OPTIONAL):
             column = getattr(self, name)
             if column is not None and column.shape != (pairs,):
                 raise ValueError(f"{name} is {column.shape}: expected ({pairs},)")
@@ -119,22 +129,35 @@ class PreferenceExamples(Dataset[Batch]):
         """The cached numbers of some pairs, or of all, as float64 tensors: (B, R) or (B,)."""
         names = ("reference_chosen", "reference_rejected", "weights", "anchor_chosen", "anchor_rejected")
         columns: dict[str, Tensor | None] = {name: torch.from_numpy(getattr(self, name)[picked]) for name in names}
-        for name in ("chosen_units", "rejected_units"):
+        for name in _OPTIONAL:
             column = getattr(self, name)
             columns[name] = None if column is None else torch.from_numpy(column[picked])
         return columns
 
-    def write(self, folder: Path) -> None:
-        """Write everything to files of plain arrays, for :meth:`open`."""
+    def write(self, folder: Path, *, ids_from: Path | None = None) -> None:
+        """Write everything to files of plain arrays, for :meth:`open`.
+
+        Args:
+            ids_from: a folder written from the same pairs with other targets: its token ids are used again, not copied.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "pair_ids.npy", np.array([name.encode() for name in self.pair_ids], dtype=np.bytes_))
         for name in _IDS:
+            if ids_from is not None:
+                for file in (f"{name}.npy", f"{name}.lengths.npy"):
+                    (folder / file).hardlink_to(ids_from / file)
+                continue
             rows = IdRows.of(getattr(self, name))
             np.save(folder / f"{name}.npy", rows.ids)
             np.save(folder / f"{name}.lengths.npy", rows.lengths)
         for name in _COLUMNS:
             if getattr(self, name) is not None:
                 np.save(folder / f"{name}.npy", getattr(self, name))
+        if self.step_settings is not None:
+            document = dataclasses.asdict(self.step_settings)
+            (folder / _STEP_SETTINGS).write_text(json.dumps(document), encoding="utf-8")
+        if self.judges is not None:
+            self.judges.write(folder / "judges")
 
     @classmethod
     def open(cls, folder: Path) -> PreferenceExamples:
@@ -150,13 +173,18 @@ class PreferenceExamples(Dataset[Batch]):
             name: np.load(path) if (path := folder / f"{name}.npy").is_file() else None for name in _COLUMNS
         }
         names = [name.decode() for name in np.load(folder / "pair_ids.npy").tolist()]
-        return cls(pair_ids=names, **ids, **columns)
+        settings = folder / _STEP_SETTINGS
+        step = TargetSettings(**json.loads(settings.read_text(encoding="utf-8"))) if settings.is_file() else None
+        judges = cls.open(folder / "judges") if (folder / "judges").is_dir() else None
+        return cls(pair_ids=names, **ids, **columns, step_settings=step, judges=judges)
 
 
+_STEP_SETTINGS = "step_settings.json"
+_OPTIONAL = ("chosen_units", "rejected_units", "margins")
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _COLUMNS = (
     *("reference_chosen", "reference_rejected", "weights"),
-    *("anchor_chosen", "anchor_rejected", "chosen_units", "rejected_units"),
+    *("anchor_chosen", "anchor_rejected", *_OPTIONAL),
 )
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from mrpo_pipeline.losses import preference_loss, sft_loss
+from mrpo_pipeline.policy.carried import AT_START, CarriedFigures
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.settings import LossSettings
+from mrpo_pipeline.policy.step_weights import step_columns
 
 # Two figures that differ by less than this share of the sums they come from are equal: float32 resolves no more.
 TIE = 1e-6
@@ -39,14 +41,20 @@ class PairLosses(NamedTuple):
 
 
 def pair_losses(
-    chosen: Tensor, rejected: Tensor, lengths: Tensor, columns: Mapping[str, Any], settings: LossSettings
+    chosen: Tensor,
+    rejected: Tensor,
+    lengths: Tensor,
+    columns: Mapping[str, Any],
+    settings: LossSettings,
+    reward_mean: float = 0.0,
 ) -> PairLosses:
     """Losses and implicit rewards of B pairs.
 
     Args:
         chosen, rejected: (B,), nats, the policy's sums.
         lengths: (2B,), the policy's tokens of the chosen completions, then of the rejected ones.
-        columns: the pairs' cached numbers, see ``PreferenceExamples.columns``.
+        columns: the pairs' cached numbers, see ``PreferenceExamples.columns``; with step-scoped weights, those of the step.
+        reward_mean: δ of ``mpo``.
     """
     chosen_lengths, rejected_lengths = lengths.chunk(2)
     losses, chosen_rewards, rejected_rewards = preference_loss(
@@ -62,6 +70,11 @@ def pair_losses(
         rejected_lengths=rejected_lengths,
         chosen_units=columns["chosen_units"],
         rejected_units=columns["rejected_units"],
+        reward_mean=reward_mean,
+        preference_weight=settings.preference_weight,
+        quality_weight=settings.quality_weight,
+        margins=columns["margins"],
+        first_weight=settings.first_weight,
     )
     if settings.sft_weight:
         losses = losses + settings.sft_weight * sft_loss(chosen, chosen_lengths)
@@ -111,22 +124,28 @@ def pair_metrics(
 
 @torch.no_grad()
 def evaluation_metrics(
-    chosen: Tensor, rejected: Tensor, examples: PreferenceExamples, settings: LossSettings
+    chosen: Tensor,
+    rejected: Tensor,
+    examples: PreferenceExamples,
+    settings: LossSettings,
+    carried: CarriedFigures = AT_START,
 ) -> dict[str, float]:
     """Averages over all pairs: ``loss``, ``METRICS``, and for each share ``…_ties``, the share of pairs that tie.
 
     Args:
         chosen, rejected: (N,), nats, the policy's sums of every pair, in the order of ``examples``.
+        carried: with step-scoped weights and ``mpo``, the weights and the δ that training has come to.
     """
     if not len(examples):
         return {}
     device, dtype = chosen.device, chosen.dtype
-    columns = {
-        name: None if column is None else column.to(device, dtype) for name, column in examples.columns().items()
-    }
+    raw = examples.columns()
+    if examples.step_settings is not None:
+        raw |= step_columns(raw, examples.step_settings, carried.weights)
+    columns = {name: None if column is None else column.to(device, dtype) for name, column in raw.items()}
     lengths = torch.cat([torch.from_numpy(examples.chosen_lengths), torch.from_numpy(examples.rejected_lengths)])
     lengths = lengths.to(device)
-    result = pair_losses(chosen, rejected, lengths, columns, settings)
+    result = pair_losses(chosen, rejected, lengths, columns, settings, carried.reward_mean)
     values = pair_metrics(chosen, rejected, result, lengths, columns, settings)
     averages = dict(zip(METRICS, values.mean(dim=1).tolist(), strict=True))
     ties = (values == 0.5).to(dtype).mean(dim=1).tolist()

@@ -61,6 +61,12 @@ class LossSettings:
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
     """γ: the weight of the negative log-likelihood per token of the chosen completion."""
+    preference_weight: float = 0.8
+    """``mpo``: of the sigmoid loss."""
+    quality_weight: float = 0.2
+    """``mpo``: of the quality loss (BCO)."""
+    first_weight: float = 1.0
+    """``modpo``: w_1, the preference's own weight among the objectives."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ def train_policy(
     card: Mapping[str, Any] | None = None,
     diagnostics: Mapping[str, float] | None = None,
     eval_diagnostics: Mapping[str, float] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, float]:
     """Train the policy's adapter. No reference model is loaded; no engine is imported.
 
     Leaves in ``output_dir``: the adapter (``adapter_model.safetensors``, ``adapter_config.json``), tokenizer files,
     ``README.md``, ``trainer_state.json``, ``train_results.json``, ``eval_results.json`` where there are held-out pairs,
-    and ``checkpoint-*``.
+    and ``checkpoint-*``; where weights change from step to step, ``weights.parquet``, and ``carried.json`` for them and MPO.
 
     Args:
         training: keys of ``transformers.TrainingArguments`` and of ``settings.FastPaths``.
@@ -47,6 +48,7 @@ def train_policy(
         card: see ``card.model_card``.
         diagnostics: of the references on the training pairs, saved with the training results under these names.
         eval_diagnostics: the same on the held-out pairs, saved with ``eval_`` before each.
+        callbacks: ``transformers.TrainerCallback``s that follow the training.
 
     Returns:
         the training results, and those of the held-out pairs with ``eval_`` before each.
@@ -76,11 +78,26 @@ def train_policy(
                 checkpoint or output_dir,
             )
         trainer = _trainer(policy, examples, eval_examples, method, arguments, identity, fast)
+        for callback in callbacks:
+            trainer.add_callback(callback)
         if policy.starts_at_anchor and policy.check_anchor and checkpoint is None:
             trainer.add_callback(StartCheck(trainer, dtype, policy.anchor_dtype))
+        if checkpoint is not None:
+            if arguments.ignore_data_skip and examples.step_settings is not None:
+                raise UserError(
+                    "The setting training.ignore_data_skip is true: a resumed run would not see the pairs in the order from which "
+                    "its weights follow. Expected false. Take it out."
+                )
+            trainer.carried.restore(checkpoint)
         with explain_lost_processes():
             results = _train(trainer, checkpoint)
-        results |= {"num_tokens": trainer.state.num_input_tokens_seen, **(diagnostics or {})}
+        if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint:
+            trainer.carried.adopt(Path(trainer.state.best_model_checkpoint))
+        results |= {
+            "num_tokens": trainer.state.num_input_tokens_seen,
+            **(diagnostics or {}),
+            **trainer.carried.results(),
+        }
         trainer.save_model()
         trainer.save_metrics("train", results, combined=False)
         if eval_examples:
@@ -90,6 +107,7 @@ def train_policy(
             results |= evaluation
         trainer.save_state()
         if trainer.is_world_process_zero():
+            trainer.carried.write(output_dir)
             save_tokenizer(policy, output_dir)
             base_model = trainer.model.active_peft_config.base_model_name_or_path
             text = model_card(card or {}, base_model=base_model, metrics=results)

@@ -19,8 +19,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from mrpo_pipeline.head import Head
 from mrpo_pipeline.policy import checkpoints
-from mrpo_pipeline.policy.batches import AllOnce, Measure, PairLoader, Steps, StepSampler
+from mrpo_pipeline.policy.batches import AllOnce, Measure, PairLoader, Steps, StepSampler, token_limit
 from mrpo_pipeline.policy.broken_step import broken_step
+from mrpo_pipeline.policy.carried import Carried
 from mrpo_pipeline.policy.examples import Batch, PreferenceExamples
 from mrpo_pipeline.policy.forward import PolicyForward, sum_dtype, to_device
 from mrpo_pipeline.policy.fused_lora import fuse_adapters
@@ -28,13 +29,9 @@ from mrpo_pipeline.policy.metrics import METRICS, evaluation_metrics, pair_losse
 from mrpo_pipeline.policy.settings import FastPaths, LossSettings
 from mrpo_pipeline.policy.sharded import shard_without_gpus, whole_adapter
 from mrpo_pipeline.policy.sharing import share_prompts
+from mrpo_pipeline.policy.steps_end import StepsEnd
 
 log = logging.getLogger("mrpo")
-
-NAN_BATCH = "nan_batch.json"
-
-# Micro-batches beyond this gain a CPU nothing and cost memory.
-CPU_TOKENS = 1024
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
@@ -102,6 +99,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         # The micro-batches of the running optimizer step: their pairs, and the loss of each.
         self._step: list[tuple[list[int], Tensor]] = []
         self._non_embedding_parameters: int | None = None
+        self.carried = Carried(train_dataset, settings, self.train_sampler(), args.seed)
+        if self.carried:
+            self.add_callback(StepsEnd(self))
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -135,12 +135,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return Measure(examples.shared_lengths if shared else examples.lengths, padded=not shared)
 
     def _micro_batch_tokens(self, measure: Measure) -> int:
-        tokens = self.fast.micro_batch_tokens
-        if isinstance(tokens, int):
-            return tokens
-        longest = int(measure.tokens.max()) * (2 if measure.padded else 1)
-        most: int = self._train_batch_size * longest
-        return min(most, CPU_TOKENS) if self.args.device.type == "cpu" else most
+        setting = self.fast.micro_batch_tokens
+        return token_limit(measure, self._train_batch_size, setting, on_cpu=self.args.device.type == "cpu")
 
     def _try_to_share(self) -> None:
         """Before the first pairs are computed: may a prompt stand once for both of its completions?"""
@@ -150,7 +146,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         sampler = self.train_sampler()
         # Every process tries the same pairs, so all come to the same answer.
         picked = sampler.steps()[0].tolist() if len(sampler) else []
-        every = [self.train_dataset, *([self.eval_dataset] if self.eval_dataset else [])]
+        every = [part for part in (self.train_dataset, self.eval_dataset, self.train_dataset.judges) if part]
         mixed = {"fp16": "float16", "bf16": "bfloat16"}.get(self.accelerator.mixed_precision)
         dtype = mixed or str(next(self.head.model.parameters()).dtype).removeprefix("torch.")
         notice = share_prompts(self.model, self.policy_forward, every, picked, dtype=dtype, device=self.args.device)
@@ -158,7 +154,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             log.warning("%s", notice)
 
     def get_train_dataloader(self) -> PairLoader:
-        return PairLoader(Steps(self.train_dataset), self.train_sampler(), **self._loader_options())
+        return PairLoader.of(Steps(self.train_dataset), self.train_sampler(), self.args)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> PairLoader:
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -168,16 +164,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         sampler = AllOnce(
             examples.lengths, size=args.eval_batch_size, rank=args.process_index, world_size=args.world_size
         )
-        return PairLoader(examples, sampler, **self._loader_options())
-
-    def _loader_options(self) -> dict[str, Any]:
-        args = self.args
-        return {
-            "num_workers": args.dataloader_num_workers,
-            "pin_memory": args.dataloader_pin_memory and args.device.type == "cuda",
-            "persistent_workers": args.dataloader_persistent_workers,
-            "prefetch_factor": args.dataloader_prefetch_factor,
-        }
+        return PairLoader.of(examples, sampler, args)
 
     def _get_num_items_in_batch(self, batch_samples: list[list[Batch]], device: torch.device) -> int | None:
         """Pairs in the whole optimizer step: what its loss is divided by."""
@@ -196,12 +183,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
                 self.optimizer.train()
         total = torch.zeros((), dtype=sum_dtype(self.args.device), device=self.args.device)
+        self.carried.begin(self.state.global_step)
         for number, batch in enumerate(inputs, 1):
             is_last = number == len(inputs)
             # Processes give each other their gradients with the last micro-batch alone.
             self.accelerator.gradient_state._set_sync_gradients(is_last)
             with nullcontext() if is_last else self.accelerator.no_sync(model):
-                total += self._micro_step(model, batch, num_items_in_batch)
+                total += self._micro_step(model, self.carried.fill(batch), num_items_in_batch)
         return total
 
     def _micro_step(self, model: Any, batch: Batch, pairs_in_step: int | None) -> Tensor:
@@ -224,8 +212,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         sums = model(**self._laid_out(inputs, count=model.training))  # (2B,)
         batch = to_device(inputs, self.args.device)
         chosen, rejected = sums.chunk(2)
-        result = pair_losses(chosen, rejected, batch["lengths"], batch, self.settings)
+        result = pair_losses(chosen, rejected, batch["lengths"], batch, self.settings, self.carried.reward_mean)
         weights = batch["pair_weights"]
+        self.carried.take_rewards(result.chosen_rewards, result.rejected_rewards, weights)
         values = pair_metrics(chosen, rejected, result, batch["lengths"], batch, self.settings)
         self._sums[0] += batch["pairs"]
         self._sums[1:] += values @ weights.to(values.dtype)
@@ -249,9 +238,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         watched = loss if scaled or grad_norm is None else loss + grad_norm
         if not bool(torch.isfinite(watched)):
             batches = [([self.train_dataset.pair_ids[i] for i in picked], float(part)) for picked, part in self._step]
-            name = NAN_BATCH if self.args.world_size == 1 else f"nan_batch-{self.args.process_index}.json"
             norm = None if grad_norm is None else float(grad_norm)
-            raise broken_step(Path(self.args.output_dir) / name, self.state.global_step + 1, batches, norm)
+            raise broken_step(self.args, self.state.global_step + 1, batches, norm)
         self._step.clear()
         return grad_norm
 
@@ -263,7 +251,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             self._sums.zero_()
             if sums[0]:
                 logs |= {name: value / sums[0] for name, value in zip(METRICS, sums[1:], strict=True)}
-            logs["num_tokens"] = self.state.num_input_tokens_seen
+            logs |= self.carried.logs() | {"num_tokens": self.state.num_input_tokens_seen}
         super().log(logs, start_time)
 
     def _track_num_input_tokens(self, inputs: list[Batch]) -> None:
@@ -278,11 +266,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._tokens = 0
 
     @torch.no_grad()
-    def policy_sums(self, examples: PreferenceExamples, loader: PairLoader | None = None) -> tuple[Tensor, Tensor]:
+    def policy_sums(
+        self, examples: PreferenceExamples, loader: PairLoader | None = None, *, tell: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """The policy's sums of every pair, chosen and rejected: (N,) nats each, on the device, dropout off.
 
         Args:
-            loader: what to go over; a pair it leaves out is 0.
+            loader: what to go over; a pair it leaves out is 0. tell: whether callbacks hear of every batch.
         """
         if not (self.accelerator._models or self.is_fsdp_enabled):
             self.accelerator.prepare_model(self.model, evaluation_mode=True)
@@ -297,7 +287,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             result = model(**self._laid_out(batch)).view(2, -1)
             if batch["pairs"]:
                 sums[:, batch["indices"]] = result
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            if tell:
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums, "sum")
         return sums[0], sums[1]
@@ -315,7 +306,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         assert isinstance(examples, PreferenceExamples)
         self.callback_handler.eval_dataloader = dataloader
         chosen, rejected = self.policy_sums(examples, dataloader)
-        metrics = evaluation_metrics(chosen, rejected, examples, self.settings)
+        metrics = evaluation_metrics(chosen, rejected, examples, self.settings, self.carried.figures())
         if self.is_in_train:
             self._count_tokens()
         metrics["num_tokens"] = self.state.num_input_tokens_seen
@@ -347,6 +338,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            self.carried.write(checkpoint)
             checkpoints.mark_complete(checkpoint, self.identity)
             checkpoints.rotate(output_dir, limit, keep=[self.state.best_model_checkpoint])
 

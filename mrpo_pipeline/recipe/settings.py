@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -24,43 +24,66 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    """A part of the recipe. The string under a key describes it: docs/recipes.md is made of them."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 class Pairs(Settings):
     """Where the preference pairs lie and how to read them."""
 
     train: str | list[str] | None = None
+    """Training pairs: a file, folder, glob or URL, or a list of them."""
     eval: str | list[str] | None = None
+    """Held-out pairs, likewise. Null: `eval_fraction` decides."""
     eval_fraction: float = Field(0.0, ge=0, lt=1)
+    """Hold this share of the training prompts out for evaluation; splits are by prompt, never by row."""
     weights_fraction: float = Field(0.0, ge=0, lt=1)
+    """Hold this share out as a third split, for weights that look at held-out pairs and for sweeps."""
     columns: dict[Literal["prompt", "chosen", "rejected", "id", "completions", "ranks", "scores"], str] = {}
+    """Our name: the file's name, for columns that are called otherwise there."""
     strings: Literal["text", "messages"] = "text"
+    """How string columns are read: raw text without a template (TRL's habit), or one user and one assistant turn."""
     on_bad_row: Literal["error", "skip"] = "error"
+    """A row that can't be used: stop before any model loads, or count it by its reason and go on."""
 
 
 class Lora(Settings):
     """Low-rank adapters, named as peft names them without the ``lora_`` prefix."""
 
     r: int = Field(8, ge=1)
+    """Rank."""
     alpha: float = Field(16, gt=0)
+    """The update is scaled by alpha / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input, in training only."""
     target_modules: list[str] | str = ["q_proj", "v_proj"]
+    """Names of linear modules, or `all-linear`: every one but the output head."""
     use_rslora: bool = False
+    """Scale by alpha / √r (arXiv 2312.03732)."""
     use_dora: bool = False
+    """Weight-decomposed adapters (arXiv 2402.09353)."""
 
 
 class Model(Settings):
     """A model and how it reads text."""
 
     model: str
+    """A folder or a hub name."""
     revision: str | None = None
+    """A branch, tag or commit on the hub."""
     adapter: str | None = None
+    """A LoRA adapter on the model: a folder or a hub name. A policy goes on training it."""
     tokenizer: str | None = None
+    """Where the tokenizer is to be had, if not from the model."""
     template: str = "auto"
+    """The chat template: `auto` (the tokenizer's own, else a plain one), `plain`, or a Jinja file."""
     dtype: str = "auto"
+    """`auto` (the checkpoint's own where the machine is good at it), `float32`, `bfloat16` or `float16`."""
     quantization: str | None = None
+    """`nf4` for 4 bits on a GPU, or what the engine has; null for none."""
     trust_remote_code: bool = False
+    """Run the Python code that comes with the model."""
 
     def source(self, name: str) -> ModelSource:
         return ModelSource(name=name, **self.model_dump(include=set(Model.model_fields)))
@@ -70,20 +93,25 @@ class Reference(Model):
     """A reference. ``scoring`` holds keys of the recipe's ``scoring`` that are other ones for this reference."""
 
     scoring: dict[str, Any] = {}
+    """Keys of `scoring` that are other ones for this reference."""
 
 
 class Policy(Model):
     """The policy: its start, its adapters, and whether its start is checked against the cached anchor."""
 
     lora: Lora = Lora()
+    """The adapter that is trained."""
     check_anchor: bool = True
+    """Compare the policy's start with the cached anchor before the first step, and stop where they differ."""
 
 
 class Limits(Settings):
     """Lengths in the policy's tokens; null for none. A prompt may take half of ``max_length`` where nothing is said."""
 
     max_prompt_length: int | None = Field(None, ge=1)
+    """Longer prompts lose their oldest turns, then their beginning. Half of `max_length` where not given."""
     max_length: int | None = Field(1024, ge=2)
+    """Prompt and completion together; longer completions are cut at one byte for every model."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -103,15 +131,22 @@ class Scoring(BaseModel):
     completions of each reference are computed again by transformers once it is scored.
     """
 
-    model_config = ConfigDict(extra="allow", validate_default=True)
+    model_config = ConfigDict(extra="allow", validate_default=True, use_attribute_docstrings=True)
 
     engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """`auto` is vLLM where it is installed and knows the model, else transformers."""
     runtime: Literal["local", "ray"] = "local"
+    """Score on this machine, or on the cluster that Ray is connected to."""
     workers: int | None = Field(None, ge=1)
+    """Processes that score. Null: one, or with Ray as many as the cluster has room for."""
     unit: int = Field(4096, ge=1)
+    """Completions handed to a worker at once."""
     check: int = Field(0, ge=0)
+    """Completions of each reference to compute again by transformers once it is scored."""
     rows_per_shard: int = Field(4096, ge=1)
+    """Completions in a shard at most."""
     seconds_per_shard: float = Field(60.0, gt=0)
+    """A shard is written after so long at most: what a killed run can lose."""
 
     @property
     def engine_options(self) -> dict[str, Any]:
@@ -120,56 +155,185 @@ class Scoring(BaseModel):
 
 class TrustRegion(Settings):
     kind: Literal["adaptive", "fixed", "off"] = "adaptive"
+    """`adaptive` shares ε between the sides of each pair, `fixed` gives it to both, `off` clips nothing."""
     epsilon: float = Field(0.1, ge=0)
+    """The band's width, as a share of the anchor's log-prob (ε_max, or ε where `fixed`)."""
 
 
 class WeightsOptions(Settings):
+    """``window`` is of the weights ``sliding-window``; ``prior``, ``pairs`` and ``every`` are of ``thompson``."""
+
     floor: float = Field(0.0, ge=0, lt=1)
+    """No weight below this; at most 1 / K."""
     temperature: float = Field(1.0, gt=0)
+    """α ∝ α^(1/T): above 1 evens the weights out. Applied before the floor."""
+    window: int = Field(64, ge=1)
+    """`sliding-window`: the mean of the adaptive weights of so many other pairs seen before."""
+    prior: float = Field(1.0, gt=0)
+    """`thompson`: successes and failures of every reference to begin with."""
+    pairs: int = Field(64, ge=1)
+    """`thompson`: pairs of the third split on which a step is judged."""
+    every: int = Field(1, ge=1)
+    """`thompson`: steps for which a reference is drawn."""
+
+
+class Mpo(Settings):
+    """How much the three terms of the loss ``mpo`` count (arXiv 2411.10442)."""
+
+    preference: float = Field(0.8, ge=0)
+    """Of the sigmoid loss."""
+    quality: float = Field(0.2, ge=0)
+    """Of the BCO loss of each side alone."""
+    sft: float = Field(1.0, ge=0)
+    """Of the chosen side's negative log-likelihood per token."""
+
+
+class Objective(Settings):
+    """One objective of the loss ``modpo`` beside the preference (arXiv 2310.03708), and its share of all of them.
+
+    Its reward stands in two columns of the pairs file, ``chosen`` and ``rejected``; or it is the implicit one of two
+    references, β·(log π_tuned − log π_base), named by ``tuned`` and ``base``.
+    """
+
+    weight: float = Field(gt=0, lt=1)
+    """Its share; the preference has what the objectives leave of 1."""
+    chosen: str | None = None
+    """Column of the pairs file with the chosen side's reward."""
+    rejected: str | None = None
+    """Column with the rejected side's reward."""
+    tuned: str | None = None
+    """Reference that was tuned for the objective."""
+    base: str | None = None
+    """Reference that it was tuned from."""
+    beta: float = Field(0.1, gt=0)
+    """β of the implicit reward."""
 
 
 class Method(Settings):
     """What stage two trains against, and its loss (METHOD: arXiv 2405.16388)."""
 
     name: Literal["mrpo", "multi-dpo", "dpo"] = "mrpo"
+    """`mrpo`: one loss against π̃. `multi-dpo`: a weighted sum of one loss for each reference. `dpo`: the anchor alone."""
     aggregate: str = Field("harmonic", pattern=r"^(harmonic|geometric|arithmetic|single:.+)$")
+    """How K references become π̃: `harmonic` (MRPO), `geometric`, `arithmetic`, or `single:NAME` (DPO against that one)."""
     weights: str | list[float] = "adaptive"
+    """`uniform`, `adaptive`, one number for each reference, `validation-discrimination`, `validation-accuracy`,
+    `sliding-window` or `thompson`."""
     weights_options: WeightsOptions = WeightsOptions()
+    """What is set of the weights."""
     trust_region: TrustRegion = TrustRegion()
+    """Every reference but the anchor is clipped to a band round the anchor."""
     compatibility: Literal["none", "official-code"] = "none"
+    """`official-code`: the arithmetic of the authors' published code, for K = 2."""
     normalize: Literal["sum", "token", "byte"] = "sum"
+    """The unit of every log-prob: nats, nats per policy token, or nats per byte. β then multiplies nats per unit."""
     beta: float = Field(0.1, gt=0)
-    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    """The KL strength."""
+    loss: Literal["sigmoid", "hinge", "ipo", "minor-dpo", "mpo", "modpo"] = "sigmoid"
+    """The preference loss; see `docs/concepts.md`."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of pairs whose label is taken to be wrong; of the sigmoid loss alone."""
     sft_weight: float = Field(0.0, ge=0)
+    """Weight of the chosen side's negative log-likelihood per token."""
+    mpo: Mpo = Mpo()
+    """How much the terms of the loss `mpo` count."""
+    modpo: dict[str, Objective] = {}
+    """Objectives of the loss `modpo`, by name."""
 
 
 class Evaluation(Settings):
-    """Held-out evaluation: how many prompts to answer before and after, for a person to read."""
+    """Held-out evaluation: prompts to answer before and after, for a person to read; and downstream tasks."""
 
     samples: int = Field(3, ge=0)
+    """Held-out prompts to answer before and after training, for a person to read."""
     max_new_tokens: int = Field(64, ge=1)
+    """Tokens of such an answer at most."""
+    tasks: list[str] = []
+    """Downstream tasks: names of lm-evaluation-harness, or YAML files."""
+    include_path: str | list[str] | None = None
+    """Folders with the YAML files of further tasks."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Examples before each question; each task's own number where null."""
+    tasks_limit: float | None = Field(None, gt=0)
+    """Documents of each task, or a share below 1; all where null."""
+    tasks_batch_size: int | str = 8
+    """Requests at a time; `auto` finds out what a GPU holds."""
+    chat_template: bool = False
+    """Ask through the tokenizer's chat template."""
+
+    @pydantic.field_validator("tasks", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+class Sweep(Settings):
+    """Values of ``method.beta``, ``method.trust_region.epsilon`` and ``method.weights_options.temperature`` to choose among.
+
+    Each method gets the setting that does best on the weights split (``pairs.weights_fraction``), tried with the first seed;
+    with that one it is then compared. The held-out pairs take no part in the choice.
+    """
+
+    beta: list[float] = []
+    """Values of `method.beta`."""
+    epsilon: list[float] = []
+    """Values of `method.trust_region.epsilon`."""
+    temperature: list[float] = []
+    """Values of `method.weights_options.temperature`."""
 
 
 class Compare(Settings):
-    """Methods by name, each with the keys of ``method`` that it changes, and the seeds."""
+    """What `mrpo compare` trains: methods by name, each with the keys of ``method`` that it changes, and the seeds.
+
+    DPO against each single reference is always among them. ``metric`` is what the verdict is about. ``processes`` are how
+    many runs go on at a time: ``auto`` for as many as the machine has room for. ``leave_one_out`` adds the recipe's method
+    without each reference but the anchor, where there are three or more, to tell which one to drop.
+    """
 
     methods: dict[str, dict[str, Any]] = {}
+    """By name, the keys of `method` that each method changes."""
     seeds: list[int] = Field([0], min_length=1)
+    """Of adapters' starts and batch order; three or more tell how far a result depends on them."""
+    metric: Literal["accuracy/policy", "accuracy/policy_per_token", "accuracy/anchor"] = "accuracy/policy"
+    """What the verdict is about."""
+    processes: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Runs at a time; `auto` for as many as the machine has room for."""
+    leave_one_out: bool = False
+    """Also the recipe's method without each reference but the anchor, where there are three or more."""
+    sweep: Sweep = Sweep()
+    """Settings to choose among, on the third split."""
+
+    @pydantic.field_validator("seeds")
+    @classmethod
+    def _each_once(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("Input should be seeds that differ from each other")
+        return seeds
 
 
 class Recipe(Settings):
     pairs: Pairs = Pairs()
+    """Where the preference pairs lie and how to read them."""
     policy: Policy | None = None
+    """The model that is trained."""
     references: dict[str, Reference] = {}
+    """By name, in order; the first is the anchor, the policy's own starting point."""
     cache: str = "cache"
+    """The reference cache: a folder, or an object store's URL."""
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
+    """Lengths, in the policy's tokens."""
     scoring: Scoring = Scoring()
+    """Stage one."""
     method: Method = Method()
+    """What stage two trains against, and its loss."""
     training: dict[str, Any] = {}
+    """Keys of `transformers.TrainingArguments`, and those that make a step cheap."""
     evaluation: Evaluation = Evaluation()
+    """What `mrpo evaluate` measures."""
     compare: Compare = Compare()
+    """What `mrpo compare` trains and how it judges."""
     output_dir: str = "output"
+    """Where results go."""
 
     def sources(self) -> list[ModelSource]:
         """The references in order, the anchor first."""

@@ -61,11 +61,18 @@ class Targets:
     """Whether the loss is a weighted sum of one loss for each reference (``multi-dpo``)."""
     chosen_units: Floats | None
     rejected_units: Floats | None
+    step_scoped: bool = False
+    """The weights change from step to step: ``weights`` and the targets here are those before anything was seen, with
+    uniform weights, and a step's own are made by ``step_inputs``."""
+    adaptive: Floats | None = None
+    """(N, K), with ``sliding-window`` alone: each pair's own adaptive weights, which the window averages."""
 
     def loss_inputs(self) -> LossInputs:
-        """The references as the loss takes them."""
-        if self.per_reference:
-            chosen, rejected, alpha = self.clipped_chosen, self.clipped_rejected, self.weights
+        """The references as the loss takes them; with step-scoped weights as ``step_inputs`` takes them: all K, after the
+        trust region."""
+        if self.per_reference or self.step_scoped:
+            chosen, rejected = self.clipped_chosen, self.clipped_rejected
+            alpha = self.weights if self.adaptive is None else self.adaptive
         else:
             chosen, rejected = self.target_chosen[:, None], self.target_rejected[:, None]
             alpha = np.ones_like(chosen)
@@ -81,6 +88,7 @@ def compute_targets(
     *,
     units_chosen: npt.ArrayLike | None = None,
     units_rejected: npt.ArrayLike | None = None,
+    held_out_weights: npt.ArrayLike | None = None,
 ) -> Targets:
     """Weights, trust region and aggregate of arXiv 2405.16388 for N pairs and K references.
 
@@ -94,18 +102,16 @@ def compute_targets(
         units_chosen, units_rejected: (N,), the counts to divide by: the *policy's* tokens that count (never those of
             the references, which are not comparable), or the bytes of the text that counts. Unused with
             ``normalize: sum``.
+        held_out_weights: (K,), what :func:`validation_weights` made of the held-out pairs, for the weights that need it.
 
     Raises:
-        ValueError: for shapes that do not fit, or units missing or not above 0.
+        ValueError: for shapes that do not fit, or units or held-out weights missing or not above 0.
         RunError: for log-probs that are not finite, naming the reference.
     """
-    chosen, rejected = _checked(logps_chosen, logps_rejected, settings.reference_names)
-    units = None
-    if settings.normalize != "sum":
-        units = _checked_units(units_chosen, len(chosen)), _checked_units(units_rejected, len(chosen))
-        chosen, rejected = chosen / units[0][:, None], rejected / units[1][:, None]
-
-    alpha, notices = _weights(chosen - rejected, settings)
+    chosen, rejected, units = normalized(
+        logps_chosen, logps_rejected, settings, units_chosen=units_chosen, units_rejected=units_rejected
+    )
+    alpha, notices = _weights(chosen - rejected, settings, held_out_weights)
     if settings.single is None:
         clipped = clip_to_anchor(chosen, rejected, settings.trust_region, settings.epsilon)
     else:
@@ -117,35 +123,73 @@ def compute_targets(
     # the two weights changing places. Its Multi-DPO does not swap them.
     used = alpha[:, ::-1] if settings.official and settings.name == "mrpo" else alpha
     target_chosen, target_rejected = (aggregate.AGGREGATES[kind](side, used) for side in clipped)
+    diagnostics = diagnose(
+        settings.reference_names,
+        logps=(chosen, rejected),
+        clipped=clipped,
+        weights=alpha,
+        aggregate=kind,
+        aggregate_weights=used,
+    )
+    if settings.is_step_scoped:
+        # What depends on the weights is told by the run, when there are some.
+        diagnostics = {k: v for k, v in diagnostics.items() if not k.endswith(("/weight", "/effective_k"))}
     return Targets(
         weights=alpha,
         clipped_chosen=clipped[0],
         clipped_rejected=clipped[1],
         target_chosen=target_chosen,
         target_rejected=target_rejected,
-        diagnostics=diagnose(
-            settings.reference_names,
-            logps=(chosen, rejected),
-            clipped=clipped,
-            weights=alpha,
-            aggregate=kind,
-            aggregate_weights=used,
-        ),
+        diagnostics=diagnostics,
         notices=notices,
         per_reference=settings.name == "multi-dpo",
         chosen_units=units[0] if units else None,
         rejected_units=units[1] if units else None,
+        step_scoped=settings.is_step_scoped,
+        adaptive=weights.adaptive(chosen - rejected) if settings.is_windowed else None,
     )
 
 
-def _weights(margins: Floats, settings: TargetSettings) -> tuple[Floats, tuple[str, ...]]:
+def normalized(
+    logps_chosen: npt.ArrayLike,
+    logps_rejected: npt.ArrayLike,
+    settings: TargetSettings,
+    *,
+    units_chosen: npt.ArrayLike | None = None,
+    units_rejected: npt.ArrayLike | None = None,
+) -> tuple[Floats, Floats, tuple[Floats, Floats] | None]:
+    """The log-probs in the unit of ``normalize``, (N, K) each, and the units, (N,) each, or None for sums.
+
+    Arguments and errors as in :func:`compute_targets`.
+    """
+    chosen, rejected = _checked(logps_chosen, logps_rejected, settings.reference_names)
+    if settings.normalize == "sum":
+        return chosen, rejected, None
+    units = _checked_units(units_chosen, len(chosen)), _checked_units(units_rejected, len(chosen))
+    return chosen / units[0][:, None], rejected / units[1][:, None], units
+
+
+def finished(alpha: Floats, settings: TargetSettings) -> Floats:
+    """Weights (N, K) with the temperature and then the floor applied, whichever way they were come by."""
+    return weights.lift(weights.temper(alpha, settings.temperature), settings.floor)
+
+
+def _weights(
+    margins: Floats, settings: TargetSettings, held_out: npt.ArrayLike | None
+) -> tuple[Floats, tuple[str, ...]]:
     pairs, references = margins.shape
     if settings.single is not None:
         return np.tile(np.eye(references)[settings.single], (pairs, 1)), ()
     notices: tuple[str, ...] = ()
     if isinstance(settings.weights, str):
-        if settings.weights == "uniform":
+        if settings.weights == "uniform" or settings.is_step_scoped or references == 1:
             alpha = weights.uniform(pairs, references)
+        elif settings.needs_held_out:
+            row = None if held_out is None else np.asarray(held_out, dtype=np.float64)
+            if row is None or row.shape != (references,):
+                found = "none" if row is None else str(row.shape)
+                raise ValueError(f"weights from held-out pairs: {found}, expected ({references},)")
+            alpha = weights.given(row.tolist(), pairs)
         else:
             alpha = weights.adaptive_official(margins) if settings.official else weights.adaptive(margins)
     else:
@@ -157,7 +201,7 @@ def _weights(margins: Floats, settings: TargetSettings) -> tuple[Floats, tuple[s
                 for name, value in zip(settings.reference_names, values, strict=True)
             )
             notices = (f"The weights given sum to {sum(values):.4g}, not 1; divided by their sum: {shares}.",)
-    return weights.lift(weights.temper(alpha, settings.temperature), settings.floor), notices
+    return finished(alpha, settings), notices
 
 
 def _checked(logps_chosen: npt.ArrayLike, logps_rejected: npt.ArrayLike, names: Sequence[str]) -> tuple[Floats, Floats]:

@@ -12,7 +12,10 @@ from mrpo_pipeline.targets import trust_region
 from mrpo_pipeline.targets.aggregate import AGGREGATES
 
 NAMES = ("mrpo", "multi-dpo", "dpo")
-WEIGHTS = ("uniform", "adaptive")
+# Which pairs decide the weights: those of a third, held-out split once; all pairs, step by step.
+HELD_OUT_WEIGHTS = ("validation-discrimination", "validation-accuracy")
+STEP_WEIGHTS = ("sliding-window", "thompson")
+WEIGHTS = ("uniform", "adaptive", *HELD_OUT_WEIGHTS, *STEP_WEIGHTS)
 COMPATIBILITIES = ("none", "official-code")
 UNITS = ("sum", "token", "byte")
 SINGLE = "single:"
@@ -33,7 +36,15 @@ class TargetSettings:
     aggregate: str = "harmonic"
     """``harmonic`` | ``geometric`` | ``arithmetic`` | ``single:NAME``; of ``mrpo`` only."""
     weights: str | Sequence[float] = "adaptive"
-    """``uniform`` | ``adaptive`` | one number for each reference (divided by their sum)."""
+    """A name of ``WEIGHTS``, or one number for each reference (divided by their sum)."""
+    window: int = 64
+    """``sliding-window``: over how many other pairs adaptive weights are averaged."""
+    prior: float = 1.0
+    """``thompson``: every reference begins with so many successes and as many failures."""
+    pairs: int = 64
+    """``thompson``: how many pairs of the weights split are looked at to judge a reference."""
+    every: int = 1
+    """``thompson``: for how many steps a reference is drawn, and after how many it is judged."""
     temperature: float = 1.0
     """α_k ∝ α_k^(1/T), whatever the weights; applied before the floor."""
     floor: float = 0.0
@@ -63,6 +74,9 @@ class TargetSettings:
         _number("method.trust_region.epsilon", self.epsilon, "of 0 or more", self.epsilon >= 0)
         _number("method.weights_options.temperature", self.temperature, "above 0", self.temperature > 0)
         _number("method.weights_options.floor", self.floor, "of 0 or more", self.floor >= 0)
+        _number("method.weights_options.prior", self.prior, "above 0", self.prior > 0)
+        for key in ("window", "pairs", "every"):
+            _number(f"method.weights_options.{key}", getattr(self, key), "of 1 or more", getattr(self, key) >= 1)
         self._check_aggregate()
         self._check_weights()
         if self.official:
@@ -76,6 +90,26 @@ class TargetSettings:
         if self.name == "mrpo" and self.aggregate.startswith(SINGLE):
             return list(self.reference_names).index(self.aggregate.removeprefix(SINGLE))
         return None
+
+    @property
+    def is_step_scoped(self) -> bool:
+        """Whether the weights change from step to step, so that no pair has a target of its own."""
+        return self.weights in STEP_WEIGHTS and self._weights_count
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether the weights are those of a sliding window."""
+        return self.is_step_scoped and self.weights == "sliding-window"
+
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether a third split of the pairs is looked at: once for the weights, or to judge what a step was worth."""
+        return self.weights in (*HELD_OUT_WEIGHTS, "thompson") and self._weights_count
+
+    @property
+    def _weights_count(self) -> bool:
+        """Whether there is anything to weight."""
+        return isinstance(self.weights, str) and self.single is None and len(self.reference_names) > 1
 
     @property
     def official(self) -> bool:
@@ -135,6 +169,11 @@ class TargetSettings:
                     f"The setting {key} is {found!r} with method.compatibility: official-code: the authors' code has "
                     f"{expected!r} alone. Set it to that, or set method.compatibility to none."
                 )
+        if self.weights in (*HELD_OUT_WEIGHTS, *STEP_WEIGHTS):
+            raise UserError(
+                f"The setting method.weights is {self.weights!r} with method.compatibility: official-code: the authors' code "
+                "has adaptive weights, and given ones. Set it to adaptive or to numbers, or set method.compatibility to none."
+            )
         if len(self.reference_names) != 2:
             raise UserError(
                 f"The setting method.compatibility is official-code with {len(self.reference_names)} references "

@@ -48,6 +48,34 @@ def adaptive_official(margins: Floats) -> Floats:
     return np.stack([1 - other, other], axis=1)
 
 
+def discrimination(margins: Floats) -> Floats:
+    """VDW (arXiv 2512.10040): α_k ∝ Σ |Δ_k| over the pairs of a held-out split. Where all are 0, uniform.
+
+    Like :func:`adaptive` it looks at sizes alone: a corrupted reference, whose |Δ| are the largest, gets most.
+
+    Args:
+        margins: Δ (M, K) of the held-out pairs, M ≥ 0.
+
+    Returns:
+        (K,), one row for every pair of the run.
+    """
+    return _share(np.abs(margins).sum(axis=0))
+
+
+def accuracy(margins: Floats) -> Floats:
+    """VAW (arXiv 2512.10040): α_k ∝ the number of held-out pairs with Δ_k > 0; a tie counts nothing. All 0: uniform.
+
+    Shapes as in :func:`discrimination`.
+    """
+    return _share((margins > 0).sum(axis=0).astype(np.float64))
+
+
+def _share(sizes: Floats) -> Floats:
+    total = sizes.sum()
+    result: Floats = sizes / total if total > 0 else np.full(len(sizes), 1 / len(sizes))
+    return result
+
+
 def temper(weights: Floats, temperature: float) -> Floats:
     """α_k ∝ α_k^(1/T): T = 1 changes nothing, T → ∞ evens the weights out, T → 0 leaves the largest alone.
 

@@ -12,10 +12,13 @@ import signal
 import sys
 from pathlib import Path
 
+import step_scoped_run
 from training_run import run
 
 # One pair at a time in each of two processes is what two at a time are in one.
 TWO = {"per_device_train_batch_size": 1}
+# What is carried from step to step must be the same on every process.
+CARRYING = ("sliding-window", "thompson", "mpo")
 SHARDED = {"fsdp": True, "save_total_limit": None}
 
 
@@ -27,6 +30,8 @@ def main() -> None:
     if mode == "whole":
         run(model, folder / "ddp", dropout=0.0, **TWO)
         run(model, folder / "dropout", **TWO)
+        for kind in CARRYING:
+            step_scoped_run.run(model, folder / kind, kind, dropout=0.0, max_steps=4, **TWO)
         place = PreferenceTrainer.save_model
 
         def save_model(self, *args, **kwargs):

@@ -10,11 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import step_scoped_run
+from many_processes import CARRYING
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_resume import losses
 from tiny_policy import load_base, make_examples, plain_sums, write_policy
 from training_run import STEPS, run
+
+from mrpo_pipeline.policy.carried import read_figures
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +40,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     model = write_policy(folder / "model")
     run(model, folder / "one", dropout=0.0)
+    for kind in CARRYING:
+        step_scoped_run.run(model, folder / f"{kind}-one", kind, dropout=0.0, max_steps=4)
     done = {"whole": launch(model, folder, "whole")}
     assert done["whole"].returncode == 0, done["whole"].stderr[-3000:]
     shutil.copytree(folder / "fsdp", folder / "fsdp-left-alone")
@@ -66,6 +72,22 @@ def test_two_processes_have_the_losses_and_metrics_of_one(runs, kind):
     for expected, found in zip(*held_out, strict=True):
         for name in ("eval_loss", "eval_rewards/margins", "eval_logps/chosen", "eval_accuracy/policy"):
             assert found[name] == pytest.approx(expected[name], abs=1e-5, rel=1e-6), name
+
+
+@pytest.mark.parametrize("kind", CARRYING)
+def test_two_processes_carry_what_one_carries_from_step_to_step(runs, kind):
+    folder, _, _ = runs
+    one, two = (losses(folder / name) for name in (f"{kind}-one", kind))
+    for step, expected in one.items():
+        for name, value in expected.items():
+            if name.startswith(("loss", "rewards", "refs")):
+                assert two[step][name] == pytest.approx(value, abs=1e-5, rel=1e-5), (step, name)
+    carried = [read_figures(folder / name) for name in (f"{kind}-one", kind)]
+    assert carried[1].reward_mean == pytest.approx(carried[0].reward_mean, rel=1e-6)
+    if kind != "mpo":
+        assert carried[1].weights.tolist() == carried[0].weights.tolist()
+        histories = [(folder / name / "weights.parquet").read_bytes() for name in (f"{kind}-one", kind)]
+        assert histories[0] == histories[1]
 
 
 def test_under_fsdp_each_process_holds_half_of_the_weights_and_the_adapter_is_whole(runs):

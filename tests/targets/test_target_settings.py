@@ -15,12 +15,23 @@ REFUSED = {
         "name to mrpo",
     ),
     "a single reference under multi-dpo": ({"name": "multi-dpo", "aggregate": "single:base"}, "name to mrpo"),
-    "weights of a later release": (
-        {"weights": "thompson"},
-        "expected one of uniform, adaptive, or a list of 2 numbers",
+    "an unknown weighting": (
+        {"weights": "entropy"},
+        "expected one of uniform, adaptive, validation-discrimination, validation-accuracy, sliding-window, thompson, "
+        "or a list of 2 numbers",
     ),
-    "step-scoped weights": ({"weights": "sliding-window"}, "uniform, adaptive"),
-    "weights from held-out pairs": ({"weights": "validation-accuracy"}, "uniform, adaptive"),
+    "a window of no pair": ({"weights": "sliding-window", "window": 0}, "method.weights_options.window is 0"),
+    "a prior of zero": ({"weights": "thompson", "prior": 0.0}, "method.weights_options.prior is 0.0"),
+    "judging on no pair": ({"weights": "thompson", "pairs": 0}, "method.weights_options.pairs is 0"),
+    "judging every zero steps": ({"weights": "thompson", "every": 0}, "method.weights_options.every is 0"),
+    "the official code with weights of held-out pairs": (
+        {"weights": "validation-accuracy", "compatibility": "official-code"},
+        "adaptive or to numbers",
+    ),
+    "the official code with step-scoped weights": (
+        {"weights": "thompson", "compatibility": "official-code"},
+        "adaptive or to numbers",
+    ),
     "too few weights": ({"weights": [1.0]}, "for each of the 2 references (base, other)"),
     "weights that are no numbers": ({"weights": ["1", "2"]}, "one number for each"),
     "weights that are truth values": ({"weights": [True, False]}, "one number for each"),
@@ -77,6 +88,38 @@ def test_refused(case):
 )
 def test_settings_that_do_not_touch_the_method_are_let_be(changes):
     TargetSettings(**{"reference_names": ["base", "other"], **changes})
+
+
+@pytest.mark.parametrize("weights", ["sliding-window", "thompson", "validation-discrimination", "validation-accuracy"])
+@pytest.mark.parametrize(
+    "changes", [{"name": "dpo"}, {"aggregate": "single:other"}, {"reference_names": ["base"]}], ids=str
+)
+def test_where_one_reference_alone_counts_no_weighting_needs_anything(weights, changes):
+    settings = TargetSettings(**{"reference_names": ["base", "other"], "weights": weights, **changes})
+    assert not settings.is_step_scoped
+    assert not settings.needs_held_out
+    logps = np.full((3, len(settings.reference_names)), -2.0)
+    assert compute_targets(logps, logps, settings).loss_inputs().reference_chosen.shape == (3, 1)
+
+
+def test_which_weightings_are_of_a_step_and_which_look_at_held_out_pairs():
+    kinds = {
+        name: TargetSettings(reference_names=["base", "other"], weights=name)
+        for name in (
+            "uniform",
+            "adaptive",
+            "validation-discrimination",
+            "validation-accuracy",
+            "sliding-window",
+            "thompson",
+        )
+    }
+    assert [name for name, kind in kinds.items() if kind.is_step_scoped] == ["sliding-window", "thompson"]
+    assert [name for name, kind in kinds.items() if kind.needs_held_out] == [
+        "validation-discrimination",
+        "validation-accuracy",
+        "thompson",
+    ]
 
 
 def test_arrays_that_do_not_fit_the_references_are_refused():

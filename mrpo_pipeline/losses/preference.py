@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.losses import shapes
 
-LOSSES = ("sigmoid", "hinge", "ipo")
+LOSSES = ("sigmoid", "hinge", "ipo", "minor-dpo", "mpo", "modpo")
 
 
 class PreferenceLoss(NamedTuple):
@@ -65,33 +65,46 @@ def preference_loss(
     rejected_lengths: Tensor | None = None,
     chosen_units: Tensor | None = None,
     rejected_units: Tensor | None = None,
+    reward_mean: float = 0.0,
+    preference_weight: float = 0.8,
+    quality_weight: float = 0.2,
+    margins: Tensor | None = None,
+    first_weight: float = 1.0,
 ) -> PreferenceLoss:
-    """Loss of each pair, Σ_k α_k·L(z_k) with z_k = β·[(ℓ_θ(y_w) − ℓ_k(y_w)) − (ℓ_θ(y_l) − ℓ_k(y_l))].
+    """Loss of each pair, Σ_k α_k·L(u_k), with u_k = ℓ_θ − ℓ_k on both sides and z_k = β·[u_k(y_w) − u_k(y_l)].
 
-    R = 1 is DPO against one reference, π̃ or any other; R = K is Multi-DPO (arXiv 2405.16388). L(z) is
+    R = 1 is DPO against one reference, π̃ or any other; R = K is Multi-DPO (arXiv 2405.16388): every loss is then taken for
+    each reference on its own and weighted, with one δ and one margin for all. L is, see ``shapes``,
 
-    - ``sigmoid``: −(1 − s)·log σ(z) − s·log σ(−z), label smoothing s (arXiv 2305.18290; s: conservative DPO);
-    - ``hinge``: max(0, 1 − z) (SLiC, arXiv 2305.10425);
-    - ``ipo``: (z/β − 1/(2β))², z from means per policy token as in TRL (arXiv 2310.12036, eq. 17).
+    - ``sigmoid``: −(1 − s)·log σ(z) − s·log σ(−z), label smoothing s;
+    - ``hinge``: max(0, 1 − z);
+    - ``ipo``: (z/β − 1/(2β))², z from means per policy token;
+    - ``minor-dpo``: −log σ(β·[u(y_w) − max(0, u(y_l))]);
+    - ``mpo``: the weighted sum of ``sigmoid`` and −log σ(β·u(y_w) − δ) − log σ(−(β·u(y_l) − δ));
+    - ``modpo``: −log σ((z − margin)/w_1).
 
     Args:
         policy_chosen_logps, policy_rejected_logps: (B,), nats, sums over the completion.
         reference_chosen, reference_rejected: (B, R), nats, sums; float64.
         weights: (B, R), rows summing to 1.
         beta: the KL strength.
-        loss: ``sigmoid`` | ``hinge`` | ``ipo``.
+        loss: a name of ``LOSSES``.
         label_smoothing: s, for ``sigmoid`` alone.
         chosen_lengths, rejected_lengths: (B,), the policy's tokens in each completion. ``ipo`` needs them, unless there
             are units; the others do not look at them.
         chosen_units, rejected_units: (B,), what every log-ratio is divided by (``normalize: token`` or ``byte``); None
             for sums. They are the unit of the rewards too, and ``ipo`` takes its means by them.
+        reward_mean: δ of ``mpo``: the mean of the rewards, of both sides of the pairs seen before.
+        preference_weight, quality_weight: of the two terms of ``mpo``; its SFT term is :func:`sft_loss`.
+        margins: (B,), Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of ``modpo``, which needs it.
+        first_weight: w_1 of ``modpo``, the preference's own weight.
 
     Returns:
         losses and rewards, (B,) each, in the policy's dtype, float32 at least.
 
     Raises:
         UserError: for a loss that is not offered or cannot have label smoothing.
-        ValueError: for shapes that do not fit, or ``ipo`` without lengths.
+        ValueError: for shapes that do not fit, ``ipo`` without lengths, or ``modpo`` without margins.
     """
     check_loss(loss, label_smoothing)
     pairs = policy_chosen_logps.shape
@@ -113,18 +126,23 @@ def preference_loss(
         log_ratio_chosen = log_ratio_chosen / _counts(chosen_units, pairs)
         log_ratio_rejected = log_ratio_rejected / _counts(rejected_units, pairs)
 
+    z = beta * (log_ratio_chosen - log_ratio_rejected)
     if loss == "ipo":
         mean_chosen, mean_rejected = log_ratio_chosen, log_ratio_rejected
         if chosen_units is None:
             mean_chosen = mean_chosen / _counts(chosen_lengths, pairs)
             mean_rejected = mean_rejected / _counts(rejected_lengths, pairs)
-        losses = (mean_chosen - mean_rejected - 1 / (2 * beta)) ** 2
+        losses = shapes.ipo(mean_chosen, mean_rejected, beta)
+    elif loss == "hinge":
+        losses = shapes.hinge(z)
+    elif loss == "minor-dpo":
+        losses = shapes.minor_dpo(log_ratio_chosen, log_ratio_rejected, beta)
+    elif loss == "mpo":
+        losses = shapes.mpo(log_ratio_chosen, log_ratio_rejected, beta, reward_mean, preference_weight, quality_weight)
+    elif loss == "modpo":
+        losses = shapes.modpo(z, _counts(margins, pairs, "margins of the other objectives"), first_weight)
     else:
-        z = beta * (log_ratio_chosen - log_ratio_rejected)
-        if loss == "hinge":
-            losses = torch.relu(1 - z)
-        else:
-            losses = -(1 - label_smoothing) * F.logsigmoid(z) - label_smoothing * F.logsigmoid(-z)
+        losses = shapes.sigmoid(z, label_smoothing)
 
     alpha = weights.double()
     dtype = torch.promote_types(policy_chosen_logps.dtype, torch.float32)
@@ -148,8 +166,8 @@ def sft_loss(policy_chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
     return -policy_chosen_logps / chosen_lengths.to(policy_chosen_logps.dtype)
 
 
-def _counts(counts: Tensor | None, pairs: torch.Size) -> Tensor:
+def _counts(counts: Tensor | None, pairs: torch.Size, what: str = "counts to divide log-ratios by") -> Tensor:
     if counts is None or counts.shape != pairs:
         found = "none" if counts is None else str(tuple(counts.shape))
-        raise ValueError(f"counts to divide log-ratios by: {found}, expected ({pairs[0]},) for both sides")
+        raise ValueError(f"{what}: {found}, expected ({pairs[0]},)")
     return counts.double()[:, None]

@@ -160,6 +160,7 @@ def test_gradients_agree_with_finite_differences(loss, references):
     weights = torch.softmax(uniform(4, references), dim=1)
     chosen, rejected = uniform(4, references), uniform(4, references)
     options = {"chosen_lengths": torch.tensor([3, 4, 5, 6]), "rejected_lengths": torch.tensor([6, 5, 4, 3])}
+    options |= {"margins": uniform(4), "first_weight": 0.6, "reward_mean": -0.2}
 
     def losses(policy_chosen, policy_rejected):
         return preference_loss(
@@ -185,7 +186,11 @@ logp = st.floats(-5000, 0)
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(logp, logp, logp, logp), min_size=1, max_size=4), st.sampled_from(LOSSES), st.floats(0.01, 1))
+@given(
+    st.lists(st.tuples(logp, logp, logp, logp), min_size=1, max_size=4),
+    st.sampled_from(("sigmoid", "hinge", "ipo")),
+    st.floats(0.01, 1),
+)
 def test_agrees_with_trl(pairs, loss, beta):
     """TRL 1.16, ``DPOTrainer._compute_loss``: scores are log-ratios; ipo takes their means over completion tokens."""
     rows = np.array(pairs)
@@ -226,6 +231,7 @@ def test_with_one_reference_mrpo_multi_dpo_single_and_dpo_have_the_same_loss_bit
     chosen, rejected = -300 * random.random((2, 16, 1))
     policy = torch.tensor(-300 * random.random((2, 16)), dtype=torch.float32)
     lengths = {"chosen_lengths": torch.full((16,), 9), "rejected_lengths": torch.full((16,), 7)}
+    lengths |= {"margins": torch.linspace(-1, 1, 16)}
     methods = [
         {"name": "dpo"},
         *({"aggregate": aggregate} for aggregate in ("single:base", "harmonic", "geometric", "arithmetic")),
@@ -258,9 +264,8 @@ def test_multi_dpo_is_the_weighted_sum_of_the_dpo_losses_of_its_references():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "kto"}, "expected one of sigmoid, hinge, ipo"),
-        ({"loss": "hinge", "label_smoothing": 0.1}, "sigmoid loss alone"),
-        ({"loss": "ipo", "label_smoothing": 0.1}, "sigmoid loss alone"),
+        ({"loss": "kto"}, "expected one of sigmoid, hinge, ipo, minor-dpo, mpo, modpo"),
+        *(({"loss": loss, "label_smoothing": 0.1}, "sigmoid loss alone") for loss in LOSSES if loss != "sigmoid"),
         ({"label_smoothing": 0.5}, "below 0.5"),
         ({"label_smoothing": -0.1}, "below 0.5"),
     ],

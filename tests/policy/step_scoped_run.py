@@ -1,0 +1,69 @@
+"""Small training runs whose targets, or whose loss, follow from the steps before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tiny_policy import make_examples
+
+from mrpo_pipeline.policy.examples import PreferenceExamples
+from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
+from mrpo_pipeline.policy.train import train_policy
+from mrpo_pipeline.targets import TargetSettings
+from mrpo_pipeline.targets.weights import adaptive
+
+NAMES = ["base", "other", "third"]
+TRAINING = {
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "micro_batch_tokens": 60,  # several micro-batches in a step
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "save_steps": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+}
+STEPS = 9
+# How a run is made: the weights, and the loss.
+KINDS: dict[str, tuple[dict[str, Any] | None, LossSettings]] = {
+    "sliding-window": ({"weights": "sliding-window", "window": 5}, LossSettings(beta=0.3)),
+    "sliding-window-multi": (
+        {"name": "multi-dpo", "weights": "sliding-window", "window": 5, "temperature": 2.0, "floor": 0.1},
+        LossSettings(beta=0.3, loss="minor-dpo"),
+    ),
+    "thompson": ({"weights": "thompson", "pairs": 6}, LossSettings(beta=0.3)),
+    "thompson-every-2": ({"weights": "thompson", "pairs": 6, "every": 2, "floor": 0.1}, LossSettings(beta=0.3)),
+    "minor-dpo": (None, LossSettings(beta=0.3, loss="minor-dpo")),
+    "mpo": (None, LossSettings(beta=0.3, loss="mpo", sft_weight=1.0)),
+    "modpo": (None, LossSettings(beta=0.3, loss="modpo", first_weight=0.6)),
+}
+
+
+def examples_of(kind: str, count: int = 10, seed: int = 0) -> PreferenceExamples:
+    examples = make_examples(count, seed=seed, references=3)
+    step, settings = KINDS[kind]
+    if step is not None:
+        examples.step_settings = TargetSettings(reference_names=NAMES, **step)
+        examples.weights = adaptive(examples.reference_chosen - examples.reference_rejected)
+        if step["weights"] == "thompson":
+            # What is trained on, so that the share ranked rightly rises.
+            examples.judges = make_examples(10)
+    if settings.loss == "modpo":
+        examples.margins = 2.0 * (examples.chosen_lengths - examples.rejected_lengths) / 10
+    return examples
+
+
+def run(model: str | Path, output_dir: str | Path, kind: str, *, resume: bool = False, **training) -> dict[str, float]:
+    """Ten pairs, three epochs of three steps (the last of each with two pairs), dropout in the adapter."""
+    dropout = training.pop("dropout", 0.3)
+    return train_policy(
+        PolicySettings(str(model), lora=LoraSettings(r=4, alpha=8, dropout=dropout, target_modules="all-linear")),
+        examples_of(kind),
+        examples_of(kind, 5, seed=3),
+        KINDS[kind][1],
+        TRAINING | training,
+        output_dir,
+        resume=resume,
+    )
