@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import polars as pl
 
-from mrpo_pipeline.cached_logps import CachedPairs, join_references, open_caches, pair_targets, target_settings
+from mrpo_pipeline.cached_logps import CachedPairs, join_splits, open_caches, pair_targets, target_settings
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.prepare import prepare_splits
-from mrpo_pipeline.recipe import Method, Recipe
+from mrpo_pipeline.recipe import Recipe
+from mrpo_pipeline.targets import Targets
+
+log = logging.getLogger("mrpo")
+
+_OF_A_STEP = ("weights", "target_chosen", "target_rejected")
 
 
-def targets_frame(pairs: CachedPairs, method: Method) -> pl.DataFrame:
-    """The columns of the contract, a row a pair; lists are over the K references in the order of ``references``."""
-    targets = pair_targets(pairs, method)
+def targets_frame(pairs: CachedPairs, targets: Targets) -> pl.DataFrame:
+    """The columns of the contract, a row a pair; lists are over the K references in the order of ``references``.
+
+    Where weights change from step to step no pair has weights or a target of its own: those columns are null.
+    """
     count = pairs.frame.height
     lists = {
         "logps_chosen": pairs.logps_chosen,
@@ -25,12 +33,31 @@ def targets_frame(pairs: CachedPairs, method: Method) -> pl.DataFrame:
         "clipped_rejected": targets.clipped_rejected,
     }
     kind = pl.List(pl.Float64)
-    return pairs.frame.select("file", "row", "pair_in_row", "id", "pair_id").with_columns(
+    frame = pairs.frame.select("file", "row", "pair_in_row", "id", "pair_id").with_columns(
         pl.Series("references", [pairs.names] * count, dtype=pl.List(pl.String)),
         *(pl.Series(name, values.tolist(), dtype=kind) for name, values in lists.items()),
         pl.Series("target_chosen", targets.target_chosen),
         pl.Series("target_rejected", targets.target_rejected),
     )
+    if not targets.step_scoped:
+        return frame
+    return frame.with_columns(pl.lit(None).cast(frame.schema[name]).alias(name) for name in _OF_A_STEP)
+
+
+def cached_split(recipe: Recipe, split: str) -> CachedPairs:
+    """One split, prepared and joined with the sums of every reference.
+
+    Raises:
+        UserError: for a split that the recipe has not, a method that does not fit the references, or what is not scored.
+    """
+    target_settings(recipe.method, [source.name for source in recipe.sources()])
+    prepared = prepare_splits(recipe)
+    if split not in prepared:
+        raise UserError(
+            f"--split is {split!r}: this recipe has {', '.join(prepared)}. Correct the option or the recipe."
+        )
+    needed = {name: part for name, part in prepared.items() if name in (split, "weights")}
+    return join_splits(open_caches(recipe), needed)[split]
 
 
 def write_targets(recipe: Recipe, output: Path, *, split: str = "train") -> int:
@@ -39,14 +66,17 @@ def write_targets(recipe: Recipe, output: Path, *, split: str = "train") -> int:
     Returns:
         the number of pairs written.
     """
-    target_settings(recipe.method, [source.name for source in recipe.sources()])
-    prepared = prepare_splits(recipe)
-    if split not in prepared:
-        raise UserError(
-            f"--split is {split!r}: this recipe has {', '.join(prepared)}. Correct the option or the recipe."
+    pairs = cached_split(recipe, split)
+    targets = pair_targets(pairs, recipe.method)
+    for notice in targets.notices:
+        log.warning("%s", notice)
+    frame = targets_frame(pairs, targets)
+    if targets.step_scoped:
+        log.warning(
+            "Weights by %s change with every training step, so no pair has a target of its own: log-probs are written, and "
+            "weights and targets are null. What a run chose is in its weights.parquet.",
+            recipe.method.weights,
         )
-    pairs = join_references(open_caches(recipe), prepared[split])
-    frame = targets_frame(pairs, recipe.method)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     frame.write_parquet(temporary)

@@ -29,14 +29,25 @@ def score_refs(
 @takes_recipe(PAIRS, METHOD)
 def targets(
     recipe: "Recipe",
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.parquet", help="The file to write.")] = Path(
-        "targets.parquet"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The file to write (default: targets.parquet)."),
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="train or eval.")] = "train",
+    trainer: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TRAINER", help="Write the pairs for another trainer: trl or fairseq2."),
+    ] = None,
 ) -> None:
-    """Write, per pair, what stage two trains against."""
+    """Write, per pair, what stage two trains against; for this project, or with --for for another trainer."""
+    if trainer is not None:
+        from mrpo_pipeline.exports import export_targets
+
+        print(export_targets(recipe, trainer, output, split=split).text())
+        return
     from mrpo_pipeline.targets_file import write_targets
 
+    output = output or Path("targets.parquet")
     count = write_targets(recipe, output, split=split)
     print(f"{count:,} pairs written to {output}")
 

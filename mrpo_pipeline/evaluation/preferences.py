@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mrpo_pipeline.policy.carried import AT_START, CarriedFigures
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.progress import track
@@ -32,12 +33,22 @@ def device_of_choice() -> str:
 
 
 def evaluate_policy(
-    model: Any, examples: PreferenceExamples, settings: LossSettings, *, batch_size: int = 8, what: str = "evaluating"
+    model: Any,
+    examples: PreferenceExamples,
+    settings: LossSettings,
+    carried: CarriedFigures = AT_START,
+    *,
+    batch_size: int = 8,
+    what: str = "evaluating",
 ) -> PolicyFigures:
     """Sums of every pair by a policy, and the metrics of ``mrpo_pipeline.policy.metrics``.
 
+    A prompt runs once for both of its completions where the model then gives the log-probs that it gives in two rows.
+
     Args:
         model: a causal language model, adapters and all; put into eval mode.
+        carried: where the training of this policy came to (``carried.read_figures``): loss and rewards depend on it where
+            weights change from step to step, and with ``mpo``.
         batch_size: pairs at a time.
     """
     import torch
@@ -45,18 +56,26 @@ def evaluate_policy(
     from mrpo_pipeline.head import Head
     from mrpo_pipeline.policy.batches import AllOnce, PairLoader
     from mrpo_pipeline.policy.forward import PolicyForward, to_device
-    from mrpo_pipeline.policy.layout import two_rows
     from mrpo_pipeline.policy.metrics import evaluation_metrics
+    from mrpo_pipeline.policy.sharing import share_prompts
 
     model.eval()
-    device = next(model.parameters()).device
+    parameter = next(model.parameters())
+    dtype = str(parameter.dtype).removeprefix("torch.")
     forward = PolicyForward(Head.of(model))
     sums = torch.zeros(2, len(examples), dtype=torch.float64)
     loader = PairLoader(examples, AllOnce(examples.lengths, size=batch_size))
-    with torch.inference_mode(), track(what, len(examples), "pairs") as progress:
-        for batch in loader:
-            result = forward(**to_device(two_rows(batch), device))
-            sums[:, batch["indices"]] = result.view(2, -1).double().cpu()
-            progress.advance(batch["pairs"])
-    metrics = evaluation_metrics(sums[0], sums[1], examples, settings)
+    own, model.forward = model.forward, forward
+    try:
+        with torch.inference_mode(), track(what, len(examples), "pairs") as progress:
+            share_prompts(
+                model, forward, [examples], range(min(4, len(examples))), dtype=dtype, device=parameter.device
+            )
+            for batch in loader:
+                result = model(**to_device(forward.inputs(batch), parameter.device))
+                sums[:, batch["indices"]] = result.view(2, -1).double().cpu()
+                progress.advance(batch["pairs"])
+    finally:
+        model.forward = own
+    metrics = evaluation_metrics(sums[0], sums[1], examples, settings, carried)
     return PolicyFigures(sums[0].numpy(), sums[1].numpy(), metrics)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation.preferences import PolicyFigures, device_of_choice, evaluate_policy
 from mrpo_pipeline.evaluation.samples import Sample, as_markdown, generate, readable
+from mrpo_pipeline.evaluation.task_changes import TaskChange, table_of, task_changes, write_answers
+from mrpo_pipeline.evaluation.tasks import TaskModel, TaskScores, check_tasks, evaluate_tasks
+from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
 from mrpo_pipeline.recipe import Recipe
 
 log = logging.getLogger("mrpo")
@@ -29,11 +33,13 @@ SHOWN = (
 class Evaluation:
     """Held-out figures of a policy before and after training."""
 
-    pairs: dict[str, Any]
-    before: dict[str, float]
-    after: dict[str, float]
-    samples: list[Sample]
     folder: str
+    pairs: dict[str, Any] = field(default_factory=dict)
+    """Counts; empty, like the next three, where only tasks were asked for."""
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    tasks: list[TaskChange] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -41,32 +47,39 @@ class Evaluation:
             "before": self.before,
             "after": self.after,
             "samples": [sample.as_dict() for sample in self.samples],
+            "tasks": [change.as_dict() for change in self.tasks],
         }
 
     def table(self) -> str:
         """A plain table for the terminal, and the samples under it."""
-        lines = [f"{self.pairs['pairs out']:,} held-out pairs", f"{'':28}{'before':>10}{'after':>10}"]
-        lines += [f"{name:28}{self.before[name]:10.4f}{self.after[name]:10.4f}  {text}" for name, text in SHOWN]
-        for sample in self.samples:
-            lines += ["", f"prompt  {sample.prompt}", f"before  {sample.before}", f"after   {sample.after}"]
-        lines += ["", f"Written to {self.folder}: evaluation.json, samples.md"]
+        lines: list[str] = []
+        if self.pairs:
+            lines += [f"{self.pairs['pairs out']:,} held-out pairs", f"{'':28}{'before':>10}{'after':>10}"]
+            lines += [f"{name:28}{self.before[name]:10.4f}{self.after[name]:10.4f}  {text}" for name, text in SHOWN]
+            for sample in self.samples:
+                lines += ["", f"prompt  {sample.prompt}", f"before  {sample.before}", f"after   {sample.after}"]
+            lines.append("")
+        if self.tasks:
+            lines += [table_of(self.tasks), ""]
+        files = ["evaluation.json", *(["samples.md"] if self.pairs else []), *(["tasks/"] if self.tasks else [])]
+        lines.append(f"Written to {self.folder}: {', '.join(files)}")
         return "\n".join(lines)
 
 
-def evaluate_recipe(recipe: Recipe, adapter: Path | None = None) -> Evaluation:
-    """Measure the policy's start and the trained adapter on the recipe's held-out pairs, and write what was found.
+def evaluate_recipe(recipe: Recipe, adapter: Path | None = None, *, tasks_only: bool = False) -> Evaluation:
+    """Measure the policy's start and the trained adapter, and write what was found into the adapter's folder.
+
+    Both are measured on the recipe's held-out pairs and on its ``evaluation.tasks``. A recipe with tasks and without held-out
+    pairs is measured on the tasks alone.
 
     Args:
         adapter: the adapter's folder; the recipe's ``output_dir`` where None.
+        tasks_only: leave the pairs out; no cache is then needed.
 
     Raises:
-        UserError: where there is no adapter, no held-out pair, or a completion is not scored.
+        UserError: where there is no adapter, nothing to measure on, or a completion is not scored; for an unknown task.
     """
-    from mrpo_pipeline.cached_logps import open_caches
-    from mrpo_pipeline.policy.model import load_policy
     from mrpo_pipeline.policy.processes import refuse_several
-    from mrpo_pipeline.prepare import as_arrays
-    from mrpo_pipeline.stage_two import check_method, examples_of, load_splits, loss_settings, policy_settings, trained
 
     refuse_several("mrpo evaluate")
     folder = Path(adapter if adapter is not None else recipe.output_dir)
@@ -75,10 +88,36 @@ def evaluate_recipe(recipe: Recipe, adapter: Path | None = None) -> Evaluation:
             f"{folder} holds no adapter: expected the output folder of `mrpo train`, with adapter_config.json. Train first, "
             "or give --adapter DIR."
         )
+    tasks = recipe.evaluation.tasks
+    if tasks_only and not tasks:
+        raise UserError(
+            "--tasks-only is given and the recipe names no task: expected evaluation.tasks. Give --tasks NAMES."
+        )
+    if tasks:
+        check_tasks(recipe.evaluation)
+    result = Evaluation(str(folder))
+    if not tasks_only and not (tasks and recipe.pairs.eval is None and not recipe.pairs.eval_fraction):
+        _measure_on_pairs(recipe, folder, result)
+    if tasks:
+        result.tasks = _measure_on_tasks(recipe, folder)
+    (folder / "evaluation.json").write_text(
+        json.dumps(result.as_dict(), indent=1, ensure_ascii=False), encoding="utf-8"
+    )
+    return result
+
+
+def _measure_on_pairs(recipe: Recipe, folder: Path, result: Evaluation) -> None:
+    from mrpo_pipeline.cached_logps import open_caches, target_settings
+    from mrpo_pipeline.policy.carried import AT_START, read_figures
+    from mrpo_pipeline.policy.model import load_policy
+    from mrpo_pipeline.prepare import as_arrays, policy_tokenizer
+    from mrpo_pipeline.stage_two import check_method, examples_of, load_splits, loss_settings, policy_settings, trained
+
     check_method(recipe, recipe.method)
     caches = open_caches(recipe)
-    # The training pairs are not looked at, unless the held-out ones are a part of them.
-    if recipe.pairs.eval is not None:
+    # The training pairs are not looked at, unless the held-out ones are a part of them, or those that weights look at.
+    needed = target_settings(recipe.method, list(recipe.references)).needs_held_out
+    if recipe.pairs.eval is not None and not needed:
         recipe = recipe.model_copy(update={"pairs": recipe.pairs.model_copy(update={"train": None})})
     split = load_splits(recipe, caches, "eval")["eval"]
     examples, _ = examples_of(split, recipe.method)
@@ -93,27 +132,38 @@ def evaluate_recipe(recipe: Recipe, adapter: Path | None = None) -> Evaluation:
     tokenizer = policy_tokenizer(recipe)
     for moment, start in (("before", settings), ("after", trained(settings, str(folder)))):
         model = load_policy(start).to(device_of_choice())
+        carried = AT_START if moment == "before" else read_figures(folder)
         figures[moment] = evaluate_policy(
-            model, examples, loss_settings(recipe.method), what=f"evaluating {moment} training"
+            model, examples, loss_settings(recipe.method), carried, what=f"evaluating {moment} training"
         )
         prompts = as_arrays(chosen["prompt_ids"])
         answers = generate(model, tokenizer, prompts, max_new_tokens=recipe.evaluation.max_new_tokens)
         for sample, answer in zip(samples, answers, strict=True):
             setattr(sample, moment, answer)
         del model
-    result = Evaluation(split.counts(), figures["before"].metrics, figures["after"].metrics, samples, str(folder))
-    (folder / "evaluation.json").write_text(
-        json.dumps(result.as_dict(), indent=1, ensure_ascii=False), encoding="utf-8"
-    )
+    result.pairs, result.samples = split.counts(), samples
+    result.before, result.after = figures["before"].metrics, figures["after"].metrics
     (folder / "samples.md").write_text(as_markdown(samples), encoding="utf-8")
-    return result
 
 
-def policy_tokenizer(recipe: Recipe) -> Any:
-    """The policy's tokenizer."""
-    from transformers import AutoTokenizer
+def _measure_on_tasks(recipe: Recipe, folder: Path) -> list[TaskChange]:
+    """The harness's figures before and after; every document's answers go to ``tasks/TASK.parquet``."""
+    from mrpo_pipeline.stage_two import policy_settings, trained
 
-    policy = recipe.required_policy()
-    return AutoTokenizer.from_pretrained(
-        policy.tokenizer or policy.model, revision=policy.revision, trust_remote_code=policy.trust_remote_code
+    settings = policy_settings(recipe)
+    start, end = (
+        TaskModel.of(moment, chat_template=recipe.evaluation.chat_template)
+        for moment in (settings, trained(settings, str(folder)))
     )
+    scores = {
+        "before": _start_on_tasks(start, recipe.evaluation.model_dump_json()),
+        "after": evaluate_tasks(end, recipe.evaluation, what="tasks after training"),
+    }
+    write_answers(scores, folder / "tasks")
+    return task_changes(scores["before"], scores["after"])
+
+
+@functools.lru_cache(maxsize=1)
+def _start_on_tasks(start: TaskModel, settings: str) -> TaskScores:
+    """The start's figures; measured once where several adapters on it are measured one after another."""
+    return evaluate_tasks(start, EvaluationSettings.model_validate_json(settings), what="tasks before training")

@@ -1,0 +1,319 @@
+"""Downstream tasks through lm-evaluation-harness, which scores them: never a scorer of our own.
+
+The harness loads the model itself, as its own command would (``lm_eval --model hf``), so its numbers are that command's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.policy.settings import PolicySettings
+from mrpo_pipeline.progress import PLAIN_INTERVAL, QUICK
+from mrpo_pipeline.recipe import Evaluation
+
+log = logging.getLogger("mrpo")
+
+Figure = tuple[str, str, str]
+"""Task, metric, and the harness's filter of answers (``none`` where a task has one reading of an answer)."""
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """What the harness loads."""
+
+    model: str
+    """A folder or hub name."""
+    adapter: str | None = None
+    """A LoRA adapter on it."""
+    revision: str | None = None
+    tokenizer: str | None = None
+    """Where it is not the model's own."""
+    dtype: str = "auto"
+    quantization: str | None = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, policy: PolicySettings, *, chat_template: bool = False) -> TaskModel:
+        """The policy as the harness takes it: in the dtype that training and evaluation have here.
+
+        Raises:
+            UserError: where the chat template of the policy is not the tokenizer's own, which the harness would use.
+        """
+        from mrpo_pipeline.policy.model import base_dtype, load_config
+
+        if chat_template and policy.template != "auto":
+            raise UserError(
+                f"evaluation.chat_template is true, and policy.template is {policy.template!r}: the harness renders with the "
+                "tokenizer's own template. Expected policy.template auto. Evaluate without the chat template, or put the "
+                "template into the tokenizer (tokenizer_config.json)."
+            )
+        return cls(
+            policy.model,
+            policy.adapter,
+            policy.revision,
+            policy.tokenizer,
+            base_dtype(policy.dtype, load_config(policy)),
+            policy.quantization,
+            policy.trust_remote_code,
+        )
+
+
+@dataclass
+class TaskScores:
+    """What one model scored.
+
+    Attributes:
+        values: the harness's own figures, those of groups of tasks among them.
+        documents: of each figure that is a mean over documents, every document's number by (id, hash of its text).
+        answers: by task, what was asked and answered, a row a document.
+        higher_is_better: by figure, as the harness says.
+        about: versions, few-shot examples, documents: by task.
+    """
+
+    values: dict[Figure, float] = field(default_factory=dict)
+    documents: dict[Figure, dict[tuple[int, str], float]] = field(default_factory=dict)
+    answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    higher_is_better: dict[Figure, bool | None] = field(default_factory=dict)
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def check_tasks(settings: Evaluation) -> None:
+    """Refuse what the harness does not know, before any model loads; nothing is downloaded.
+
+    Raises:
+        UserError: where the harness is not installed, or for a task that is not there, with the nearest names.
+    """
+    manager = _manager(settings)
+    for name in settings.tasks:
+        if name in manager.all_tasks or (name.endswith((".yaml", ".yml")) and Path(name).is_file()):
+            continue
+        near = difflib.get_close_matches(name, manager.all_tasks, n=4, cutoff=0.6)
+        # A task's members often begin with its name.
+        near += [other for other in manager.all_tasks if other.startswith(f"{name}_")][:4]
+        meant = f"; the nearest: {', '.join(dict.fromkeys(near))}" if near else ""
+        raise UserError(
+            f"evaluation.tasks names {name!r}, which lm-evaluation-harness does not know: expected one of its "
+            f"{len(manager.all_tasks):,} tasks, one of evaluation.include_path, or the path of a YAML file{meant}. Correct the name."
+        )
+
+
+def evaluate_tasks(model: TaskModel, settings: Evaluation, *, what: str = "tasks") -> TaskScores:
+    """Let the harness evaluate one model on the recipe's tasks, on this machine's GPU or else its CPU.
+
+    Args:
+        settings: ``tasks``, ``tasks_limit``, ``tasks_batch_size``, ``num_fewshot``, ``include_path``, ``chat_template``.
+        what: named in messages.
+
+    Raises:
+        UserError: as :func:`check_tasks`; for a task whose data can't be read; for a model that can't be loaded.
+        RunError: where the harness fails.
+    """
+    check_tasks(settings)
+    with _quiet_harness():
+        from lm_eval import simple_evaluate
+
+        log.info("%s: %s", what, ", ".join(settings.tasks))
+        manager = _manager(settings)
+        try:
+            loaded = manager.load(list(settings.tasks))
+        except Exception as error:  # whatever a task's YAML or data set raises
+            raise UserError(
+                f"The tasks {', '.join(settings.tasks)} can't be made ready: {_first_line(error)}. Expected data sets that are in the "
+                "local cache, on the hub (HF_HUB_OFFLINE unset), or in files that the task's YAML names. Mend that, or leave "
+                "the task out."
+            ) from error
+        try:
+            with _not_looking_round():
+                results = simple_evaluate(
+                    model=_harness_model(model, settings),
+                    tasks=list(loaded["tasks"].values()) if not loaded["groups"] else list(settings.tasks),
+                    num_fewshot=settings.num_fewshot,
+                    limit=settings.tasks_limit,
+                    apply_chat_template=settings.chat_template,
+                    fewshot_as_multiturn=settings.chat_template,
+                    task_manager=manager,
+                    bootstrap_iters=0,  # its standard errors are of one model; what is told here is of the difference
+                )
+        except (OSError, UserError):
+            raise
+        except Exception as error:
+            raise RunError(
+                f"lm-evaluation-harness failed on {', '.join(settings.tasks)} with {model.model}: {type(error).__name__}: "
+                f"{_first_line(error)}. Run with -v for its own messages."
+            ) from error
+    if results is None:
+        raise RunError("lm-evaluation-harness gave no result in this process: `mrpo evaluate` is for one process.")
+    return read_results(results)
+
+
+def read_results(results: Any) -> TaskScores:
+    """The harness's result (``simple_evaluate``) by figure and document."""
+    scores = TaskScores()
+    for task, row in results["results"].items():
+        for key, value in row.items():
+            metric, comma, reading = key.partition(",")
+            if not comma or not isinstance(value, int | float):
+                continue
+            if metric.endswith("_stderr"):
+                continue
+            figure = (task, metric, reading)
+            scores.values[figure] = float(value)
+            scores.higher_is_better[figure] = results.get("higher_is_better", {}).get(task, {}).get(metric)
+        scores.about[task] = {
+            "version": results.get("versions", {}).get(task),
+            "num_fewshot": results.get("n-shot", {}).get(task),
+            "documents": results.get("n-samples", {}).get(task, {}).get("effective"),
+        }
+    for task, samples in results.get("samples", {}).items():
+        scores.answers[task] = [_answer(sample) for sample in samples]
+        for sample in samples:
+            at = (int(sample["doc_id"]), str(sample["doc_hash"]))
+            for metric in sample["metrics"]:
+                value = sample[metric]
+                if isinstance(value, bool | int | float):
+                    scores.documents.setdefault((task, metric, sample["filter"]), {})[at] = float(value)
+    # Of perplexities and the like a document's number is no share of the figure.
+    for figure, documents in list(scores.documents.items()):
+        mean = sum(documents.values()) / len(documents)
+        if figure not in scores.values or abs(mean - scores.values[figure]) > 1e-9 * max(1.0, abs(mean)):
+            del scores.documents[figure]
+    return scores
+
+
+def _answer(sample: dict[str, Any]) -> dict[str, Any]:
+    """One document as a person reads it: what was asked, what was expected, and what came back."""
+    first = sample["arguments"][0]
+    filtered = sample["filtered_resps"]
+    return {
+        "doc_id": int(sample["doc_id"]),
+        "doc_hash": str(sample["doc_hash"]),
+        "filter": sample["filter"],
+        "prompt": str(first[0]),
+        "target": str(sample["target"]),
+        "answer": str(filtered[0]) if len(filtered) == 1 else str(filtered),
+        **{metric: float(sample[metric]) for metric in sample["metrics"] if isinstance(sample[metric], int | float)},
+    }
+
+
+def _harness_model(model: TaskModel, settings: Evaluation) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    from mrpo_pipeline.evaluation.preferences import device_of_choice
+
+    common: dict[str, Any] = {
+        "tokenizer": model.tokenizer,
+        "trust_remote_code": model.trust_remote_code,
+        "batch_size": settings.tasks_batch_size,
+    }
+    try:
+        if model.quantization is None:
+            return HFLM(
+                pretrained=model.model,
+                revision=model.revision or "main",
+                peft=model.adapter,
+                dtype=model.dtype,
+                device=device_of_choice(),
+                **common,
+            )
+        from mrpo_pipeline.policy.model import load_policy
+
+        policy = load_policy(
+            PolicySettings(
+                model.model,
+                model.revision,
+                model.adapter,
+                dtype=model.dtype,
+                quantization=model.quantization,
+                trust_remote_code=model.trust_remote_code,
+            )
+        )
+        return HFLM(pretrained=policy, backend="causal", **{**common, "tokenizer": model.tokenizer or model.model})
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"lm-evaluation-harness can't load {model.model}"
+            + (f" with the adapter {model.adapter}" if model.adapter else "")
+            + f": {_first_line(error)}. Expected a causal language model, and an adapter that fits it. Correct policy.model or "
+            "--adapter."
+        ) from error
+
+
+def _manager(settings: Evaluation) -> Any:
+    """The harness's index of tasks: that of ``include_path`` where it has all that are asked for, for the whole takes seconds."""
+    paths = [settings.include_path] if isinstance(settings.include_path, str) else settings.include_path or []
+    for path in paths:
+        if not Path(path).is_dir():
+            raise UserError(
+                f"evaluation.include_path names {path}, which is no folder: expected one with the YAML files of tasks. Correct it."
+            )
+    if paths:
+        own = _index(tuple(paths), False)
+        if all(name in own.all_subtasks for name in settings.tasks):
+            return own
+    return _index(tuple(paths), True)
+
+
+@functools.lru_cache(maxsize=4)
+def _index(paths: tuple[str, ...], whole: bool) -> Any:
+    try:
+        with _quiet_harness():
+            from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError(
+            f"evaluation.tasks needs lm-evaluation-harness, which can't be imported ({error}): expected the extra `tasks`. "
+            "Install it: pip install 'mrpo[tasks]'."
+        ) from None
+    return TaskManager(include_path=list(paths) or None, include_defaults=whole)
+
+
+@contextmanager
+def _quiet_harness() -> Iterator[None]:
+    """The harness's log lines are for who debugs it: shown with ``-v`` alone. Off a terminal its bars are a line now and then."""
+    from tqdm.std import tqdm
+
+    from mrpo_pipeline.quiet import quiet_libraries
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate")]
+    levels = [logger.level for logger in loggers]
+    verbose = logging.getLogger().isEnabledFor(logging.INFO)
+    for logger in loggers:
+        logger.setLevel(logging.INFO if verbose else logging.ERROR)
+    start_bar = tqdm.__init__
+    if not sys.stderr.isatty():
+        tqdm.__init__ = functools.partialmethod(start_bar, mininterval=PLAIN_INTERVAL, delay=QUICK)
+    try:
+        with quiet_libraries():
+            yield
+    finally:
+        tqdm.__init__ = start_bar
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _not_looking_round() -> Iterator[None]:
+    """The harness asks git and the machine about themselves, for records that are not kept here: seconds, and words on stderr."""
+    from lm_eval import evaluator
+
+    asked = ("get_git_commit_hash", "add_env_info")
+    before = {name: getattr(evaluator, name) for name in asked}
+    for name in asked:
+        setattr(evaluator, name, lambda *_: None)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(evaluator, name, function)
+
+
+def _first_line(error: BaseException) -> str:
+    lines: Sequence[str] = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")

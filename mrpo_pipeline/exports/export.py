@@ -1,0 +1,140 @@
+"""`mrpo targets --for TRAINER`: one split's pairs in another trainer's file format, log π̃ in its reference columns."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from mrpo_pipeline.cached_logps import CachedPairs, pair_targets, target_settings
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.exports import fairseq2, trl
+from mrpo_pipeline.recipe import Method, Recipe
+from mrpo_pipeline.targets_file import cached_split
+
+log = logging.getLogger("mrpo")
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A trainer that can be written for."""
+
+    file: str
+    """The file's name where none is given; its ending is the format."""
+    rows: Callable[[CachedPairs, Recipe], tuple[pl.DataFrame, dict[str, int]]]
+    """The pairs as the trainer reads them, with their positions in ``index``, and those left out, by reason."""
+    columns: tuple[str, str]
+    """Where it looks for the reference's log-probs: of the chosen side, of the rejected one."""
+    settings: Callable[[Recipe], list[str]]
+    """What must be set there for the same loss, a line each."""
+
+
+TRAINERS: dict[str, Trainer] = {
+    "trl": Trainer("targets.parquet", trl.rows, trl.COLUMNS, trl.settings),
+    "fairseq2": Trainer("targets.jsonl", fairseq2.rows, fairseq2.COLUMNS, fairseq2.settings),
+}
+
+
+@dataclass
+class Export:
+    """What was written, what was left out, and what has to be set in the trainer."""
+
+    file: Path
+    pairs: int
+    left_out: dict[str, int] = field(default_factory=dict)
+    settings: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        lines = [f"{self.pairs:,} pairs written to {self.file}"]
+        lines += [f"{count:,} pairs left out: {reason}" for reason, count in self.left_out.items()]
+        return "\n".join([*lines, "For the same loss set there:", *(f"  {line}" for line in self.settings)])
+
+
+def export_targets(recipe: Recipe, trainer: str, output: Path | None = None, *, split: str = "train") -> Export:
+    """Write one split for another trainer; the resolved recipe goes beside it.
+
+    Log π̃ is written as the sum over the completion, in nats, whatever ``method.normalize`` is: that is what a trainer
+    compares with its own sums. With ``normalize: token`` the trainer must divide by its tokens itself, and says how.
+
+    Args:
+        trainer: ``trl`` or ``fairseq2``.
+        output: the file; ``targets.parquet`` or ``targets.jsonl`` where None.
+
+    Raises:
+        UserError: for a trainer that is not offered, a file name of another format, a method that has no log π̃ of its own
+            for each pair, or no pair that the trainer could read as the policy does.
+    """
+    if trainer not in TRAINERS:
+        raise UserError(f"--for is {trainer!r}: expected one of {', '.join(TRAINERS)}. Correct the option.")
+    chosen = TRAINERS[trainer]
+    output = output or Path(chosen.file)
+    if output.suffix != Path(chosen.file).suffix:
+        raise UserError(
+            f"--output is {output}: {trainer} reads {Path(chosen.file).suffix} files. Expected a name that ends so, such as "
+            f"{output.with_suffix(Path(chosen.file).suffix)}. Correct the option."
+        )
+    check_exportable(recipe.method, [source.name for source in recipe.sources()])
+    pairs = cached_split(recipe, split)
+    targets = pair_targets(pairs, recipe.method)
+    for notice in targets.notices:
+        log.warning("%s", notice)
+    inputs = targets.loss_inputs()
+    frame, left_out = chosen.rows(pairs, recipe)
+    if not frame.height:
+        reasons = "; ".join(f"{count:,}: {reason}" for reason, count in left_out.items())
+        raise UserError(
+            f"None of {pairs.frame.height:,} pairs can be written for {trainer} ({reasons}). Expected one at least. Use another "
+            "trainer, or `mrpo train`."
+        )
+    kept = frame["index"].to_numpy()
+    frame = frame.drop("index").with_columns(
+        pl.Series(chosen.columns[0], inputs.reference_chosen[kept, 0]),
+        pl.Series(chosen.columns[1], inputs.reference_rejected[kept, 0]),
+    )
+    write_frame(frame, output)
+    output.with_suffix(".recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+    return Export(output, frame.height, left_out, chosen.settings(recipe))
+
+
+def check_exportable(method: Method, references: list[str]) -> None:
+    """Refuse a method whose references are not one number a side and pair, in a unit that other trainers have.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    settings = target_settings(method, references)
+    if method.name == "multi-dpo" and len(references) > 1:
+        raise UserError(
+            "The setting method.name is 'multi-dpo': it is a weighted sum of one loss for each reference and has no single "
+            "log π̃ that another trainer could take for its reference. Expected mrpo or dpo. Set method.name, or train it "
+            "with `mrpo train`."
+        )
+    if settings.is_step_scoped:
+        raise UserError(
+            f"The setting method.weights is {method.weights!r}: such weights change with every training step, so there is no "
+            "fixed log π̃ to write. Expected weights of the run or of the pair (uniform, adaptive, validation-discrimination, "
+            "validation-accuracy, or numbers). Set method.weights, or train it with `mrpo train`."
+        )
+    if method.normalize == "byte":
+        raise UserError(
+            "The setting method.normalize is 'byte': no other trainer divides log-ratios by bytes, so the same loss can't be "
+            "had there. Expected sum or token. Set method.normalize, or train it with `mrpo train`."
+        )
+
+
+def write_frame(frame: pl.DataFrame, output: Path) -> None:
+    """Write a table as Parquet, or as JSON lines where the name ends so: under another name first, so it is whole or not there."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        if output.suffix == ".jsonl":
+            frame.write_ndjson(temporary)
+        else:
+            frame.write_parquet(temporary)
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
