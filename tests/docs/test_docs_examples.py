@@ -1,0 +1,170 @@
+"""What the docs say can be run is run, and the numbers they work out are computed again."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from tiny_references import plain_pairs, reference, write_pairs
+
+from mrpo_pipeline.pairs import completion_id, dump_prompt
+from mrpo_pipeline.recipe import parse_recipe
+from mrpo_pipeline.scoring import score_references
+from mrpo_pipeline.targets import TargetSettings, compute_targets
+
+DOCS = Path(__file__).parents[2] / "docs"
+ROOT = DOCS.parent
+
+
+def blocks(page: str, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    base = reference(folder / "models" / "base", "llama", "qwen")
+    other = reference(folder / "models" / "other", "gpt_neox", "gpt2", seed=1)
+    document = {
+        "pairs": {"train": str(write_pairs(folder / "pairs.jsonl", plain_pairs(6)))},
+        "policy": {"model": str(base)},
+        "references": {"base": {"model": str(base)}, "other": {"model": str(other)}},
+        "cache": str(folder / "cache"),
+        "scoring": {"engine": "transformers"},
+    }
+    score_references(parse_recipe(document))
+    return folder
+
+
+def test_the_reader_on_the_cache_page_gives_the_sums_that_training_takes(
+    scored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mrpo_pipeline.cache import ReferenceCache
+
+    monkeypatch.chdir(scored)
+    reader, sql, _ = blocks("cache.md")
+    space: dict[str, object] = {}
+    exec(reader, space)
+    found = space["base"]
+    assert isinstance(found, pl.DataFrame) and found.height == 12
+    wanted = found.select("completion_id", cut=pl.lit(None, dtype=pl.Int64))
+    ours = ReferenceCache.open("cache", "base").sums(wanted)
+    np.testing.assert_allclose(ours["logps"].to_numpy(), found["logps"].to_numpy(), atol=1e-6)
+    assert "difference" in capsys.readouterr().out
+    exec(sql, {})
+    assert "12" in capsys.readouterr().out
+
+
+def test_the_completion_id_on_the_cache_page_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    space: dict[str, object] = {}
+    exec(blocks("cache.md")[2], space)
+    theirs = space["completion_id"]
+    assert callable(theirs)
+    messages = [{"role": "user", "content": "Wie geht's? \"\\\n\u2028 日本語"}]
+    for prompt in (messages, "raw text\t👍"):
+        assert theirs(prompt, "Gut – und dir?") == completion_id(dump_prompt(prompt), "Gut – und dir?")
+    assert len(capsys.readouterr().out.strip()) == 32
+
+
+def test_the_worked_pair_on_the_concepts_page_is_what_is_computed() -> None:
+    page = (DOCS / "concepts.md").read_text(encoding="utf-8")
+    text = " ".join(page.split())
+    chosen, rejected = np.array([[-60.0, -48.0]]), np.array([[-58.0, -53.0]])
+    for aggregate in ("harmonic", "geometric", "arithmetic"):
+        settings = TargetSettings(
+            reference_names=["base", "big"], aggregate=aggregate, weights="uniform", trust_region="off"
+        )
+        targets = compute_targets(chosen, rejected, settings)
+        sides = float(targets.target_chosen[0]), float(targets.target_rejected[0])
+        row = next(line for line in page.splitlines() if line.startswith(f"| {aggregate} |"))
+        told = [float(text) for text in row.replace("−", "-").replace("*", "").split("|")[2:5]]
+        assert told == pytest.approx([*sides, sides[0] - sides[1]], abs=0.006)
+        if aggregate == "harmonic":
+            assert f"(here {targets.diagnostics['refs/effective_k']:.2f} of 2)" in text
+    clipped = compute_targets(chosen, rejected, TargetSettings(reference_names=["base", "big"]))
+    moved = clipped.clipped_chosen[0, 1], clipped.clipped_rejected[0, 1]
+    assert f"from −48 to −{-moved[0]:.2f}" in text and f"+5 to −{moved[1] - moved[0]:.2f}" in text
+
+
+def test_the_costs_on_the_cluster_page_are_the_plans() -> None:
+    import torch
+    from transformers import LlamaConfig
+
+    from mrpo_pipeline.plan.architecture import Architecture, describe, empty_model
+    from mrpo_pipeline.plan.gpus import EFFICIENCY, GPUS
+    from mrpo_pipeline.plan.training_memory import training_flops
+
+    def llama(hidden: int, middle: int, layers: int, heads: int) -> Architecture:
+        sizes = {"hidden_size": hidden, "intermediate_size": middle, "num_hidden_layers": layers}
+        config = LlamaConfig(vocab_size=128256, num_attention_heads=heads, num_key_value_heads=8, **sizes)
+        return describe(empty_model(config, dtype=torch.bfloat16))
+
+    small, large = llama(4096, 14336, 32, 32), llama(8192, 28672, 80, 64)
+    pairs, prompt, side, runs = 60_000, 300, 350, 15
+    an_hour = GPUS["h100"].peak_tflops * 1e12 * EFFICIENCY * 3600
+    tokens, squares = 2 * pairs * (prompt + side), 2 * pairs * (prompt + side) ** 2
+    once = [each.forward_flops(tokens, squares, tokens) / an_hour for each in (small, small, large)]
+    in_memory = sum(each.forward_flops(tokens, squares, 2 * pairs * side) for each in (small, small, large)) / an_hour
+    lora, ends = 42_000_000, 2 * pairs * side  # rank 16 on every linear layer
+    both = pairs * (prompt + 2 * side), pairs * (2 * (prompt + side) ** 2 - prompt**2)
+    twice = training_flops(small, lora, tokens, squares, ends, recomputed=True) / an_hour
+    shared = training_flops(small, lora, *both, ends, recomputed=True) / an_hour
+    page = (DOCS / "cluster.md").read_text(encoding="utf-8")
+    for row in (
+        f"| an 8B reference | 1.2e18 | {once[0]:.2f} |",
+        f"| the 70B reference | 1.1e19 | {once[2]:.2f} |",
+        f"| all three | 1.3e19 | **{sum(once):.1f}** |",
+        f"as most trainers do | {twice:.1f} |",
+        f"(`share_prompt`) | **{shared:.1f}** |",
+        f"| + {in_memory:.1f}, *each epoch, each run* |",
+        f"| **{sum(once) + runs * shared:.0f}** |",
+        f"| {runs * (shared + in_memory):.0f} |",
+    ):
+        assert row in page, row
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) of every `mrpo` line in the shell blocks of docs and README."""
+    found = []
+    for page in [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("mrpo "):
+                    found.append((page.name, line.split("#")[0]))
+    return found
+
+
+def test_every_option_in_the_docs_exists() -> None:
+    script = (
+        "import sys, typer\nfrom mrpo_cli.main import app\nroot = typer.main.get_command(app)\n"
+        "for line in sys.stdin.read().splitlines():\n"
+        "    words, command = line.split()[1:], root\n"
+        "    while words and hasattr(command, 'commands') and words[0] in command.commands:\n"
+        "        command = command.commands[words.pop(0)]\n"
+        "    known = {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)} | {'--help', '-h'}\n"
+        "    unknown = [w for w in words if w.startswith('-') and w.split('=')[0] not in known]\n"
+        "    assert not hasattr(command, 'commands') and not unknown, (line, unknown)\n"
+    )
+    lines = "\n".join(line for _, line in commands())
+    assert lines.count("\n") > 15
+    done = subprocess.run([sys.executable, "-c", script], input=lines, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*DOCS.glob("*.md"), ROOT / "README.md"]:
+        for target in re.findall(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), (page.name, target)
+
+
+def test_recipes_in_the_docs_are_recipes() -> None:
+    import yaml
+
+    for page in ("references.md", "cluster.md"):
+        for block in blocks(page, "yaml"):
+            parse_recipe(yaml.safe_load(block), page)
