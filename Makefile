@@ -50,12 +50,11 @@ test: setup ## run the test suite, two files at a time (make test TESTERS=8 on a
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: setup ## run the benchmarks (about an hour and a half); results go to benchmarks/results
-	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+bench: setup ## run the benchmarks, about an hour on two idle cores (make bench QUICK=1: some minutes): a table and a plot in benchmarks/results
+	@$(BIN)/python benchmarks/run_all.py $(if $(QUICK),--quick)
 
-reproduce: setup ## run a recipe end to end: make reproduce RECIPE=demo (or a file)
-	@if [ "$(RECIPE)" = demo ]; then $(BIN)/python -m mrpo_pipeline.demo.models runs/demo/models; fi
-	@$(BIN)/mrpo score-refs "$(RECIPE)" && $(BIN)/mrpo compare "$(RECIPE)"
+reproduce: setup ## run a recipe end to end to its report: make reproduce RECIPE=demo | paper (GPU) | FILE.yaml
+	@$(BIN)/python -m mrpo_pipeline.reproduce "$(RECIPE)"
 
 clean: ## remove what runs and tools left (runs/, caches), not .venv
 	@rm -rf runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import describe_machine, environment, machine, run_script, table
+from measuring import claim, describe_machine, environment, machine, run_script, table, write_results
 
 SETTLED = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 
@@ -191,7 +191,8 @@ def main() -> None:
         what, case, model = given.work
         print(json.dumps({"train": train, "plan": plan}[what](Case(**json.loads(case)), model)))
         return
-    body = []
+    found, body = machine(), []
+    ratios: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES[:3] if given.quick else CASES:
             model = make_model(case, Path(folder))
@@ -199,11 +200,22 @@ def main() -> None:
             for variables in (SETTLED, {}):
                 planned = in_process_of_its_own("plan", case, model, **variables)["plan_bytes"]
                 measured = in_process_of_its_own("train", case, model, **variables)["measured_bytes"]
+                ratios.append(planned / measured)
                 cells += [f"{planned / 1e6:,.0f}", f"{measured / 1e6:,.0f}", f"{planned / measured:.2f}"]
             body.append([case.name, *cells])
             print(" | ".join(body[-1]), flush=True)
     header = ["run", "blocks given back: plan MB", "measured MB", "ratio", "as it is: plan MB", "measured MB", "ratio"]
-    print("\n" + table(header, body) + f"\n\nglibc {platform.libc_ver()[1]}. {describe_machine(machine())}")
+    as_it_is = ratios[1::2]
+    claims = [
+        claim("mrpo plan ÷ measured, peak memory of training on a CPU, lowest case", min(as_it_is)),
+        claim("mrpo plan ÷ measured, peak memory of training on a CPU, highest case", max(as_it_is)),
+    ]
+    text = table(header, body) + f"\n\nglibc {platform.libc_ver()[1]}. {describe_machine(found)}"
+    write_results(
+        "plan",
+        {"machine": found, "claims": claims, "cases": [dict(zip(header, line, strict=True)) for line in body]},
+        text,
+    )
 
 
 if __name__ == "__main__":

@@ -1,32 +1,36 @@
 """What a further reference costs stage two: cached as this project has them, and in memory as the authors' code has them.
 
-    python benchmarks/bench_references.py [--pairs FILE] [--steps 40] [--repeats 5]
+    python benchmarks/bench_references.py [--pairs FILE] [--steps 50] [--repeats 5]
 
-The same tiny Llama as policy, the same pairs and adapter for all, on one thread; the runs take turns, each in a process of
-its own. References in memory are as large as the policy and run at every step by this project's own lean forward pass, which
-is kinder to them than full logits would be.
+The same tiny Llama as policy, the same pairs in the same steps and the same adapter for all, on one thread; the runs take
+turns to and fro, each in a process of its own. References in memory are as large as the policy and run at every step by this
+project's own lean forward pass, which is kinder to them than full logits would be.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import measuring
 import our_training
 import side_by_side
-from measuring import in_own_process
+from measuring import claim, in_own_process
 from side_by_side import Task
 
-FIGURES = ("step_cpu_s", "added_rss_mb", "prepare_cpu_s")
+CACHED, RESIDENT = (1, 2, 3, 8), (1, 2, 3)
+FIGURES = ("step_cpu_s", "same_step", "added_rss_mb", "peak_rss_mb", "prepare_cpu_s")
 BASE = "cached, K = 1"
 
 NOTES = """\
-In brackets: times the first line. A step is timed from its begin to its end, as callbacks see it; preparing is what `mrpo
-train` does before, the loading of the policy and of K cached references with it. Memory is the peak over what the process
-takes at rest, imports done and the policy loaded."""
+In brackets: times the first line. A step is timed from its begin to its end, as callbacks see it. “Same step” compares each
+step with that very step of the first line's run of the same turn, and is the median of those ratios: the pairs of a step are
+the same in every run, so neither their lengths nor a hiccup of the machine is in it. Preparing is what `mrpo train` does
+before, the loading of the policy and of K cached references with it. Memory is the peak over what the process takes at rest,
+imports done and the policy loaded; it moves by some MB from run to run whatever K is."""
 
 
 def small_reference(folder: str, policy: str) -> None:
@@ -42,50 +46,86 @@ def small_reference(folder: str, policy: str) -> None:
     AutoTokenizer.from_pretrained(policy).save_pretrained(folder)
 
 
+def compare_steps(runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Put ``same_step`` into every run: the median of its steps' times, each over that step's in the run of the base."""
+    for of in runs.values():
+        for run, base in zip(of, runs[BASE], strict=True):
+            pairs = zip(run["steps_cpu_s"], base["steps_cpu_s"], strict=True)
+            run["same_step"] = statistics.median(own / other for own, other in pairs)
+
+
+def claims(figures: dict[str, dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
+    def times(name: str, figure: str, base: str = BASE) -> float:
+        return figures[name][figure]["median"] / figures[base][figure]["median"]
+
+    most, resident = f"cached, K = {CACHED[-1]}", f"in memory, K = {RESIDENT[-1]}"
+    same = figures[most]["same_step"]["median"]
+    return [
+        claim("K = 8 ÷ K = 1 cached, CPU seconds of a step", times(most, "step_cpu_s"), at_most=1.02, form="{:.3f}×"),
+        claim("K = 8 ÷ K = 1 cached, step by step", same, at_most=1.02, form="{:.3f}×"),
+        claim("K = 8 ÷ K = 1 cached, peak memory", times(most, "peak_rss_mb"), at_most=1.02, form="{:.3f}×"),
+        claim("K = 8 ÷ K = 1 cached, peak over resting", times(most, "added_rss_mb"), at_most=1.02, form="{:.3f}×"),
+        claim("K = 3 in memory ÷ cached, CPU seconds of a step", times(resident, "step_cpu_s", "cached, K = 3")),
+        claim("K = 3 in memory ÷ cached, peak over resting", times(resident, "added_rss_mb", "cached, K = 3")),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--pairs", nargs="+", help="JSON lines with prompt, chosen, rejected as messages")
-    parser.add_argument("--count", type=int, default=400, help="training pairs")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
     args = parser.parse_args()
     machine, pairs = measuring.machine(), side_by_side.find_pairs(args.pairs)
-    contestants: dict[str, dict[str, int]] = {
-        **{f"cached, K = {count}": {"cached": count, "resident": 0} for count in (1, 2, 3, 8)},
-        **{f"in memory, K = {count}": {"cached": 1, "resident": count} for count in (1, 2, 3)},
-    }
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
+    # The two that are compared to within percents follow each other.
+    cached = {f"cached, K = {count}": {"cached": count, "resident": 0} for count in (1, 8, 2, 3)}
+    resident = {f"in memory, K = {count}": {"cached": 1, "resident": count} for count in RESIDENT}
     with tempfile.TemporaryDirectory(prefix="mrpo-bench-") as folder, measuring.one_thread():
         task = Task(folder, args.steps, args.batch, args.max_length)
-        side_by_side.set_up(task, pairs, count=args.count, held_out=0, vocabulary=args.vocabulary)
+        count = args.steps * args.batch
+        side_by_side.set_up(task, pairs, count=count, held_out=0, vocabulary=args.vocabulary)
         small, cache = task.path("small"), task.path("cache")
         in_own_process(small_reference, small, task.policy)
-        references = {"anchor": task.policy, **{f"other-{number}": small for number in range(2, 9)}}
+        references = {"anchor": task.policy, **{f"other-{number}": small for number in range(2, CACHED[-1] + 1)}}
         in_own_process(our_training.score, task, cache, folder, references)
         resting = in_own_process(measuring.resting_rss_mb, task.policy, our_training.MODULES)
-        for repeat in range(args.repeats):
-            for number, (name, settings) in enumerate(contestants.items()):
-                run = in_own_process(
-                    our_training.train,
-                    task,
-                    cache,
-                    str(Path(folder) / f"run-{repeat}-{number}"),
-                    dict(list(references.items())[: settings["cached"]]),
-                    resident=settings["resident"],
-                )
-                run["added_rss_mb"] = run["peak_rss_mb"] - resting
-                runs[name].append(run)
-                print(f"{repeat + 1} of {args.repeats}, {name}: {run['step_cpu_s']:.4f} CPU s/step", flush=True)
-    figures = {name: measuring.summarize(of, FIGURES) for name, of in runs.items()}
+
+        def run(settings: dict[str, int], output: str, _: int) -> dict[str, Any]:
+            used = dict(list(references.items())[: settings["cached"]])
+            found: dict[str, Any] = in_own_process(
+                our_training.train, task, cache, output, used, resident=settings["resident"]
+            )
+            found["added_rss_mb"] = found["peak_rss_mb"] - resting
+            return found
+
+        runs = measuring.take_turns(
+            {name: partial(run, settings) for name, settings in {**cached, **resident}.items()},
+            args.repeats, folder, jobs=args.jobs,
+            line=lambda found: f"{found['step_cpu_s']:.4f} CPU s/step, {found['added_rss_mb']:.0f} MB over resting",
+        )  # fmt: skip
+    compare_steps(runs)
+    figures = {name: measuring.summarize(runs[name], FIGURES) for name in sorted(runs)}
 
     def cell(name: str, figure: str, digits: int) -> str:
         found, base = figures[name][figure]["median"], figures[BASE][figure]["median"]
         return f"{found:.{digits}f} ({found / base:.3f}×)"
 
-    body = [[name, cell(name, FIGURES[0], 4), cell(name, FIGURES[1], 0), cell(name, FIGURES[2], 2)] for name in figures]
+    body = [
+        [
+            name,
+            cell(name, "step_cpu_s", 4),
+            f"{figures[name]['same_step']['median']:.3f}×",
+            cell(name, "added_rss_mb", 0),
+            cell(name, "peak_rss_mb", 0),
+            cell(name, "prepare_cpu_s", 2),
+        ]
+        for name in figures
+    ]
+    header = ["median", "CPU s/step", "same step", "MB above resting", "MB in all", "preparing, CPU s"]
     text = "\n\n".join(
         [
             "# References cached and in memory",
@@ -93,11 +133,18 @@ def main() -> None:
             f"{side_by_side.POLICY}, vocabulary {args.vocabulary}, random weights, float32; LoRA r 8 on all linear layers; one "
             f"thread; median of {args.repeats} runs, which took turns.",
             measuring.describe_machine(machine),
-            measuring.table(["median", "CPU s/step", "MB above resting", "preparing, CPU s"], body),
+            measuring.table(header, body),
             NOTES,
         ]
     )
-    document = {"machine": machine, "resting_rss_mb": resting, "figures": figures, "runs": runs}
+    document = {
+        "given": vars(args),
+        "machine": machine,
+        "resting_rss_mb": resting,
+        "figures": figures,
+        "claims": claims(figures),
+        "runs": runs,
+    }
     measuring.write_results("references", document, text)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import measuring
 import side_by_side
-from measuring import in_own_process, peak_rss_mb, timed
+from measuring import claim, in_own_process, peak_rss_mb, timed
 from side_by_side import Task
 
 OURS, TRL = "mrpo score-refs, transformers engine", "TRL, precompute_ref_log_probs"
@@ -151,12 +151,21 @@ def main() -> None:
             NOTES,
         ]
     )
+    claims = [
+        claim(
+            f"TRL's precomputing ÷ mrpo score-refs by transformers, {what}", figures[TRL][name]["median"] / of["median"]
+        )
+        for name, what in (("pass_cpu_s", "CPU seconds of the pass"), ("added_mb", "peak memory over resting"))
+        for of in [figures[OURS][name]]
+        if TRL in figures
+    ]
     document = {
         "task": asdict(task)
         | {"folder": None, "vocabulary": args.vocabulary, "pairs": side_by_side.named(pairs), "count": args.count},
         "machine": machine,
         "resting_mb": resting,
         "figures": figures,
+        "claims": claims,
         "runs": runs,
     }
     measuring.write_results("scoring_trl", document, text)

@@ -10,6 +10,7 @@ The same tiny model in float32 for both; the runs take turns, each in a process 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -168,6 +169,7 @@ def main() -> None:
         | {"folder": None, "vocabulary": args.vocabulary, "pairs": side_by_side.named(pairs), "count": count},
         "machine": machine,
         "figures": figures,
+        "claims": [measuring.claim("mrpo score-refs by vLLM ÷ LLM.generate, seconds", statistics.median(each))],
         "runs": runs,
     }
     measuring.write_results("scoring_vllm", document, text)

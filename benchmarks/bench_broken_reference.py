@@ -1,0 +1,142 @@
+"""A broken reference among sound ones: how far each weighting and aggregate falls with it, and what `mrpo audit` says.
+
+    python benchmarks/bench_broken_reference.py [--seeds 0,1,2] [--epochs 1] [--processes auto]
+
+The demo's pairs and models (base is the anchor). Three worlds are trained and measured by `mrpo compare` on one cache, with
+the same starts and batches: **sound** (base, abacus, atlas); **broken**, where atlas was scored with its prompts padded on the
+right and the completions put behind the pads (the model really runs on that); **dropped** (base, abacus), what is left once the
+audit has been heeded. The trust region is off, unless --trust-region says otherwise: it is what else would hold a broken
+reference back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measuring import ROOT, describe_machine, machine, one_thread, table, write_results
+
+METHODS: dict[str, dict[str, Any]] = {
+    "harmonic, uniform": {"aggregate": "harmonic", "weights": "uniform"},
+    "geometric, uniform": {"aggregate": "geometric", "weights": "uniform"},
+    "harmonic, ARWC": {"aggregate": "harmonic", "weights": "adaptive"},
+    "geometric, ARWC": {"aggregate": "geometric", "weights": "adaptive"},
+    "geometric, VDW": {"aggregate": "geometric", "weights": "validation-discrimination"},
+    "geometric, VAW": {"aggregate": "geometric", "weights": "validation-accuracy"},
+}
+WORLDS = {"sound": ("base", "abacus", "atlas"), "broken": ("base", "abacus", "broken"), "dropped": ("base", "abacus")}
+
+
+def recipe_of(world: str, models: Path, scratch: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """The recipe of one world, as plain data."""
+    names = WORLDS[world]
+    return {
+        "pairs": {
+            "train": str(ROOT / "data/demo_train.jsonl"),
+            "eval": str(ROOT / "data/demo_eval.jsonl"),
+            "weights_fraction": 0.2,
+        },
+        "policy": {"model": str(models / "base"), "lora": {"target_modules": "all-linear"}},
+        "references": {name: {"model": str(models / ("atlas" if name == "broken" else name))} for name in names},
+        "cache": str(scratch / "cache"),
+        "limits": {"max_prompt_length": 128, "max_length": 192},
+        "scoring": {"engine": "transformers"},
+        "method": {"trust_region": {"kind": given.trust_region}, "beta": 0.1},
+        "training": {
+            "learning_rate": 2.0e-3,
+            "num_train_epochs": given.epochs,
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 1,
+            "warmup_steps": 0.1,
+            "save_strategy": "no",
+        },
+        "compare": {
+            "methods": {name: {**keys, "name": "mrpo"} for name, keys in METHODS.items()},
+            "seeds": given.seeds,
+            "processes": given.processes,
+        },
+        "output_dir": str(scratch / world),
+    }
+
+
+def plant(recipe: Any, models: Path) -> None:
+    """Fill the cache of the reference ``broken``: atlas, run on wrongly padded batches."""
+    from audit_faults import Model, padding
+
+    from mrpo_pipeline.cache import ReferenceCache
+    from mrpo_pipeline.prepare import prepare_splits, wanted_completions
+
+    sound = ReferenceCache.open(recipe.cache, "atlas").manifest()
+    assert sound is not None
+    cache = ReferenceCache.open(recipe.cache, "broken")
+    cache.create_or_check(sound.fingerprint, {"engine": "a fault made for this benchmark"})
+    wanted = cache.missing(wanted_completions(list(prepare_splits(recipe).values())))
+    with cache.writer() as writer:
+        for row in padding(Model(models / "atlas"), wanted, "between") if wanted.height else ():
+            writer.add(row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, help="the demo's models; made where not given")
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--processes", default="auto")
+    parser.add_argument("--trust-region", default="off", choices=("off", "fixed", "adaptive"))
+    parser.add_argument("--scratch", type=Path, help="where caches and runs lie; kept if given")
+    given = parser.parse_args()
+    given.processes = given.processes if given.processes == "auto" else int(given.processes)
+    found = machine()
+    with tempfile.TemporaryDirectory() as temporary, one_thread():
+        from mrpo_pipeline.audit import audit_recipe
+
+        from mrpo_pipeline.compare import compare_recipe
+        from mrpo_pipeline.demo.models import make_models
+        from mrpo_pipeline.progress import show_messages
+        from mrpo_pipeline.recipe import parse_recipe
+        from mrpo_pipeline.scoring import score_references
+
+        show_messages()
+        scratch = given.scratch or Path(temporary)
+        models = given.models or scratch / "models"
+        make_models(models)
+        recipes = {world: parse_recipe(recipe_of(world, models, scratch, given)) for world in WORLDS}
+        score_references(recipes["sound"])
+        plant(recipes["broken"], models)
+        audits = {world: audit_recipe(recipe) for world, recipe in recipes.items()}
+        worlds = {world: compare_recipe(recipe).as_dict() for world, recipe in recipes.items()}
+
+    def share(world: str, name: str) -> str:
+        one = next(method for method in worlds[world]["methods"] if method["name"] == name or name in method["also"])
+        return "{mean:.3f} ({low:.3f} to {high:.3f})".format(**one["metrics"]["accuracy/policy"])
+
+    def weight(name: str) -> str:
+        one = next(method for method in worlds["broken"]["methods"] if method["name"] == name)
+        return f"{one['diagnostics'].get('refs/broken/weight', float('nan')):.2f}"
+
+    body = [[name, *(share(world, name) for world in WORLDS), weight(name)] for name in METHODS]
+    singles = [
+        [
+            f"DPO against {name}",
+            *(share(world, f"dpo-{name}") if name in WORLDS[world] else "–" for world in WORLDS),
+            "–",
+        ]
+        for name in ("base", "abacus", "atlas", "broken")
+    ]
+    findings = {world: [f"{one.reference}: {one.fault}" for one in audit.findings] for world, audit in audits.items()}
+    text = (
+        f"{describe_machine(found)}\n\n"
+        f"accuracy/policy on {worlds['sound']['held_out']:,} held-out pairs, mean over seeds {given.seeds} and its 95% interval; "
+        f"before training {worlds['sound']['start']['accuracy/policy']:.3f}; trust region {given.trust_region}\n\n"
+        + table(["method", *WORLDS, "weight of the broken one"], [*body, *singles])
+        + "\n\n"
+        + "\n".join(f"mrpo audit, {world}: {'; '.join(told) or 'no finding'}" for world, told in findings.items())
+    )
+    document = {"machine": found, "given": {**vars(given), "models": None, "scratch": None}, "worlds": worlds}
+    write_results("broken-reference", {**document, "findings": findings}, text)
+
+
+if __name__ == "__main__":
+    main()

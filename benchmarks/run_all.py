@@ -1,0 +1,73 @@
+"""Every benchmark, one after another, and then the table and plot over all of them.
+
+    python benchmarks/run_all.py [--quick] [--only NAME …] [--jobs 2]
+
+`--quick` runs the short form of each, some minutes in all, and leaves its results in a folder of its own: enough to see how
+things are measured and where the large differences lie, too short for small ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import measuring
+
+FOLDER = Path(__file__).resolve().parent
+
+# Those that compare stage two with its peers come first. What is given for the short form; None where there is none. Others
+# run as well, shortly where they know `--quick`.
+BENCHMARKS: dict[str, str | None] = {
+    "training": "--steps 8 --repeats 1 --held-out 0",
+    "same_training": "--steps 8 --held-out 16",
+    "references": "--steps 8 --repeats 1",
+    "fast_paths": "--steps 5 --long-steps 2 --repeats 1",
+    "learning": None,
+    "scaling": "--steps 1 --lengths 128 256 512 --batches 2 4 8",
+    "head": "--vocabularies 32768 --repeats 1",
+    "cache": "--pairs 5000 --tokens 60 --repeats 1",
+    "scoring_trl": "--count 40 --repeats 1",
+    "scoring_vllm": None,
+}
+TAKE_JOBS = ("training", "references", "fast_paths", "learning", "scaling", "head")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    others = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+    names = [*BENCHMARKS, *(name for name in others if name not in BENCHMARKS)]
+    parser.add_argument("--quick", action="store_true", help="the short form of those that have one")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at once, where a benchmark can: as many as cores, at most"
+    )
+    args = parser.parse_args()
+    results = measuring.RESULTS / "quick" if args.quick else measuring.RESULTS
+    environment = {**os.environ, "MRPO_BENCH_RESULTS": str(results)}
+    failed = []
+    for name in args.only or names:
+        file = FOLDER / f"bench_{name}.py"
+        short = BENCHMARKS.get(name, "--quick" if "--quick" in file.read_text(encoding="utf-8") else None)
+        if args.quick and short is None:
+            print(f"== {name}: no short form, left out", flush=True)
+            continue
+        options = (short or "").split() if args.quick else []
+        if name in TAKE_JOBS:
+            options += ["--jobs", str(args.jobs)]
+        print(f"== bench_{name}.py {' '.join(options)}", flush=True)
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, str(file), *options], env=environment, check=False)
+        if done.returncode:
+            failed.append(name)
+        print(f"== {name}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+    subprocess.run([sys.executable, str(FOLDER / "summary.py")], env=environment, check=True)
+    if failed:
+        raise SystemExit(f"These failed, and what they say above tells why: {', '.join(failed)}.")
+
+
+if __name__ == "__main__":
+    main()
