@@ -91,7 +91,6 @@ def main() -> None:
     found = machine()
     with tempfile.TemporaryDirectory() as temporary, one_thread():
         from mrpo_pipeline.audit import audit_recipe
-
         from mrpo_pipeline.compare import compare_recipe
         from mrpo_pipeline.demo.models import make_models
         from mrpo_pipeline.progress import show_messages

@@ -9,7 +9,7 @@ import time
 
 import typer
 
-from mrpo_cli import cache, plan, recipes, references, results, training
+from mrpo_cli import audit, cache, compare, plan, recipes, references, report, results, training
 
 app = typer.Typer(
     name="mrpo",
@@ -21,8 +21,11 @@ app = typer.Typer(
 )
 plan.register(app)
 references.register(app)
+audit.register(app)
 training.register(app)
 results.register(app)
+compare.register(app)
+report.register(app)
 app.add_typer(cache.app, name="cache")
 app.add_typer(recipes.app, name="recipes")
 

@@ -27,7 +27,10 @@ def run_demo(models: Path = Path("runs/demo/models")) -> None:
     _heading("2 of 4", "stage one: every completion scored by every reference, once  (mrpo score-refs demo)")
     score_references(recipe)
 
-    _heading("3 of 4", "stage two: five methods trained on that cache, no reference in memory  (mrpo compare demo)")
+    _heading(
+        "3 of 4",
+        "stage two: five methods, three seeds each, on that cache; no reference in memory  (mrpo compare demo)",
+    )
     comparison = compare_recipe(recipe)
     print(f"\n{comparison.table()}\n")
 
@@ -36,8 +39,8 @@ def run_demo(models: Path = Path("runs/demo/models")) -> None:
     chosen = recipe.model_copy(update={"method": method_for(recipe, "mrpo")})
     print(evaluate_recipe(chosen, adapter).table())
     print(
-        f"\nDone in {time.monotonic() - began:,.0f} s. The plot: {comparison.folder / 'comparison.png'}; the table: "
-        f"{comparison.folder / 'comparison.md'}; the cache: {recipe.cache}."
+        f"\nDone in {time.monotonic() - began:,.0f} s. The report: "
+        f"{comparison.folder / 'report.html'}; the cache: {recipe.cache}."
     )
 
 

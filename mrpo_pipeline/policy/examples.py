@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,10 @@ class PreferenceExamples(Dataset[Batch]):
         for name in _IDS:
             if ids_from is not None:
                 for file in (f"{name}.npy", f"{name}.lengths.npy"):
-                    (folder / file).hardlink_to(ids_from / file)
+                    try:
+                        (folder / file).hardlink_to(ids_from / file)
+                    except OSError:  # a file system without links
+                        shutil.copyfile(ids_from / file, folder / file)
                 continue
             rows = IdRows.of(getattr(self, name))
             np.save(folder / f"{name}.npy", rows.ids)

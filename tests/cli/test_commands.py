@@ -155,13 +155,16 @@ def test_score_targets_train_evaluate_compare_and_merge_from_options_alone(tmp_p
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["before"]["accuracy/anchor"] == 0.5
 
-    done = mrpo("compare", *options, *training, "--output-dir", "compared", "--seeds", "0,1", cwd=tmp_path)
+    comparing = ["compare", *options, *training, "--output-dir", "compared", "--seeds", "0,1"]
+    done = mrpo(*comparing, "--processes", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    table = json.loads((tmp_path / "compared" / "comparison.json").read_text())["methods"]
-    assert [row["method"] for row in table] == ["start", "dpo-base", "dpo-other", "multi-dpo", "mrpo"]
-    assert (tmp_path / "compared" / "comparison.png").stat().st_size > 10_000
-    again = mrpo("compare", *options, *training, "--output-dir", "compared", "--seeds", "0,1", cwd=tmp_path)
-    assert again.stderr.count("done before") == 8 and again.stdout == done.stdout
+    found = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    assert [method["name"] for method in found["methods"]] == ["dpo-base", "dpo-other", "multi-dpo", "mrpo"]
+    assert found["costs"]["processes"] == 2 and found["costs"]["runs_made_now"] == 9
+    assert found["verdict"]["sentence"] in done.stdout
+    assert (tmp_path / "compared" / "report.html").stat().st_size > 10_000
+    again = mrpo(*comparing, "--json", cwd=tmp_path)
+    assert again.stderr.count("done before") == 9 and json.loads(again.stdout) == found
 
     assert mrpo("merge", "trained", "--output", "merged", cwd=tmp_path).returncode == 0
     assert (tmp_path / "merged" / "model.safetensors").is_file()

@@ -1,0 +1,36 @@
+"""`mrpo audit`: what the cached references are worth on these pairs, before any training."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mrpo_cli.options import METHOD, PAIRS, takes_recipe
+
+if TYPE_CHECKING:
+    from mrpo_pipeline.recipe import Recipe
+
+
+@takes_recipe(PAIRS, METHOD)
+def audit(
+    recipe: "Recipe",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a reference looks broken.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
+) -> None:
+    """What the cached references are worth on these pairs, and which of them look broken. Loads no model.
+
+    Findings do not fail the command: its exit code is 0 all the same, but for --strict.
+    """
+    from mrpo_pipeline.audit import audit_recipe
+    from mrpo_pipeline.errors import RunError
+
+    found = audit_recipe(recipe)
+    print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.table())
+    if strict and found.broken:
+        raise RunError(
+            f"{len(found.broken)} of {len(found.references)} references look broken: {', '.join(found.broken)}."
+        )
+
+
+def register(app: typer.Typer) -> None:
+    app.command("audit")(audit)

@@ -1,0 +1,71 @@
+"""What the references would count for: under each weighting, under the harmonic mean, and after clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mrpo_pipeline.audit.figures import Scored
+from mrpo_pipeline.audit.sample import Floats
+from mrpo_pipeline.targets import TargetSettings, compute_targets
+from mrpo_pipeline.targets import weights as weightings
+
+HELD_OUT = "the weights split"
+THESE = "these pairs (the recipe has no weights split)"
+
+
+def weights_by(scored: Scored, held_out: Floats | None) -> dict[str, Any]:
+    """Mean α of each reference under each weighting that looks at the pairs alone; sums, temperature 1, no floor.
+
+    Args:
+        scored: the pairs.
+        held_out: Δ (M, K) of the weights split, for VDW and VAW; these pairs' own where there is none.
+    """
+    margins = scored.margins
+    other = margins if held_out is None else held_out
+    found = {
+        "uniform": weightings.uniform(1, len(scored.names))[0],
+        "adaptive": weightings.adaptive(margins).mean(axis=0),
+        "validation-discrimination": weightings.discrimination(other),
+        "validation-accuracy": weightings.accuracy(other),
+    }
+    return {
+        "weights": {kind: _named(scored.names, row) for kind, row in found.items()},
+        "validation_on": THESE if held_out is None else HELD_OUT,
+        "held_out_pairs": len(other),
+    }
+
+
+def under_mrpo(scored: Scored, settings: Mapping[str, Any], units: tuple[Floats, Floats] | None) -> dict[str, Any]:
+    """Argmin share, effective K, clip rate and sign flips under MRPO: the harmonic mean with adaptive weights, and the recipe's
+    trust region (the adaptive one where it is off).
+
+    Args:
+        scored: the pairs.
+        settings: ``trust_region``, ``epsilon``, ``normalize`` of the recipe.
+        units: (N,) what the log-probs of each side are divided by, with ``normalize`` token or byte.
+
+    Returns:
+        ``settings``, ``effective_k`` and ``references``: NAME → ``argmin_share``, ``clip_rate``, ``sign_flips``.
+    """
+    made = TargetSettings(reference_names=scored.names, aggregate="harmonic", weights="adaptive", **settings)
+    targets = compute_targets(
+        scored.chosen,
+        scored.rejected,
+        made,
+        units_chosen=None if units is None else units[0],
+        units_rejected=None if units is None else units[1],
+    )
+    told = targets.diagnostics
+    shown = ("argmin_share", "clip_rate", "sign_flips")
+    return {
+        "settings": {"aggregate": "harmonic", "weights": "adaptive", **settings},
+        "effective_k": told["refs/effective_k"],
+        "references": {name: {key: told[f"refs/{name}/{key}"] for key in shown} for name in scored.names},
+    }
+
+
+def _named(names: list[str], row: Floats) -> dict[str, float]:
+    return dict(zip(names, np.asarray(row, dtype=float).tolist(), strict=True))

@@ -1,0 +1,126 @@
+"""Every method against every single reference and against the start, with intervals and corrected p-values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mrpo_pipeline.compare.methods import START, Contender
+from mrpo_pipeline.evaluation.intervals import Known, mean_known
+from mrpo_pipeline.evaluation.power import pairs_needed
+from mrpo_pipeline.evaluation.significance import ALPHA, holm
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What the policies did on every held-out pair.
+
+    Attributes:
+        clusters: (N,), the number of each pair's prompt.
+        start: by metric, (N,): 1, ½ or 0 for each pair. methods: by method and metric, (N, S), the seeds in order.
+    """
+
+    clusters: npt.NDArray[np.int64]
+    start: Mapping[str, Floats]
+    methods: Mapping[str, Mapping[str, Floats]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """``method`` minus ``against`` in one metric; a share, so 0.01 is one point.
+
+    ``question`` names the family that p is corrected in: what a reader asks at one time.
+    """
+
+    metric: str
+    method: str
+    against: str
+    question: str
+    known: Known
+    p_corrected: float = 1.0
+
+    @property
+    def better(self) -> bool:
+        return self.p_corrected < ALPHA and self.known.mean > 0
+
+    @property
+    def worse(self) -> bool:
+        return self.p_corrected < ALPHA and self.known.mean < 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "metric": self.metric,
+            "method": self.method,
+            "against": self.against,
+            "difference": self.known.mean,
+            "low": self.known.low,
+            "high": self.known.high,
+            "p": self.known.p,
+            "p_corrected": self.p_corrected,
+            "sd_pairs": self.known.sd_pairs,
+            "sd_seeds": self.known.sd_seeds,
+            "pairs_needed": pairs_needed(self.known),
+            "freedom": self.known.freedom,
+            "question": self.question,
+        }
+
+
+# The questions that are asked of a comparison, each corrected for by itself.
+SEVERAL = "do several references do better than one"
+ONE = "which single reference is better"
+TRAINING = "is it better than the start"
+LEFT_OUT = "does a reference do harm"
+
+
+def compare_outcomes(contenders: Sequence[Contender], outcomes: Outcomes) -> list[Compared]:
+    """Every comparison of every metric.
+
+    Each metric and question is a family of its own, corrected by Holm's method: methods with several references against
+    each single one; single references against each other; all against the start; and a method against itself without one
+    of its references.
+    """
+    there = [one for one in contenders if one.name in outcomes.methods]
+    singles = [one for one in there if one.baseline]
+    several = [one for one in there if not one.baseline]
+    asked = [(a.name, b.name, SEVERAL) for a in several if a.without is None for b in singles]
+    asked += [(a.name, b.name, ONE) for i, a in enumerate(singles) for b in singles[:i]]
+    for one in several:
+        if one.without is not None:
+            whole = next((x.name for x in several if x.without is None and x.reads() == one.reads()), None)
+            asked += [(one.name, whole, LEFT_OUT)] if whole else []
+    asked += [(one.name, START, TRAINING) for one in there]
+    found: list[Compared] = []
+    for metric in outcomes.start:
+        family = [
+            Compared(metric, method, against, question, _difference(outcomes, metric, method, against))
+            for method, against, question in asked
+        ]
+        for question in dict.fromkeys(one.question for one in family):
+            own = [one for one in family if one.question == question]
+            corrected = holm([one.known.p for one in own])
+            found += [replace(one, p_corrected=p) for one, p in zip(own, corrected, strict=True)]
+    return found
+
+
+def _difference(outcomes: Outcomes, metric: str, method: str, against: str) -> Known:
+    """Paired by pair and by seed: the seeds share their start and their batches."""
+    ours = outcomes.methods[method][metric]
+    theirs = outcomes.start[metric][:, None] if against == START else outcomes.methods[against][metric]
+    return mean_known(ours - theirs, outcomes.clusters)
+
+
+def shares(outcomes: Outcomes) -> dict[str, dict[str, Known]]:
+    """By method and metric: its own share, with its interval kept within 0 and 1."""
+    found: dict[str, dict[str, Known]] = {}
+    for name, by_metric in outcomes.methods.items():
+        found[name] = {}
+        for metric, values in by_metric.items():
+            known = mean_known(values, outcomes.clusters)
+            found[name][metric] = replace(known, low=max(known.low, 0.0), high=min(known.high, 1.0))
+    return found

@@ -1,0 +1,178 @@
+"""One run of a comparison: a method trained with a seed and measured on the held-out pairs, or the start measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrpo_pipeline.compare.methods import START
+from mrpo_pipeline.evaluation.outcomes import COMPARABLE
+
+if TYPE_CHECKING:
+    from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
+
+RESULT = "result.json"
+PAIRS = "pairs.parquet"
+LOG = "log.txt"
+_RUNNING = "running.json"
+
+# Called with the share of the work that is done, between 0 and 1.
+Tell = Callable[[float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What a process needs to make one run, as plain data.
+
+    Attributes:
+        name: the method's, or ``start``.
+        folder: where its results go.
+        train, held_out: folders of prepared pairs, which are mapped; ``choice`` the same of pairs that a sweep looks at.
+        policy, loss, training: as ``mrpo_pipeline.policy.train`` takes them, the first two as plain data.
+        recipe: the resolved recipe of this run, YAML, to lie beside its results.
+        key: of everything that decides the result.
+        card, diagnostics: see ``mrpo_pipeline.policy.train``.
+    """
+
+    name: str
+    seed: int
+    folder: str
+    held_out: str
+    policy: Mapping[str, Any]
+    loss: Mapping[str, Any]
+    key: str
+    train: str = ""
+    choice: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = ""
+    card: Mapping[str, Any] = field(default_factory=dict)
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return "the start" if self.name == START else f"{self.name}, seed {self.seed}"
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        return cls(**json.loads(text))
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    """What an earlier call left of this very run; None where it left nothing or another run."""
+    place = Path(job.folder)
+    result = _read(place / RESULT)
+    return result if result is not None and result.get("key") == job.key and (place / PAIRS).is_file() else None
+
+
+def run_job(job: Job, tell: Tell) -> dict[str, Any]:
+    """Train and measure, or measure the start; leaves ``result.json`` last, and returns what stands in it.
+
+    A run that was stopped goes on from its last whole checkpoint, where the recipe had it write some.
+    """
+    from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
+
+    place = Path(job.folder)
+    place.mkdir(parents=True, exist_ok=True)
+    policy = PolicySettings(**{**job.policy, "lora": LoraSettings(**job.policy["lora"])})
+    loss = LossSettings(**job.loss)
+    took = 0.0
+    if job.name != START:
+        began = time.monotonic()
+        _train(job, policy, loss, tell)
+        took = time.monotonic() - began
+        # What is measured is the adapter that lies on disk, loaded as a user would load it.
+        policy = replace(policy, adapter=str(place))
+    result = {"key": job.key, **_measure(job, policy, loss), "train_seconds": took}
+    _write(place / RESULT, result)
+    (place / _RUNNING).unlink(missing_ok=True)
+    return result
+
+
+def _train(job: Job, policy: PolicySettings, loss: LossSettings, tell: Tell) -> None:
+    from mrpo_pipeline.policy.examples import PreferenceExamples
+    from mrpo_pipeline.policy.train import train_policy
+
+    place = Path(job.folder)
+    resume = (_read(place / _RUNNING) or {}).get("key") == job.key
+    if not resume:
+        _clear(place)
+    _write(place / _RUNNING, {"key": job.key})
+    (place / "recipe.yaml").write_text(job.recipe, encoding="utf-8")
+    # Held-out pairs are looked at during training where the recipe says so; at the end, by `_measure`, in any case.
+    along = job.training.get("eval_strategy", "no") != "no"
+    train_policy(
+        policy,
+        PreferenceExamples.open(Path(job.train)),
+        PreferenceExamples.open(Path(job.held_out)) if along else None,
+        loss,
+        job.training,
+        place,
+        resume=resume,
+        card=job.card,
+        diagnostics=job.diagnostics,
+        callbacks=[_share_told(tell)],
+    )
+
+
+def _measure(job: Job, policy: PolicySettings, loss: LossSettings) -> dict[str, Any]:
+    """The policy's figures on the held-out pairs, its sums of each in ``pairs.parquet``; and what a sweep asks of others."""
+    import polars as pl
+
+    from mrpo_pipeline.evaluation.preferences import device_of_choice, evaluate_policy
+    from mrpo_pipeline.policy.carried import AT_START, read_figures
+    from mrpo_pipeline.policy.examples import PreferenceExamples
+    from mrpo_pipeline.policy.model import load_policy
+
+    began = time.monotonic()
+    model = load_policy(policy).to(device_of_choice())
+    examples = PreferenceExamples.open(Path(job.held_out))
+    carried = AT_START if job.name == START else read_figures(job.folder)
+    figures = evaluate_policy(model, examples, loss, carried)
+    table = {"pair_id": list(examples.pair_ids), "logps_chosen": figures.chosen, "logps_rejected": figures.rejected}
+    pl.DataFrame(table).write_parquet(Path(job.folder) / PAIRS)
+    result: dict[str, Any] = {"metrics": figures.metrics}
+    if job.choice:
+        choice = evaluate_policy(model, PreferenceExamples.open(Path(job.choice)), loss, carried)
+        result["choice"] = {metric: choice.metrics[metric] for metric in COMPARABLE}
+    return {**result, "evaluate_seconds": time.monotonic() - began}
+
+
+def _share_told(tell: Tell) -> Any:
+    from transformers import TrainerCallback
+
+    class Told(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            tell(state.global_step / max(state.max_steps, 1))
+
+    return Told()
+
+
+def _clear(place: Path) -> None:
+    """Take away what another run left under this name."""
+    for path in place.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    for name in (RESULT, PAIRS, "weights.parquet", "carried.json", "train_results.json", "eval_results.json"):
+        (place / name).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _write(path: Path, document: object) -> None:
+    """Whole or not at all: that it is there says that the rest is."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False, default=float), encoding="utf-8")
+    partial.rename(path)

@@ -1,0 +1,190 @@
+"""What a comparison found, as it lies in ``comparison.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+import mrpo_pipeline
+from mrpo_pipeline.compare import table
+from mrpo_pipeline.compare.comparisons import Outcomes, compare_outcomes, shares
+from mrpo_pipeline.compare.job import PAIRS
+from mrpo_pipeline.compare.methods import START, Contender
+from mrpo_pipeline.compare.verdict import Verdict, verdict_of
+from mrpo_pipeline.errors import RunError
+from mrpo_pipeline.evaluation.outcomes import COMPARABLE, pair_outcomes
+from mrpo_pipeline.policy.examples import PreferenceExamples
+
+VERSION = 1
+DOCUMENT = "comparison.json"
+_OWN = {
+    "rewards/accuracies": "own reward larger on the chosen side (not comparable across methods)",
+    "loss": "loss (not comparable across methods)",
+}
+
+
+@dataclass
+class Comparison:
+    """Everything that was compared, and where it lies."""
+
+    folder: Path
+    document: dict[str, Any]
+    verdict: Verdict
+
+    def as_dict(self) -> dict[str, Any]:
+        return self.document
+
+    def table(self) -> str:
+        """Shares with intervals, differences and the verdict, for the terminal."""
+        return table.terminal(self.document)
+
+    def write(self) -> None:
+        """``comparison.json`` and ``comparison.md``, each whole or not at all."""
+        texts = {
+            DOCUMENT: json.dumps(self.document, indent=1, ensure_ascii=False),
+            "comparison.md": table.markdown(self.document),
+        }
+        for name, text in texts.items():
+            partial = self.folder / f".{name}.partial"
+            partial.write_text(text, encoding="utf-8")
+            partial.rename(self.folder / name)
+
+
+@dataclass
+class Trained:
+    """A method with its runs, in the order of the seeds.
+
+    Attributes:
+        describes: one line. diagnostics: of the references on the training pairs.
+        results: what each run left in ``result.json``. folders: where.
+        also: other names of the same training in the recipe.
+    """
+
+    contender: Contender
+    describes: str
+    diagnostics: Mapping[str, float]
+    results: Sequence[Mapping[str, Any]]
+    folders: Sequence[Path]
+    also: Sequence[str] = field(default_factory=list)
+
+
+def summarize(
+    folder: Path,
+    methods: Sequence[Trained],
+    held_out: PreferenceExamples,
+    clusters: pl.Series,
+    seeds: Sequence[int],
+    *,
+    metric: str,
+    more: Mapping[str, Any],
+) -> Comparison:
+    """Put a comparison together from what the runs left in their folders.
+
+    Args:
+        methods: those that were trained with every seed.
+        held_out: the pairs, with the anchor's sums. clusters: (N,), the number of each one's prompt.
+        more: entries of the document that are known before: pairs, costs and the like.
+    """
+    outcomes = Outcomes(
+        clusters.to_numpy(),
+        _outcomes_of(folder / START, held_out),
+        {one.contender.name: _over_seeds([_outcomes_of(place, held_out) for place in one.folders]) for one in methods},
+    )
+    contenders = [one.contender for one in methods]
+    own_shares = shares(outcomes)
+    compared = compare_outcomes(contenders, outcomes)
+    verdict = verdict_of(contenders, compared, own_shares, len(seeds), metric)
+    document = {
+        "version": VERSION,
+        "mrpo": mrpo_pipeline.__version__,
+        **more,
+        "held_out": len(held_out),
+        "prompts": int(clusters.n_unique()),
+        "seeds": list(seeds),
+        "metrics": {**COMPARABLE, **_OWN},
+        "verdict_metric": metric,
+        "start": {name: float(values.mean()) for name, values in outcomes.start.items()},
+        "methods": [_method(one, own_shares[one.contender.name], outcomes) for one in methods],
+        "comparisons": [one.as_dict() for one in compared],
+        "verdict": verdict.as_dict(),
+    }
+    return Comparison(folder, _finite(document), verdict)
+
+
+def _method(one: Trained, known: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
+    contender = one.contender
+    metrics: dict[str, Any] = {}
+    for metric, values in outcomes.methods[contender.name].items():
+        share = known[metric]
+        per_seed = values.mean(axis=0).tolist()
+        metrics[metric] = {"mean": share.mean, "low": share.low, "high": share.high, "per_seed": per_seed}
+    for metric in _OWN:
+        per_seed = [float(result["metrics"][metric]) for result in one.results]
+        metrics[metric] = {"mean": sum(per_seed) / len(per_seed), "low": None, "high": None, "per_seed": per_seed}
+    return {
+        "name": contender.name,
+        "describes": one.describes,
+        "method": contender.method.model_dump(mode="json"),
+        "references": list(contender.references),
+        "baseline": contender.baseline,
+        "also": list(one.also),
+        "swept": dict(contender.settings),
+        "metrics": metrics,
+        "train_seconds": [float(result["train_seconds"]) for result in one.results],
+        "diagnostics": dict(one.diagnostics),
+    }
+
+
+def _outcomes_of(place: Path, held_out: PreferenceExamples) -> dict[str, Any]:
+    frame = pl.read_parquet(place / PAIRS)
+    if frame["pair_id"].to_list() != list(held_out.pair_ids):
+        raise RunError(
+            f"{place / PAIRS} holds other pairs than the held-out ones: it was changed since it was written. Delete "
+            f"{place}, and start the same command again."
+        )
+    return pair_outcomes(frame["logps_chosen"].to_numpy(), frame["logps_rejected"].to_numpy(), held_out)
+
+
+def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    import numpy as np
+
+    return {metric: np.stack([run[metric] for run in runs], axis=1) for metric in COMPARABLE}
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: what is not a number is null."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and value not in (value, float("inf"), float("-inf")):
+        return None
+    return None if isinstance(value, float) and abs(value) == float("inf") else value
+
+
+def machine() -> str:
+    """What the runs were made on, in a few words."""
+    import torch
+
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        return f"{count} x {torch.cuda.get_device_name(0)}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores of {_processor()}"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

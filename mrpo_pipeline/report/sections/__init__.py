@@ -1,0 +1,1 @@
+"""What each section of the page says: one file for each, from the folder to words, tables and plots."""

@@ -1,0 +1,123 @@
+"""`mrpo audit` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mrpo_cli.main import app
+from tiny_references import plain_pairs, reference, write_pairs
+from typer.testing import CliRunner, Result
+
+from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.recipe import load_recipe
+from mrpo_pipeline.scoring import score_references
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return reference(tmp_path_factory.mktemp("model") / "tiny", "llama", "qwen")
+
+
+def recipe(folder: Path, model: Path, *names: str, pairs: int = 30, **more: Any) -> Path:
+    """A recipe whose references, all the same model, are scored."""
+    write_pairs(folder / "pairs.jsonl", plain_pairs(pairs))
+    path = folder / "recipe.yaml"
+    document = {
+        "pairs": {"train": str(folder / "pairs.jsonl"), **more},
+        "policy": {"model": str(model)},
+        "references": {name: {"model": str(model)} for name in names},
+        "cache": str(folder / "cache"),
+        "limits": {"max_length": 200},
+        "scoring": {"engine": "transformers"},
+    }
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    score_references(load_recipe(path, {}))
+    return path
+
+
+def run(*arguments: str | Path) -> Result:
+    log = logging.getLogger("mrpo")
+    before = log.level, log.propagate, list(log.handlers)
+    try:
+        return CliRunner().invoke(app, ["audit", *map(str, arguments)])
+    finally:
+        log.setLevel(before[0])
+        log.propagate, log.handlers = before[1], before[2]
+
+
+def test_one_reference_and_one_pair(tmp_path: Path, model: Path) -> None:
+    path = recipe(tmp_path, model, "base", pairs=1)
+    ended = run(path)
+    assert ended.exit_code == 0, ended.output
+    assert "1 pairs read, 1 kept" in ended.stdout and "too few" in ended.stdout
+    assert max(map(len, ended.stdout.splitlines())) <= 100
+    found = json.loads(run(path, "--json").stdout)
+    assert found["references"]["base"]["ranked_rightly"]["share"] in (0.0, 1.0)
+    assert found["agreement"] == [] and found["mrpo"]["effective_k"] == 1.0
+
+
+def test_a_copy_is_named_and_fails_only_when_strict(tmp_path: Path, model: Path) -> None:
+    path = recipe(tmp_path, model, "base", "twin")
+    ended = run(path)
+    assert ended.exit_code == 0
+    assert re.search(r"BROKEN twin \(copy\)", ended.stdout)
+    strict = run(path, "--strict")
+    assert isinstance(strict.exception, RunError) and "twin" in str(strict.exception)
+    assert "BROKEN twin" in strict.stdout
+
+
+def test_json_holds_what_other_pieces_read(tmp_path: Path, model: Path) -> None:
+    path = recipe(tmp_path, model, "base", "twin", eval_fraction=0.2, weights_fraction=0.3)
+    found = json.loads(run(path, "--json").stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["version"] == 1 and found["split"] == "train"
+    assert set(found["pairs"]) == {"train", "eval", "weights"}
+    assert sum(counts["pairs in"] for counts in found["pairs"].values()) == 30
+    one = found["references"]["base"]
+    assert set(one["nats_per_byte"]) == {"chosen", "rejected"} == set(one["nats_per_token"])
+    assert one["ranked_rightly"]["low"] <= one["ranked_rightly"]["share"] <= one["ranked_rightly"]["high"]
+    assert {"argmin_share", "clip_rate", "sign_flips", "by_length", "patterns", "origin", "looks"} <= set(one)
+    assert found["agreement"][0]["references"] == ["base", "twin"] and found["agreement"][0]["ranked_alike"] == 1.0
+    assert set(found["weightings"]["weights"]) >= {
+        "uniform",
+        "adaptive",
+        "validation-discrimination",
+        "validation-accuracy",
+    }
+    assert found["weightings"]["held_out_pairs"] == found["pairs"]["weights"]["pairs out"]
+    assert found["mrpo"]["effective_k"] == pytest.approx(2.0)
+    (finding,) = [one for one in found["findings"] if one["reference"] == "twin"]
+    assert set(finding) == {"reference", "fault", "sentence", "severity"} and finding["fault"] == "copy"
+
+
+def test_no_model_is_loaded(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = recipe(tmp_path, model, "base")
+    (model / "model.safetensors").rename(tmp_path / "weights")
+    try:
+        from mrpo_pipeline.cached_logps import open_caches
+        from mrpo_pipeline.engines import loading
+
+        monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+        monkeypatch.setattr("mrpo_pipeline.audit.run.open_caches", lambda given: [_unchecked(given, open_caches)])
+        assert run(path).exit_code == 0
+    finally:
+        (tmp_path / "weights").rename(model / "model.safetensors")
+
+
+def _unchecked(given: Any, _: Any) -> Any:
+    """The cache as it lies there: whether it is this recipe's is another room's business."""
+    from mrpo_pipeline.cache import ReferenceCache
+
+    return ReferenceCache.open(given.cache, "base")
+
+
+def test_completions_that_are_not_scored_are_named(tmp_path: Path, model: Path) -> None:
+    path = recipe(tmp_path, model, "base", pairs=3)
+    write_pairs(tmp_path / "pairs.jsonl", plain_pairs(9))
+    ended = run(path)
+    assert isinstance(ended.exception, UserError) and "score-refs" in str(ended.exception)

@@ -1,0 +1,170 @@
+"""Each fault is planted as it comes about, in the second of two taught references: it is named, and the sound one is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trained_references import Reference, Rows, World, changed, padded_on_the_left
+
+from mrpo_pipeline.audit import Audit, Readers
+from mrpo_pipeline.demo.vocabularies import CHATML_TEMPLATE
+from mrpo_pipeline.rendering import Renderer
+
+
+def named(audit: Audit) -> list[tuple[str, str]]:
+    return [(finding.reference, finding.fault) for finding in audit.findings]
+
+
+def with_chatml(world: World, folder: Path) -> Renderer:
+    """The second reference's tokenizer with a template that is not its own."""
+    path = folder / "chatml.jinja"
+    path.write_text(CHATML_TEMPLATE, encoding="utf-8")
+    return Renderer.from_pretrained(str(world.second.path), template=str(path))
+
+
+def shuffled_numbers(world: World) -> Rows:
+    rows = world.rows(world.second)
+    order = np.random.default_rng(0).permutation(len(rows))
+    return [
+        replace(row, logprobs=np.resize(rows[other].logprobs, len(row.logprobs)))
+        for row, other in zip(rows, order, strict=True)
+    ]
+
+
+def shuffled_rows(world: World) -> Rows:
+    rows = world.rows(world.second)
+    order = np.random.default_rng(0).permutation(len(rows))
+    return [replace(rows[other], completion_id=row.completion_id) for row, other in zip(rows, order, strict=True)]
+
+
+def ids_of_the_first(world: World) -> Rows:
+    """What the authors' code does: every model reads the policy's ids."""
+    size = int(world.second.engine._vocab_size)
+    rendered = world.first.renderer.render(world.texts)
+    fed = [replace(one, prompt_ids=one.prompt_ids % size, completion_ids=one.completion_ids % size) for one in rendered]
+    return [
+        replace(row, token_ids=one.completion_ids)
+        for row, one in zip(world.rows(world.second, fed), rendered, strict=True)
+    ]
+
+
+def bos_twice(world: World) -> Rows:
+    rendered = world.second.renderer.render(world.texts)
+    return world.rows(
+        world.second,
+        [replace(one, prompt_ids=np.concatenate([one.prompt_ids[:1], one.prompt_ids])) for one in rendered],
+    )
+
+
+def to_e4m3(values: np.ndarray) -> np.ndarray:
+    import torch
+
+    return torch.from_numpy(values).to(torch.float8_e4m3fn).float().numpy()
+
+
+PLANTED: dict[str, tuple[str, Callable[[World], Rows]]] = {
+    "pads before the prompts": ("padding", lambda world: padded_on_the_left(world, world.second)),
+    "another tokenizer's ids": ("tokenizer", ids_of_the_first),
+    "two BOS": ("bos", bos_twice),
+    "rows under other names": ("shuffled", shuffled_rows),
+    "log-probs of other texts": ("shuffled", shuffled_numbers),
+    "e4m3": ("rounding", lambda world: changed(world.rows(world.second), to_e4m3)),
+    "steps of a sixteenth": (
+        "rounding",
+        lambda world: changed(world.rows(world.second), lambda v: np.round(v * 16) / 16),
+    ),
+    "steps that are no powers of two": (
+        "rounding",
+        lambda world: changed(world.rows(world.second), lambda v: np.round(v / 0.03) * 0.03),
+    ),
+    "the first one's cache": ("copy", lambda world: world.rows(world.first)),
+    "one number everywhere": ("constant", lambda world: changed(world.rows(world.second), lambda v: 0 * v - 7.1)),
+    "by the place alone": (
+        "constant",
+        lambda world: changed(world.rows(world.second), lambda v: -1.5 - np.arange(len(v)) / 7),
+    ),
+    "every third is zero": (
+        "zeros",
+        lambda world: changed(world.rows(world.second), lambda v: np.where(np.arange(len(v)) % 3 == 1, 0, v)),
+    ),
+    "logits": ("impossible", lambda world: changed(world.rows(world.second), lambda v: v + 3)),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_a_planted_fault_is_named_and_the_sound_reference_is_not(world: World, kind: str) -> None:
+    fault, make = PLANTED[kind]
+    audit = world.audit((world.first, world.rows(world.first)), (world.second, make(world)))
+    assert named(audit) == [("second", fault)]
+    assert audit.references["second"]["looks"] == "broken" and audit.references["first"]["looks"] == "sound"
+    assert "second" in audit.findings[0].sentence or "RECIPE" in audit.findings[0].sentence
+
+
+def test_sound_references_are_not_named(world: World) -> None:
+    audit = world.audit((world.first, world.rows(world.first)), (world.second, world.rows(world.second)))
+    assert named(audit) == [] and audit.broken == []
+    assert {one["looks"] for one in audit.references.values()} == {"sound"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PLANTED if kind != "the first one's cache"])
+def test_one_reference_alone_is_enough(world: World, kind: str) -> None:
+    fault, make = PLANTED[kind]
+    assert named(world.audit((world.second, make(world)))) == [("second", fault)]
+
+
+@pytest.mark.parametrize("told", ["by the rows' counts", "by the recipe", "by the numbers alone"])
+def test_another_template_is_named(world: World, tmp_path: Path, told: str) -> None:
+    other = with_chatml(world, tmp_path)
+    rows = world.rows(world.second, other.render(world.texts))
+    readers = {"second": Readers(other, world.second.renderer)} if told == "by the recipe" else None
+    if told == "by the numbers alone":
+        readers = {"second": Readers()}
+    audit = world.audit((world.first, world.rows(world.first)), (world.second, rows), readers=readers)
+    assert named(audit) == [("second", "template")]
+    assert ("`template:`" in audit.findings[0].sentence) == (told == "by the recipe")
+
+
+def test_a_tokenizer_that_the_recipe_names_wrongly_is_found(world: World) -> None:
+    rows = ids_of_the_first(world)
+    readers = {"second": Readers(world.first.renderer, world.second.renderer)}
+    audit = world.audit((world.first, world.rows(world.first)), (world.second, rows), readers=readers)
+    assert named(audit) == [("second", "tokenizer")] and "`tokenizer:`" in audit.findings[0].sentence
+
+
+def test_the_copy_is_the_one_whose_ids_are_not_its_own_whatever_the_order(world: World) -> None:
+    rows = world.rows(world.first)
+    audit = world.audit((world.second, rows), (world.first, rows))
+    assert named(audit) == [("second", "copy")]
+
+
+def test_numbers_a_hair_apart_are_a_copy_and_another_dtype_is_a_remark(world: World) -> None:
+    rows = world.rows(world.first)
+    rng = np.random.default_rng(0)
+    twin = Reference(world.first.path, "twin")
+    for size, found, remarked in ((1e-5, [("twin", "copy")], False), (1e-2, [], True)):
+        noisy = changed(rows, lambda v, size=size: np.minimum(v + size * rng.standard_normal(len(v)), 0))
+        audit = world.audit((world.first, rows), (twin, noisy), readers={"twin": Readers(world.first.renderer)})
+        findings = [one for one in named(audit) if one[1] == "copy"]
+        assert findings == found
+        assert any("all but the same model" in remark["sentence"] for remark in audit.remarks) == remarked
+
+
+def test_a_reference_that_knows_little_is_remarked_on_and_not_found(world: World) -> None:
+    """Eight times the nats, and all else in order."""
+    weak = changed(world.rows(world.second), lambda values: 8 * values)
+    audit = world.audit((world.first, world.rows(world.first)), (world.second, weak))
+    assert named(audit) == [] and audit.references["second"]["looks"] == "doubtful"
+    (remark,) = [one["sentence"] for one in audit.remarks if "nats a byte where the others" in one["sentence"]]
+    assert f"{audit.weightings['weights']['adaptive']['second']:.0%}" in remark
+
+
+def test_a_handful_of_pairs_says_that_numbers_tell_nothing(world: World) -> None:
+    few = world.prepared.frame.head(1)
+    audit = world.audit((world.second, shuffled_numbers(world)), pairs=few)
+    assert named(audit) == []
+    assert "too few" in audit.remarks[0]["sentence"]
+    assert named(world.audit((world.second, bos_twice(world)), pairs=few)) == [("second", "bos")]

@@ -1,0 +1,234 @@
+"""Runs of a comparison: same starts, what is finished is kept, what was stopped goes on, what fails is told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import psutil
+import pytest
+from compared import recipe_of
+from safetensors.numpy import load_file
+
+from mrpo_pipeline.compare import compare_recipe, job
+from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.policy.batches import StepSampler
+
+
+def adapter(folder: Path) -> dict[str, Any]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_for_a_seed_every_method_starts_from_the_same_adapter_and_takes_the_same_batches(
+    tmp_path: Path, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[tuple[int, list[Any]]] = []
+    iterate = StepSampler.__iter__
+
+    def watched(self: StepSampler) -> Any:
+        steps = list(iterate(self))
+        orders.append((self.seed, steps))
+        return iter(steps)
+
+    monkeypatch.setattr(StepSampler, "__iter__", watched)
+    # With a learning rate of 0 the adapter that is saved is the one that training began with.
+    compare = {"seeds": [0, 1], "methods": {"multi-dpo": {"name": "multi-dpo"}}}
+    compare_recipe(recipe_of(document, tmp_path / "out", training={"learning_rate": 0.0}, compare=compare))
+    methods = ("dpo-base", "dpo-other", "multi-dpo")
+    starts = {(name, seed): adapter(tmp_path / "out" / name / f"seed-{seed}") for name in methods for seed in (0, 1)}
+    for name in methods:
+        assert same(starts[name, 0], starts["multi-dpo", 0]) and same(starts[name, 1], starts["multi-dpo", 1])
+    assert not same(starts["multi-dpo", 0], starts["multi-dpo", 1])
+    by_seed = [[steps for seed, steps in orders if seed == wanted] for wanted in (0, 1)]
+    assert all(len(found) >= len(methods) for found in by_seed)
+    assert all(steps == by_seed[0][0] for steps in by_seed[0]) and all(steps == by_seed[1][0] for steps in by_seed[1])
+    assert by_seed[0][0] != by_seed[1][0]
+
+
+def test_what_is_left_and_what_a_second_call_takes_as_it_is(
+    tmp_path: Path, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    listed = {"mrpo": {}, "mrpo-again": {"weights": "adaptive"}, "plain": {"name": "dpo"}}
+    first = compare_recipe(recipe_of(document, out, compare={"methods": listed}))
+    found = json.loads((out / "comparison.json").read_text())
+    assert found == json.loads(json.dumps(first.as_dict()))
+    assert [method["name"] for method in found["methods"]] == ["dpo-other", "mrpo", "plain"]
+    assert found["methods"][1]["also"] == ["mrpo-again"] and not (out / "mrpo-again").exists()
+    assert [method["baseline"] for method in found["methods"]] == [True, False, True]
+    assert found["verdict"]["kind"] == "one seed"
+    assert found["start"]["accuracy/anchor"] == 0.5 and found["held_out"] == 10
+    for name in (
+        "recipe.yaml",
+        "audit.json",
+        "held_out.parquet",
+        "comparison.md",
+        "report.html",
+        "start/pairs.parquet",
+    ):
+        assert (out / name).is_file(), name
+    assert not list(out.glob(".*"))
+    # The accuracy of the document is that of the sums that lie beside it.
+    frame = pl.read_parquet(out / "mrpo" / "seed-0" / "pairs.parquet")
+    share = (frame["logps_chosen"] > frame["logps_rejected"]).mean()
+    assert found["methods"][1]["metrics"]["accuracy/policy"]["per_seed"] == pytest.approx([share])
+    held_out = pl.read_parquet(out / "held_out.parquet")
+    assert held_out["pair_id"].to_list() == frame["pair_id"].to_list()
+
+    trained: list[str] = []
+    real = job.run_job
+    monkeypatch.setattr(
+        "mrpo_pipeline.compare.processes.run_job", lambda one, tell: trained.append(one.title) or real(one, tell)
+    )
+    again = compare_recipe(recipe_of(document, out, compare={"methods": listed}))
+    assert trained == [] and again.table() == first.table() and again.as_dict()["costs"] == found["costs"]
+    compare_recipe(recipe_of(document, out, compare={"methods": {**listed, "mrpo": {"beta": 0.7}}}))
+    # What was trained under another name is not looked for; what has changed is trained.
+    assert trained == ["mrpo, seed 0", "mrpo-again, seed 0"]
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_checkpoint_and_ends_as_if_it_had_not_been(
+    tmp_path: Path, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    methods = {"plain": {"name": "dpo"}, "other": {"aggregate": "single:other"}}
+    whole = recipe_of(document, tmp_path / "whole", training=saving, compare={"methods": methods})
+    compare_recipe(whole)
+    stopped = recipe_of(document, tmp_path / "stopped", training=saving, compare={"methods": methods})
+
+    def stop(self: Any, share: float) -> None:
+        if share == 0.75:
+            raise KeyboardInterrupt
+
+    real = job._share_told
+    monkeypatch.setattr(job, "_share_told", lambda tell: real(lambda share: stop(None, share)))
+    with pytest.raises(KeyboardInterrupt):
+        compare_recipe(stopped)
+    assert (tmp_path / "stopped" / "plain" / "seed-0" / "checkpoint-2").is_dir()
+    assert not (tmp_path / "stopped" / "plain" / "seed-0" / "result.json").exists()
+    monkeypatch.setattr(job, "_share_told", real)
+    logging.getLogger("mrpo").propagate = True
+    with caplog.at_level(logging.INFO, logger="mrpo"):
+        compare_recipe(stopped)
+    assert "Going on from" in caplog.text and "checkpoint-2" in caplog.text
+    for name in methods:
+        assert same(*(adapter(tmp_path / which / name / "seed-0") for which in ("whole", "stopped")))
+
+
+def test_a_run_that_fails_is_told_the_others_finish_and_what_is_complete_is_compared(
+    tmp_path: Path, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = job.run_job
+
+    def failing(one: job.Job, tell: Any) -> Any:
+        if one.title == "mrpo, seed 0":
+            raise RunError("The loss is not finite.")
+        return real(one, tell)
+
+    monkeypatch.setattr("mrpo_pipeline.compare.processes.run_job", failing)
+    run = recipe_of(document, tmp_path / "out")
+    with pytest.raises(
+        RunError, match=r"1 of 5 runs failed: mrpo, seed 0\. The loss is not finite.*same command again"
+    ):
+        compare_recipe(run)
+    assert "mrpo, seed 0: failed. The loss is not finite." in capsys.readouterr().err
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [method["name"] for method in found["methods"]] == ["dpo-base", "dpo-other", "multi-dpo"]
+    assert found["failed"] == [{"run": "mrpo, seed 0", "reason": "The loss is not finite."}]
+    monkeypatch.setattr("mrpo_pipeline.compare.processes.run_job", real)
+    assert len(compare_recipe(run).as_dict()["methods"]) == 4
+
+
+def test_a_sweep_chooses_by_the_third_split_and_needs_one(tmp_path: Path, document: dict[str, Any]) -> None:
+    sweep = {"sweep": {"beta": [0.05, 2.0]}, "methods": {"plain": {"name": "dpo"}}}
+    with pytest.raises(UserError, match=r"pairs\.weights_fraction"):
+        compare_recipe(recipe_of(document, tmp_path / "out", compare=sweep))
+    run = recipe_of(document, tmp_path / "out", compare=sweep, pairs={"weights_fraction": 0.3})
+    found = compare_recipe(run).as_dict()
+    tried = [one for one in found["sweep"] if one["method"] == "plain"]
+    assert [one["settings"] for one in tried] == [{"beta": 0.05}, {"beta": 2.0}]
+    (chosen,) = [one for one in tried if one["chosen"]]
+    assert chosen["accuracy/policy"] == max(one["accuracy/policy"] for one in tried)
+    method = next(one for one in found["methods"] if one["name"] == "plain")
+    assert method["swept"] == chosen["settings"] and method["method"]["beta"] == chosen["settings"]["beta"]
+    # What was tried of the chosen setting is the method's run: it is not trained twice.
+    place = tmp_path / "out" / "sweep" / f"plain-beta-{chosen['settings']['beta']:g}" / "seed-0"
+    assert same(adapter(place), adapter(tmp_path / "out" / "plain" / "seed-0"))
+    assert found["costs"]["runs_made_now"] == 5
+
+
+def _worker_on(folder: Path) -> int | None:
+    """The process that makes the run in this folder: the one that writes its log."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "mrpo_pipeline.compare.worker" in process.cmdline() and any(
+                file.path == str(folder / "log.txt") for file in process.open_files()
+            ):
+                return process.pid
+        except psutil.Error:
+            continue
+    return None
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_told_the_others_finish_and_the_same_call_again_goes_on(
+    tmp_path: Path, document: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    listed = {"plain": {"name": "dpo"}, "other": {"aggregate": "single:other"}, "mrpo": {}}
+    run = recipe_of(document, out, training={"max_steps": 40}, compare={"processes": 2, "methods": listed})
+    killed: list[int] = []
+
+    def kill() -> None:
+        for _ in range(3000):
+            if (out / "other" / "seed-0" / "running.json").exists():
+                pid = _worker_on(out / "other" / "seed-0")
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+                    return
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=kill)
+    watcher.start()
+    with pytest.raises(RunError, match=r"1 of 4 runs failed: other, seed 0\. Its process was killed by SIGKILL"):
+        compare_recipe(run)
+    watcher.join()
+    assert len(killed) == 1
+    found = json.loads((out / "comparison.json").read_text())
+    assert [method["name"] for method in found["methods"]] == ["plain", "mrpo"]
+    again = compare_recipe(recipe_of(document, out, training={"max_steps": 40}, compare={"methods": listed}))
+    assert again.as_dict()["costs"]["runs_made_now"] == 1 and len(again.as_dict()["methods"]) == 3
+    assert not psutil.Process().children(recursive=True)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_every_process_and_keeps_what_is_done(tmp_path: Path, document: dict[str, Any]) -> None:
+    out = tmp_path / "out"
+    run = recipe_of(document, out, training={"max_steps": 2000}, compare={"processes": 2})
+    run.write(tmp_path)
+    command = [sys.executable, "-m", "mrpo_cli.main", "compare", str(tmp_path / "recipe.yaml")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 200
+        while not (out / "dpo-base" / "seed-0" / "running.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        workers = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run the same command again" in told and "Traceback" not in told
+    assert len(workers) >= 2 and not any(psutil.pid_exists(pid) for pid in workers)
+    assert (out / "start" / "result.json").exists() and not list(out.glob(".inputs-*"))

@@ -1,0 +1,132 @@
+"""What a comparison says, on outcomes whose truth is known."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mrpo_pipeline.compare.comparisons import LEFT_OUT, ONE, SEVERAL, TRAINING, Outcomes, compare_outcomes, shares
+from mrpo_pipeline.compare.methods import Contender
+from mrpo_pipeline.compare.verdict import Verdict, verdict_of
+from mrpo_pipeline.evaluation.simulation import World, draw
+from mrpo_pipeline.recipe import Method
+
+METRIC = "accuracy/policy"
+NAMES = ("base", "abacus", "atlas")
+SINGLES = tuple(Contender(f"dpo-{name}", Method(aggregate=f"single:{name}"), NAMES) for name in NAMES)
+MULTI, MRPO = Contender("multi-dpo", Method(name="multi-dpo"), NAMES), Contender("mrpo", Method(), NAMES)
+EVERYONE = (*SINGLES, MULTI, MRPO)
+WORLD = World("", prompts=1500, seed_spread=0.002, own_pairs=0.2, own_runs=0.2)
+
+
+def judged(
+    points: list[float],
+    seeds: int = 3,
+    contenders: tuple[Contender, ...] = EVERYONE,
+    draws: int = 0,
+    world: World = WORLD,
+) -> Verdict:
+    """The verdict where methods truly differ from 70 % by so many points, in the order of ``contenders``."""
+    drawn = draw(world, [point / 100 for point in points], seeds, np.random.default_rng(draws))
+    methods = {one.name: {METRIC: drawn.outcomes[i]} for i, one in enumerate(contenders)}
+    outcomes = Outcomes(drawn.clusters, {METRIC: np.full(len(drawn.clusters), 0.5)}, methods)
+    return verdict_of(contenders, compare_outcomes(contenders, outcomes), shares(outcomes), seeds)
+
+
+def test_better_than_every_single_reference_is_better() -> None:
+    verdict = judged([0, 2, -5, 1, 8])
+    assert (verdict.kind, verdict.method, verdict.against, verdict.drop) == ("better", "mrpo", "dpo-abacus", [])
+    told = re.fullmatch(
+        r"mrpo is better than the best single reference \(abacus\) by (\S+) points \((\S+) to (\S+)\)\.",
+        verdict.sentence,
+    )
+    assert told
+    middle, low, high = map(float, told.groups())
+    assert 0 < low < middle < high and low < 6 < high
+
+
+def test_better_than_all_single_references_but_one_is_not_better() -> None:
+    verdict = judged([0, 8, -5, 1, 8])
+    assert verdict.kind == "none"
+    assert verdict.sentence.startswith("No difference shown between mrpo and the best single reference (abacus)") or (
+        "multi-dpo" not in verdict.sentence
+    )
+    assert "more held-out pairs" in verdict.sentence or "seeds" in verdict.sentence
+
+
+def test_one_single_reference_better_than_every_method_with_several_is_worse_and_the_others_are_to_be_dropped() -> None:
+    verdict = judged([0, 12, -2, 1, 3])
+    assert (verdict.kind, verdict.method, verdict.against) == ("worse", "mrpo", "dpo-abacus")
+    assert verdict.drop == ["base", "atlas"]
+    assert "DPO against abacus alone" in verdict.sentence
+    assert any("leave_one_out" in sentence for sentence in verdict.sentences)
+
+
+def test_of_two_references_the_one_that_harms_is_named() -> None:
+    two = tuple(replace(one, references=NAMES[:2]) for one in (SINGLES[0], SINGLES[1], MRPO))
+    verdict = judged([10, -4, 2], contenders=two)
+    assert (verdict.kind, verdict.drop) == ("worse", ["abacus"])
+    assert "Drop abacus" in " ".join(verdict.sentences)
+
+
+def test_of_two_references_one_that_harms_a_method_and_helps_none_is_named() -> None:
+    two = tuple(replace(one, references=NAMES[:2]) for one in (SINGLES[0], SINGLES[1], MULTI, MRPO))
+    verdict = judged([10, -4, 10, -5], contenders=two)
+    assert (verdict.kind, verdict.drop) == ("none", ["abacus"])
+    assert any(sentence.startswith("Drop abacus: mrpo is worse") for sentence in verdict.sentences)
+    # Where another method makes good use of it, it stays.
+    assert judged([10, -4, 20, -5], contenders=two).drop == []
+
+
+def test_a_reference_without_which_the_method_does_better_is_to_be_dropped_whoever_wins() -> None:
+    left_out = [
+        Contender(f"mrpo-without-{name}", Method(), tuple(x for x in NAMES if x != name), name) for name in NAMES[1:]
+    ]
+    verdict = judged([0, 0, 0, 0, 3, 3, 12], contenders=(*EVERYONE, *left_out))
+    assert verdict.drop == ["atlas"]
+    assert any(sentence.startswith("Drop atlas: mrpo does better without it, by ") for sentence in verdict.sentences)
+
+
+def test_one_seed_claims_nothing_however_large_the_difference() -> None:
+    verdict = judged([0, 2, -5, 1, 20], seeds=1)
+    assert (verdict.kind, verdict.method, verdict.against, verdict.drop) == ("one seed", "mrpo", "dpo-abacus", [])
+    assert "cannot be known" in verdict.sentence and "--seeds" in verdict.sentence
+
+
+def test_without_a_method_with_several_the_best_single_one_is_set_against_the_start() -> None:
+    verdict = judged([0, 5, -5], contenders=SINGLES)
+    assert (verdict.kind, verdict.method, verdict.against) == ("better", "dpo-abacus", "start")
+
+
+def test_nothing_trained_to_the_end_is_said() -> None:
+    assert "nothing can be compared" in verdict_of(EVERYONE, [], {}, 3).sentence
+
+
+def test_every_question_is_corrected_by_itself_and_paired_by_seed() -> None:
+    drawn = draw(WORLD, [0, 0, 0, 0, 0.05], 3, np.random.default_rng(1))
+    methods = {one.name: {METRIC: drawn.outcomes[i]} for i, one in enumerate(EVERYONE)}
+    start = np.where(np.arange(1500) % 3 > 0, 1.0, 0.0)
+    compared = compare_outcomes(EVERYONE, Outcomes(drawn.clusters, {METRIC: start}, methods))
+    counts = {
+        question: sum(x.question == question for x in compared) for question in (SEVERAL, ONE, TRAINING, LEFT_OUT)
+    }
+    assert counts == {SEVERAL: 6, ONE: 3, TRAINING: 5, LEFT_OUT: 0}
+    own = [x for x in compared if x.question == SEVERAL]
+    smallest = min(own, key=lambda x: x.known.p)
+    assert smallest.p_corrected == pytest.approx(6 * smallest.known.p)
+    one = next(x for x in own if (x.method, x.against) == ("mrpo", "dpo-atlas"))
+    assert one.known.mean == pytest.approx(drawn.outcomes[4].mean() - drawn.outcomes[2].mean())
+    against_start = next(x for x in compared if (x.method, x.against) == ("mrpo", "start"))
+    assert against_start.known.mean == pytest.approx(drawn.outcomes[4].mean() - 2 / 3, abs=1e-3)
+
+
+def test_better_is_claimed_in_at_most_5_of_100_draws_where_it_is_as_good_as_the_best_single_reference() -> None:
+    """The hardest case: one single reference stands out, and the methods with several are just as good as it."""
+    trials = 250
+    small = replace(WORLD, prompts=300, seed_spread=0.01)
+    claims = sum(judged([0, 10, 0, 10, 10], draws=i, world=small).kind == "better" for i in range(trials))
+    assert stats.binomtest(claims, trials).proportion_ci(0.95).low <= 0.05

@@ -1,0 +1,96 @@
+"""The pairs on which methods part: those, in that order, with that sign."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from made_comparison import make_comparison
+
+from mrpo_pipeline.report.disagreements import disagreements_of
+from mrpo_pipeline.report.folder import read_folder
+from mrpo_pipeline.report.sections.pairs import pairs_section, passage
+
+# Margins of two methods with two seeds each on four pairs. Pair c is parted wholly, b by one seed, a and d not at all.
+MARGINS = {
+    ("dpo", 0): {"a": 4.0, "b": 1.0, "c": 2.0, "d": -1.0},
+    ("dpo", 1): {"a": 3.0, "b": 1.5, "c": 2.0, "d": -2.0},
+    ("mrpo", 0): {"a": 1.0, "b": -0.5, "c": -3.0, "d": -1.0},
+    ("mrpo", 1): {"a": 1.0, "b": -0.7, "c": -5.0, "d": 0.0},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = make_comparison(
+        tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0, 1), stepwise=(), steps=20
+    )
+    texts = {"pair_id": list("abcd"), "prompt": ["p"] * 4, "chosen": list("ABCD"), "rejected": ["r"] * 4}
+    pl.DataFrame(texts).write_parquet(made / "held_out.parquet")
+    for (method, seed), margins in MARGINS.items():
+        # In another order, as a run may leave them.
+        rows = sorted(margins.items(), reverse=bool(seed))
+        frame = pl.DataFrame({"pair_id": [pair for pair, _ in rows], "logps_chosen": [-10 + m for _, m in rows]})
+        frame.with_columns(logps_rejected=pl.lit(-10.0)).write_parquet(made / method / f"seed-{seed}" / "pairs.parquet")
+    return made
+
+
+def test_pairs_that_part_the_methods_are_found_and_told_rightly(folder: Path) -> None:
+    found = disagreements_of(read_folder(folder))
+    assert found is not None and (found.parted, found.pairs) == (2, 4)
+    assert {pair.pair_id for pair in found.shown} == {"b", "c"}
+    pair = next(pair for pair in found.shown if pair.pair_id == "c")
+    assert pair.chosen == "C"
+    assert [(stand.method, stand.margin, stand.right) for stand in pair.stands] == [
+        ("dpo", 2.0, 1.0),
+        ("mrpo", -4.0, 0.0),
+    ]
+
+
+def test_of_pairs_with_the_same_votes_the_one_whose_margins_lie_further_apart_comes_first(folder: Path) -> None:
+    found = disagreements_of(read_folder(folder))
+    assert found is not None
+    assert [pair.pair_id for pair in found.shown] == ["c", "b"]
+
+
+def test_votes_count_before_margins(folder: Path) -> None:
+    # Now b's margins lie much further apart than c's, and only one and a half of mrpo's two seeds are wrong on it.
+    for seed, margin in ((0, -100.0), (1, 0.0)):
+        path = folder / "mrpo" / f"seed-{seed}" / "pairs.parquet"
+        changed = pl.when(pl.col("pair_id") == "b").then(margin - 10.0).otherwise(pl.col("logps_chosen"))
+        pl.read_parquet(path).with_columns(logps_chosen=changed).write_parquet(path)
+    found = disagreements_of(read_folder(folder))
+    assert found is not None
+    assert [(pair.pair_id, pair.stands[1].right) for pair in found.shown] == [("c", 0.0), ("b", 0.25)]
+
+
+def test_seeds_that_differ_are_said_so_and_a_tie_is_half(folder: Path) -> None:
+    frame = pl.read_parquet(folder / "mrpo" / "seed-1" / "pairs.parquet")
+    frame.with_columns(logps_chosen=pl.lit(-10.0)).write_parquet(folder / "mrpo" / "seed-1" / "pairs.parquet")
+    section = pairs_section(read_folder(folder))
+    assert section is not None
+    stands = {stand.method: stand for stand in section.shown[0].stands}
+    assert stands["mrpo"].sign == "±" and stands["mrpo"].says == "25% of its seeds prefer the chosen side:"
+    assert stands["dpo"].sign == "✓" and stands["dpo"].margin == "+2.0"
+
+
+def test_where_all_agree_the_page_says_so(folder: Path) -> None:
+    for seed in (0, 1):
+        frame = pl.read_parquet(folder / "dpo" / f"seed-{seed}" / "pairs.parquet")
+        frame.write_parquet(folder / "mrpo" / f"seed-{seed}" / "pairs.parquet")
+    section = pairs_section(read_folder(folder))
+    assert section is not None and section.shown == []
+    assert section.sentence == "On each of 4 held-out pairs, every method prefers the same side."
+
+
+def test_with_one_method_nobody_disagrees(folder: Path) -> None:
+    for seed in (0, 1):
+        (folder / "mrpo" / f"seed-{seed}" / "pairs.parquet").unlink()
+    assert disagreements_of(read_folder(folder)) is None
+
+
+def test_a_text_beyond_all_bounds_is_cut_and_says_so() -> None:
+    shown = passage("é" * 30_000)
+    assert shown.cut and len(shown.whole) == 20_000 and shown.length == "30,000" and len(shown.opening) == 420
+    assert not passage("short").rest and not passage("short").cut

@@ -1,0 +1,65 @@
+"""What is no comparison is refused in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from made_comparison import make_comparison
+from mrpo_cli.main import app
+from typer.testing import CliRunner
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.report import write_report
+from mrpo_pipeline.report.folder import read_folder
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "holds no comparison.json"),
+        ("{", "can't be read as JSON"),
+        ("[]", "has version None"),
+        (json.dumps({"pairs": 300, "methods": []}), "has version None"),
+        (json.dumps({"version": 2}), "has version 2"),
+        (json.dumps({"version": 1, "methods": [{"describes": "no name"}]}), "methods.0.name"),
+    ],
+)
+def test_a_folder_that_is_no_comparison_is_refused(tmp_path: Path, content: str | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / "comparison.json").write_text(content)
+    with pytest.raises(UserError, match="mrpo compare") as refused:
+        write_report(tmp_path)
+    assert says in str(refused.value) and str(tmp_path) in str(refused.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_the_command_writes_the_report_again_and_says_where(tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0,), stepwise=())
+    result = CliRunner().invoke(app, ["report", str(folder)])
+    assert result.exit_code == 0 and result.output.split() == [str(folder / "report.html")]
+    refused = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert isinstance(refused.exception, UserError)
+
+
+def test_a_method_whose_name_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0,), stepwise=())
+    document = json.loads((folder / "comparison.json").read_text())
+    document["methods"][0]["name"] = "../made/mrpo"
+    document["methods"][1]["name"] = ".."
+    (folder / "comparison.json").write_text(json.dumps(document))
+    assert read_folder(folder).runs == {}
+
+
+def test_seeds_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    folder = make_comparison(
+        tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(10, 2, 1), steps=20
+    )
+    (folder / "dpo" / "seed-x").mkdir()
+    assert [run.seed for run in read_folder(folder).runs["dpo"]] == [1, 2, 10]
