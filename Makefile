@@ -41,7 +41,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	 fi || { tail -20 $(LOG); exit 1; }
 	@$(BIN)/mrpo --version && touch $@
 
-demo: setup ## make three tiny references, score, train and compare: about ten minutes on two cores
+demo: setup ## make three tiny references, score, train and compare, to a report: about eight minutes on two cores, set-up included
 	@$(BIN)/python -m mrpo_pipeline.demo.run
 
 test: setup ## run the test suite, two files at a time (make test TESTERS=8 on a larger machine)
