@@ -179,7 +179,9 @@ def prepare_splits(recipe: Recipe) -> dict[str, Prepared]:
 
     Where there are many pairs, and files of this machine hold them, they are prepared once: see ``kept_pairs``.
     """
-    key = _content_key(recipe)
+    files = _files_worth_keeping(recipe.pairs)
+    renderer = _renderer_if_it_loads(recipe) if files else None
+    key = _content_key(recipe, files, renderer) if files and renderer else None
     kept = kept_pairs.find(key) if key else None
     if kept is not None:
         for level, text in kept.said:
@@ -187,9 +189,10 @@ def prepare_splits(recipe: Recipe) -> dict[str, Prepared]:
         prepared = _from_kept(kept)
     else:
         with kept_pairs.remembering() as said:
-            prepared = _read_and_prepare(recipe)
-        # The files may have been written to meanwhile.
-        if key and key == _content_key(recipe):
+            prepared = _read_and_prepare(recipe, renderer)
+        # Files may have been written to meanwhile, or have come to a folder.
+        same = files is not None and files == _files_worth_keeping(recipe.pairs)
+        if key and files and renderer and same and key == _content_key(recipe, files, renderer):
             tables = {split: part.frame for split, part in prepared.items()}
             counts = {split: part.counts() for split, part in prepared.items()}
             kept = kept_pairs.keep(key, kept_pairs.KeptPairs(tables, counts, said))
@@ -199,9 +202,9 @@ def prepare_splits(recipe: Recipe) -> dict[str, Prepared]:
     return prepared
 
 
-def _read_and_prepare(recipe: Recipe) -> dict[str, Prepared]:
+def _read_and_prepare(recipe: Recipe, renderer: Renderer | None) -> dict[str, Prepared]:
     splits = read_splits(recipe.pairs)
-    renderer = policy_renderer(recipe)
+    renderer = renderer or policy_renderer(recipe)
     return {split: prepare(table, renderer, recipe.limits, what=f"{split} pairs") for split, table in splits.items()}
 
 
@@ -209,27 +212,40 @@ def _from_kept(kept: kept_pairs.KeptPairs) -> dict[str, Prepared]:
     return {split: Prepared(table, **kept.counts[split]) for split, table in kept.tables.items()}
 
 
-def _content_key(recipe: Recipe) -> str | None:
-    """What decides the prepared pairs: files, how they are read and cut, the policy's tokenizer. None where it cannot be told,
-    or is not worth it."""
-    pairs = recipe.pairs
+# Whatever is wrong with files or tokenizer is told by what reads the pairs, in its order: here it means no keeping.
+
+
+def _files_worth_keeping(pairs: Pairs) -> list[str] | None:
+    """The pairs files, where all are of this machine and large together."""
     sources = [source for source in (pairs.train, pairs.eval) if source is not None]
     try:
         files = [file for source in sources for file in find_files(source)]
         if any(file.remote for file in files):
             return None
-        if sum(Path(file.name).stat().st_size for file in files) < KEPT_BYTES:
-            return None
-        identity = policy_renderer(recipe).identity()
-        settings = {
-            "pairs": pairs.model_dump(mode="json"),
-            "limits": recipe.limits.model_dump(mode="json"),
-            "policy": identity,
-            "version": mrpo_pipeline.__version__,
-        }
-        return kept_pairs.key_of([file.name for file in files], settings)
+        names = [file.name for file in files]
+        return names if sum(Path(name).stat().st_size for name in names) >= KEPT_BYTES else None
     except (UserError, OSError):
-        # Whatever is wrong is told by what reads the pairs, in its order.
+        return None
+
+
+def _renderer_if_it_loads(recipe: Recipe) -> Renderer | None:
+    try:
+        return policy_renderer(recipe)
+    except (UserError, OSError):
+        return None
+
+
+def _content_key(recipe: Recipe, files: list[str], renderer: Renderer) -> str | None:
+    """What decides the prepared pairs: files, how they are read and cut, the policy's tokenizer."""
+    settings = {
+        "pairs": recipe.pairs.model_dump(mode="json"),
+        "limits": recipe.limits.model_dump(mode="json"),
+        "policy": renderer.identity(),
+        "version": mrpo_pipeline.__version__,
+    }
+    try:
+        return kept_pairs.key_of(files, settings)
+    except OSError:
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import training_run
 from tiny_policy import make_examples
 
 from mrpo_pipeline.policy.examples import PreferenceExamples
@@ -14,18 +15,8 @@ from mrpo_pipeline.targets import TargetSettings
 from mrpo_pipeline.targets.weights import adaptive
 
 NAMES = ["base", "other", "third"]
-TRAINING = {
-    "num_train_epochs": 3,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "micro_batch_tokens": 60,  # several micro-batches in a step
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "save_steps": 2,
-    "eval_strategy": "steps",
-    "eval_steps": 3,
-}
-STEPS = 9
+TRAINING = {**training_run.TRAINING, "save_total_limit": None}
+STEPS = training_run.STEPS
 # How a run is made: the weights, and the loss.
 KINDS: dict[str, tuple[dict[str, Any] | None, LossSettings]] = {
     "sliding-window": ({"weights": "sliding-window", "window": 5}, LossSettings(beta=0.3)),
