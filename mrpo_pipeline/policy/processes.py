@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -102,18 +104,35 @@ def speak_once() -> None:
         log.setLevel(logging.ERROR)
 
 
+class _ToldToEnd(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
 @contextmanager
 def explain_lost_processes() -> Iterator[None]:
     """Tell the user what it means when another process is gone.
 
+    The loss shows in either of two ways, whichever is quicker: the backend's error, or the launcher's SIGTERM to all that
+    are left.
+
     Raises:
-        RunError: in place of what the backend says then.
+        RunError: in place of the backend's error or the signal.
     """
+    if world_size() == 1:
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, _told_to_end)
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, KeyboardInterrupt) as error:
         text = str(error)
-        if world_size() == 1 or not any(word in text.lower() for word in _LOST):
+        if in_main_thread:
+            # The launcher's signal may still come: this process ends anyway, and says why first.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if not isinstance(error, _ToldToEnd) and not any(word in text.lower() for word in _LOST):
             raise
         raise RunError(
             f"Process {rank()} of {world_size()} stops: another one ended or no longer answers "
@@ -121,6 +140,13 @@ def explain_lost_processes() -> Iterator[None]:
             "that was killed leaves none (out of memory is the usual cause). Checkpoints are kept: start the same command "
             "again with --resume."
         ) from error
+    finally:
+        if in_main_thread and signal.getsignal(signal.SIGTERM) is _told_to_end:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _told_to_end(*_: object) -> None:
+    raise _ToldToEnd("the launcher sent SIGTERM")
 
 
 def read_once(read: Callable[[], T], share: Callable[[T, Path], None], open_shared: Callable[[Path], T]) -> T:

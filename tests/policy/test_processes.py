@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ from test_resume import losses
 from tiny_policy import load_base, make_examples, plain_sums, write_policy
 from training_run import STEPS, run
 
+from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.policy.carried import read_figures
+from mrpo_pipeline.policy.processes import explain_lost_processes
 
 pytestmark = pytest.mark.slow
 
@@ -135,3 +138,19 @@ def test_a_run_under_fsdp_goes_on_from_its_checkpoint(runs):
     assert (folder / "fsdp" / "checkpoint-9").is_dir()
     for step, expected in alone.items():
         assert resumed[step]["loss"] == pytest.approx(expected["loss"], abs=1e-6), step
+
+
+def test_the_launchers_signal_is_explained_as_a_lost_process(monkeypatch):
+    for name, value in {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RunError, match=r"Process 1 of 2 stops.*--resume"), explain_lost_processes():
+            signal.raise_signal(signal.SIGTERM)
+        # A second signal comes while the message is printed, and must not cut it off.
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with explain_lost_processes():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
