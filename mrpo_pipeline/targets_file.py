@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +12,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.prepare import prepare_splits
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.targets import Targets
+from mrpo_pipeline.whole_files import whole_file, write_whole
 
 log = logging.getLogger("mrpo")
 
@@ -77,9 +77,7 @@ def write_targets(recipe: Recipe, output: Path, *, split: str = "train") -> int:
             "weights and targets are null. What a run chose is in its weights.parquet.",
             recipe.method.weights,
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    frame.write_parquet(temporary)
-    temporary.replace(output)
-    output.with_suffix(".recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+    with whole_file(output) as temporary:
+        frame.write_parquet(temporary)
+    write_whole(output.with_suffix(".recipe.yaml"), recipe.dump())
     return frame.height

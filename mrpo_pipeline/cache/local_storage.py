@@ -3,53 +3,14 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import secrets
 import shutil
-import socket
-import time
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
 
 from mrpo_pipeline.cache.storage import sha256_hex
-
-PARTIAL = ".partial"
-
-# Writing a file takes seconds: a temporary file this old has been left behind, whoever made it.
-ABANDONED_SECONDS = 24 * 3600.0
-
-
-@cache
-def _machine_tag() -> str:
-    """Tells apart the places in which a process id means something: host, boot and process namespace."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):  # Linux has these two, other systems go by the host's name
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # a folder cannot be opened there, and renames are journalled
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from mrpo_pipeline.whole_files import remove_leftovers, sync_folder, temporary_name
 
 
 class LocalStorage:
@@ -76,7 +37,7 @@ class LocalStorage:
             folder = folder.parent
         self.root.mkdir(parents=True, exist_ok=True)
         for made in fresh:
-            _sync_folder(made.parent)
+            sync_folder(made.parent)
 
     def list(self, folder: str, suffix: str = ".parquet") -> list[str]:
         """Names of the whole files in the folder, sorted; none where the folder is not there."""
@@ -112,14 +73,14 @@ class LocalStorage:
         where = self.root / folder
         if not where.is_dir():
             where.mkdir(exist_ok=True)
-            _sync_folder(self.root)
+            sync_folder(self.root)
         temporary = self._write_temporary(where, data)
         try:
             os.replace(temporary, self.root / name)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(where)
+        sync_folder(where)
         return name
 
     def create(self, name: str, data: bytes) -> bool:
@@ -140,7 +101,7 @@ class LocalStorage:
             return self._create_without_links(target, data)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         return True
 
     def delete(self, name: str) -> None:
@@ -153,7 +114,7 @@ class LocalStorage:
         (self.root / folder).mkdir(exist_ok=True)
         os.replace(self.root / name, self.root / moved)
         for touched in (self.root / folder, (self.root / name).parent, self.root):
-            _sync_folder(touched)
+            sync_folder(touched)
         return moved
 
     def clear_leftovers(self, folder: str = ".") -> int:
@@ -162,22 +123,8 @@ class LocalStorage:
         Returns:
             the number removed.
         """
-        removed = 0
         where = self.root / folder
-        if not where.is_dir():
-            return 0
-        for path in where.glob(f"*{PARTIAL}"):
-            try:
-                age = time.time() - path.stat().st_mtime
-            except FileNotFoundError:
-                continue
-            tag, _, rest = path.name.partition("-")
-            pid = rest.partition("-")[0]
-            dead = tag == _machine_tag() and pid.isdigit() and not _is_alive(int(pid))
-            if dead or age > ABANDONED_SECONDS:
-                path.unlink(missing_ok=True)
-                removed += 1
-        return removed
+        return remove_leftovers(where) if where.is_dir() else 0
 
     def delete_all(self, *, last: str) -> None:
         """Remove the reference's folder with everything in it, the file of this name after all others."""
@@ -191,7 +138,7 @@ class LocalStorage:
             self.root.rmdir()
 
     def _write_temporary(self, where: Path, data: pa.Buffer | bytes) -> Path:
-        path = where / f"{_machine_tag()}-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
+        path = where / temporary_name()
         try:
             with open(path, "xb") as file:
                 file.write(memoryview(data))
@@ -211,5 +158,5 @@ class LocalStorage:
                 os.fsync(file.fileno())
         except FileExistsError:
             return False
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         return True

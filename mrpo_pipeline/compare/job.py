@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.compare.methods import START
 from mrpo_pipeline.evaluation.outcomes import COMPARABLE
+from mrpo_pipeline.whole_files import write_whole_json
 
 if TYPE_CHECKING:
     from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
@@ -91,7 +92,7 @@ def run_job(job: Job, tell: Tell) -> dict[str, Any]:
         # What is measured is the adapter that lies on disk, loaded as a user would load it.
         policy = replace(policy, adapter=str(place))
     result = {"key": job.key, **_measure(job, policy, loss), "train_seconds": took}
-    _write(place / RESULT, result)
+    write_whole_json(place / RESULT, result)
     (place / _RUNNING).unlink(missing_ok=True)
     return result
 
@@ -104,7 +105,7 @@ def _train(job: Job, policy: PolicySettings, loss: LossSettings, tell: Tell) -> 
     resume = (_read(place / _RUNNING) or {}).get("key") == job.key
     if not resume:
         _clear(place)
-    _write(place / _RUNNING, {"key": job.key})
+    write_whole_json(place / _RUNNING, {"key": job.key})
     (place / "recipe.yaml").write_text(job.recipe, encoding="utf-8")
     # Held-out pairs are looked at during training where the recipe says so; at the end, by `_measure`, in any case.
     along = job.training.get("eval_strategy", "no") != "no"
@@ -169,10 +170,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return document if isinstance(document, dict) else None
-
-
-def _write(path: Path, document: object) -> None:
-    """Whole or not at all: that it is there says that the rest is."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False, default=float), encoding="utf-8")
-    partial.rename(path)

@@ -21,6 +21,7 @@ from mrpo_pipeline.compare.verdict import Verdict, verdict_of
 from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.evaluation.outcomes import COMPARABLE, pair_outcomes
 from mrpo_pipeline.policy.examples import PreferenceExamples
+from mrpo_pipeline.whole_files import write_whole
 
 VERSION = 1
 DOCUMENT = "comparison.json"
@@ -52,9 +53,7 @@ class Comparison:
             "comparison.md": table.markdown(self.document),
         }
         for name, text in texts.items():
-            partial = self.folder / f".{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.rename(self.folder / name)
+            write_whole(self.folder / name, text)
 
 
 @dataclass

@@ -39,6 +39,7 @@ from mrpo_pipeline.stage_two import (
     policy_settings,
     with_seed,
 )
+from mrpo_pipeline.whole_files import write_whole_json
 
 log = logging.getLogger("mrpo")
 
@@ -361,7 +362,7 @@ def _audit(recipe: Recipe, splits: Mapping[str, Split], caches: Sequence[Referen
     audit = audit_pairs(splits, caches, method=recipe.method, readers=readers)
     for finding in audit.findings:
         log.warning("%s: %s", finding.reference, finding.sentence)
-    (folder / "audit.json").write_text(json.dumps(audit.as_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+    write_whole_json(folder / "audit.json", audit.as_dict())
 
 
 def _digest(*parts: str) -> str:

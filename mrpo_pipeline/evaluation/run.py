@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from mrpo_pipeline.evaluation.task_changes import TaskChange, table_of, task_cha
 from mrpo_pipeline.evaluation.tasks import TaskModel, TaskScores, check_tasks, evaluate_tasks
 from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
 from mrpo_pipeline.recipe import Recipe
+from mrpo_pipeline.whole_files import write_whole, write_whole_json
 
 log = logging.getLogger("mrpo")
 
@@ -100,9 +100,7 @@ def evaluate_recipe(recipe: Recipe, adapter: Path | None = None, *, tasks_only: 
         _measure_on_pairs(recipe, folder, result)
     if tasks:
         result.tasks = _measure_on_tasks(recipe, folder)
-    (folder / "evaluation.json").write_text(
-        json.dumps(result.as_dict(), indent=1, ensure_ascii=False), encoding="utf-8"
-    )
+    write_whole_json(folder / "evaluation.json", result.as_dict())
     return result
 
 
@@ -143,7 +141,7 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, result: Evaluation) -> None:
         del model
     result.pairs, result.samples = split.counts(), samples
     result.before, result.after = figures["before"].metrics, figures["after"].metrics
-    (folder / "samples.md").write_text(as_markdown(samples), encoding="utf-8")
+    write_whole(folder / "samples.md", as_markdown(samples))
 
 
 def _measure_on_tasks(recipe: Recipe, folder: Path) -> list[TaskChange]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.exports import fairseq2, trl
 from mrpo_pipeline.recipe import Method, Recipe
 from mrpo_pipeline.targets_file import cached_split
+from mrpo_pipeline.whole_files import whole_file, write_whole
 
 log = logging.getLogger("mrpo")
 
@@ -96,7 +96,7 @@ def export_targets(recipe: Recipe, trainer: str, output: Path | None = None, *, 
         pl.Series(chosen.columns[1], inputs.reference_rejected[kept, 0]),
     )
     write_frame(frame, output)
-    output.with_suffix(".recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+    write_whole(output.with_suffix(".recipe.yaml"), recipe.dump())
     return Export(output, frame.height, left_out, chosen.settings(recipe))
 
 
@@ -127,14 +127,9 @@ def check_exportable(method: Method, references: list[str]) -> None:
 
 
 def write_frame(frame: pl.DataFrame, output: Path) -> None:
-    """Write a table as Parquet, or as JSON lines where the name ends so: under another name first, so it is whole or not there."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
+    """Write a table as Parquet, or as JSON lines where the name ends so: whole or not at all."""
+    with whole_file(output) as temporary:
         if output.suffix == ".jsonl":
             frame.write_ndjson(temporary)
         else:
             frame.write_parquet(temporary)
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)

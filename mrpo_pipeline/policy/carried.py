@@ -21,6 +21,7 @@ from mrpo_pipeline.policy.batches import StepSampler, TrainingOrder
 from mrpo_pipeline.policy.examples import Batch, PreferenceExamples
 from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.step_weights import HISTORY, StepWeights
+from mrpo_pipeline.whole_files import write_whole_json
 
 Floats = npt.NDArray[np.float64]
 
@@ -172,10 +173,8 @@ class Carried:
             if self.weights is None or self.weights.thompson is None
             else self.weights.thompson.state(),
         }
-        temporary = folder / f".{CARRIED}.tmp"
         # repr of a float, which JSON writes, gives the same float back.
-        temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
-        temporary.replace(folder / CARRIED)
+        write_whole_json(folder / CARRIED, document)
         if self.weights is not None:
             self.weights.write_history(folder)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,7 @@ import numpy as np
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.id_rows import IdRows
+from mrpo_pipeline.whole_files import sync_file, write_whole_json
 
 MARKER = "complete.json"
 
@@ -103,17 +103,9 @@ def mark_complete(checkpoint: Path, identity: Mapping[str, str]) -> None:
     sizes = {}
     for path in sorted(checkpoint.rglob("*")):
         if path.is_file():
-            _sync(path)
+            sync_file(path)
             sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
-    temporary = checkpoint / f"{MARKER}.tmp"
-    temporary.write_text(json.dumps({"files": sizes, "run": dict(identity)}, indent=1), encoding="utf-8")
-    _sync(temporary)
-    temporary.rename(checkpoint / MARKER)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    write_whole_json(checkpoint / MARKER, {"files": sizes, "run": dict(identity)})
 
 
 def read_marker(checkpoint: Path) -> dict[str, str] | None:

@@ -16,6 +16,7 @@ from mrpo_pipeline.policy.batches import Indices, TrainingOrder
 from mrpo_pipeline.policy.examples import Batch, PreferenceExamples
 from mrpo_pipeline.targets import TargetSettings, Thompson, sliding_window, step_inputs
 from mrpo_pipeline.targets.compute import finished
+from mrpo_pipeline.whole_files import whole_file
 
 Floats = npt.NDArray[np.float64]
 
@@ -126,9 +127,8 @@ class StepWeights:
         schema: dict[str, Any] = {"step": pl.Int32, "reference": pl.String, "weight": pl.Float64}
         if self.thompson is not None:
             schema |= {"successes": pl.Int32, "failures": pl.Int32}
-        temporary = folder / f".{HISTORY}.tmp"
-        pl.DataFrame(self._history, schema=schema).write_parquet(temporary)
-        temporary.replace(folder / HISTORY)
+        with whole_file(folder / HISTORY) as temporary:
+            pl.DataFrame(self._history, schema=schema).write_parquet(temporary)
 
     def read_history(self, folder: Path) -> None:
         """Go on from the history of a checkpoint."""

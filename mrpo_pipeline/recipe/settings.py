@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.references import ModelSource
+from mrpo_pipeline.whole_files import write_whole
 
 # The authors' settings [MRPO, code], where transformers' own defaults differ.
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -366,5 +367,4 @@ class Recipe(Settings):
 
     def write(self, folder: str | Path) -> None:
         """Write the resolved recipe as ``folder/recipe.yaml``."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "recipe.yaml").write_text(self.dump(), encoding="utf-8")
+        write_whole(Path(folder) / "recipe.yaml", self.dump())

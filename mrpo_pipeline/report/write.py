@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.report.folder import Folder, read_folder
 from mrpo_pipeline.report.palette import css_variables
+from mrpo_pipeline.whole_files import write_whole
 
 REPORT = "report.html"
 PLOTS = "plots"
@@ -51,9 +51,7 @@ def write_report(folder: str | Path) -> Path:
         if old.suffix in (".svg", ".png") and old.name not in wanted:
             old.unlink()  # of an earlier report, with other methods
     target = found.path / REPORT
-    partial = target.with_suffix(".html.tmp")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, target)
+    write_whole(target, page)
     return target
 
 

@@ -17,8 +17,9 @@ from places import FolderPlace, Place
 from scored_rows import FINGERPRINT, cache_at, cid, row, wanted, write
 
 from mrpo_pipeline.cache import CompletionRow, Manifest, ReferenceCache
-from mrpo_pipeline.cache.local_storage import ABANDONED_SECONDS, LocalStorage, _machine_tag
+from mrpo_pipeline.cache.local_storage import LocalStorage
 from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.whole_files import ABANDONED_SECONDS, temporary_name
 
 HERE = Path(__file__).parent
 
@@ -229,9 +230,10 @@ def test_leftovers_of_the_dead_and_of_yesterday_go_and_those_of_the_living_stay(
     dead.wait()
     shards = tmp_path / "base" / "shards"
     shards.mkdir()
+    machine = temporary_name().partition("-")[0]
     names = {
-        "dead": f"{_machine_tag()}-{dead.pid}-00.partial",
-        "living": f"{_machine_tag()}-{os.getpid()}-00.partial",
+        "dead": f"{machine}-{dead.pid}-00.partial",
+        "living": f"{machine}-{os.getpid()}-00.partial",
         "elsewhere": f"{'0' * 12}-{dead.pid}-00.partial",
         "old": f"{'0' * 12}-{dead.pid}-01.partial",
         "strange": "what.partial",

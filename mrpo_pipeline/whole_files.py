@@ -1,0 +1,123 @@
+"""Files that are whole under their own name, whatever kills the process or fills the disk.
+
+A file is written to a temporary name beside its own, flushed to the disk, renamed, and its folder flushed. A process that
+dies leaves the temporary file; the next that writes there knows it as a leftover and removes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+
+# Writing a file takes seconds: a temporary file this old has been left behind, whoever made it.
+ABANDONED_SECONDS = 24 * 3600.0
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; when the block ends well, the file stands under its own name.
+
+    The folder is made where it is not there yet.
+
+    Raises:
+        OSError: where the disk refuses (full, read-only, gone); what stood under the name before is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, f".{path.name}-")
+    temporary = path.with_name(f".{path.name}-{temporary_name()}")
+    try:
+        yield temporary
+        sync_file(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all. Raises OSError as ``whole_file`` does."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_whole_json(path: Path, document: Any) -> None:
+    """Write a document as JSON, whole or not at all; numbers of other libraries as floats. Raises OSError."""
+    write_whole(path, json.dumps(document, indent=1, ensure_ascii=False, default=float))
+
+
+def temporary_name() -> str:
+    """A name that no other file has and that tells which process of which machine made it."""
+    return f"{_machine_tag()}-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
+
+
+def remove_leftovers(folder: Path, prefix: str = "") -> int:
+    """Remove the temporary files of processes that are dead, and those too old to belong to anyone.
+
+    Args:
+        prefix: what stands before ``temporary_name`` in the names looked at.
+
+    Returns:
+        the number removed.
+    """
+    removed = 0
+    for path in folder.iterdir():
+        if not (path.name.startswith(prefix) and path.name.endswith(PARTIAL)):
+            continue
+        tag, _, rest = path.name.removeprefix(prefix).partition("-")
+        pid = rest.partition("-")[0]
+        try:
+            age = time.time() - path.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        dead = tag == _machine_tag() and pid.isdigit() and not _is_alive(int(pid))
+        if dead or age > ABANDONED_SECONDS:
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def sync_file(path: Path) -> None:
+    """Flush what was written to a file to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk: a rename in it is there after a power cut."""
+    if os.name == "nt":  # a folder cannot be opened there, and renames are journalled
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@cache
+def _machine_tag() -> str:
+    """Tells apart the places in which a process id means something: host, boot and process namespace."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # Linux has these two, other systems go by the host's name
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
