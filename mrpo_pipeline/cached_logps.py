@@ -11,13 +11,14 @@ import numpy.typing as npt
 import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache
+from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.objectives import objective_margins
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.id_rows import IdRows
 from mrpo_pipeline.prepare import Prepared, renderer_of
 from mrpo_pipeline.recipe import Method, Recipe
-from mrpo_pipeline.references import ModelSource, resolve
+from mrpo_pipeline.references import ModelSource, has_tokenizer, resolve
 from mrpo_pipeline.targets import Targets, TargetSettings, ValidationWeights, compute_targets, validation_weights
 
 log = logging.getLogger("mrpo")
@@ -31,7 +32,7 @@ class CachedPairs:
     """N pairs that every reference can serve, with their sums.
 
     ``frame`` has the columns of ``Prepared.frame``; ``logps_chosen`` and ``logps_rejected`` are (N, K), nats, the anchor
-    in column 0; ``dropped`` counts the pairs that are left out, by the reference whose context they do not fit.
+    in column 0; ``dropped`` counts the pairs that are left out, each once, by the references that cannot read them and why.
     ``held_out`` are the pairs of the recipe's third split, which some weights look at; None where it has none.
     """
 
@@ -54,10 +55,16 @@ def open_caches(recipe: Recipe) -> list[ReferenceCache]:
 
 
 def _identity(source: ModelSource) -> dict[str, str] | None:
-    """How the reference reads text; None where its tokenizer is not at hand, as on another machine than stage one's."""
+    """How the reference reads text; None where its tokenizer is not at hand, as on another machine than stage one's.
+
+    Raises:
+        UserError: for a tokenizer or template that is at hand and cannot be used: it is not the one that read the cache's text.
+    """
     try:
         return renderer_of(source).identity()
     except UserError as error:
+        if has_tokenizer(source):
+            raise
         log.info(
             "%s: its tokenizer is not at hand, so its cache is taken at its word (%s)",
             source.name,
@@ -73,28 +80,19 @@ def join_references(caches: list[ReferenceCache], prepared: Prepared) -> CachedP
         UserError: for completions that are not scored yet, with the command that scores them.
     """
     frame = prepared.frame
-    dropped: dict[str, int] = {}
-    keep = np.ones(frame.height, dtype=bool)
-    for cache in caches:
-        unfit = pl.concat([cache.unfit(_wanted(frame, side)).select("completion_id") for side in SIDES])[
-            "completion_id"
-        ]
-        if unfit.is_empty():
-            continue
-        hit = (frame["chosen_id"].is_in(unfit.implode()) | frame["rejected_id"].is_in(unfit.implode())).to_numpy()
-        if hit.any():
-            dropped[cache.name] = int(hit.sum())
-            keep &= ~hit
+    keep, dropped = _readable(caches, frame)
+    given = frame.height
     # Where every pair stays, so does the table: it may be mapped from a file.
     frame = frame if keep.all() else frame.filter(pl.Series(keep))
+    require_balance("joining pairs with the references", given, frame.height, dropped)
     if not frame.height:
         raise UserError(
             f"Of {prepared.pairs_in:,} pairs none is left to work with: {prepared.summary()}"
-            + "".join(f", {count:,} do not fit {name}'s context" for name, count in dropped.items())
+            + "".join(f", {count:,} dropped ({reason})" for reason, count in dropped.items())
             + ". Expected at least one. Raise limits.max_length, or look at the pairs."
         )
-    for name, count in dropped.items():
-        log.warning("%s of %s pairs do not fit %s's context: left out for all.", f"{count:,}", f"{len(keep):,}", name)
+    for reason, count in dropped.items():
+        log.warning("%s of %s pairs are left out for all references: %s.", f"{count:,}", f"{given:,}", reason)
     sums = {side: np.empty((frame.height, len(caches))) for side in SIDES}
     wanted = pl.concat([_wanted(frame, side) for side in SIDES])
     # The same completions of every cache: what is asked for, and where its answer goes, is worked out once.
@@ -105,6 +103,31 @@ def join_references(caches: list[ReferenceCache], prepared: Prepared) -> CachedP
         both = cache.sums(distinct)["logps"].to_numpy()[places]
         sums["chosen"][:, column], sums["rejected"][:, column] = both[: frame.height], both[frame.height :]
     return CachedPairs(frame, [cache.name for cache in caches], sums["chosen"], sums["rejected"], dropped)
+
+
+def _readable(caches: list[ReferenceCache], frame: pl.DataFrame) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
+    """(N,) which pairs every reference can read; and the others counted by reason. A pair that several cannot read is counted
+    once, under all of them."""
+    hits: dict[str, npt.NDArray[np.bool_]] = {}
+    for cache in caches:
+        unfit = pl.concat([cache.unfit(_wanted(frame, side)).select("completion_id", "tokens") for side in SIDES])
+        for part, why in (
+            (unfit.filter(pl.col("tokens") > 0), f"do not fit the context of {cache.name}"),
+            (unfit.filter(pl.col("tokens") == 0), f"are not written by the template of {cache.name}"),
+        ):
+            if part.height:
+                ids = part["completion_id"].implode()
+                hit = (frame["chosen_id"].is_in(ids) | frame["rejected_id"].is_in(ids)).to_numpy()
+                if hit.any():
+                    hits[why] = hit
+    if not hits:
+        return np.ones(frame.height, dtype=bool), {}
+    table = np.stack(list(hits.values()), axis=1)  # (N, reasons)
+    kinds, counts = np.unique(table[table.any(axis=1)], axis=0, return_counts=True)
+    names = np.array(list(hits))
+    dropped = {" and ".join(names[kind]): int(count) for kind, count in zip(kinds, counts, strict=True)}
+    keep: npt.NDArray[np.bool_] = np.logical_not(table.any(axis=1))
+    return keep, dropped
 
 
 def join_splits(caches: list[ReferenceCache], prepared: Mapping[str, Prepared]) -> dict[str, CachedPairs]:

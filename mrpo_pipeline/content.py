@@ -29,8 +29,11 @@ def mrpo_home() -> Path:
 def sha256_of_files(paths: Sequence[Path]) -> list[str]:
     """SHA-256 of each file, 64 hex digits.
 
-    Known ones come from ``content.json`` in ``mrpo_home()``, as long as the file's size, modification and change time are
-    those of then. Processes may do this at once: an entry that another overwrites is hashed again later, nothing more.
+    Known ones come from ``content.json`` in ``mrpo_home()``, as long as the file's size, modification and change time and inode
+    are those of then: no program can set the change time back, so neither an edit with its times restored nor a file put in
+    the place of another is missed. (On a file system in memory, writes through a memory map move no times: what a model's
+    weights are edited through there must be closed and the file touched.) Processes may do this at once: an entry that
+    another overwrites is hashed again later, nothing more.
 
     Raises:
         OSError: where a file cannot be read.
@@ -49,14 +52,17 @@ def sha256_of_files(paths: Sequence[Path]) -> list[str]:
 
 def _state(path: str) -> str:
     found = os.stat(path)
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
 def _hash(path: str) -> tuple[str | None, str]:
     """The file's state, None where it may not be remembered, and its SHA-256."""
-    before = _state(path)
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
+        # A page that was written through a memory map takes more writes without the times telling, until it is on disk.
+        with suppress(OSError):
+            os.fsync(file.fileno())
+        before = _state(path)
         while block := file.read(_BLOCK):
             digest.update(block)
     found = os.stat(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ _HEADER_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64":
 # Written by the library that saved the file, or a field of their own in the fingerprint: none changes the weights.
 _CONFIG_ASIDE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 _ADAPTER_ASIDE = {"base_model_name_or_path", "peft_version", "inference_mode", "revision"}
+
+# The largest configurations and indices of weights have a few megabytes.
+MAX_CONFIG_BYTES = 32 << 20
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -68,13 +72,18 @@ def no_folder(owner: str, key: str, value: str) -> UserError:
 def read_config(owner: str, path: Path) -> dict[str, Any] | None:
     """The JSON object of the file; None where there is no such file."""
     try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode) or state.st_size > MAX_CONFIG_BYTES:  # a pipe would wait for ever
+            raise ValueError(f"no file, or one of more than {MAX_CONFIG_BYTES >> 20} MiB")
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} of {owner} cannot be read ({error}): expected JSON. Fetch the model again.") from error
     if not isinstance(document, dict):
-        raise UserError(f"{path} of {owner} holds a {type(document).__name__}: expected a JSON object.")
+        raise UserError(
+            f"{path} of {owner} holds a {type(document).__name__}: expected a JSON object. Fetch the model again."
+        )
     return document
 
 
@@ -94,10 +103,17 @@ def weight_files(owner: str, folder: Path) -> list[Path] | None:
         return [single]
     index = read_config(owner, folder / "model.safetensors.index.json")
     if index is not None:
-        names = sorted({str(name) for name in dict(index.get("weight_map") or {}).values()})
+        listed = index.get("weight_map") or {}
+        names = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+        strays = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+        if strays:
+            raise UserError(
+                f"{folder / 'model.safetensors.index.json'} of {owner} names {strays[0][:200]!r}, which lies outside that folder: "
+                "expected files beside it. Fetch the model again, from somebody whom you trust."
+            )
         files = [folder / name for name in names]
         return files if files and all(path.is_file() for path in files) else None
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if not files and any(True for pattern in _PICKLES for _ in folder.glob(pattern)):
         raise UserError(
             f"model: {folder} of {owner} holds its weights as pickles only, which can run code when read: expected "
@@ -116,15 +132,21 @@ def require_weights(owner: str, folder: Path) -> None:
         )
 
 
-def weights_content(owner: str, folder: Path) -> str | None:
-    """Content of the weights, the configuration and the model's own code; None where they are not all there."""
+def weights_content(owner: str, folder: Path, *, own_code: bool = False) -> str | None:
+    """Content of the weights, the configuration and the model's own code; None where they are not all there.
+
+    Args:
+        own_code: whether the code that comes with the model is run (``trust_remote_code``). It counts then alone.
+    """
     files = weight_files(owner, folder)
     config = read_config(owner, folder / "config.json")
     if files is None or config is None:
         return None
+    aside = _CONFIG_ASIDE if own_code else _CONFIG_ASIDE | {"auto_map"}
     # A model with code of its own computes what that code says.
-    code = sorted(folder.glob("*.py")) if config.get("auto_map") else []
-    return _digest([*files, *code], {key: value for key, value in config.items() if key not in _CONFIG_ASIDE})
+    code = sorted(folder.rglob("*.py")) if own_code and config.get("auto_map") else []
+    names = [path.relative_to(folder).as_posix() for path in [*files, *code]]
+    return _digest([*files, *code], names, {key: value for key, value in config.items() if key not in aside})
 
 
 def adapter_content(owner: str, folder: Path) -> str | None:
@@ -138,7 +160,8 @@ def adapter_content(owner: str, folder: Path) -> str | None:
         )
     if config is None or not files:
         return None
-    return _digest(files, {key: value for key, value in config.items() if key not in _ADAPTER_ASIDE})
+    settings = {key: value for key, value in config.items() if key not in _ADAPTER_ASIDE}
+    return _digest(files, [path.name for path in files], settings)
 
 
 def header_dtype(path: Path) -> str | None:
@@ -155,9 +178,16 @@ def header_dtype(path: Path) -> str | None:
     return next((_HEADER_DTYPES[kind] for kind in kinds if kind in _HEADER_DTYPES), None)
 
 
-def _digest(files: Sequence[Path], settings: Mapping[str, Any]) -> str:
+def _digest(files: Sequence[Path], names: Sequence[str], settings: Mapping[str, Any]) -> str:
     """One hash of files (names and content) and settings."""
-    parts = [f"{path.name} {content}" for path, content in zip(files, sha256_of_files(files), strict=True)]
+    try:
+        contents = sha256_of_files(files)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or files[0]} cannot be read ({error.strerror or error}): expected the model's files, all of them. Give "
+            "read access, or fetch the model again."
+        ) from error
+    parts = [f"{name} {content}" for name, content in zip(names, contents, strict=True)]
     parts.append(json.dumps(settings, sort_keys=True, separators=(",", ":")))
     return "sha256:" + hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

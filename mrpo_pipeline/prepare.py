@@ -17,13 +17,15 @@ import polars as pl
 
 import mrpo_pipeline
 from mrpo_pipeline import kept_pairs
+from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import PairTable, completion_id, read_pairs, split_by_prompt
-from mrpo_pipeline.pairs.sources import find_files
+from mrpo_pipeline.pairs.read import OnBadRow
+from mrpo_pipeline.pairs.sources import find_files, looks_right
 from mrpo_pipeline.progress import track
 from mrpo_pipeline.recipe import Limits, Pairs, Recipe
 from mrpo_pipeline.references import ModelSource
-from mrpo_pipeline.rendering import Renderer, cut_offset, cut_prompt, tokens_counted
+from mrpo_pipeline.rendering import Rendered, Renderer, cut_offset, cut_prompt, tokens_counted
 
 log = logging.getLogger("mrpo")
 
@@ -116,6 +118,7 @@ def hold_out(settings: Pairs, splits: dict[str, PairTable]) -> dict[str, PairTab
             if split == "weights" and "eval" in splits:
                 held_out = held_out.join(splits["eval"].frame, on="prompt", how="anti", maintain_order="left")
                 rest = frame.join(held_out, on="prompt", how="anti", maintain_order="left")
+            require_balance(f"holding out {split} pairs", frame.height, rest.height, {"held out": held_out.height})
             splits[split] = PairTable(held_out)
             splits["train"] = PairTable(rest, splits["train"].skipped)
     return splits
@@ -150,7 +153,9 @@ def policy_tokenizer(recipe: Recipe) -> Any:
     )
 
 
-def prepare(table: PairTable, renderer: Renderer, limits: Limits, *, what: str = "pairs") -> Prepared:
+def prepare(
+    table: PairTable, renderer: Renderer, limits: Limits, *, what: str = "pairs", on_bad_row: OnBadRow = "error"
+) -> Prepared:
     """Cut and tokenize every pair by the policy's tokenizer.
 
     Args:
@@ -158,16 +163,21 @@ def prepare(table: PairTable, renderer: Renderer, limits: Limits, *, what: str =
         renderer: the policy's.
         limits: lengths in the policy's tokens.
         what: named in the progress line.
+        on_bad_row: what to do with a pair that the policy's template does not write: stop, or leave it out and count it.
+
+    Raises:
+        UserError: for such a pair, where it is not to be skipped; names its file and row.
     """
     frame = table.frame
     prepared = Prepared(frame, frame.height, skipped_rows=dict(table.skipped))
     parts: list[pl.DataFrame] = []
     with track(f"reading {what}", total=frame.height, unit="pairs") as progress:
         for start in range(0, frame.height, BATCH):
-            parts.append(_prepare_batch(frame.slice(start, BATCH), renderer, limits, prepared))
+            parts.append(_prepare_batch(frame.slice(start, BATCH), renderer, limits, prepared, on_bad_row))
             progress.advance(min(BATCH, frame.height - start))
     schema = {**frame.schema, **PREPARED_SCHEMA}
     prepared.frame = pl.concat(parts) if parts else pl.DataFrame(schema=schema)
+    require_balance(f"cutting {what}", prepared.pairs_in, prepared.frame.height, prepared.dropped)
     _report_control_strings(prepared.frame, renderer)
     for notice in renderer.notices:
         log.info("policy: %s", notice)
@@ -205,11 +215,17 @@ def prepare_splits(recipe: Recipe) -> dict[str, Prepared]:
 def _read_and_prepare(recipe: Recipe, renderer: Renderer | None) -> dict[str, Prepared]:
     splits = read_splits(recipe.pairs)
     renderer = renderer or policy_renderer(recipe)
-    return {split: prepare(table, renderer, recipe.limits, what=f"{split} pairs") for split, table in splits.items()}
+    return {
+        split: prepare(table, renderer, recipe.limits, what=f"{split} pairs", on_bad_row=recipe.pairs.on_bad_row)
+        for split, table in splits.items()
+    }
 
 
 def _from_kept(kept: kept_pairs.KeptPairs) -> dict[str, Prepared]:
-    return {split: Prepared(table, **kept.counts[split]) for split, table in kept.tables.items()}
+    prepared = {split: Prepared(table, **kept.counts[split]) for split, table in kept.tables.items()}
+    for split, part in prepared.items():
+        require_balance(f"the {split} pairs kept from before", part.pairs_in, part.frame.height, part.dropped)
+    return prepared
 
 
 # Whatever is wrong with files or tokenizer is told by what reads the pairs, in its order: here it means no keeping.
@@ -223,6 +239,8 @@ def _files_worth_keeping(pairs: Pairs) -> list[str] | None:
         if any(file.remote for file in files):
             return None
         names = [file.name for file in files]
+        if not all(map(looks_right, files)):  # not worth hashing, whatever its size: reading it says what is wrong
+            return None
         return names if sum(Path(name).stat().st_size for name in names) >= KEPT_BYTES else None
     except (UserError, OSError):
         return None
@@ -253,36 +271,64 @@ def _drop(prepared: Prepared, reason: str) -> None:
     prepared.dropped[reason] = prepared.dropped.get(reason, 0) + 1
 
 
-def _cut_prompts(prompts: list[str], renderer: Renderer, limit: int | None) -> dict[str, str | None]:
-    """Each distinct prompt → the prompt as it will be read; None where it cannot be made to fit."""
+def _cut_prompts(prompts: list[str], renderer: Renderer, limit: int | None) -> dict[str, str | UserError | None]:
+    """Each distinct prompt → the prompt as it will be read; None where it cannot be made to fit, and what is wrong where the
+    template does not write it."""
     distinct = list(dict.fromkeys(prompts))
     if limit is None:
         return {prompt: prompt for prompt in distinct}
-    lengths = renderer.prompt_lengths(distinct)
-    return {
-        prompt: prompt if length <= limit else cut_prompt(renderer, prompt, limit)
-        for prompt, length in zip(distinct, lengths, strict=True)
-    }
+    try:
+        lengths = renderer.prompt_lengths(distinct)
+        return {
+            prompt: prompt if length <= limit else cut_prompt(renderer, prompt, limit)
+            for prompt, length in zip(distinct, lengths, strict=True)
+        }
+    except UserError as error:
+        if len(distinct) == 1:
+            return {distinct[0]: error}
+    middle = len(distinct) // 2
+    return {**_cut_prompts(distinct[:middle], renderer, limit), **_cut_prompts(distinct[middle:], renderer, limit)}
 
 
-def _prepare_batch(batch: pl.DataFrame, renderer: Renderer, limits: Limits, prepared: Prepared) -> pl.DataFrame:
+def _unwritten(batch: pl.DataFrame, position: int, error: UserError, prepared: Prepared, on_bad_row: OnBadRow) -> None:
+    """Refuse the pair, or count it."""
+    if on_bad_row == "error":
+        file, row = batch.select("file", "row").row(position)
+        raise UserError(f"{file}: row {row}: {error} Or pass --on-bad-row skip to leave such rows out.") from error
+    _drop(prepared, "the policy's template does not write it")
+
+
+def _prepare_batch(
+    batch: pl.DataFrame, renderer: Renderer, limits: Limits, prepared: Prepared, on_bad_row: OnBadRow
+) -> pl.DataFrame:
     read_as = _cut_prompts(batch["prompt"].to_list(), renderer, limits.max_prompt_length)
     items: list[tuple[str, str]] = []
     fitting: list[int] = []
     for position, (prompt, chosen, rejected) in enumerate(batch.select("prompt", "chosen", "rejected").iter_rows()):
         read = read_as[prompt]
+        if isinstance(read, UserError):
+            _unwritten(batch, position, read, prepared, on_bad_row)
+            continue
         if read is None:
             _drop(prepared, "prompt does not fit max_prompt_length")
             continue
         prepared.cut_prompts += read != prompt
         fitting.append(position)
         items += [(read, chosen), (read, rejected)]
-    rendered = renderer.render(items)
+    rendered = renderer.render_each(items)
     rows: list[dict[str, object]] = []
     kept: list[int] = []
     for at, position in enumerate(fitting):
         prompt = items[2 * at][0]
-        sides = [(items[2 * at + side][1], rendered[2 * at + side]) for side in (0, 1)]
+        sides: list[tuple[str, Rendered]] = []
+        for side in (2 * at, 2 * at + 1):
+            one = rendered[side]
+            if isinstance(one, UserError):
+                _unwritten(batch, position, one, prepared, on_bad_row)
+                break
+            sides.append((items[side][1], one))
+        if len(sides) < 2:
+            continue
         budget = None
         if limits.max_length is not None:
             budget = limits.max_length - len(sides[0][1].prompt_ids)
@@ -358,14 +404,17 @@ def wanted_completions(parts: Iterator[Prepared] | list[Prepared]) -> pl.DataFra
         for part in parts
         for side in ("chosen", "rejected")
     ]
-    return (
-        pl.concat(sides)
-        .group_by("completion_id", maintain_order=True)
-        .agg(
-            pl.first("prompt", "completion"),
-            pl.when(pl.col("cut").is_null().any()).then(None).otherwise(pl.col("cut").max()).alias("cut"),
-        )
+    every = pl.concat(sides)
+    distinct = every.group_by("completion_id", maintain_order=True).agg(
+        pl.first("prompt", "completion"),
+        pl.when(pl.col("cut").is_null().any()).then(None).otherwise(pl.col("cut").max()).alias("cut"),
+        pl.len().alias("sides"),
     )
+    again = int((distinct["sides"] - 1).sum())
+    require_balance(
+        "telling completions apart", every.height, distinct.height, {"the same again": again}, what="sides of pairs"
+    )
+    return distinct.drop("sides")
 
 
 def as_arrays(column: pl.Series) -> list[npt.NDArray[np.int32]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,20 @@ PLAIN_INTERVAL = 30.0
 QUICK = 2.0
 
 
+# What moves a terminal's cursor, colours it or rings its bell: never from a file's name or content.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """The text with control characters written out (``\\x1b``), but for line feeds and tabs; text directions too."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def show_messages(*, verbose: bool = False) -> None:
     """Show what ``mrpo`` says on stderr, a line each; with ``verbose``, what libraries say as well."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
@@ -20,7 +35,7 @@ def show_messages(*, verbose: bool = False) -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     log.handlers = [handler]
 
 

@@ -2,8 +2,9 @@
 
 The fingerprint's fields: ``weights`` (content of the weights and of the configuration), ``revision`` (the hub's commit,
 which stands in for the weights where they are not at hand), ``adapted`` and ``adapter`` (whether there is one, and its
-content), ``dtype``, ``quantization``, what the renderer says of tokenizer, template and end-of-turn handling, and
-``template_file`` (content of a Jinja file that was named, which stands in for the template where there is no renderer).
+content), ``dtype``, ``quantization``, ``engine_options`` (those that may change the numbers), what the renderer says of
+tokenizer, template and end-of-turn handling, and ``template_file`` (content of a Jinja file that was named, which stands in
+for the template where there is no renderer).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mrpo_pipeline.engine_options import NO_OPTIONS
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.model_files import (
     adapter_content,
@@ -30,6 +32,7 @@ from mrpo_pipeline.model_files import (
 )
 
 RENDERING_FIELDS = ("tokenizer", "template", "end_of_turn")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 _DTYPES = {
     "fp32": "float32",
@@ -58,6 +61,7 @@ class ModelSource:
         dtype: ``auto`` (what the model's configuration says) or a torch dtype's name.
         quantization: a method's name; None for what the model's configuration says.
         trust_remote_code: whether code that comes with the model may run.
+        engine_options: options of its engine that may change its numbers, as ``engine_options.describe_altering`` writes them.
     """
 
     name: str
@@ -69,6 +73,7 @@ class ModelSource:
     dtype: str = "auto"
     quantization: str | None = None
     trust_remote_code: bool = False
+    engine_options: str = NO_OPTIONS
 
 
 def resolve(source: ModelSource, renderer_identity: Mapping[str, str] | None = None) -> dict[str, str | None]:
@@ -89,16 +94,25 @@ def resolve(source: ModelSource, renderer_identity: Mapping[str, str] | None = N
     if folder is None and renderer_identity is not None and not is_hub_name(source.model):
         raise no_folder(source.name, "model", source.model)
     fields: dict[str, str | None] = {
-        "weights": weights_content(source.name, folder) if folder else None,
+        "weights": _weights(source, folder),
         "revision": _revision(source, folder),
         "adapted": "no" if source.adapter is None else "yes",
         "adapter": "none" if source.adapter is None else _adapter(source),
         "dtype": _dtype(source, folder),
         "quantization": _quantization(source, folder),
+        "engine_options": source.engine_options,
         "template_file": _template_file(source),
     }
     rendering: Mapping[str, str | None] = renderer_identity or dict.fromkeys(RENDERING_FIELDS)
     return {**fields, **rendering}
+
+
+def has_tokenizer(source: ModelSource) -> bool:
+    """Whether what the reference reads text by is on this machine: tokenizer files, and the Jinja file where one is named."""
+    folder = locate(source.tokenizer) if source.tokenizer else locate(source.model, source.revision)
+    if folder is None or (source.template not in ("auto", "plain") and _template_file(source) is None):
+        return False
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def resolve_dtype(source: ModelSource) -> str:
@@ -132,9 +146,7 @@ def same_model(a: ModelSource, b: ModelSource) -> bool:
         if adapters[0] != adapters[1] or (adapters[0] is None and a.adapter != b.adapter):
             return False
     folders = locate(a.model, a.revision), locate(b.model, b.revision)
-    weights = [
-        weights_content(one.name, folder) if folder else None for one, folder in zip((a, b), folders, strict=True)
-    ]
+    weights = [_weights(one, folder) for one, folder in zip((a, b), folders, strict=True)]
     if None not in weights:
         return weights[0] == weights[1]
     if a.model != b.model:
@@ -170,6 +182,10 @@ def fetch(source: ModelSource) -> ModelSource:
             "PEFT adapter. Give its folder or hub name."
         )
     return source
+
+
+def _weights(source: ModelSource, folder: Path | None) -> str | None:
+    return weights_content(source.name, folder, own_code=source.trust_remote_code) if folder else None
 
 
 def _revision(source: ModelSource, folder: Path | None) -> str | None:

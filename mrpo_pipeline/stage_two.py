@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mrpo_pipeline.broken_models import check_numbers
 from mrpo_pipeline.cached_logps import (
     CachedPairs,
     join_splits,
@@ -17,9 +18,13 @@ from mrpo_pipeline.cached_logps import (
     target_settings,
     training_examples,
 )
+from mrpo_pipeline.counting import in_words, require_balance
+from mrpo_pipeline.disk_errors import telling
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.losses import check_loss
+from mrpo_pipeline.model_files import locate
 from mrpo_pipeline.objectives import check_objectives, first_weight
+from mrpo_pipeline.outputs import check_output_folder
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
 from mrpo_pipeline.prepare import Prepared, prepare_splits
@@ -39,14 +44,12 @@ class Split:
 
     def counts(self) -> dict[str, int]:
         """Pairs in = pairs out + pairs dropped by reason, by what is counted."""
-        unfit = {
-            f"pairs dropped: do not fit the context of {name}": count for name, count in self.pairs.dropped.items()
-        }
+        dropped = {**self.prepared.dropped, **self.pairs.dropped}
+        require_balance("pairs", self.prepared.pairs_in, self.pairs.frame.height, dropped)
         return {
             "pairs in": self.prepared.pairs_in,
             "pairs out": self.pairs.frame.height,
-            **{f"pairs dropped: {reason}": count for reason, count in self.prepared.dropped.items()},
-            **unfit,
+            **{f"pairs dropped: {reason}": count for reason, count in dropped.items()},
             **{f"bad rows skipped: {reason}": count for reason, count in self.prepared.skipped_rows.items()},
             "pairs with a cut prompt": self.prepared.cut_prompts,
             "completions cut": self.prepared.cut_completions,
@@ -115,6 +118,7 @@ def examples_of(split: Split, method: Method) -> tuple[PreferenceExamples, Targe
     examples, targets = training_examples(split.pairs, method)
     for notice in targets.notices:
         log.warning("%s", notice)
+    require_balance("making targets", split.pairs.frame.height, len(examples))
     return examples, targets
 
 
@@ -126,12 +130,14 @@ def train_recipe(recipe: Recipe, *, resume: bool = False, check_anchor: bool = T
 
     Raises:
         UserError: for a recipe, pairs or caches that are wrong, and for a policy that does not agree with the anchor.
-        RunError: for a loss or gradient that is not finite.
+        RunError: for a loss or gradient that is not finite, and for a disk that is full, read-only or gone.
     """
+    from mrpo_pipeline.policy.broken_step import BrokenStepError
     from mrpo_pipeline.policy.processes import explain_lost_processes, join, leave, rank, read_once, speak_once
     from mrpo_pipeline.policy.quantization import check_quantization
     from mrpo_pipeline.policy.train import train_policy
 
+    check_output_folder(recipe)
     check_quantization(recipe.required_policy().quantization)
     training = recipe.training_arguments()
     join(training)
@@ -141,21 +147,33 @@ def train_recipe(recipe: Recipe, *, resume: bool = False, check_anchor: bool = T
         _TrainingInput.write,
         lambda folder: _TrainingInput.open(folder, policy_settings(recipe, check_anchor=check_anchor)),
     )
-    if rank() == 0:
-        recipe.write(recipe.output_dir)
-    with explain_lost_processes():
-        results = train_policy(
-            given.policy,
-            given.examples,
-            given.eval_examples,
-            loss_settings(recipe.method),
-            training,
-            recipe.output_dir,
-            resume=resume,
-            card=given.card,
-            diagnostics=given.diagnostics,
-            eval_diagnostics=given.eval_diagnostics,
-        )
+    kept = (
+        "Checkpoints that were written whole stay. Make room or give write access there, then run the same command again with "
+        "--resume: it goes on from the last one, or starts anew where there is none."
+    )
+    with explain_lost_processes(), telling(recipe.output_dir, f"Training could not write to {recipe.output_dir}", kept):
+        if rank() == 0:
+            recipe.write(recipe.output_dir)
+        try:
+            results = train_policy(
+                given.policy,
+                given.examples,
+                given.eval_examples,
+                loss_settings(recipe.method),
+                training,
+                recipe.output_dir,
+                resume=resume,
+                card=given.card,
+                diagnostics=given.diagnostics,
+                eval_diagnostics=given.eval_diagnostics,
+            )
+        except BrokenStepError:
+            folder = locate(given.policy.model, given.policy.revision)
+            if folder is not None:  # where the weights held such numbers from the start, that is what to say
+                check_numbers("the policy", folder)
+            raise
+    for split, counts in given.counts.items():
+        log.info("%s: %s", split, in_words(counts))
     leave()
     return results
 
@@ -169,6 +187,7 @@ class _TrainingInput:
     examples: PreferenceExamples
     eval_examples: PreferenceExamples | None
     card: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     eval_diagnostics: Mapping[str, float] | None = None
 
@@ -197,9 +216,10 @@ def _training_input(recipe: Recipe, *, check_anchor: bool) -> _TrainingInput:
         policy_settings(recipe, caches, check_anchor=check_anchor),
         examples,
         eval_examples,
-        card_of(recipe, splits),
-        targets.diagnostics,
-        eval_targets.diagnostics if eval_targets else None,
+        card=card_of(recipe, splits),
+        counts={name: split.counts() for name, split in splits.items()},
+        diagnostics=targets.diagnostics,
+        eval_diagnostics=eval_targets.diagnostics if eval_targets else None,
     )
 
 

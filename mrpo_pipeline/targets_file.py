@@ -8,9 +8,11 @@ from pathlib import Path
 import polars as pl
 
 from mrpo_pipeline.cached_logps import CachedPairs, join_splits, open_caches, pair_targets, target_settings
+from mrpo_pipeline.counting import in_words
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.prepare import prepare_splits
 from mrpo_pipeline.recipe import Recipe
+from mrpo_pipeline.stage_two import Split
 from mrpo_pipeline.targets import Targets
 from mrpo_pipeline.whole_files import whole_file, write_whole
 
@@ -54,10 +56,12 @@ def cached_split(recipe: Recipe, split: str) -> CachedPairs:
     prepared = prepare_splits(recipe)
     if split not in prepared:
         raise UserError(
-            f"--split is {split!r}: this recipe has {', '.join(prepared)}. Correct the option or the recipe."
+            f"--split is {split!r}: expected one that this recipe has ({', '.join(prepared)}). Correct the option or the recipe."
         )
     needed = {name: part for name, part in prepared.items() if name in (split, "weights")}
-    return join_splits(open_caches(recipe), needed)[split]
+    joined = join_splits(open_caches(recipe), needed)[split]
+    log.info("%s: %s", split, in_words(Split(prepared[split], joined).counts()))
+    return joined
 
 
 def write_targets(recipe: Recipe, output: Path, *, split: str = "train") -> int:

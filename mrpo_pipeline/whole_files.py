@@ -62,7 +62,9 @@ def temporary_name() -> str:
 
 
 def remove_leftovers(folder: Path, prefix: str = "") -> int:
-    """Remove the temporary files of processes that are dead, and those too old to belong to anyone.
+    """Remove the temporary files of processes that are dead, and those of other machines that are too old to belong to anyone.
+
+    Those of this machine's living processes stay whatever their age: clocks jump. Where one may not be removed it stays, too.
 
     Args:
         prefix: what stands before ``temporary_name`` in the names looked at.
@@ -76,14 +78,14 @@ def remove_leftovers(folder: Path, prefix: str = "") -> int:
             continue
         tag, _, rest = path.name.removeprefix(prefix).partition("-")
         pid = rest.partition("-")[0]
-        try:
-            age = time.time() - path.stat().st_mtime
-        except FileNotFoundError:
-            continue
-        dead = tag == _machine_tag() and pid.isdigit() and not _is_alive(int(pid))
-        if dead or age > ABANDONED_SECONDS:
-            path.unlink(missing_ok=True)
-            removed += 1
+        with suppress(OSError):
+            if tag == _machine_tag() and pid.isdigit():
+                abandoned = not _is_alive(int(pid))
+            else:
+                abandoned = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+            if abandoned:
+                path.unlink()
+                removed += 1
     return removed
 
 

@@ -1,4 +1,4 @@
-"""The `mrpo` command. Heavy imports sit in the commands, so that `mrpo --help` answers at once."""
+"""The `mrpo` program: what is set before anything loads, and how a command ends."""
 
 from __future__ import annotations
 
@@ -7,84 +7,80 @@ import signal
 import sys
 import time
 
-import typer
+from mrpo_cli import interrupts
+from mrpo_cli.interrupts import INTERRUPTED
 
-from mrpo_cli import audit, cache, compare, plan, recipes, references, report, results, training
-
-app = typer.Typer(
-    name="mrpo",
-    help="Multi-Reference Preference Optimization: score K references once, train with none in memory.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-plan.register(app)
-references.register(app)
-audit.register(app)
-training.register(app)
-results.register(app)
-compare.register(app)
-report.register(app)
-app.add_typer(cache.app, name="cache")
-app.add_typer(recipes.app, name="recipes")
-
-
-INTERRUPTED = 130
+# The switches by which libraries send no usage reports. Whoever has set one keeps it.
+REPORTS_OFF = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 # Of several processes, as torchrun starts them, the first one.
 FIRST = os.environ.get("RANK", "0") == "0"
 
 
-def _version(value: bool) -> None:
-    if value:
-        import mrpo_pipeline
-
-        print(f"mrpo {mrpo_pipeline.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what libraries say, and tracebacks."),
-) -> None:
-    from mrpo_pipeline.progress import show_messages
-
-    show_messages(verbose=verbose)
-    if verbose:
-        os.environ["MRPO_VERBOSE"] = "1"
-
-
 def main() -> None:
     """Run the command; exit code 0 done, 1 failed while running, 2 the user's input is wrong, 130 interrupted."""
+    interrupts.before_work()
     # Nothing is sent anywhere: the libraries' usage reports are off before any of them loads.
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "RAY_USAGE_STATS_DISABLED"):
-        os.environ.setdefault(name, "1")
+    for name, value in REPORTS_OFF.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # OpenMP's threads spin while they wait, by default; on cores shared with other work that costs several times the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        _run()
+    except KeyboardInterrupt:  # between two lines of what catches it below
+        _say_interrupted()
+
+
+def _run() -> None:
+    from mrpo_cli.commands import app
+    from mrpo_pipeline.disk_errors import refusal
     from mrpo_pipeline.errors import RunError, UserError
 
     # What a scheduler sends before it kills ends as cleanly as Ctrl-C: shards in hand are written.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    interrupts.from_now_on()
     try:
         app()
-    except UserError as error:
-        if not FIRST:
-            _let_the_first_speak()
-        _fail(f"mrpo: {error}", 2)
-    except RunError as error:
-        _fail(f"mrpo: {error}", 1)
+    except KeyboardInterrupt:
+        _say_interrupted()
     except SystemExit as leaving:
-        if leaving.code != INTERRUPTED or not FIRST:  # what typer makes of Ctrl-C
-            raise
-        _fail(
-            "mrpo: interrupted. What was finished is kept; run the same command again to go on (training: add --resume).",
-            INTERRUPTED,
-        )
+        if leaving.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            _say_interrupted()
+        interrupts.done()
+        raise
     except BrokenPipeError:
         os._exit(0)
+    except Exception as error:
+        if interrupts.told_to_end():  # what it became on its way, or what another process made of the same signal
+            _say_interrupted()
+        if not isinstance(error, UserError | RunError):
+            refused = refusal(error)
+            if refused is not None:
+                _fail(
+                    f"mrpo: a file could not be read or written ({refused}): expected a disk with room that can be read and "
+                    "written. What was finished is kept. Make room or give access there, then run the same command again.",
+                    1,
+                )
+            interrupts.done()
+            raise
+        wrong = isinstance(error, UserError)
+        if wrong and not FIRST:
+            _let_the_first_speak()
+        _fail(f"mrpo: {error}", 2 if wrong else 1)
+
+
+def _say_interrupted() -> None:
+    if not FIRST:
+        raise SystemExit(INTERRUPTED)
+    _fail(
+        "mrpo: interrupted. What was finished is kept; run the same command again to go on (training: add --resume).",
+        INTERRUPTED,
+    )
 
 
 def _let_the_first_speak() -> None:
@@ -94,11 +90,15 @@ def _let_the_first_speak() -> None:
 
 
 def _fail(message: str, code: int) -> None:
+    from mrpo_pipeline.progress import printable
+
+    interrupts.let_speak()
     if os.environ.get("MRPO_VERBOSE") and sys.exc_info()[0] is not None:
         import traceback
 
         traceback.print_exc()
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
+    interrupts.done()
     raise SystemExit(code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +175,6 @@ def _load(recipe_file: Path | None, overrides: dict[str, Any], references: list[
         if not (separator and key):
             raise UserError(f"--set is {text!r}: expected KEY=VALUE, such as method.beta=0.2. Correct the option.")
         overrides[key] = parse_value(value)
-    if recipe_file is not None and not recipe_file.exists():
+    if recipe_file is not None and not os.path.exists(recipe_file):  # Path.exists raises for a name that is too long
         recipe_file = shipped_recipes().get(str(recipe_file), recipe_file)
     return load_recipe(recipe_file, overrides)

@@ -39,5 +39,10 @@ def copy(
     target = to / recipes[name].name if to.is_dir() else to
     if target.exists():
         raise UserError(f"{target} is there already: expected a new file. Give another name, or move it away.")
-    shutil.copyfile(recipes[name], target)
+    try:
+        shutil.copyfile(recipes[name], target)
+    except OSError as error:
+        raise UserError(
+            f"{target} can't be written ({error.strerror}): expected a new file in a folder. Give another name."
+        ) from None
     print(target)

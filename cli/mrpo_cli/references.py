@@ -40,6 +40,10 @@ def targets(
     ] = None,
 ) -> None:
     """Write, per pair, what stage two trains against; for this project, or with --for for another trainer."""
+    from mrpo_pipeline.outputs import check_output_file
+
+    if output is not None:
+        check_output_file(output, "--output", recipe)
     if trainer is not None:
         from mrpo_pipeline.exports import export_targets
 

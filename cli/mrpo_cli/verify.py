@@ -76,7 +76,7 @@ def _repair(recipe: "Recipe", only: list[str], *, silent: bool) -> list[dict[str
 
 
 def _show(one: "Verified") -> None:
-    for name, problem in one.damaged.items():
+    for name, problem in {**one.damaged, **one.unread}.items():
         print(f"{one.reference}: {name}: {problem}")
     print(f"{one.reference}: {one.shards:,} shards read again, {one.rows:,} rows: checksums, lengths, finite numbers")
     if one.drift is not None:

@@ -3,10 +3,11 @@
 Knows no model and no tokenizer.
 """
 
+from mrpo_pipeline.cache.at_work import Others
 from mrpo_pipeline.cache.locations import check_location, list_references
 from mrpo_pipeline.cache.manifest import Manifest
 from mrpo_pipeline.cache.reference_cache import ReferenceCache, check_reference_name
-from mrpo_pipeline.cache.schema import SHARD_SCHEMA, CompletionRow, Unfit
+from mrpo_pipeline.cache.schema import SHARD_SCHEMA, CompletionRow, RefusedRowError, Unfit
 from mrpo_pipeline.cache.shards import DamagedError
 from mrpo_pipeline.cache.storage import StoreError
 from mrpo_pipeline.cache.upkeep import CacheStats, Pruned, ShardReport
@@ -18,8 +19,10 @@ __all__ = [
     "CompletionRow",
     "DamagedError",
     "Manifest",
+    "Others",
     "Pruned",
     "ReferenceCache",
+    "RefusedRowError",
     "ShardReport",
     "ShardWriter",
     "StoreError",

@@ -53,11 +53,18 @@ class LocalStorage:
 
     def read(self, name: str) -> pa.Buffer:
         """All of the file's bytes."""
-        return pa.py_buffer((self.root / name).read_bytes())
+        return pa.py_buffer(self._file(name).read_bytes())
 
     def open(self, name: str) -> pa.NativeFile:
         """The file for reading parts of it (never mapped: a file cut short under a mapping kills the process)."""
-        return pa.OSFile(str(self.root / name), "rb")
+        return pa.OSFile(str(self._file(name)), "rb")
+
+    def _file(self, name: str) -> Path:
+        """The file's path. Raises OSError for what is none: a pipe would wait for ever, /dev/zero never ends."""
+        path = self.root / name
+        if not path.is_file() and os.path.lexists(path):
+            raise OSError("it is no file but a folder, a pipe, a device, or a link to nothing")
+        return path
 
     def put(self, folder: str, data: pa.Buffer | bytes, *, prefix: str = "", suffix: str = ".parquet") -> str:
         """Write a file named ``prefix`` + the SHA-256 of its bytes + ``suffix``, whole or not at all.
@@ -116,6 +123,13 @@ class LocalStorage:
         for touched in (self.root / folder, (self.root / name).parent, self.root):
             sync_folder(touched)
         return moved
+
+    def can_write(self) -> bool:
+        """Whether files may be made there: no read-only file system, and permission."""
+        folder = self.root
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        return os.access(folder, os.W_OK | os.X_OK)
 
     def clear_leftovers(self, folder: str = ".") -> int:
         """Remove temporary files of processes that are dead, and those too old to belong to anyone.

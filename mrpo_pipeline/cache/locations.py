@@ -26,7 +26,12 @@ def check_location(root: str | Path) -> str | Path:
     if "://" not in text:
         if separator and scheme.lower() in STORES:
             raise UserError(f"cache: {text} is no URL: expected {scheme}://BUCKET/FOLDER. Correct `cache:`.")
-        return Path(root).expanduser()
+        try:
+            return Path(root).expanduser()
+        except RuntimeError:
+            raise UserError(
+                f"cache: {text} names the home of nobody here: expected a folder. Correct `cache:`."
+            ) from None
     if scheme.lower() == "file":
         return Path(url2pathname(urlsplit(text).path))
     return check_url(text)
@@ -42,7 +47,13 @@ def open_storage(root: str | Path, name: str) -> Storage:
     if isinstance(location, str):
         return ObjectStorage(f"{location}/{name}")
     for path in (location, location / name):
-        if path.exists() and not path.is_dir():
+        try:
+            in_the_way = path.exists() and not path.is_dir()
+        except OSError as error:
+            raise UserError(
+                f"cache: {str(path)[:300]} can't be a folder ({error.strerror}): expected one. Name another one under `cache:`."
+            ) from None
+        if in_the_way:
             raise UserError(f"cache: {path} is a file: expected a folder. Name another one under `cache:`.")
     return LocalStorage(location / name)
 

@@ -17,6 +17,9 @@ FORMAT = 1
 # changes no number.
 STAND_INS = {"revision": "weights", "template_file": "template"}
 
+# What a manifest that says nothing of a field means by that.
+UNSAID = {"engine_options": "none"}
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -66,7 +69,8 @@ class Manifest:
             version = document["format"]
             if isinstance(version, int) and version > FORMAT:
                 raise UserError(
-                    f"{where} has format {version}: this version of mrpo reads up to {FORMAT}. Upgrade mrpo, or name "
+                    f"{where} has format {str(version)[:20]}: this version of mrpo reads up to {FORMAT}; expected no newer one. "
+                    "Upgrade mrpo, or name "
                     "another cache folder."
                 )
             fingerprint = document["fingerprint"]
@@ -91,7 +95,7 @@ class Manifest:
         """
         found = []
         for name, value in expected.items():
-            if value is None or value == self.fingerprint.get(name):
+            if value is None or value == self.fingerprint.get(name, UNSAID.get(name)):
                 continue
             if name in STAND_INS:
                 content = STAND_INS[name]
@@ -100,6 +104,26 @@ class Manifest:
                     continue
             found.append((name, self.fingerprint.get(name, "(not recorded)"), value))
         return found
+
+
+def foreign(manifest: Manifest, data: bytes) -> str:
+    """Why a shard that says it was computed from ``data`` (a fingerprint as JSON) is not of this manifest; empty where it
+    is.
+
+    Raises:
+        ValueError: where it is no fingerprint.
+    """
+    try:
+        fingerprint = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("what it says of its origin is no fingerprint") from error
+    if not isinstance(fingerprint, dict) or not all(isinstance(value, str) for value in fingerprint.values()):
+        raise ValueError("what it says of its origin is no fingerprint")
+    missing_here = Manifest("", fingerprint).differences(manifest.fingerprint)
+    found = {name: (own, theirs) for name, own, theirs in manifest.differences(fingerprint)}
+    found |= {name: (own, theirs) for name, theirs, own in missing_here}
+    told = ", ".join(f"`{name}` is {theirs} in it and {own} in the manifest" for name, (own, theirs) in found.items())
+    return f"it was not computed by this reference: {told}" if found else ""
 
 
 def fixed_fields(fingerprint: Mapping[str, str | None]) -> dict[str, str]:

@@ -144,6 +144,10 @@ class ObjectStorage:
         self.delete(name)
         return moved
 
+    def can_write(self) -> bool:
+        """True: only a PUT tells."""
+        return True
+
     def clear_leftovers(self, folder: str = ".") -> int:
         """Nothing: a PUT that broke off leaves nothing behind."""
         return 0

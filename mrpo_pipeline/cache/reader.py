@@ -6,7 +6,7 @@ one serves, else the longest: in bytes, then in tokens (several tokens may end a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +14,17 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mrpo_pipeline.cache.shards import SHARDS, DamagedError, list_parts, one_array, read_checked, read_rows
+from mrpo_pipeline.cache.manifest import Manifest
+from mrpo_pipeline.cache.shards import (
+    SHARDS,
+    DamagedError,
+    check_origin,
+    is_damage,
+    list_parts,
+    one_array,
+    read_checked,
+    read_rows,
+)
 from mrpo_pipeline.cache.storage import Storage
 
 COVERAGE_SCHEMA: dict[str, pl.DataType] = {
@@ -27,20 +37,24 @@ COVERAGE_SCHEMA: dict[str, pl.DataType] = {
 }
 
 
-def shard_coverage(storage: Storage, name: str) -> pl.DataFrame:
+def shard_coverage(storage: Storage, name: str, manifest: Manifest | None) -> pl.DataFrame:
     """What one shard holds, from the three columns that tell it.
 
     The pages' own checksums are verified; the shard's is where numbers are used.
 
+    Args:
+        manifest: what the reference's numbers are computed from; None where that is not looked at.
+
     Raises:
-        FileNotFoundError: where the shard is gone.
-        DamagedError: where the file cannot be read.
+        OSError: where the shard is gone, or may not be read.
+        DamagedError: where it is no shard, or one of another reference.
     """
     parts = []
     first = 0
     try:
         with storage.open(name) as source:
             file = pq.ParquetFile(source, page_checksum_verification=True)
+            check_origin(storage, name, file, manifest)
             for group in range(file.num_row_groups):
                 table = file.read_row_group(
                     group, columns=["completion_id", "byte_ends", "complete"], use_threads=False
@@ -59,9 +73,9 @@ def shard_coverage(storage: Storage, name: str) -> pl.DataFrame:
                 )
                 parts.append(frame.with_columns(shard=pl.lit(name)))
                 first += table.num_rows
-    except FileNotFoundError:
-        raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        if isinstance(error, OSError) and not is_damage(error):
+            raise
         raise DamagedError(storage, name, str(error).strip().split("\n")[0]) from error
     return pl.concat(parts) if parts else pl.DataFrame(schema=COVERAGE_SCHEMA)
 
@@ -69,8 +83,14 @@ def shard_coverage(storage: Storage, name: str) -> pl.DataFrame:
 class Coverage:
     """How far each completion of a cache was scored, kept up with the shards that are there."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, manifest: Callable[[], Manifest | None]) -> None:
+        """
+        Args:
+            storage: the reference's folder.
+            manifest: reads what its numbers are computed from; asked when there is a shard to look into.
+        """
         self._storage = storage
+        self._manifest = manifest
         self._shards: dict[str, pl.DataFrame] = {}
 
     def rows(self, names: Sequence[str] | None = None) -> pl.DataFrame:
@@ -84,15 +104,16 @@ class Coverage:
         """
         names = self._storage.list(SHARDS) if names is None else names
         read = [name for name in names if name not in self._shards]
+        manifest = self._manifest() if read else None
         with ThreadPoolExecutor(self._storage.at_once) as pool:
-            every = self._shards | dict(zip(read, pool.map(self._read, read), strict=True))
+            every = self._shards | dict(zip(read, pool.map(lambda name: self._read(name, manifest), read), strict=True))
         self._shards = {name: frame for name in names if (frame := every[name]) is not None}
         parts = list(self._shards.values())
         return pl.concat(parts, rechunk=False) if parts else pl.DataFrame(schema=COVERAGE_SCHEMA)
 
-    def _read(self, name: str) -> pl.DataFrame | None:
+    def _read(self, name: str, manifest: Manifest | None) -> pl.DataFrame | None:
         try:
-            return shard_coverage(self._storage, name)
+            return shard_coverage(self._storage, name, manifest)
         except FileNotFoundError:
             return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,6 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from mrpo_pipeline.cache.at_work import AT_WORK, Others, at_work
 from mrpo_pipeline.cache.checks import read_checks, write_check
 from mrpo_pipeline.cache.locations import MANIFEST, open_storage
 from mrpo_pipeline.cache.manifest import Manifest, fixed_fields
@@ -20,13 +22,15 @@ from mrpo_pipeline.cache.reader import Coverage, read_completions
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA, Unfit
 from mrpo_pipeline.cache.shards import DAMAGED, SHARDS
 from mrpo_pipeline.cache.storage import Storage, StoreError
-from mrpo_pipeline.cache.sums import build_sums, load_sums, shards_key, store_sums, wanted_key
-from mrpo_pipeline.cache.unfit import match_unfit, read_unfit, write_unfit
+from mrpo_pipeline.cache.sums import SUMS, build_sums, load_sums, shards_key, store_sums, wanted_key
+from mrpo_pipeline.cache.unfit import UNFIT, match_unfit, read_unfit, write_unfit
 from mrpo_pipeline.cache.upkeep import CacheStats, Pruned, ShardReport, cache_stats, prune_cache, verify_shards
 from mrpo_pipeline.cache.writer import ShardWriter
 from mrpo_pipeline.errors import RunError, UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# What Windows, and a share that it reads, takes for a device.
+_RESERVED = {"aux", "con", "nul", "prn", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
 def check_reference_name(name: str) -> str:
@@ -35,10 +39,11 @@ def check_reference_name(name: str) -> str:
     Raises:
         UserError: where it may not.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or name.endswith(".") or name.partition(".")[0].lower() in _RESERVED:
         raise UserError(
             f"The reference name {name[:80]!r} cannot be used: expected 1 to 64 ASCII letters, digits, `.`, `_` or `-`, the "
-            "first a letter or digit, because it names a folder of the cache. Rename it under `references:`."
+            "first a letter or digit, the last no `.`, and no device's name (aux, con, nul, …), because it names a folder of the "
+            "cache, on whatever system that is read. Rename it under `references:`."
         )
     return name
 
@@ -54,7 +59,8 @@ class ReferenceCache:
     def __init__(self, storage: Storage, name: str) -> None:
         self.name = name
         self._storage = storage
-        self._coverage = Coverage(storage)
+        self._coverage = Coverage(storage, self._manifest)
+        self._was_begun = False
 
     @classmethod
     def open(cls, root: str | Path, name: str) -> ReferenceCache:
@@ -93,7 +99,9 @@ class ReferenceCache:
         try:
             data = self._storage.read(MANIFEST).to_pybytes()
         except FileNotFoundError:
-            if self._storage.list(SHARDS):
+            with self._telling():
+                shards = self._storage.list(SHARDS)
+            if shards:
                 raise UserError(
                     f"{self._storage} holds shards and no {MANIFEST}: nothing tells what they were computed from. Restore "
                     "the manifest from a copy, or remove that folder and score again (`mrpo score-refs`)."
@@ -101,7 +109,8 @@ class ReferenceCache:
             return None
         except OSError as error:
             raise UserError(
-                f"{self._storage}/{MANIFEST} cannot be read ({error.strerror}): give read access to the cache."
+                f"{self._storage}/{MANIFEST} cannot be read ({error.strerror or error}): give read access to the cache, and "
+                "look at the disk or mount that it lies on."
             ) from error
         return Manifest.from_bytes(data, f"{self._storage}/{MANIFEST}")
 
@@ -120,7 +129,8 @@ class ReferenceCache:
         if not differences:
             return
         told = "; ".join(
-            f"`{field}` is {recorded} in the cache and {value} in this run" for field, recorded, value in differences
+            f"`{field}` is {_told(recorded) or '(empty)'} in the cache and {_told(value) or '(empty)'} in this run"
+            for field, recorded, value in differences
         )
         raise UserError(
             f"The cache of reference {self.name} at {self._storage} was not computed by the reference that this run names: "
@@ -160,7 +170,8 @@ class ReferenceCache:
                     "expected a folder that can be written to. Make room, give write access, or name another under `cache:`."
                 ) from error
         self.check(fingerprint)
-        return cast(Manifest, self.manifest())
+        self._was_begun = True
+        return self._begun()
 
     # What it can serve.
 
@@ -171,20 +182,27 @@ class ReferenceCache:
             wanted: see the class; other columns are kept.
             context: the reference's context length now, where it is known: what did not fit a shorter one is tried again.
         """
-        unserved = self._unserved(wanted)
-        known = match_unfit(read_unfit(self._storage), unserved, context).select("completion_id", "cut").unique()
+        with self._telling():
+            unserved = self._unserved(wanted)
+            known = match_unfit(read_unfit(self._storage), unserved, context).select("completion_id", "cut").unique()
         return unserved.join(known, on=["completion_id", "cut"], how="anti", nulls_equal=True, maintain_order="left")
+
+    def unserved(self, wanted: pl.DataFrame) -> pl.DataFrame:
+        """The rows of ``wanted`` that the cache does not serve now, those known not to fit among them."""
+        with self._telling():
+            return self._unserved(wanted)
 
     def unfit(self, wanted: pl.DataFrame, *, context: int | None = None) -> pl.DataFrame:
         """The rows of ``wanted`` that do not fit the reference's context and that no row serves: with ``tokens`` (that
         scoring it takes) and ``context`` (length), both in the reference's tokens."""
-        records = read_unfit(self._storage)
-        asked = wanted.with_columns(_keys(wanted)["cut"])
-        if records.is_empty():
-            asked = asked.clear()
-        matched = match_unfit(records, asked, context)
-        # To tell what is served takes a look into every shard: not where nothing is unfit, as in most runs.
-        return self._unserved(matched) if matched.height else matched
+        with self._telling():
+            records = read_unfit(self._storage)
+            asked = wanted.with_columns(_keys(wanted)["cut"])
+            if records.is_empty():
+                asked = asked.clear()
+            matched = match_unfit(records, asked, context)
+            # To tell what is served takes a look into every shard: not where nothing is unfit, as in most runs.
+            return self._unserved(matched) if matched.height else matched
 
     def sums(self, wanted: pl.DataFrame, *, on_missing: Literal["error", "null"] = "error") -> pl.DataFrame:
         """Sums of the log-probs that count, in ``wanted``'s order.
@@ -201,21 +219,22 @@ class ReferenceCache:
 
         Raises:
             UserError: for completions that are not scored (those that do not fit among them: see ``unfit``).
-            RunError: for a shard that is damaged.
+            RunError: for a shard that is damaged, or of another reference.
         """
         keys = _keys(wanted)
         distinct = keys if _ascending(keys) else keys.unique().sort("completion_id", "cut", nulls_last=True)
-        shards = self._storage.list(SHARDS)
-        prefix = f"{shards_key(shards)}-{wanted_key(distinct)}-"
-        sums = load_sums(self._storage, prefix)
-        if sums is None:
-            sums = build_sums(self._storage, self._coverage.serving(distinct, shards))
-            lacking = sums.filter(pl.col("logps").is_null())
-            if lacking.height:
-                if on_missing == "error":
-                    self._refuse_missing(lacking, distinct.height)
-            else:
-                store_sums(self._storage, prefix, sums)
+        with self._telling():
+            shards = self._storage.list(SHARDS)
+            prefix = f"{shards_key(shards, self._manifest())}-{wanted_key(distinct)}-"
+            sums = load_sums(self._storage, prefix)
+            if sums is None:
+                sums = build_sums(self._storage, self._coverage.serving(distinct, shards))
+                lacking = sums.filter(pl.col("logps").is_null())
+                if lacking.height:
+                    if on_missing == "error":
+                        self._refuse_missing(lacking, distinct.height)
+                else:
+                    store_sums(self._storage, prefix, sums)
         if distinct is keys:
             return sums
         return keys.join(sums, on=["completion_id", "cut"], how="left", nulls_equal=True, maintain_order="left")
@@ -227,8 +246,9 @@ class ReferenceCache:
         Raises:
             RunError: for a shard that is damaged.
         """
-        serving = self._coverage.serving(_keys(wanted)).filter(pl.col("shard").is_not_null())
-        tables = [SHARD_SCHEMA.empty_table(), *read_completions(self._storage, serving.unique("completion_id"))]
+        with self._telling():
+            serving = self._coverage.serving(_keys(wanted)).filter(pl.col("shard").is_not_null())
+            tables = [SHARD_SCHEMA.empty_table(), *read_completions(self._storage, serving.unique("completion_id"))]
         return cast(pl.DataFrame, pl.from_arrow(pa.concat_tables(tables)))
 
     # Adding to it.
@@ -240,17 +260,40 @@ class ReferenceCache:
             rows_per_shard: at most so many rows in a shard.
             seconds: a row that has waited so long takes a shard with it, however small.
         """
-        opened = self._begun().fingerprint_hash
+        opened = self._begun()
 
         def still_ours() -> None:
             manifest = self._manifest()
-            if manifest is None or manifest.fingerprint_hash != opened:
+            if manifest is None or manifest.fingerprint_hash != opened.fingerprint_hash:
                 raise RunError(
                     f"The cache of reference {self.name} at {self._storage} was removed or begun anew while this run was "
                     "scoring into it: the rows in hand were not written. Run `mrpo score-refs` again."
                 )
 
-        return ShardWriter(self._storage, rows_per_shard=rows_per_shard, seconds=seconds, still_ours=still_ours)
+        return ShardWriter(
+            self._storage,
+            rows_per_shard=rows_per_shard,
+            seconds=seconds,
+            fingerprint=opened.fingerprint,
+            still_ours=still_ours,
+        )
+
+    def at_work(self) -> AbstractContextManager[Others]:
+        """Be seen by other runs that score into this cache meanwhile; gives what names them (see ``at_work``)."""
+        return at_work(self._storage)
+
+    def require_writable(self) -> None:
+        """Refuse, before an engine starts, a folder that may not be written to; a full one shows only when it is written to.
+
+        Raises:
+            UserError: for a read-only file system, or without permission.
+        """
+        if not self._storage.can_write():
+            raise UserError(
+                f"The cache of reference {self.name} at {self._storage} cannot be written to (Read-only file system, or no "
+                "permission), and completions are still to be scored into it: nothing was started. Give write access, or name "
+                "another folder under `cache:`."
+            )
 
     def mark_unfit(self, records: Sequence[Unfit]) -> None:
         """Record completions that do not fit the reference's context, in one file."""
@@ -260,8 +303,19 @@ class ReferenceCache:
     # Looking after it.
 
     def verify(self) -> Iterator[ShardReport]:
-        """Each shard against its checksum and against what its rows must be, one report a shard."""
-        return verify_shards(self._storage)
+        """Each shard against its checksum, the manifest and what its rows must be, one report a shard.
+
+        Raises:
+            UserError: for a manifest that is not what was written: what the numbers are is then not known.
+        """
+        with self._telling():
+            yield from verify_shards(self._storage, self._manifest())
+
+    def clear_leftovers(self) -> None:
+        """Remove what processes that died have left half written, where it can be removed."""
+        for folder in (".", SHARDS, SUMS, UNFIT, AT_WORK):
+            with suppress(OSError, StoreError):
+                self._storage.clear_leftovers(folder)
 
     def set_aside(self, names: Sequence[str]) -> list[str]:
         """Move damaged files to the folder ``damaged`` of the reference, where nothing reads them; their new names.
@@ -292,11 +346,13 @@ class ReferenceCache:
 
     def stats(self) -> CacheStats:
         """Rows, completions, tokens, bytes, nats per token."""
-        return cache_stats(self._storage, self._coverage, read_unfit(self._storage)["completion_id"].n_unique())
+        with self._telling():
+            return cache_stats(self._storage, self._coverage, read_unfit(self._storage)["completion_id"].n_unique())
 
     def prune(self) -> Pruned:
         """Remove what serves nothing: leftovers of dead processes, stale sums, shards whose every row stands elsewhere."""
-        return prune_cache(self._storage, self._coverage)
+        with self._telling():
+            return prune_cache(self._storage, self._coverage, self._manifest())
 
     def remove(self) -> None:
         """Delete the reference's folder with all its numbers, the manifest last: while any shard is left, what they were
@@ -309,8 +365,25 @@ class ReferenceCache:
                 "of it is sound. End the processes that write to it, or give write access, and remove it again."
             ) from error
 
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What a disk refuses meanwhile becomes one sentence; what a store refuses is one already."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"The cache of reference {self.name} at {self._storage} could not be read or written "
+                f"({error.strerror or error}): {error.filename or 'a file of it'}. None of its numbers was used or lost by this. "
+                "Look at the disk or mount that it lies on, give access to it, and run the same command again."
+            ) from error
+
     def _begun(self) -> Manifest:
         manifest = self.manifest()
+        if manifest is None and self._was_begun:
+            raise RunError(
+                f"The cache of reference {self.name} at {self._storage} was removed while this run was at work on it: nothing more "
+                "was written. Run `mrpo score-refs` again."
+            )
         if manifest is None:
             raise RuntimeError(f"the cache of {self.name} has no manifest: call create_or_check before writing to it")
         return manifest
@@ -335,6 +408,12 @@ class ReferenceCache:
             f"delete these numbers (`mrpo cache prune --cache {root} --reference {self.name} --all`) and score again "
             "(`mrpo score-refs`)"
         )
+
+
+def _told(value: str) -> str:
+    """A fingerprint's value on one line, 200 characters of it at most: a manifest may come from anywhere."""
+    line = " ".join(value.split())
+    return line if len(line) <= 200 else line[:200] + "…"
 
 
 def _keys(wanted: pl.DataFrame) -> pl.DataFrame:

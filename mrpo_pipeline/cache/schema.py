@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,10 @@ import pyarrow.parquet as pq
 from mrpo_pipeline.errors import RunError
 
 ROW_GROUP_ROWS = 10_000
+
+# Under this key a shard's metadata says what its numbers were computed from, as the manifest does: a shard that came from
+# another reference's folder is known by it. Shards of other writers may do without.
+FINGERPRINT_KEY = b"mrpo.fingerprint"
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -44,6 +49,11 @@ _ENCODINGS = {
 }
 
 
+# What rounding may put above 0, in nats; and what no model gives a token that it does not mask (the lowest finite float32).
+HIGHEST_LOGP = 1e-3
+LOWEST_LOGP = -1e6
+
+
 @dataclass(frozen=True, slots=True)
 class CompletionRow:
     """One completion as one reference scored it.
@@ -67,12 +77,13 @@ class CompletionRow:
 
 @dataclass(frozen=True, slots=True)
 class Unfit:
-    """A completion that does not fit a reference's context when scored up to ``cut``.
+    """A completion that a reference cannot read: it does not fit the context when scored up to ``cut``, or the reference's
+    chat template does not write it (see ``unwritten``).
 
     Attributes:
         completion_id: 32 hex digits.
         cut: bytes of the completion that were wanted; None for the whole.
-        tokens: tokens of prompt and completion that scoring it takes.
+        tokens: tokens of prompt and completion that scoring it takes; 0 where the template does not write it.
         context: the reference's context length, in tokens, when that was found.
     """
 
@@ -81,36 +92,68 @@ class Unfit:
     tokens: int
     context: int
 
+    @classmethod
+    def unwritten(cls, completion_id: str) -> Unfit:
+        """Of a completion that the template does not write, however short it is cut and however long the context is."""
+        return cls(completion_id, 0, 0, np.iinfo(np.int32).max)
+
+
+class RefusedRowError(RunError):
+    """A row that would put a wrong number into the cache: it names the completion and the likely cause."""
+
+
+def impossible(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """(T,) which log-probs no model gives: NaN and infinite ones, those above 0 by more than rounding, and those so low that
+    they can but stand for a token that was masked."""
+    return ~((logprobs > LOWEST_LOGP) & (logprobs <= HIGHEST_LOGP))
+
+
+def why_impossible(logp: float) -> str:
+    """The likely cause of such a number, in words."""
+    if logp > HIGHEST_LOGP:
+        return "expected 0 at most: what the engine gave is no log-prob (logits, or a fault in its kernels; try the other engine)"
+    if logp <= LOWEST_LOGP:
+        return (
+            "expected a finite number, a few nats or tens: the model gives that token no chance at all. The usual causes are a "
+            "tokenizer that is not the model's own, and a dtype whose range the model leaves (float16 for a model made in bfloat16)"
+        )
+    return (
+        "expected a finite number: the usual causes are weights that hold NaN, and a dtype whose range the model leaves (float16 for "
+        "a model made in bfloat16: set the reference's `dtype`)"
+    )
+
 
 def check_row(row: CompletionRow) -> None:
     """Refuse a row that would put a wrong number into the cache.
 
     Raises:
-        RunError: for a malformed id, lists of unequal length or none at all, log-probs that are not finite, byte ends
-            that fall.
+        RefusedRowError: for a malformed id, lists of unequal length or none at all, log-probs that no model gives (see
+            ``impossible``), negative token ids or counts, byte ends that fall.
     """
     name = row.completion_id
     if len(name) != 32 or not set(name) <= set("0123456789abcdef"):
-        raise RunError(f"The completion id {name!r} is not 32 lower-case hex digits: such a row cannot be cached.")
+        raise RefusedRowError(
+            f"The completion id {name!r} is not 32 lower-case hex digits: such a row cannot be cached."
+        )
     count = len(row.token_ids)
     if not count or len(row.logprobs) != count or len(row.byte_ends) != count:
-        raise RunError(
+        raise RefusedRowError(
             f"Completion {name} came back with {count} token ids, {len(row.logprobs)} log-probs and "
             f"{len(row.byte_ends)} byte ends: expected as many of each, and at least one. It was not cached; what was "
             "scored before it is kept."
         )
-    if not np.isfinite(row.logprobs).all():
-        at = int(np.flatnonzero(~np.isfinite(row.logprobs))[0])
-        raise RunError(
-            f"The log-prob of token {at} of completion {name} is {row.logprobs[at]}: expected a finite number. The usual "
-            "causes are weights that hold NaN, or a dtype whose range the model leaves (float16 for a model made in "
-            "bfloat16). It was not cached; what was scored before it is kept. Set the reference's `dtype` and run "
-            "`mrpo score-refs` again."
+    refused = np.flatnonzero(impossible(row.logprobs))
+    if len(refused):
+        at = int(refused[0])
+        raise RefusedRowError(
+            f"The log-prob of token {at} of completion {name} (token id {row.token_ids[at]}) is {row.logprobs[at]}: "
+            f"{why_impossible(float(row.logprobs[at]))}. It was not cached; what was scored before it is kept. Mend the cause, "
+            "and run `mrpo score-refs` again."
         )
-    if row.prompt_tokens < 0 or row.byte_ends[0] < 0 or (np.diff(row.byte_ends) < 0).any():
-        raise RunError(
-            f"The byte ends of completion {name} fall, or a count is negative: expected byte ends that never fall. It "
-            "was not cached; what was scored before it is kept. This is a fault in rendering: please report it."
+    if row.prompt_tokens < 0 or (row.token_ids < 0).any() or row.byte_ends[0] < 0 or (np.diff(row.byte_ends) < 0).any():
+        raise RefusedRowError(
+            f"The byte ends of completion {name} fall, or a count or token id is negative: expected byte ends that never fall. "
+            "It was not cached; what was scored before it is kept. This is a fault in rendering: please report it."
         )
 
 
@@ -136,18 +179,24 @@ def rows_to_table(rows: Sequence[CompletionRow]) -> pa.Table:
     )
 
 
-def encode_shard(table: pa.Table) -> pa.Buffer:
-    """A shard's bytes: zstd, row groups of about 10,000 rows, a checksum on every page."""
+def encode_shard(table: pa.Table, fingerprint: Mapping[str, str] | None = None) -> pa.Buffer:
+    """A shard's bytes: zstd, row groups of about 10,000 rows, a checksum on every page.
+
+    Args:
+        fingerprint: the manifest's, kept in the file's metadata; none where not given.
+    """
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         sink,
+        table.schema,
         compression="zstd",
-        row_group_size=ROW_GROUP_ROWS,
         use_dictionary=False,
         column_encoding=_ENCODINGS,
         write_page_checksum=True,
-    )
+    ) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        if fingerprint is not None:
+            writer.add_key_value_metadata({FINGERPRINT_KEY: json.dumps(dict(fingerprint), sort_keys=True)})
     return sink.getvalue()
 
 

@@ -6,6 +6,7 @@ aborted now and then, while they are still starting (pyarrow 26: "terminate call
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mrpo_pipeline.cache.schema import SHARD_SCHEMA
+from mrpo_pipeline.cache.manifest import Manifest, foreign
+from mrpo_pipeline.cache.schema import FINGERPRINT_KEY, SHARD_SCHEMA, impossible
 from mrpo_pipeline.cache.storage import Storage, sha256_hex
-from mrpo_pipeline.errors import RunError
+from mrpo_pipeline.errors import RunError, UserError
 
 SHARDS = "shards"
 
@@ -26,14 +29,17 @@ SHARDS = "shards"
 DAMAGED = "damaged"
 
 
-class DamagedError(RunError):
-    """A file of the cache is not what was written."""
+class DamagedError(RunError, UserError):
+    """A file of the cache is not what was written, or was written by something else.
+
+    To a command that is given such a cache it is wrong input; in the midst of work it is what the work failed by.
+    """
 
     def __init__(self, storage: Storage, name: str, problem: str) -> None:
         self.name = name
-        self.problem = problem
+        self.problem = problem = problem.rstrip(".")
         super().__init__(
-            f"{storage}/{name} is damaged: {problem}. None of its numbers was used. `mrpo cache verify RECIPE --repair` sets "
+            f"{storage}/{name} is damaged: {problem}. None of its numbers was used. Run `mrpo cache verify RECIPE --repair`: it sets "
             "every such file aside and scores again what it held, and only that."
         )
 
@@ -42,17 +48,42 @@ def read_checked(storage: Storage, name: str) -> pa.Buffer:
     """The file's bytes, which agree with the checksum at the end of its name.
 
     Raises:
-        DamagedError: where they do not, or the file cannot be read.
+        DamagedError: where they do not, or the disk cannot read them.
+        OSError: where nothing tells whether they do: the file is gone, or may not be read.
     """
     try:
         data = storage.read(name)
     except OSError as error:
+        if not is_damage(error):
+            raise
         raise DamagedError(storage, name, f"it cannot be read ({error.strerror or error})") from error
     expected = PurePosixPath(name).stem[-64:]
     found = sha256_hex(data)
     if found != expected:
         raise DamagedError(storage, name, f"the SHA-256 of its bytes is {found}, its name says {expected}")
     return data
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether a failed read speaks of the file itself: Arrow's own errors, which have no number, and a disk's read error.
+
+    Whatever else a system refuses (no permission, a mount that is gone, too many open files) says nothing about the file.
+    """
+    return error.errno in (None, errno.EIO) and not isinstance(error, FileNotFoundError)
+
+
+def check_origin(storage: Storage, name: str, file: pq.ParquetFile, manifest: Manifest | None) -> None:
+    """Refuse a shard that says it was computed from something else than the manifest does.
+
+    Raises:
+        DamagedError: naming the fields that differ, and both values.
+        ValueError: where what it says cannot be read.
+    """
+    said = (file.metadata.metadata or {}).get(FINGERPRINT_KEY)
+    problem = foreign(manifest, said) if manifest is not None and said is not None else ""
+    if problem:
+        read_checked(storage, name)  # a flipped byte of what it says is told as what it is
+        raise DamagedError(storage, name, problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +112,12 @@ class Rows:
         return len(self.complete)
 
 
-def read_rows(storage: Storage, name: str, data: pa.Buffer) -> Iterator[Rows]:
+def read_rows(storage: Storage, name: str, data: pa.Buffer, manifest: Manifest | None = None) -> Iterator[Rows]:
     """The rows of a shard, row group after row group, each checked.
 
     Args:
         data: the shard's bytes, from ``read_checked``.
+        manifest: what they must have been computed from; None where ``Coverage`` has looked at that.
 
     Raises:
         DamagedError: for a file that is no shard, nulls, lists of unequal length, log-probs that are not finite, byte ends
@@ -94,6 +126,7 @@ def read_rows(storage: Storage, name: str, data: pa.Buffer) -> Iterator[Rows]:
     first = 0
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
+        check_origin(storage, name, file, manifest)
         for group in range(file.num_row_groups):
             rows = _rows(file.read_row_group(group, columns=SHARD_SCHEMA.names, use_threads=False), first)
             yield rows
@@ -105,6 +138,8 @@ def read_rows(storage: Storage, name: str, data: pa.Buffer) -> Iterator[Rows]:
 def _rows(table: pa.Table, first: int) -> Rows:
     columns = [one_array(table, name) for name in SHARD_SCHEMA.names]
     ids, prompt_tokens, token_ids, logprobs, byte_ends, complete = columns
+    if not pc.all(pc.match_substring_regex(ids, "^[0-9a-f]{32}$"), min_count=0).as_py():
+        raise ValueError("a completion id is not 32 lower-case hex digits")
     token_offsets, tokens = list_parts(token_ids)
     for column, values in (("logprobs", logprobs), ("byte_ends", byte_ends)):
         offsets, _ = list_parts(values)
@@ -120,14 +155,17 @@ def _rows(table: pa.Table, first: int) -> Rows:
         list_parts(byte_ends)[1],
         complete.to_numpy(zero_copy_only=False),
     )
-    if not np.isfinite(rows.logprobs).all():
-        raise ValueError("a log-prob is not finite")
+    refused = impossible(rows.logprobs)
+    if refused.any():
+        raise ValueError(f"a log-prob is {rows.logprobs[refused][0]}: expected finite ones, and none above 0")
     if (np.diff(rows.offsets) == 0).any():
         raise ValueError("a row holds no tokens")
     falls = np.diff(rows.byte_ends) < 0
     falls[rows.offsets[1:-1] - 1] = False  # from one row to the next the byte ends start again
     if falls.any() or (rows.byte_ends < 0).any():
         raise ValueError("the byte ends of a row fall")
+    if (rows.token_ids < 0).any() or (rows.prompt_tokens < 0).any():
+        raise ValueError("a token id or a count is negative")
     return rows
 
 

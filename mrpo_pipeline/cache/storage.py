@@ -69,6 +69,9 @@ class Storage(Protocol):
         On an object store it is copied, then removed: one that is killed in between has it in both places.
         """
 
+    def can_write(self) -> bool:
+        """Whether files may be made there, as far as can be told without making one."""
+
     def clear_leftovers(self, folder: str = ".") -> int:
         """Remove what writers that died have left behind; the number removed."""
 

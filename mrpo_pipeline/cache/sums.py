@@ -1,7 +1,7 @@
 """Sums of log-probs, as stage two reads them: from verified shards, kept in a derived file of their own.
 
-The derived file's name carries a digest of the shards, a digest of what was asked, and the SHA-256 of its own bytes. It is
-used only where all three agree; else it is built again.
+The derived file's name carries a digest of the shards and of the manifest's fingerprint, a digest of what was asked, and the
+SHA-256 of its own bytes. It is used only where all of them agree; else it is built again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mrpo_pipeline.cache.manifest import Manifest
 from mrpo_pipeline.cache.schema import encode_plain
 from mrpo_pipeline.cache.shards import DamagedError, Rows, read_checked, read_rows
 from mrpo_pipeline.cache.storage import Storage, StoreError
@@ -40,9 +41,10 @@ SUMS_SCHEMA: dict[str, pl.DataType] = {
 }
 
 
-def shards_key(names: Sequence[str]) -> str:
-    """Digest of a set of shards (their names carry their checksums), 32 hex digits."""
-    return hashlib.sha256("\n".join([_METHOD, *sorted(names)]).encode()).hexdigest()[:32]
+def shards_key(names: Sequence[str], manifest: Manifest | None) -> str:
+    """Digest of a set of shards (their names carry their checksums) and of what they were computed from, 32 hex digits."""
+    origin = "" if manifest is None else manifest.fingerprint_hash
+    return hashlib.sha256("\n".join([_METHOD, origin, *sorted(names)]).encode()).hexdigest()[:32]
 
 
 def wanted_key(distinct: pl.DataFrame) -> str:
@@ -74,6 +76,7 @@ def store_sums(storage: Storage, prefix: str, sums: pl.DataFrame) -> None:
     """Keep the sums for the next run; a cache that cannot be written to (read-only, full) is no obstacle, and said once."""
     table = sums.to_arrow(compat_level=pl.CompatLevel.oldest())
     try:
+        storage.clear_leftovers(SUMS)
         storage.put(SUMS, encode_plain(table), prefix=prefix)
     except (OSError, StoreError) as error:
         if str(storage) not in _not_kept:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mrpo_pipeline.cache.at_work import AT_WORK
+from mrpo_pipeline.cache.manifest import Manifest
 from mrpo_pipeline.cache.reader import Coverage, best_rows
 from mrpo_pipeline.cache.shards import SHARDS, DamagedError, read_checked, read_rows
 from mrpo_pipeline.cache.storage import Storage
@@ -18,13 +20,17 @@ from mrpo_pipeline.cache.unfit import UNFIT
 
 @dataclass(frozen=True)
 class ShardReport:
-    """One shard, or record of what does not fit, as ``verify`` found it; ``problem`` is None where it is sound."""
+    """One shard, or record of what does not fit, as ``verify`` found it; ``problem`` is None where it is sound.
+
+    ``unread`` where the system did not let it be read: nothing tells whether it is sound, and there is nothing to repair.
+    """
 
     name: str
     size: int
     rows: int = 0
     tokens: int = 0
     problem: str | None = None
+    unread: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,9 @@ class Pruned:
     size: int
 
 
-def verify_shards(storage: Storage) -> Iterator[ShardReport]:
-    """Re-read every shard: its checksum, and what its rows must be. No shard stops the others from being looked at.
+def verify_shards(storage: Storage, manifest: Manifest | None) -> Iterator[ShardReport]:
+    """Re-read every shard: its checksum, its origin, and what its rows must be. No shard stops the others from being looked
+    at.
 
     The records of what does not fit a reference's context are files like shards, and looked at too. A file that another
     process removed meanwhile is passed over.
@@ -67,12 +74,14 @@ def verify_shards(storage: Storage) -> Iterator[ShardReport]:
         try:
             data = read_checked(storage, name)
             size = data.size
-            for group in read_rows(storage, name, data) if name.startswith(f"{SHARDS}/") else ():
+            for group in read_rows(storage, name, data, manifest) if name.startswith(f"{SHARDS}/") else ():
                 rows += len(group)
                 tokens += len(group.token_ids)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return ShardReport(name, 0, problem=f"it cannot be read ({error.strerror or error})", unread=True)
         except DamagedError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
             return ShardReport(name, size, rows, tokens, error.problem)
         return ShardReport(name, size, rows, tokens)
 
@@ -119,21 +128,22 @@ def cache_stats(storage: Storage, coverage: Coverage, unfit: int) -> CacheStats:
     )
 
 
-def prune_cache(storage: Storage, coverage: Coverage) -> Pruned:
+def prune_cache(storage: Storage, coverage: Coverage, manifest: Manifest | None) -> Pruned:
     """Remove what serves nothing: leftovers of dead processes, sums of other shards or damaged ones, and shards of which
     every row is served as well by another.
 
     Only sound shards count, on either side: a damaged one is left for ``verify`` to name.
     """
-    leftovers = sum(storage.clear_leftovers(folder) for folder in (".", SHARDS, SUMS, UNFIT))
+    leftovers = sum(storage.clear_leftovers(folder) for folder in (".", SHARDS, SUMS, UNFIT, AT_WORK))
     sound = [
         report.name
-        for report in verify_shards(storage)
+        for report in verify_shards(storage, manifest)
         if report.problem is None and report.name.startswith(f"{SHARDS}/")
     ]
     serving = best_rows(coverage.rows(sound))["shard"].unique()
     superseded = sorted(set(sound) - set(serving.to_list()))
-    current = f"{SUMS}/{shards_key([name for name in storage.list(SHARDS) if name not in superseded])}-"
+    left = [name for name in storage.list(SHARDS) if name not in superseded]
+    current = f"{SUMS}/{shards_key(left, manifest)}-"
     stale = [
         name
         for name in storage.list(SUMS)

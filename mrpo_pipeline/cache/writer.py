@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 
 from mrpo_pipeline.cache.schema import CompletionRow, check_row, encode_shard, rows_to_table
@@ -24,13 +25,20 @@ class ShardWriter:
     """
 
     def __init__(
-        self, storage: Storage, *, rows_per_shard: int, seconds: float, still_ours: Callable[[], None]
+        self,
+        storage: Storage,
+        *,
+        rows_per_shard: int,
+        seconds: float,
+        fingerprint: Mapping[str, str],
+        still_ours: Callable[[], None],
     ) -> None:
         """
         Args:
             storage: the reference's folder.
             rows_per_shard: at most so many rows in a shard.
             seconds: age of the oldest unwritten row at which a shard is written all the same.
+            fingerprint: the manifest's, which every shard says of itself.
             still_ours: called before each shard; raises where the cache on disk is no longer the one that was opened.
         """
         if rows_per_shard < 1:
@@ -38,6 +46,7 @@ class ShardWriter:
         self._storage = storage
         self._rows_per_shard = rows_per_shard
         self._seconds = seconds
+        self._fingerprint = fingerprint
         self._still_ours = still_ours
         self._rows: list[CompletionRow] = []
         self._since = 0.0
@@ -46,7 +55,8 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         self._open = True
-        self._storage.clear_leftovers(SHARDS)
+        with suppress(OSError, StoreError):  # no obstacle: they are cleared another time
+            self._storage.clear_leftovers(SHARDS)
         return self
 
     def __exit__(
@@ -88,7 +98,7 @@ class ShardWriter:
             return
         try:
             self._still_ours()
-            name = self._storage.put(SHARDS, encode_shard(rows_to_table(self._rows)))
+            name = self._storage.put(SHARDS, encode_shard(rows_to_table(self._rows), self._fingerprint))
         except StoreError as error:
             raise RunError(
                 f"A shard of {len(self._rows):,} completions could not be written. {error} The shards written before it are "

@@ -154,8 +154,9 @@ def _changed(method: Method, changes: Mapping[str, Any]) -> Method:
 
 
 def _check_name(name: str) -> None:
-    if name in ("", ".", "..", START, "plots", "sweep") or "/" in name or "\\" in name or name.startswith("."):
+    taken = name in ("", ".", "..", START, "plots", "sweep")
+    if taken or len(name) > 100 or not name.isprintable() or "/" in name or "\\" in name or name.startswith("."):
         raise UserError(
-            f"A method of the comparison is named {name!r}: expected a name that can be a folder beside "
-            f"{START!r} and 'plots', such as mrpo-uniform. Rename it under compare.methods."
+            f"A method of the comparison is named {name[:80]!r}: expected at most 100 printable characters that can be a folder "
+            f"beside {START!r} and 'plots', such as mrpo-uniform. Rename it under compare.methods."
         )

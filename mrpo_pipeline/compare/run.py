@@ -24,7 +24,9 @@ from mrpo_pipeline.compare.methods import START, Contender, contenders, settings
 from mrpo_pipeline.compare.places import Places, places_for
 from mrpo_pipeline.compare.processes import Outcome, run_all
 from mrpo_pipeline.compare.results import DOCUMENT, Comparison, Trained, machine, summarize
+from mrpo_pipeline.counting import in_words
 from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.outputs import check_output_folder
 from mrpo_pipeline.policy.checkpoints import examples_digest
 from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
 from mrpo_pipeline.recipe import Method, Recipe
@@ -69,6 +71,7 @@ def compare_recipe(recipe: Recipe) -> Comparison:
     entrants = contenders(recipe)
     for one in entrants:
         check_method(recipe, one.method)
+    check_output_folder(recipe)
     sweeps = any(len(settings_of(recipe, one)) > 1 for one in entrants)
     if sweeps and not recipe.pairs.weights_fraction:
         raise UserError(
@@ -111,6 +114,8 @@ def compare_recipe(recipe: Recipe) -> Comparison:
     if desk.outcome.failed:
         raise RunError(_failures(desk.outcome, folder, comparison))
     assert comparison is not None
+    for name, split in splits.items():
+        log.info("%s: %s", name, in_words(split.counts()))
     return comparison
 
 

@@ -22,6 +22,7 @@ from mrpo_pipeline.drift.recompute import PlainModel
 from mrpo_pipeline.drift.report import Drift, Worst, beginning
 from mrpo_pipeline.drift.sample import draw_completions
 from mrpo_pipeline.drift.trials import confirmed_reasons
+from mrpo_pipeline.engine_options import NO_OPTIONS
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.prepare import renderer_of
 from mrpo_pipeline.progress import track
@@ -136,7 +137,11 @@ def _measure(check: _Check, picked: pl.DataFrame) -> Drift:
     if drift.passed:
         return drift
     confirmed = confirmed_reasons(check.model, compared, prompts, limits)
-    return replace(drift, reasons=confirmed or guess_reasons(compared, limits.clearly_off))
+    reasons = confirmed or guess_reasons(compared, limits.clearly_off)
+    options = fingerprint.get("engine_options", NO_OPTIONS)
+    if options != NO_OPTIONS:
+        reasons = [f"they were scored with engine options that plain transformers does not have ({options})", *reasons]
+    return replace(drift, reasons=reasons)
 
 
 def _compare(check: _Check, picked: pl.DataFrame) -> tuple[list[Compared], list[npt.NDArray[np.int32]]]:

@@ -18,7 +18,8 @@ class Verified:
     """What verifying one reference found.
 
     ``shards``, ``rows`` and ``tokens`` count what was read; ``damaged`` maps the files that are not what was written to
-    what is wrong with them; ``not_computed`` says why no number was computed again where ``drift`` is None.
+    what is wrong with them, ``unread`` those that the system did not let be read; ``not_computed`` says why no number was
+    computed again where ``drift`` is None.
     """
 
     reference: str
@@ -26,6 +27,7 @@ class Verified:
     rows: int = 0
     tokens: int = 0
     damaged: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
     drift: Drift | None = None
     not_computed: str = ""
 
@@ -39,6 +41,11 @@ class Verified:
             told.append(
                 f"{len(self.damaged):,} files of reference {self.reference} are damaged ({', '.join(self.damaged)}): "
                 "`mrpo cache verify RECIPE --repair` sets them aside and scores again what they held."
+            )
+        if self.unread:
+            told.append(
+                f"{len(self.unread):,} files of reference {self.reference} could not be read ({', '.join(self.unread)}), so "
+                "nothing tells whether they are sound: give read access to them, or look at the disk or mount, and verify again."
             )
         failure = self.drift.failure() if self.drift else None
         return [*told, failure] if failure else told
@@ -74,7 +81,7 @@ def verify_cache(
             found.not_computed = "no pairs were named, as a recipe does" if check else "--check 0"
         elif name not in named:
             found.not_computed = f"the recipe names no reference {name}"
-        elif found.damaged:
+        elif found.damaged or found.unread:
             found.not_computed = "damaged shards come first"
         else:
             found.drift = measure_drift(recipe, name, wanted, check, limit=limit)
@@ -103,5 +110,5 @@ def _read_shards(cache: ReferenceCache) -> Verified:
         found.rows += report.rows
         found.tokens += report.tokens
         if report.problem:
-            found.damaged[report.name] = report.problem
+            (found.unread if report.unread else found.damaged)[report.name] = report.problem
     return found

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from mrpo_pipeline.engine_options import altering
 from mrpo_pipeline.engines.base import Engine, ScoringRequest
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.references import ModelSource
@@ -41,7 +42,7 @@ def open_engine(kind: str, model: ModelSource, options: Mapping[str, Any] | None
     """Start an engine for one model.
 
     `auto` takes vLLM where it is installed and starts with this model, else transformers; which and why stands in
-    `notices`. Options that only the other engine has are passed over by `auto`.
+    `notices`. Options that only the other engine has are passed over by `auto`, but for such as may change the numbers.
 
     Raises:
         UserError: an unknown engine or option, or an engine asked for by name that is not here.
@@ -108,6 +109,13 @@ class EngineStart:
 
         if self._kind == "transformers":
             return TransformersEngine(self._model, self._options)
+        lost = sorted(altering({name: value for name, value in self._options.items() if name not in OPTIONS}))
+        if lost:
+            raise UserError(
+                f"{self._model.name} would be scored by transformers (engine: auto), since {str(self._reason).rstrip('.')}; but "
+                f"scoring.{lost[0]} may change its numbers, and transformers has no such option: expected vLLM, or a recipe "
+                f"without {', '.join(lost)}. Mend what keeps vLLM from starting, or leave it out."
+            )
         engine = TransformersEngine(
             self._model, {name: value for name, value in self._options.items() if name in OPTIONS}
         )

@@ -83,19 +83,29 @@ def check_requests(requests: Sequence[ScoringRequest], context_length: int | Non
             if low < 0 or high >= vocab_size:
                 raise UserError(
                     f"request {index}: token id {high if high >= vocab_size else low} is outside the model's vocabulary "
-                    f"of {vocab_size}. Is this the tokenizer that belongs to the model?"
+                    f"of {vocab_size}: expected the tokenizer that belongs to the model. Correct the reference's `tokenizer` or `model`."
                 )
 
 
+class ImpossibleLogProbError(RunError):
+    """An engine gave a number that is no log-prob: ``index`` is the request's, ``told`` the rest of the message."""
+
+    def __init__(self, index: int, told: str) -> None:
+        self.index = index
+        self.told = told
+        super().__init__(f"request {index}: {told}")
+
+
 def check_finite(index: int, request: ScoringRequest, logps: LogProbs) -> None:
-    """Raise RunError where a log-prob is NaN or infinite."""
+    """Raise ImpossibleLogProbError where a log-prob is NaN or infinite."""
     bad = np.flatnonzero(~np.isfinite(logps))
     if bad.size:
         place = int(bad[0])
-        raise RunError(
-            f"request {index}: the log-prob of completion token {place} (id {int(request.completion_ids[place])}) is "
+        raise ImpossibleLogProbError(
+            index,
+            f"the log-prob of completion token {place} (id {int(request.completion_ids[place])}) is "
             f"{logps[place]}; {bad.size} of {logps.size} are not finite. A 16-bit dtype that overflows is the commonest "
-            "cause: try dtype: bfloat16 or float32 for this reference."
+            "cause: try dtype: bfloat16 or float32 for this reference. Weights that hold NaN give such numbers too.",
         )
 
 
@@ -110,4 +120,7 @@ def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], engine: str) 
         if name not in known:
             near = get_close_matches(name, known, 1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise UserError(f"scoring.{name}: the {engine} engine has no such option.{hint}")
+            raise UserError(
+                f"scoring.{name}: the {engine} engine has no such option, expected one of {', '.join(known)}.{hint} "
+                "Correct it or take it out."
+            )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.attention import exact_attention
+from mrpo_pipeline.broken_models import check_loaded, check_tensors, put_adapter, told
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.model_files import locate
 from mrpo_pipeline.quiet import quiet_libraries
 from mrpo_pipeline.references import ModelSource, resolve_dtype
 
@@ -37,7 +39,13 @@ def load_model(
     quantization = _quantization(source, getattr(torch, dtype))
     if quantization is not None:
         settings |= {"quantization_config": quantization, "device_map": {"": device}}
-    try:
+    folder = locate(source.model, source.revision)
+    if folder is not None:
+        check_tensors(source.name, folder)
+    what = f"reference {source.name}: the model {source.model} cannot be loaded"
+    with told(
+        what, "expected a causal language model that transformers knows, whole. Fetch it again, or name another."
+    ):
         config = AutoConfig.from_pretrained(
             source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
@@ -45,22 +53,16 @@ def load_model(
         if attention is not None:
             settings["attn_implementation"] = attention
         with quiet_libraries():
-            model = AutoModelForCausalLM.from_pretrained(
-                source.model, dtype=getattr(torch, dtype), use_safetensors=True, **settings
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                source.model, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **settings
             )
-    except (OSError, ValueError) as error:
-        raise UserError(f"reference {source.name}: {source.model} cannot be loaded: {error}") from error
+    check_loaded(source.name, source.model, loaded, type(model).__name__)
     if getattr(model, "hf_device_map", None) is None and getattr(model, "quantization_method", None) is None:
         model = model.to(device)
     if source.adapter is not None:
-        from peft import PeftModel
-
-        try:
-            model = PeftModel.from_pretrained(model, source.adapter)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"reference {source.name}: the adapter {source.adapter} cannot be put on {source.model}: {error}"
-            ) from error
+        what = f"reference {source.name}: the adapter {source.adapter} can't be put on {source.model}"
+        with told(what, "expected a LoRA adapter that was trained from this model. Correct `adapter` or `model`."):
+            model = put_adapter(model, source.adapter)
     model.requires_grad_(False)
     return model.eval(), dtype
 

@@ -26,7 +26,7 @@ from mrpo_pipeline.engines.vllm_causes import cause
 from mrpo_pipeline.engines.vllm_environment import environment
 from mrpo_pipeline.engines.vllm_options import check_here
 from mrpo_pipeline.errors import ProcessDiedError, RunError, UserError
-from mrpo_pipeline.references import ModelSource, resolve_dtype
+from mrpo_pipeline.references import ModelSource, resolve, resolve_dtype
 
 # A block must be large enough that the engine's process is never left with less than a step's tokens.
 _BLOCK_REQUESTS = 512
@@ -87,6 +87,7 @@ class VllmEngine:
         self._merged: str | None = None
         self._said = ""  # what vLLM failed with
         self._is_ready = False
+        self._loaded: dict[str, str | None] = {}
         self._max_model_len = 0
         self._vocab_size = 0
         self._launch()
@@ -107,6 +108,7 @@ class VllmEngine:
             self.ready()
             return
         self._is_ready = True
+        self._loaded = self._loaded or resolve(self._source)
         self.context_length = header["context_length"]
         self._max_model_len = header["max_model_len"]
         self._vocab_size = header["vocab_size"]
@@ -127,6 +129,12 @@ class VllmEngine:
                     f"{longest + 1} at least."
                 )
             self.close()
+            if resolve(self._source) != self._loaded:
+                raise RunError(
+                    f"reference {self._source.name}: vLLM has to start again for a request of {longest} tokens, and the files of "
+                    f"{self._source.model} are not those that it read before: the rest would be scored by another model. Put "
+                    "the files back, or begin another cache."
+                )
             self._settings["longest"] = longest
             self._launch()
             self.ready()

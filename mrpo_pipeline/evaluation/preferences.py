@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.policy.carried import AT_START, CarriedFigures
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.settings import LossSettings
@@ -50,11 +51,15 @@ def evaluate_policy(
         carried: where the training of this policy came to (``carried.read_figures``): loss and rewards depend on it where
             weights change from step to step, and with ``mpo``.
         batch_size: pairs at a time.
+
+    Raises:
+        RunError: where the policy's log-prob of a pair is not finite; names the pairs.
     """
     import torch
 
     from mrpo_pipeline.head import Head
     from mrpo_pipeline.policy.batches import AllOnce, PairLoader
+    from mrpo_pipeline.policy.broken_step import require_finite_sums
     from mrpo_pipeline.policy.forward import PolicyForward, to_device
     from mrpo_pipeline.policy.metrics import evaluation_metrics
     from mrpo_pipeline.policy.sharing import share_prompts
@@ -63,7 +68,8 @@ def evaluate_policy(
     parameter = next(model.parameters())
     dtype = str(parameter.dtype).removeprefix("torch.")
     forward = PolicyForward(Head.of(model))
-    sums = torch.zeros(2, len(examples), dtype=torch.float64)
+    sums = torch.full((2, len(examples)), torch.nan, dtype=torch.float64)
+    seen = 0
     loader = PairLoader(examples, AllOnce(examples.lengths, size=batch_size))
     own, model.forward = model.forward, forward
     try:
@@ -74,8 +80,11 @@ def evaluate_policy(
             for batch in loader:
                 result = model(**to_device(forward.inputs(batch), parameter.device))
                 sums[:, batch["indices"]] = result.view(2, -1).double().cpu()
+                seen += batch["pairs"]
                 progress.advance(batch["pairs"])
     finally:
         model.forward = own
+    require_balance("evaluation", len(examples), seen)
+    require_finite_sums(sums[0], sums[1], examples.pair_ids)
     metrics = evaluation_metrics(sums[0], sums[1], examples, settings, carried)
     return PolicyFigures(sums[0].numpy(), sums[1].numpy(), metrics)

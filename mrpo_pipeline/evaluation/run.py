@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mrpo_pipeline.counting import in_words
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation.preferences import PolicyFigures, device_of_choice, evaluate_policy
 from mrpo_pipeline.evaluation.samples import Sample, as_markdown, generate, readable
@@ -140,6 +141,7 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, result: Evaluation) -> None:
             setattr(sample, moment, answer)
         del model
     result.pairs, result.samples = split.counts(), samples
+    log.info("eval: %s", in_words(result.pairs))
     result.before, result.after = figures["before"].metrics, figures["after"].metrics
     write_whole(folder / "samples.md", as_markdown(samples))
 

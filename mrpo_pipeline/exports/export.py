@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from mrpo_pipeline.cached_logps import CachedPairs, pair_targets, target_settings
+from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.exports import fairseq2, trl
 from mrpo_pipeline.recipe import Method, Recipe
@@ -84,6 +85,7 @@ def export_targets(recipe: Recipe, trainer: str, output: Path | None = None, *, 
         log.warning("%s", notice)
     inputs = targets.loss_inputs()
     frame, left_out = chosen.rows(pairs, recipe)
+    require_balance(f"writing for {trainer}", pairs.frame.height, frame.height, left_out)
     if not frame.height:
         reasons = "; ".join(f"{count:,}: {reason}" for reason, count in left_out.items())
         raise UserError(

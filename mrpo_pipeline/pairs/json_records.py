@@ -20,6 +20,8 @@ from mrpo_pipeline.pairs.bad_row import BadRowError, found, quoted
 from mrpo_pipeline.pairs.sources import PairFile, filesystem, one_line, unreachable
 
 _CHUNK = 1 << 20  # bytes read at a time from a list
+# A packed file of a megabyte can unpack to a line of gigabytes. Texts of 10 MB are pairs still.
+MAX_ROW_BYTES = 64 << 20
 _SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 
@@ -60,12 +62,12 @@ def _read(file: PairFile, path: str) -> Iterator[Record]:
         with _open(path, file.suffix.endswith(".gz")) as stream:
             may_be_list = file.suffix in (".json", ".json.gz")
             is_list = may_be_list and _begins_list(stream)
-            elements = split_list(stream, file.name) if is_list else split_lines(stream, file.part)
+            elements = split_list(stream, file.name) if is_list else split_lines(stream, file.part, name=file.name)
             for row, (line, data) in enumerate(elements):
                 if may_be_list and not is_list and row == 0 and data.strip(_SPACE) == b"{":
                     raise UserError(
                         f"{file.name}: this file holds one JSON object over several lines. Expected a list of objects, "
-                        "one for each pair, or one object per line."
+                        "one for each pair, or one object per line. Write it so."
                     )
                 yield Record(file.name, row, line, _decoded(data))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -73,7 +75,9 @@ def _read(file: PairFile, path: str) -> Iterator[Record]:
             f"{file.name}: this gzip file is damaged or cut short ({one_line(error)}). Fetch or pack it again."
         ) from error
     except OSError as error:
-        raise UserError(f"{file.name}: this file of pairs cannot be read ({one_line(error)}).") from error
+        raise UserError(
+            f"{file.name}: this file of pairs cannot be read ({one_line(error)}). Check its disk and who may read it."
+        ) from error
 
 
 def _open(path: str, packed: bool) -> IO[bytes]:
@@ -92,27 +96,47 @@ def _begins_list(stream: IO[bytes]) -> bool:
     return head.lstrip(_SPACE)[:1] == b"["
 
 
-def split_lines(stream: IO[bytes], part: tuple[int, int] | None = None) -> Iterator[tuple[int, bytes]]:
+def split_lines(
+    stream: IO[bytes], part: tuple[int, int] | None = None, *, name: str = "the file"
+) -> Iterator[tuple[int, bytes]]:
     """(1-based line number, bytes) of every line that is not blank. Only a line feed ends a line.
 
     `part`: only the lines that begin in these bytes (from, to), counted from the first of them.
+    Raises UserError: a line of more than MAX_ROW_BYTES.
     """
-    for number, line in enumerate(stream if part is None else _lines_within(stream, *part), start=1):
+    lines = _whole_lines(stream, name) if part is None else _lines_within(stream, name, *part)
+    for number, line in enumerate(lines, start=1):
         at_start = number == 1 and (part is None or part[0] == 0)
         data = line.removeprefix(_BOM) if at_start else line
         if data.strip(_SPACE):
             yield number, data
 
 
-def _lines_within(stream: IO[bytes], begin: int, end: int) -> Iterator[bytes]:
+def _whole_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        if len(line) > MAX_ROW_BYTES:
+            raise _too_long(name)
+        yield line
+
+
+def _too_long(name: str) -> UserError:
+    return UserError(
+        f"{name}: a row of this file has more than {MAX_ROW_BYTES >> 20} MiB, which no pair has; expected one JSON object per "
+        "line, or (`.json`) a list of them. Check what the file holds, and write it again."
+    )
+
+
+def _lines_within(stream: IO[bytes], name: str, begin: int, end: int) -> Iterator[bytes]:
     at = begin
     if begin:
         stream.seek(begin - 1)
         at += len(stream.readline()) - 1  # the rest of a line that began before
     while at < end:
-        line = stream.readline()
+        line = stream.readline(MAX_ROW_BYTES + 1)
         if not line:
             return
+        if len(line) > MAX_ROW_BYTES:
+            raise _too_long(name)
         at += len(line)
         yield line
 
@@ -181,12 +205,15 @@ def split_list(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
                     if token != b"]" or chunk[at:].strip(_SPACE) or _anything(stream):
                         raise UserError(
                             f"{name}: something stands after the end of the JSON list (near line {line}). Expected one "
-                            "list of objects and nothing else, or one object per line."
+                            "list of objects and nothing else, or one object per line. Take out what stands there."
                         )
                     return
         pieces.append(chunk[begin:])
+        if sum(map(len, pieces)) > MAX_ROW_BYTES:
+            raise _too_long(name)
     raise UserError(
-        f"{name}: the JSON list that this file begins with is never closed; the file looks cut short. Fetch it again."
+        f"{name}: the JSON list that this file begins with is never closed, though a `]` is expected at its end; the file looks cut short. "
+        "Fetch it again."
     )
 
 

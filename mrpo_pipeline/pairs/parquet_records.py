@@ -1,5 +1,6 @@
 """Rows out of Parquet files, one record batch at a time."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,7 +60,7 @@ def _remote(file: PairFile) -> Iterator[Record]:
 
 
 def _refuse_twins(name: str, columns: list[str]) -> None:
-    twins = sorted({column for column in columns if columns.count(column) > 1})
+    twins = [column for column, count in Counter(columns).items() if count > 1]
     if twins:
         raise UserError(f"{name}: the column {twins[0]!r} stands twice in this Parquet file. Rename one of them.")
 

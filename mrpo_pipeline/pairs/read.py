@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
+from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.bad_row import BadRowError, found
 from mrpo_pipeline.pairs.identity import pair_id
@@ -69,7 +70,7 @@ def read_files(
     builder = TableBuilder(sink)
     bad = _BadRows()
     notices: Counter[str] = Counter()
-    rows = 0
+    rows = used = 0
     for file in files:
         seen: dict[str, None] = {}
         before, objects = rows, 0
@@ -86,18 +87,25 @@ def read_files(
                 _check_mapped(file.name, renamed, seen)
             try:
                 _add_row(builder, record, value, renamed, strings, notices)
+                used += 1
             except BadRowError as error:
                 bad.add(record, error)
             except RecursionError:
                 bad.add(record, BadRowError("invalid JSON", "nested too deep"))
         if rows == before and file.part is None:
-            raise UserError(f"{file.name}: this file of preference pairs is empty; expected a row for each pair.")
+            raise UserError(
+                f"{file.name}: this file of preference pairs is empty; expected a row for each pair. Fetch or "
+                "write it again, or name another."
+            )
         if objects:
             _check_mapped(file.name, renamed, seen)
             bad.note_columns(file.name, seen, renamed)
     frame = builder.finish()
     if bad.total and on_bad_row == "error":
         raise bad.refusal(rows)
+    require_balance("reading rows of pairs", rows, used, bad.reasons, what="rows")
+    if sink is None:
+        require_balance("reading pairs", builder.pairs, frame.height)
     if not builder.pairs:
         raise UserError(f"No pair is left of {rows} rows: {bad.counts()}.{bad.hints()}")
     return PairTable(frame, dict(bad.reasons), rows, dict(notices))
@@ -113,12 +121,14 @@ def _check_options(columns: Mapping[str, str] | None, strings: str, on_bad_row: 
         ("on_bad_row", on_bad_row, get_args(OnBadRow)),
     ):
         if value not in allowed:
-            raise UserError(f"`{name}` is {value!r}; expected {' or '.join(allowed)}.")
+            raise UserError(f"`{name}` is {value!r}; expected {' or '.join(allowed)}. Correct it.")
     for ours, theirs in (columns or {}).items():
         if ours not in COLUMNS:
-            raise UserError(f"`columns` maps {ours!r}, which is no column of pairs{_nearest(ours, COLUMNS)}.")
+            raise UserError(
+                f"`columns` maps {ours!r}, which is no column of pairs{_nearest(ours, COLUMNS)}. Correct it."
+            )
         if not isinstance(theirs, str):
-            raise UserError(f"`columns` maps {ours!r} to {found(theirs)}; expected the name of a column.")
+            raise UserError(f"`columns` maps {ours!r} to {found(theirs)}; expected the name of a column. Correct it.")
 
 
 def _check_mapped(file: str, renamed: Mapping[str, str], seen: Mapping[str, None]) -> None:
@@ -126,7 +136,7 @@ def _check_mapped(file: str, renamed: Mapping[str, str], seen: Mapping[str, None
         if theirs not in seen:
             raise UserError(
                 f"{file}: no row has the column {theirs!r}, which `columns` maps {ours!r} to"
-                f"{_nearest(theirs, list(seen))}."
+                f"{_nearest(theirs, list(seen))}. Correct `pairs.columns`."
             )
 
 

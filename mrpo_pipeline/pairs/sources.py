@@ -45,7 +45,7 @@ def find_files(source: str | Sequence[str]) -> list[PairFile]:
         if place in seen:
             raise UserError(
                 f"{file.name}: this file of pairs is named twice (the other time as {seen[place]}), so each of its rows "
-                "would count twice. Name it once."
+                "would count twice; expected each file once. Name it once."
             )
         seen[place] = file.name
     return files
@@ -67,13 +67,19 @@ def _expand(name: str) -> list[PairFile]:
     if not os.path.exists(name) and glob.has_magic(name):
         files = _known_files(sorted(glob.glob(name, recursive=True)))
         if not files:
-            raise UserError(f"{name}: no file of pairs matches this glob (expected {', '.join(SUFFIXES)}).")
+            raise UserError(f"{name}: no file of pairs matches this glob (expected {', '.join(SUFFIXES)}). Correct it.")
         return files
     if not os.path.exists(name):
         folder = os.path.dirname(name) or "."
         where = "" if os.path.isdir(folder) else f"; its folder {folder} is not there either"
         raise UserError(f"{name}: there is no such file of preference pairs{where}. Check the path in `pairs`.")
-    return [PairFile(name, _suffix(name), remote=False)]
+    file = PairFile(name, _suffix(name), remote=False)
+    if not os.path.isfile(name):  # a pipe would wait for ever, /dev/zero never ends
+        raise UserError(
+            f"{name}: this is a pipe or a device, no file of preference pairs; expected one that can be read more than once. Write "
+            "what it gives into a file, and name that."
+        )
+    return [file]
 
 
 def _known_files(paths: Sequence[str]) -> list[PairFile]:
@@ -89,7 +95,23 @@ def _suffix(name: str) -> str:
         if name.lower().endswith(suffix):
             return suffix
     kind = PurePosixPath(name).suffix or "no suffix"
-    raise UserError(f"{name}: a file of pairs of this kind ({kind}) cannot be read; expected {', '.join(SUFFIXES)}.")
+    raise UserError(
+        f"{name}: a file of pairs of this kind ({kind}) cannot be read; expected {', '.join(SUFFIXES)}. Convert it, "
+        "or name another."
+    )
+
+
+def looks_right(file: PairFile) -> bool:
+    """Whether a local file begins, and Parquet ends, as its kind does: little enough, but what is broken is so mostly there.
+
+    Raises OSError: it cannot be read.
+    """
+    with open(file.name, "rb") as stream:
+        head = stream.read(4096)
+        if file.suffix == ".parquet":
+            stream.seek(max(os.path.getsize(file.name) - 4, 0))
+            return head[:4] == stream.read(4) == b"PAR1"
+    return head[:2] == b"\x1f\x8b" if file.suffix.endswith(".gz") else b"\0" not in head
 
 
 def _expand_url(url: str) -> list[PairFile]:
@@ -104,7 +126,7 @@ def _expand_url(url: str) -> list[PairFile]:
     except Exception as error:  # every filesystem raises its own kinds
         raise unreachable(url, error) from error
     if not found:
-        raise UserError(f"{url}: no file of pairs matches this URL.")
+        raise UserError(f"{url}: no file of pairs matches this URL; expected one at least. Correct it.")
     return [PairFile(match, suffix, remote=True) for match in found]
 
 
@@ -119,8 +141,13 @@ def filesystem(url: str) -> tuple[Any, str]:
 def unreachable(url: str, error: BaseException) -> UserError:
     """The refusal for a URL that could not be opened or read, whatever the filesystem behind it raised."""
     if isinstance(error, ImportError):
-        return UserError(f"{url}: opening this kind of URL needs a package that is not installed: {one_line(error)}")
-    return UserError(f"{url}: pairs could not be read from this URL ({type(error).__name__}: {one_line(error)}).")
+        return UserError(
+            f"{url}: opening this kind of URL needs a package that is not installed: {one_line(error)}. Install it."
+        )
+    return UserError(
+        f"{url}: pairs could not be read from this URL ({type(error).__name__}: {one_line(error)}); expected "
+        "one that polars or fsspec opens. Correct it, or download the file and name that."
+    )
 
 
 def one_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.model_files import locate, weight_files
+from mrpo_pipeline.model_files import locate, read_config, weight_files
 from mrpo_pipeline.quiet import quiet_libraries
 from mrpo_pipeline.references import ModelSource
 
@@ -67,15 +67,22 @@ class Architecture:
 
 
 def read_model_config(source: ModelSource) -> Any | None:
-    """The transformers configuration, fetched from the hub where it is not here; None where it can't be had."""
+    """The transformers configuration, fetched from the hub where it is not here; None where it can't be had.
+
+    Raises:
+        UserError: for one that is here and is no JSON object.
+    """
     from transformers import AutoConfig
 
+    folder = locate(source.model, source.revision)
+    if folder is not None:
+        read_config(source.name, folder / "config.json")
     try:
         with quiet_libraries():
             return AutoConfig.from_pretrained(
                 source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
             )
-    except (OSError, ValueError, KeyError):
+    except Exception:  # transformers raises any kind over settings that no model has; scoring says what is wrong
         return None
 
 
@@ -91,7 +98,7 @@ def empty_model(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = Fa
     try:
         with quiet_libraries(), torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (ValueError, RuntimeError, NotImplementedError, ImportError, OSError) as error:
+    except Exception as error:
         raise UserError(
             f"A model of type {getattr(config, 'model_type', '?')} can't be built to be counted "
             f"({' '.join(str(error).split())[:200]}): expected a causal language model that transformers knows."

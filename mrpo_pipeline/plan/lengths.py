@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.plan.cache_bytes import ENCODED_TOKENS, RowToScore
 from mrpo_pipeline.progress import track
 from mrpo_pipeline.rendering import Renderer, tokens_to_score
@@ -21,7 +22,8 @@ class Lengths:
     """Completions to score, the longest text first, as stage one takes them.
 
     ``places`` (n,): their rows in the frame of wanted completions; ``prompts``, ``tokens`` (n,): tokens of the prompt, and
-    those of the completion that are scored; ``rows``: every so many-th shard of them whole, for their bytes.
+    those of the completion that are scored, 0 where the template does not write it; ``rows``: every so many-th shard of them
+    whole, for their bytes.
     """
 
     places: npt.NDArray[np.int64]
@@ -30,19 +32,34 @@ class Lengths:
     rows: list[tuple[int, RowToScore]]
 
     @property
+    def written(self) -> npt.NDArray[np.bool_]:
+        """(n,) which of them the template writes."""
+        return self.tokens > 0
+
+    @property
     def whole(self) -> npt.NDArray[np.int64]:
         """(n,) tokens of prompt and completion."""
         return self.prompts + self.tokens
 
 
 def measure_lengths(
-    renderer: Renderer, frame: pl.DataFrame, missing: npt.NDArray[np.bool_], *, rows_per_shard: int, name: str
+    renderer: Renderer,
+    frame: pl.DataFrame,
+    missing: npt.NDArray[np.bool_],
+    *,
+    rows_per_shard: int,
+    name: str,
+    skip: bool = False,
 ) -> Lengths:
     """Render what is missing.
 
     Args:
         frame: columns of ``prepare.wanted_completions``. missing: (N,) which of its rows.
         name: of the reference, for the progress line.
+        skip: whether completions that the template does not write are left out.
+
+    Raises:
+        UserError: for such a completion, where it is not.
     """
     size = pl.col("prompt").str.len_bytes() + pl.col("completion").str.len_bytes()
     ordered = (
@@ -57,9 +74,13 @@ def measure_lengths(
     with track(f"reading completions as {name}", ordered.height, "completions") as progress:
         for start in range(0, ordered.height, RENDER_BATCH):
             batch = ordered.slice(start, RENDER_BATCH)
-            rendered = renderer.render(list(batch.select("prompt", "completion").iter_rows()))
+            rendered = renderer.render_each(list(batch.select("prompt", "completion").iter_rows()))
             keys = batch.select("completion_id", "cut").iter_rows()
             for at, ((identifier, cut), sides) in enumerate(zip(keys, rendered, strict=True), start):
+                if isinstance(sides, UserError):
+                    if not skip:
+                        raise sides
+                    continue
                 count = tokens_to_score(sides.byte_ends, cut)
                 prompts[at], tokens[at] = len(sides.prompt_ids), count
                 if at // rows_per_shard % every == 0:

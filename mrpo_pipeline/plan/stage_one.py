@@ -14,6 +14,7 @@ from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.engines import engine_available
 from mrpo_pipeline.engines.context import context_length
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.plan.architecture import Architecture, describe, empty_model, read_model_config
 from mrpo_pipeline.plan.cache_bytes import ASSUMED_ERROR, KNOWN_ERROR, RowToScore, bytes_per_token
 from mrpo_pipeline.plan.estimate import Estimate
@@ -24,7 +25,7 @@ from mrpo_pipeline.plan.scoring_memory import Batch, ScoringMemory
 from mrpo_pipeline.plan.wanted import COMPLETION, TEXT, Wanted
 from mrpo_pipeline.prepare import renderer_of
 from mrpo_pipeline.recipe import Scoring
-from mrpo_pipeline.references import ModelSource, resolve, resolve_dtype
+from mrpo_pipeline.references import ModelSource, has_tokenizer, resolve, resolve_dtype
 from mrpo_pipeline.rendering import Renderer
 
 _SERVED_LOOKED_AT = 16  # completions of the cache whose log-probs are read: a shard each at most
@@ -35,10 +36,11 @@ Mask = npt.NDArray[np.bool_]
 class ReferencePlanner:
     """Plans one reference after the other; what two of them share (a tokenizer, an architecture) is looked at once."""
 
-    def __init__(self, cache_root: str, wanted: Wanted, machine: Machine) -> None:
+    def __init__(self, cache_root: str, wanted: Wanted, machine: Machine, on_bad_row: OnBadRow = "error") -> None:
         self._root = cache_root
         self._wanted = wanted
         self._machine = machine
+        self._on_bad_row = on_bad_row
         self._memory = ScoringMemory(machine)
         self._lengths: dict[Hashable, Lengths] = {}
         self._architectures: dict[Hashable, Architecture] = {}
@@ -72,7 +74,7 @@ class ReferencePlanner:
         if renderer is None:
             return plan
         lengths = self._measure(renderer, missing, settings, source.name)
-        fits = np.ones(len(lengths.places), dtype=bool) if context is None else lengths.whole <= context - 1
+        fits = lengths.written if context is None else lengths.written & (lengths.whole <= context - 1)
         self._count(plan, lengths, fits, unfit)
         if fits.any():
             self._size(plan, settings, cache, [row for place, row in lengths.rows if fits[place]], missing | unfit)
@@ -86,7 +88,12 @@ class ReferencePlanner:
         key = (tuple(sorted(renderer.identity().items())), missing.tobytes(), settings.rows_per_shard)
         if key not in self._lengths:
             self._lengths[key] = measure_lengths(
-                renderer, self._wanted.frame, missing, rows_per_shard=settings.rows_per_shard, name=name
+                renderer,
+                self._wanted.frame,
+                missing,
+                rows_per_shard=settings.rows_per_shard,
+                name=name,
+                skip=self._on_bad_row == "skip",
             )
         return self._lengths[key]
 
@@ -173,6 +180,8 @@ def _renderer(source: ModelSource, unknown: list[str]) -> Renderer | None:
     try:
         return renderer_of(source)
     except UserError as error:
+        if has_tokenizer(source):  # it is here, and cannot be used
+            raise
         unknown.append(f"tokens, cache bytes and hours: {error}")
         return None
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.plan.estimate import Estimate, Expansion
 from mrpo_pipeline.plan.population import Population
 from mrpo_pipeline.plan.report import DataPlan, SplitPlan
@@ -50,11 +51,11 @@ class Wanted:
 
 
 def prepare_population(
-    population: Population, renderer: Renderer, limits: Limits
+    population: Population, renderer: Renderer, limits: Limits, on_bad_row: OnBadRow = "error"
 ) -> tuple[dict[str, Prepared], dict[str, Prepared]]:
     """The sampled pairs of every split, and the longest training pairs, cut and tokenized as a run would do it."""
     sampled = {
-        name: prepare(split.table(split.sample), renderer, limits, what=f"{name} pairs")
+        name: prepare(split.table(split.sample), renderer, limits, what=f"{name} pairs", on_bad_row=on_bad_row)
         for name, split in population.splits.items()
     }
     longest = {}
@@ -63,7 +64,7 @@ def prepare_population(
         longest["train"] = (
             sampled["train"]
             if population.share >= 1
-            else prepare(train.table(train.longest), renderer, limits, what="the longest pairs")
+            else prepare(train.table(train.longest), renderer, limits, what="the longest pairs", on_bad_row=on_bad_row)
         )
     return sampled, longest
 

@@ -110,6 +110,8 @@ def training_arguments(training: Mapping[str, Any], output_dir: str | Path, *, d
 
 
 def _refuse(settings: Mapping[str, Any], *, evaluates: bool) -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
     order = settings["train_sampling_strategy"]
     if order not in ORDERS:
         raise UserError(
@@ -143,7 +145,12 @@ def _refuse(settings: Mapping[str, Any], *, evaluates: bool) -> None:
             "pairs.eval_fraction beside it. Add one, or take it out."
         )
     reporters = settings["report_to"]
+    known = {"none", "all", *INTEGRATION_TO_CALLBACK}
     for reporter in [reporters] if isinstance(reporters, str) else reporters or []:
+        if reporter not in known:
+            raise UserError(
+                f"The setting training.report_to names {reporter!r}: expected one of {', '.join(sorted(known))}. Correct it."
+            )
         modules, extra = _REPORTERS.get(reporter, ((), ""))
         if modules and not any(importlib.util.find_spec(module) for module in modules):
             raise UserError(

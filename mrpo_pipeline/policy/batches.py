@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.policy.examples import Batch, PreferenceExamples
 
 Indices = npt.NDArray[np.int64]
@@ -173,7 +174,10 @@ class StepSampler(Sampler[list[list[int]]]):
         """The pairs of every step of an epoch, or of the running one, on all processes together."""
         epoch = self.epoch if epoch is None else epoch
         steps = epoch_steps(self.lengths, self.pairs_per_step, seed=self.seed, epoch=epoch, order=self.order)
-        return steps[: len(self)]
+        kept, left = steps[: len(self)], steps[len(self) :]
+        seen = sum(len(step) for step in kept)
+        require_balance("an epoch's steps", len(self.lengths), seen, {"drop_last": sum(len(step) for step in left)})
+        return kept
 
     def __iter__(self) -> Iterator[list[list[int]]]:
         measure = Measure(self.lengths, padded=True) if self.measure is None else self.measure()

@@ -156,7 +156,9 @@ def last_whole(output_dir: Path, identity: Mapping[str, str]) -> Path | None:
     )
 
 
-def rotate(output_dir: Path, limit: int | None, keep: Iterable[Path | str | None] = ()) -> None:
+def rotate(
+    output_dir: Path, limit: int | None, keep: Iterable[Path | str | None] = (), *, newest: Path | None = None
+) -> None:
     """Delete the oldest checkpoints beyond the ``limit`` newest whole ones, and those that are not whole.
 
     Called after the newest one was marked, so that a whole one is there at every instant.
@@ -164,13 +166,15 @@ def rotate(output_dir: Path, limit: int | None, keep: Iterable[Path | str | None
     Args:
         limit: whole checkpoints to keep; None or 0 for all.
         keep: checkpoints that stay besides, the best one say.
+        newest: the one marked last; what the markers' times say where not given. A clock that jumped back would make it the
+            oldest.
     """
     if not limit or limit < 0:
         return
     kept = {Path(path).resolve() for path in keep if path is not None}
     # The newest by when they were marked: a run begun anew has fewer steps than what an earlier one left.
     whole = [path for path in checkpoints(output_dir) if read_marker(path) is not None]
-    whole.sort(key=lambda path: (path / MARKER).stat().st_mtime_ns)
+    whole.sort(key=lambda path: (path == newest, (path / MARKER).stat().st_mtime_ns))
     room = max(limit - len(kept & {path.resolve() for path in whole[:-1]}), 1)
     kept |= {path.resolve() for path in [p for p in whole if p.resolve() not in kept or p is whole[-1]][-room:]}
     for path in checkpoints(output_dir):

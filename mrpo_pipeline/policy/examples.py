@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.policy.id_rows import IdRows, Ids
 from mrpo_pipeline.targets import TargetSettings
 
@@ -33,6 +34,7 @@ class PreferenceExamples(Dataset[Batch]):
 
     Raises:
         ValueError: for columns that do not fit each other, or an empty prompt or completion.
+        RunError: for a number that is not finite; names the pair.
     """
 
     pair_ids: Sequence[str]
@@ -77,6 +79,8 @@ class PreferenceExamples(Dataset[Batch]):
             column = getattr(self, name)
             if column is not None and column.shape != (pairs,):
                 raise ValueError(f"{name} is {column.shape}: expected ({pairs},)")
+        for name in _COLUMNS:
+            _require_finite(name, getattr(self, name), self.pair_ids)
         self.prompt_lengths = _lengths(self.prompt_ids, pairs, "prompt_ids")
         self.chosen_lengths = _lengths(self.chosen_ids, pairs, "chosen_ids")
         self.rejected_lengths = _lengths(self.rejected_ids, pairs, "rejected_ids")
@@ -190,6 +194,18 @@ _COLUMNS = (
     *("reference_chosen", "reference_rejected", "weights"),
     *("anchor_chosen", "anchor_rejected", *_OPTIONAL),
 )
+
+
+def _require_finite(name: str, column: Floats | None, pair_ids: Sequence[str]) -> None:
+    if column is None or not len(pair_ids):
+        return
+    bad = np.flatnonzero(~np.isfinite(column.reshape(len(pair_ids), -1)).all(axis=1, keepdims=True))
+    if len(bad):
+        raise RunError(
+            f"The column {name.replace('_', ' ')} of the training examples is {column[bad[0]]} for the pair {pair_ids[bad[0]]}, and "
+            f"not finite for {len(bad):,} of {len(pair_ids):,} pairs: expected finite numbers. Nothing was trained on them. Look at "
+            "the cached log-probs of these pairs (`mrpo cache verify`), at rewards given as columns, and at `method`."
+        )
 
 
 def _lengths(rows: Sequence[Ids], pairs: int, name: str) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mrpo_pipeline.broken_models import put_adapter, reason_of
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.settings import LoraSettings
 
@@ -81,7 +82,7 @@ def add_adapter(model: Any, settings: LoraSettings, *, adapter: str | None = Non
     Raises:
         UserError: for target modules that the model does not have, or an adapter that does not fit it.
     """
-    from peft import PeftModel, get_peft_model
+    from peft import get_peft_model
 
     with warnings.catch_warnings():
         # The config of a model that is tied, renamed or in fp16: nothing a user of this command can act on.
@@ -90,15 +91,16 @@ def add_adapter(model: Any, settings: LoraSettings, *, adapter: str | None = Non
             policy: Any = get_peft_model(model, lora_config(settings, model), revision=revision)
         else:
             try:
-                policy = PeftModel.from_pretrained(model, adapter, is_trainable=True)
-            except (ValueError, RuntimeError, OSError) as error:
+                policy = put_adapter(model, adapter, is_trainable=True)
+            except Exception as error:  # whatever peft and safetensors make of files that are not what they should be
                 where = "the folder" if Path(adapter).is_dir() else "the hub name (no folder of that name is here)"
                 raise UserError(
                     f"The adapter policy.adapter {adapter} can't be loaded onto the policy's model: "
-                    f"{str(error).splitlines()[0]} Check {where}, and that it was trained from policy.model."
+                    f"{reason_of(error)}. Expected a LoRA adapter of that model. Check {where}, and that it was trained from policy.model."
                 ) from None
             if policy.active_peft_config.peft_type != "LORA":
                 raise UserError(
-                    f"The adapter policy.adapter {adapter} is of kind {policy.active_peft_config.peft_type}: expected LoRA."
+                    f"The adapter policy.adapter {adapter} is of kind {policy.active_peft_config.peft_type}: "
+                    "expected LoRA. Give another one."
                 )
     return policy

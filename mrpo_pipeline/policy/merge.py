@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
+from mrpo_pipeline.broken_models import put_adapter, told
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.model_files import read_config
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,7 +35,6 @@ def merge_adapter(
         UserError: for a folder without an adapter, a base that is gone, or an output folder that holds a model already.
     """
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     adapter, output_dir = Path(adapter), Path(output_dir)
@@ -44,23 +44,29 @@ def merge_adapter(
             f"{adapter} holds no adapter: expected a folder with adapter_config.json, as `mrpo train` leaves it in its "
             "--output-dir. Give that folder."
         )
-    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config = read_config("the adapter", config_path) or {}
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            f"{config_path} names no base model: expected base_model_name_or_path, as `mrpo train` writes it. Add it there."
+        )
     if output_dir.resolve() == adapter.resolve() or (output_dir / "config.json").exists():
         raise UserError(f"{output_dir} holds a model already: expected another folder for the merged one. Give one.")
-    try:
+    expected = (
+        "expected the folder or hub name it was trained from. Put it back, or correct base_model_name_or_path there."
+    )
+    with told(f"The base model {base}, which {config_path} names, can't be loaded", expected):
         model = AutoModelForCausalLM.from_pretrained(
             base,
             revision=revision,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
+            use_safetensors=True,
         )
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"The base model {base}, which {config_path} names, can't be loaded: {str(error).splitlines()[0]} Expected "
-            "the folder or hub name it was trained from. Put it back, or correct base_model_name_or_path there."
-        ) from None
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    with told(
+        f"The adapter in {adapter} can't be put on {base}", "expected one that was trained from it. Give its folder."
+    ):
+        merged = put_adapter(model, str(adapter)).merge_and_unload(safe_merge=True)
     merged.save_pretrained(output_dir)
     for name in _TOKENIZER_FILES:
         if (adapter / name).is_file():

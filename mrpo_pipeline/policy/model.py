@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.attention import exact_attention
+from mrpo_pipeline.broken_models import check_tensors, told
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.model_files import locate, require_weights
 from mrpo_pipeline.policy.lora import add_adapter
 from mrpo_pipeline.policy.quantization import quantized_loading
 from mrpo_pipeline.policy.settings import PolicySettings
@@ -31,15 +33,11 @@ def load_config(settings: PolicySettings) -> Any:
     """
     from transformers import AutoConfig
 
-    try:
+    expected = "expected a folder with config.json and weights, or a hub name. Correct policy.model."
+    with told(f"The policy's model {settings.model} can't be read", expected):
         config = AutoConfig.from_pretrained(
             settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The policy's model {settings.model} can't be read: {str(error).splitlines()[0]} Expected a folder with "
-            "config.json and weights, or a hub name. Correct policy.model."
-        ) from None
     silence_config(config)
     return config
 
@@ -102,23 +100,23 @@ def load_policy(settings: PolicySettings) -> Any:
     dtype = base_dtype(settings.dtype, config)
     # A folder is written into the adapter's config with its full path, so that the adapter finds its base from anywhere.
     name = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model
-    try:
-        with quiet_libraries():
-            model, loaded = AutoModelForCausalLM.from_pretrained(
-                name,
-                config=config,
-                revision=settings.revision,
-                dtype=getattr(torch, dtype),
-                attn_implementation=exact_attention(config),
-                trust_remote_code=settings.trust_remote_code,
-                output_loading_info=True,
-                **quantized_loading(settings.quantization, getattr(torch, dtype)),
-            )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The policy's model {settings.model} can't be loaded: {str(error).splitlines()[0]} Expected the weights of a "
-            "causal language model. Correct policy.model."
-        ) from None
+    folder = locate(settings.model, settings.revision)
+    if folder is not None:
+        require_weights("the policy", folder)
+        check_tensors("the policy", folder)
+    expected = "expected the weights of a causal language model. Correct policy.model."
+    with told(f"The policy's model {settings.model} can't be loaded", expected), quiet_libraries():
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            revision=settings.revision,
+            dtype=getattr(torch, dtype),
+            attn_implementation=exact_attention(config),
+            trust_remote_code=settings.trust_remote_code,
+            output_loading_info=True,
+            use_safetensors=True,
+            **quantized_loading(settings.quantization, getattr(torch, dtype)),
+        )
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
         raise UserError(

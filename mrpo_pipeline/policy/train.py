@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from mrpo_pipeline.policy import checkpoints
 from mrpo_pipeline.policy.card import model_card
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.model import base_dtype, load_config, load_policy
+from mrpo_pipeline.policy.pickled_state import data_only
 from mrpo_pipeline.policy.processes import explain_lost_processes, join, speak_once
 from mrpo_pipeline.policy.settings import FastPaths, LossSettings, PolicySettings
 from mrpo_pipeline.quiet import quiet_libraries
+from mrpo_pipeline.whole_files import write_whole_json
 
 log = logging.getLogger("mrpo")
 
@@ -89,7 +92,7 @@ def train_policy(
                     "its weights follow. Expected false. Take it out."
                 )
             trainer.carried.restore(checkpoint)
-        with explain_lost_processes():
+        with explain_lost_processes(), data_only(checkpoint):
             results = _train(trainer, checkpoint)
         if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint:
             trainer.carried.adopt(Path(trainer.state.best_model_checkpoint))
@@ -98,12 +101,13 @@ def train_policy(
             **(diagnostics or {}),
             **trainer.carried.results(),
         }
+        trainer.require_finite_weights()
         trainer.save_model()
-        trainer.save_metrics("train", results, combined=False)
+        _save_results(trainer, "train", results)
         if eval_examples:
             evaluation = _last_evaluation(trainer) or trainer.evaluate()
             evaluation |= {f"eval_{name}": value for name, value in (eval_diagnostics or {}).items()}
-            trainer.save_metrics("eval", evaluation, combined=False)
+            _save_results(trainer, "eval", evaluation)
             results |= evaluation
         trainer.save_state()
         if trainer.is_world_process_zero():
@@ -138,6 +142,12 @@ def _trainer(
         names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
         arguments.ddp_find_unused_parameters = any("expert" in name for name in names)
     trainer = PreferenceTrainer(model, arguments, method, examples, eval_examples or None, identity=identity, fast=fast)
+    left = len(examples) % trainer.train_sampler().pairs_per_step if arguments.dataloader_drop_last else 0
+    if left:
+        log.warning(
+            "training.dataloader_drop_last: %s of %s pairs, others in each epoch, are in no step.",
+            f"{left:,}", f"{len(examples):,}",
+        )  # fmt: skip
     if trainer.head.notice:
         log.warning("%s", trainer.head.notice)
     if arguments.disable_tqdm:
@@ -216,11 +226,16 @@ def save_tokenizer(policy: PolicySettings, output_dir: Path) -> None:
     tokenizer.save_pretrained(output_dir)
 
 
+def _save_results(trainer: Any, split: str, results: Mapping[str, float]) -> None:
+    """As ``Trainer.save_metrics`` does, and whole: a run that is gone on with reads them."""
+    if trainer.is_world_process_zero():
+        write_whole_json(Path(trainer.args.output_dir) / f"{split}_results.json", dict(sorted(results.items())))
+
+
 def read_results(output_dir: str | Path) -> dict[str, float]:
-    """What a finished run left in ``train_results.json`` and ``eval_results.json``."""
+    """What a finished run left in ``train_results.json`` and ``eval_results.json``; nothing of a file that is not whole."""
     results: dict[str, float] = {}
     for split in ("train", "eval"):
-        path = Path(output_dir) / f"{split}_results.json"
-        if path.is_file():
-            results |= json.loads(path.read_text(encoding="utf-8"))
+        with suppress(FileNotFoundError, ValueError):
+            results |= json.loads((Path(output_dir) / f"{split}_results.json").read_text(encoding="utf-8"))
     return results

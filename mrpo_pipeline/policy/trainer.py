@@ -17,10 +17,11 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.head import Head
 from mrpo_pipeline.policy import checkpoints
 from mrpo_pipeline.policy.batches import AllOnce, Measure, PairLoader, Steps, StepSampler, token_limit
-from mrpo_pipeline.policy.broken_step import broken_step
+from mrpo_pipeline.policy.broken_step import broken_step, broken_weights, require_finite_sums
 from mrpo_pipeline.policy.carried import Carried
 from mrpo_pipeline.policy.examples import Batch, PreferenceExamples
 from mrpo_pipeline.policy.forward import PolicyForward, sum_dtype, to_device
@@ -98,6 +99,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         """Tokens that were run through the model in training by this process, padding included."""
         # The micro-batches of the running optimizer step: their pairs, and the loss of each.
         self._step: list[tuple[list[int], Tensor]] = []
+        self._pairs_of_step: list[int] = []
         self._non_embedding_parameters: int | None = None
         self.carried = Carried(train_dataset, settings, self.train_sampler(), args.seed)
         if self.carried:
@@ -240,8 +242,23 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             batches = [([self.train_dataset.pair_ids[i] for i in picked], float(part)) for picked, part in self._step]
             norm = None if grad_norm is None else float(grad_norm)
             raise broken_step(self.args, self.state.global_step + 1, batches, norm)
+        self._pairs_of_step = [index for picked, _ in self._step for index in picked]
         self._step.clear()
         return grad_norm
+
+    def require_finite_weights(self) -> None:
+        """Refuse to keep an adapter that the last step broke: its loss and gradient may have been finite.
+
+        Raises:
+            RunError: with the pairs of that step written down.
+        """
+        trained = [getattr(p, "_local_tensor", p) for p in self.model.parameters() if p.requires_grad]
+        broken = torch.stack([~torch.isfinite(one.detach()).all() for one in trained]).any().float()
+        if self.args.world_size > 1:
+            broken = self.accelerator.reduce(broken, "sum")
+        if bool(broken):
+            ids = [self.train_dataset.pair_ids[i] for i in self._pairs_of_step]
+            raise broken_weights(self.args, self.state.global_step, ids)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's logs of training, with the averages over the pairs since the last one."""
@@ -283,14 +300,18 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             self.optimizer.eval()
         device = self.args.device
         sums = torch.zeros(2, len(examples), dtype=sum_dtype(device), device=device)
+        seen = 0
         for batch in loader if loader is not None else self.get_eval_dataloader(examples):
             result = model(**self._laid_out(batch)).view(2, -1)
             if batch["pairs"]:
                 sums[:, batch["indices"]] = result
+                seen += batch["pairs"]
             if tell:
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums, "sum")
+            seen = int(self.accelerator.reduce(torch.tensor(seen, device=device), "sum"))
+        self.pairs_seen = seen
         return sums[0], sums[1]
 
     def evaluation_loop(
@@ -306,6 +327,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         assert isinstance(examples, PreferenceExamples)
         self.callback_handler.eval_dataloader = dataloader
         chosen, rejected = self.policy_sums(examples, dataloader)
+        require_balance("evaluation", len(examples), self.pairs_seen)
+        require_finite_sums(chosen, rejected, examples.pair_ids)
         metrics = evaluation_metrics(chosen, rejected, examples, self.settings, self.carried.figures())
         if self.is_in_train:
             self._count_tokens()
@@ -328,6 +351,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         output_dir = Path(self.args.output_dir)
         checkpoint = output_dir / f"checkpoint-{self.state.global_step}"
         self._count_tokens()
+        self.require_finite_weights()
         if self.args.should_save:
             checkpoints.begin(checkpoint)
         self.accelerator.wait_for_everyone()
@@ -340,7 +364,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if self.args.should_save:
             self.carried.write(checkpoint)
             checkpoints.mark_complete(checkpoint, self.identity)
-            checkpoints.rotate(output_dir, limit, keep=[self.state.best_model_checkpoint])
+            checkpoints.rotate(output_dir, limit, keep=[self.state.best_model_checkpoint], newest=checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The adapter, brought together where FSDP spreads it: the frozen base stays where it is."""

@@ -15,10 +15,21 @@ from pydantic import BaseModel, ConfigDict
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe.settings import Method, Recipe, Scoring
 
+_MAX_PARTS = 20
+
 
 def put(document: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a dotted key in nested plain data."""
+    """Set a dotted key in nested plain data.
+
+    Raises:
+        UserError: for a key of more parts than any has.
+    """
     *parents, last = dotted.split(".")
+    if len(parents) > _MAX_PARTS:
+        raise UserError(
+            f"The key `{shorter(dotted)}` has {len(parents) + 1:,} parts: expected a recipe's key, such as method.trust_region.kind. "
+            "Correct it."
+        )
     place = document
     for parent in parents:
         child = place.get(parent)
@@ -28,8 +39,14 @@ def put(document: dict[str, Any], dotted: str, value: Any) -> None:
     place[last] = value
 
 
+def shorter(text: str, most: int = 80) -> str:
+    """The text, or as much of its beginning as fits."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def parse_recipe(document: Mapping[str, Any], where: str = "the recipe") -> Recipe:
     """Check a recipe given as plain data."""
+    _refuse_unusable(document, "", where)
     try:
         recipe = Recipe.model_validate(dict(document))
     except pydantic.ValidationError as error:
@@ -45,6 +62,17 @@ def parse_recipe(document: Mapping[str, Any], where: str = "the recipe") -> Reci
         raise UserError(
             f"In {where}, both pairs.eval and pairs.eval_fraction are given: expected one of them. Take one out."
         )
+    from mrpo_pipeline.cache import check_reference_name
+
+    folders: dict[str, str] = {}
+    for name in recipe.references:
+        check_reference_name(name)
+        other = folders.setdefault(name.casefold(), name)
+        if other != name:
+            raise UserError(
+                f"In {where}, `references` holds {other!r} and {name!r}, which many systems take for one folder of the cache: "
+                "expected names that differ in more than capitals. Rename one."
+            )
     for name in recipe.references:
         try:
             recipe.scoring_of(name)
@@ -53,6 +81,31 @@ def parse_recipe(document: Mapping[str, Any], where: str = "the recipe") -> Reci
     for name in recipe.compare.methods:
         method_for(recipe, name)
     return recipe
+
+
+def _refuse_unusable(value: Any, key: str, where: str) -> None:
+    """Refuse text that no file, path or table can hold (NUL, and halves of a character, as of a shell's undecodable bytes),
+    and whole numbers beyond 64 bits, which no library takes."""
+    if isinstance(value, str):
+        bad = next((char for char in value if char == "\0" or "\ud800" <= char <= "\udfff"), None)
+        if bad is not None:
+            raise UserError(
+                f"The key `{shorter(key)}` in {where} holds the character U+{ord(bad):04X}, at {value.index(bad)}: expected text "
+                "that can be written as UTF-8, without NUL. Correct the value."
+            )
+    elif isinstance(value, int) and value.bit_length() > 63:
+        raise UserError(
+            f"The key `{shorter(key)}` in {where} is a whole number of {value.bit_length():,} bits: expected one of at most 63. "
+            "Correct the value."
+        )
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            dotted = f"{key}.{name}" if key else str(name)
+            _refuse_unusable(str(name), ascii(dotted)[1:-1], where)
+            _refuse_unusable(inner, dotted, where)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_unusable(inner, key, where)
 
 
 def method_for(recipe: Recipe, name: str) -> Method:
@@ -75,7 +128,7 @@ def _explain(error: pydantic.ValidationError, where: str, root: type[BaseModel] 
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
-        key = ".".join(location)
+        key = shorter(".".join(location))
         valid = _keys_at(root, location[:-1])
         near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
         return (
@@ -83,14 +136,31 @@ def _explain(error: pydantic.ValidationError, where: str, root: type[BaseModel] 
             f"(valid here: {', '.join(valid)}). Correct it or take it out."
         )
     # A union reports one problem for each member, whose own name is no part of the key.
-    fields = [part for part in location if not re.match(r"^(str|int|float|bool|list\[.*|dict\[.*|\[key\])$", part)]
+    fields = [
+        part
+        for part in location
+        if not re.match(r"^(str|int|float|bool|list\[.*|dict\[.*|\[key\]|constrained-.*)$", part)
+    ]
     if problem["type"] == "missing":
         return f"The key `{'.'.join(fields)}` is missing in {where}. Add it."
     alike = [p for p in problems if [str(x) for x in p["loc"]][: len(fields)] == fields]
-    expected = " or ".join(dict.fromkeys(p["msg"].removeprefix("Input should be ") for p in alike))
-    found = repr(problem.get("input"))
-    found = found if len(found) <= 80 else found[:77] + "..."
+    expected = " or ".join(dict.fromkeys(_bare(p["msg"]) for p in alike))
+    found = _shown(problem.get("input"))
     return f"The key `{'.'.join(fields)}` in {where} is {found}: expected {expected}. Correct the value."
+
+
+def _shown(value: Any) -> str:
+    try:
+        return shorter(repr(value))
+    except ValueError:  # a number of thousands of digits
+        return f"a huge {type(value).__name__}"
+
+
+def _bare(message: str) -> str:
+    """What pydantic expected, without the words that it begins with."""
+    return (
+        message.removeprefix("Value error, ").removeprefix("Input should be ").replace("String should have", "text of")
+    )
 
 
 def _keys_at(root: type[BaseModel], location: Sequence[str]) -> list[str]:
@@ -113,6 +183,7 @@ def _check_training(training: Mapping[str, Any], where: str) -> None:
     from transformers import TrainingArguments
 
     from mrpo_pipeline.policy.settings import FastPaths
+    from mrpo_pipeline.recipe.training_bounds import out_of_bounds
 
     own = typing.get_type_hints(FastPaths)
     valid = {field.name for field in dataclasses.fields(TrainingArguments) if field.init} - {"output_dir"} | own.keys()
@@ -126,6 +197,11 @@ def _check_training(training: Mapping[str, Any], where: str) -> None:
             )
     hints = typing.get_type_hints(TrainingArguments) | own
     for key, value in training.items():
+        expected = out_of_bounds(key, value)
+        if expected:
+            raise UserError(
+                f"The key `training.{key}` in {where} is {_shown(value)}: expected {expected}. Correct the value."
+            )
         hint = hints[key]
         try:
             adapter = pydantic.TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
@@ -136,5 +212,5 @@ def _check_training(training: Mapping[str, Any], where: str) -> None:
         except pydantic.ValidationError as error:
             expected = " or ".join(dict.fromkeys(p["msg"].removeprefix("Input should be ") for p in error.errors()))
             raise UserError(
-                f"The key `training.{key}` in {where} is {value!r}: expected {expected}. Correct the value."
+                f"The key `training.{key}` in {where} is {_shown(value)}: expected {expected}. Correct the value."
             ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from mrpo_pipeline.engine_options import describe_altering
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.references import ModelSource
 from mrpo_pipeline.whole_files import write_whole
@@ -24,18 +26,22 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 }
 
 
+Name = Annotated[str, Field(min_length=1, max_length=4096)]
+"""Of a file, a folder or a model: an empty one would be the folder that the command is run in; none is longer on any system."""
+
+
 class Settings(BaseModel):
     """A part of the recipe. The string under a key describes it: docs/recipes.md is made of them."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Pairs(Settings):
     """Where the preference pairs lie and how to read them."""
 
-    train: str | list[str] | None = None
+    train: Name | list[Name] | None = None
     """Training pairs: a file, folder, glob or URL, or a list of them."""
-    eval: str | list[str] | None = None
+    eval: Name | list[Name] | None = None
     """Held-out pairs, likewise. Null: `eval_fraction` decides."""
     eval_fraction: float = Field(0.0, ge=0, lt=1)
     """Hold this share of the training prompts out for evaluation; splits are by prompt, never by row."""
@@ -69,15 +75,15 @@ class Lora(Settings):
 class Model(Settings):
     """A model and how it reads text."""
 
-    model: str
+    model: Name
     """A folder or a hub name."""
     revision: str | None = None
     """A branch, tag or commit on the hub."""
-    adapter: str | None = None
+    adapter: Name | None = None
     """A LoRA adapter on the model: a folder or a hub name. A policy goes on training it."""
-    tokenizer: str | None = None
+    tokenizer: Name | None = None
     """Where the tokenizer is to be had, if not from the model."""
-    template: str = "auto"
+    template: Name = "auto"
     """The chat template: `auto` (the tokenizer's own, else a plain one), `plain`, or a Jinja file."""
     dtype: str = "auto"
     """`auto` (the checkpoint's own where the machine is good at it), `float32`, `bfloat16` or `float16`."""
@@ -125,14 +131,16 @@ class Limits(Settings):
 
 
 class Scoring(BaseModel):
-    """Stage one. Keys beyond these are options of the engine and reach it as they stand.
+    """Stage one. Keys beyond these are options of the engine and reach it as they stand. Those that may change the numbers
+    (``hf_overrides``, ``kv_cache_dtype``: all but what is known to be of memory, batches, parallelism and the like) are part of
+    what a cache is compared by.
 
     ``runtime: local`` scores in this process, or in ``workers`` processes of this machine where more than one is asked;
     ``ray`` on the cluster that Ray is connected to (``workers``: null for as many as it has room for). ``check``
     completions of each reference are computed again by transformers once it is scored.
     """
 
-    model_config = ConfigDict(extra="allow", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """`auto` is vLLM where it is installed and knows the model, else transformers."""
@@ -157,7 +165,7 @@ class Scoring(BaseModel):
 class TrustRegion(Settings):
     kind: Literal["adaptive", "fixed", "off"] = "adaptive"
     """`adaptive` shares ε between the sides of each pair, `fixed` gives it to both, `off` clips nothing."""
-    epsilon: float = Field(0.1, ge=0)
+    epsilon: float = Field(0.1, ge=0, le=1)
     """The band's width, as a share of the anchor's log-prob (ε_max, or ε where `fixed`)."""
 
 
@@ -275,11 +283,11 @@ class Sweep(Settings):
     with that one it is then compared. The held-out pairs take no part in the choice.
     """
 
-    beta: list[float] = []
+    beta: list[Annotated[float, Field(gt=0)]] = []
     """Values of `method.beta`."""
-    epsilon: list[float] = []
+    epsilon: list[Annotated[float, Field(ge=0, le=1)]] = []
     """Values of `method.trust_region.epsilon`."""
-    temperature: list[float] = []
+    temperature: list[Annotated[float, Field(gt=0)]] = []
     """Values of `method.weights_options.temperature`."""
 
 
@@ -293,7 +301,7 @@ class Compare(Settings):
 
     methods: dict[str, dict[str, Any]] = {}
     """By name, the keys of `method` that each method changes."""
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, le=2**32 - 1)]] = Field([0], min_length=1)
     """Of adapters' starts and batch order; three or more tell how far a result depends on them."""
     metric: Literal["accuracy/policy", "accuracy/policy_per_token", "accuracy/anchor"] = "accuracy/policy"
     """What the verdict is about."""
@@ -319,7 +327,7 @@ class Recipe(Settings):
     """The model that is trained."""
     references: dict[str, Reference] = {}
     """By name, in order; the first is the anchor, the policy's own starting point."""
-    cache: str = "cache"
+    cache: Name = "cache"
     """The reference cache: a folder, or an object store's URL."""
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
     """Lengths, in the policy's tokens."""
@@ -333,7 +341,7 @@ class Recipe(Settings):
     """What `mrpo evaluate` measures."""
     compare: Compare = Compare()
     """What `mrpo compare` trains and how it judges."""
-    output_dir: str = "output"
+    output_dir: Name = "output"
     """Where results go."""
 
     def sources(self) -> list[ModelSource]:
@@ -343,7 +351,10 @@ class Recipe(Settings):
                 "The recipe names no reference: expected at least one under `references:` (NAME: {model: DIR-OR-HUB-NAME}), "
                 "the first being the anchor. Add one, or give --reference NAME=MODEL."
             )
-        return [settings.source(name) for name, settings in self.references.items()]
+        return [
+            replace(settings.source(name), engine_options=describe_altering(self.scoring_of(name).engine_options))
+            for name, settings in self.references.items()
+        ]
 
     def scoring_of(self, reference: str) -> Scoring:
         """How this reference is scored: the recipe's ``scoring`` with the reference's own keys laid over it."""

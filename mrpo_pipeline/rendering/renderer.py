@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mrpo_pipeline.broken_models import reason_of
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.model_files import locate, read_config
 from mrpo_pipeline.pairs.identity import parse_prompt
 from mrpo_pipeline.rendering.byte_ends import TokenBytes, byte_ends
 from mrpo_pipeline.rendering.private_clone import CloneSet, PrivateClone, control_tokens, role_markers
@@ -122,13 +124,19 @@ class Renderer:
         from transformers import AutoTokenizer
 
         source = tokenizer or model
+        folder = locate(source, None if tokenizer else revision)
+        if folder is not None:  # files that are there and no JSON are told of by name
+            for file in ("config.json", "tokenizer_config.json"):
+                read_config(name or model, folder / file)
         try:
             loaded = AutoTokenizer.from_pretrained(
                 source, revision=None if tokenizer else revision, trust_remote_code=trust_remote_code
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (
+            Exception
+        ) as error:  # the Rust library raises bare ones, transformers any kind over files that are broken
             raise UserError(
-                f"The tokenizer of {name or model} cannot be loaded from {source!r}: {error} Expected a folder with "
+                f"The tokenizer of {name or model} cannot be loaded from {source!r} ({reason_of(error)}): expected a folder with "
                 "tokenizer files or a name on the hub: mend `model:` or `tokenizer:` of this model."
             ) from error
         return cls(loaded, template=template, name=name or model)
@@ -142,6 +150,17 @@ class Renderer:
             encodings = _encode_in_order([job.prompt.clone for job in jobs], texts)
             rendered += [self._cut_out(job, encoding) for job, encoding in zip(jobs, encodings, strict=True)]
         return rendered
+
+    def render_each(self, items: Sequence[tuple[str, str]]) -> list[Rendered | UserError]:
+        """As ``render``; in the place of an item that cannot be rendered stands what is wrong with it."""
+        try:
+            return list(self.render(items))
+        except UserError as error:
+            if len(items) == 1:
+                return [error]
+        # By halves: of many items few are such, and the rest costs what it costs.
+        middle = len(items) // 2
+        return [*self.render_each(items[:middle]), *self.render_each(items[middle:])]
 
     def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each canonical prompt, with what the template writes before an answer.
@@ -248,6 +267,11 @@ class Renderer:
         end = self._end_of_turn(job, spans, split, content_end)
         last = split + first_from(spans[split:end], content_end)
         original = clone.original_ids[ids[:end]] if end else np.zeros(0, dtype=np.int32)
+        if last == split and content.strip():
+            raise UserError(
+                f"The tokenizer of {self.name} makes no token at all of the completion {content[:60]!r}: expected one whose vocabulary "
+                "covers the text. Give the model's own (`tokenizer:`)."
+            )
         pieces = self._bytes.of(original[split:last].tolist())
         inner = job.lead + byte_ends(content, spans[split:last], content_start, pieces, job.total - job.lead)
 

@@ -1,12 +1,14 @@
 """Chat templates as text: a conversation in, and where the completion's content stands in the rendering."""
 
 import re
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mrpo_pipeline.broken_models import reason_of
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.rendering.template_limits import TemplateLimitError, limited
 
@@ -28,6 +30,9 @@ PLAIN_TEMPLATE = """\
 """What a tokenizer without a template of its own gets. The newline after a role keeps tokens from reaching across."""
 
 _DATE = datetime.fromisoformat(TEMPLATE_DATE)
+
+# The longest templates in use have some 20 kB.
+MAX_TEMPLATE_BYTES = 1 << 20
 
 Message = dict[str, str]
 
@@ -67,6 +72,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, template: str, owner: str) -> None:
         self._tokenizer = tokenizer
         self.text, self.name = _template_text(tokenizer, template, owner)
+        _refuse_powers(self.text, self.name)
         self.is_plain = self.text == PLAIN_TEMPLATE
         user, system = {"role": "user", "content": "question"}, "systemprobe"
         self.frame([user])
@@ -161,8 +167,8 @@ class ChatTemplate:
         except Exception as error:  # a template is a program of its own: Jinja's errors, TypeError, what it raises
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
-                f"{self.name} fails on a conversation of roles {roles}: {type(error).__name__}: {error}. "
-                "Mend the data, or give another template for this model (`template:`, a Jinja file or `plain`)."
+                f"{self.name} fails on a conversation of roles {roles[:200]} ({type(error).__name__}: {reason_of(error)}): expected "
+                "one that writes it. Mend the data, or give another template for this model (`template:`, a Jinja file or `plain`)."
             ) from error
         return text
 
@@ -177,14 +183,38 @@ def _template_text(tokenizer: Any, template: str, owner: str) -> tuple[str, str]
         try:
             return str(tokenizer.get_chat_template()), f"The chat template of {owner}"
         except ValueError as error:  # several named templates, none of them the default
-            raise UserError(f"The chat template of {owner} cannot be chosen: {error}") from error
+            raise UserError(
+                f"The chat template of {owner} cannot be chosen ({reason_of(error)}): expected one, or one called `default`. Give a "
+                "Jinja file as `template`."
+            ) from error
     try:
-        return Path(template).read_text(encoding="utf-8"), f"The template {template} (for {owner})"
+        path = Path(template)
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode) or state.st_size > MAX_TEMPLATE_BYTES:  # a pipe would wait for ever
+            raise OSError(f"no file, or one of more than {MAX_TEMPLATE_BYTES >> 20} MiB")
+        return path.read_text(encoding="utf-8"), f"The template {template} (for {owner})"
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"The template {template!r} for {owner} cannot be read ({error}): expected `auto`, `plain` or the path of "
-            "a Jinja file in UTF-8."
+            "a Jinja file in UTF-8. Correct `template`."
         ) from error
+
+
+def _refuse_powers(text: str, name: str) -> None:
+    """Refuse ``10 ** 1000000000``: one such step takes minutes, and nothing can stop it from within. No template needs one."""
+    from jinja2 import Environment, TemplateError
+
+    before = ""
+    try:
+        for _, kind, word in Environment(autoescape=True).lex(text):  # nothing is rendered by it
+            if word == "**" and before not in ("(", ","):  # f(**names) is no power
+                raise UserError(
+                    f"{name} raises to a power (`**`): expected a template that writes the messages. Give another one for this model "
+                    "(`template:`, a Jinja file or `plain`)."
+                )
+            before = before if kind == "whitespace" else word
+    except (TemplateError, RecursionError):
+        return  # rendering says what is wrong with it
 
 
 def _trimmings(text: str) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -14,8 +15,8 @@ import polars as pl
 import mrpo_pipeline
 from mrpo_pipeline.errors import ProcessDiedError, RunError, UserError
 from mrpo_pipeline.progress import Progress
-from mrpo_pipeline.scoring.report import Counts, count_control_strings, texts_of
-from mrpo_pipeline.scoring.scorer import Assignment, manifest_digest
+from mrpo_pipeline.scoring.report import Counts, count_control_strings, texts_of, unfit_counts
+from mrpo_pipeline.scoring.scorer import manifest_digest
 from mrpo_pipeline.scoring.slots import Slot, Task, Unit
 from mrpo_pipeline.scoring.worker import PASSED_ON, Ready, Worker
 
@@ -118,7 +119,7 @@ class Crew:
         settings = task.assignment.settings
         if place.threads is not None and "threads" not in settings.engine_options:
             settings = settings.model_copy(update={"threads": place.threads})
-        assignment = Assignment(task.assignment.source, task.assignment.cache, settings, task.assignment.fingerprint)
+        assignment = replace(task.assignment, settings=settings)
         strategy: Any = "SPREAD"
         if place.node is not None:
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -267,11 +268,12 @@ class Crew:
             return
         everything = pl.concat(frames)
         lost = cache.missing(everything)
-        unfit = cache.unfit(everything).height
+        unfit = unfit_counts(cache.unfit(everything))
         written = everything.join(lost, on="completion_id", how="anti")
         done = Counts(
-            written.height - unfit,
-            unfit,
+            written.height - unfit.done,
+            unfit.unfit,
+            unfit.unwritten,
             slot.counts.tokens,
             count_control_strings(task.job.renderer, texts_of(written)),
         )

@@ -9,11 +9,12 @@ import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache, check_location
 from mrpo_pipeline.model_files import is_folder
+from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.prepare import renderer_of
 from mrpo_pipeline.recipe import Scoring
 from mrpo_pipeline.references import ModelSource, fetch, resolve
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.scoring.report import ReferenceReport
+from mrpo_pipeline.scoring.report import ReferenceReport, unfit_counts
 from mrpo_pipeline.scoring.scorer import Assignment
 
 
@@ -28,10 +29,11 @@ class Job:
     renderer: Renderer
     missing: pl.DataFrame
     report: ReferenceReport
+    on_bad_row: OnBadRow = "error"
 
     def assignment(self) -> Assignment:
         """For the process that asks."""
-        return Assignment(self.source, self.cache_root, self.settings)
+        return Assignment(self.source, self.cache_root, self.settings, on_bad_row=self.on_bad_row)
 
     def assignment_elsewhere(self) -> Assignment:
         """For any process of any machine. A hub model is fetched here and pinned; what others must come to goes along.
@@ -53,11 +55,15 @@ class Job:
         )
         location = check_location(self.cache_root)
         cache = str(location.absolute()) if isinstance(location, Path) else location
-        return Assignment(source, cache, self.settings, fingerprint)
+        return Assignment(source, cache, self.settings, fingerprint, self.on_bad_row)
 
 
-def job_of(source: ModelSource, settings: Scoring, cache_root: str, wanted: pl.DataFrame) -> Job:
+def job_of(
+    source: ModelSource, settings: Scoring, cache_root: str, wanted: pl.DataFrame, on_bad_row: OnBadRow = "error"
+) -> Job:
     """What is missing of ``wanted`` (see ``wanted_completions``). No weights are read.
+
+    What was recorded as not written by the template is asked about again where such rows are refused, so that it is told.
 
     Raises:
         UserError: where the cache was computed by another reference than this.
@@ -66,14 +72,21 @@ def job_of(source: ModelSource, settings: Scoring, cache_root: str, wanted: pl.D
     cache = ReferenceCache.open(cache_root, source.name)
     cache.check(resolve(source, renderer.identity()))
     missing = cache.missing(wanted)
-    unfit = cache.unfit(wanted).height
-    report = ReferenceReport(source.name, wanted.height, wanted.height - missing.height - unfit, unfit=unfit)
+    unfit = cache.unfit(wanted)
+    report = ReferenceReport(source.name, wanted.height, wanted.height - missing.height - unfit.height)
+    if on_bad_row == "error":
+        unwritten = unfit.filter(pl.col("tokens") == 0)
+        unfit = unfit.filter(pl.col("tokens") > 0)
+        missing = pl.concat([missing, unwritten.select(missing.columns)])
+    report.add(unfit_counts(unfit))
+    if not missing.is_empty():
+        cache.require_writable()
     # Longest first: the memory peak comes at once, the last batches are small, and of several workers none is left with a
     # long unit when the others are done.
     longest_first = missing.sort(
         pl.col("prompt").str.len_bytes() + pl.col("completion").str.len_bytes(), descending=True, maintain_order=True
     )
-    return Job(source, settings, cache_root, cache, renderer, longest_first, report)
+    return Job(source, settings, cache_root, cache, renderer, longest_first, report, on_bad_row)
 
 
 def _from_anywhere(name: str) -> str:

@@ -43,7 +43,9 @@ def repair_cache(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Repaired]:
     found = []
     for name in list(only) or list_references(recipe.cache):
         cache = ReferenceCache.open(recipe.cache, name)
-        damaged = {report.name: report.problem for report in cache.verify() if report.problem is not None}
+        # What the system did not let be read may be as sound as the rest: it stays, and verifying names it.
+        reports = [report for report in cache.verify() if not report.unread]
+        damaged = {report.name: report.problem for report in reports if report.problem is not None}
         if damaged:
             found.append(Repaired(name, damaged, cache.set_aside(list(damaged)), None))
             log.warning("%s: %s damaged files are set aside.", name, f"{len(damaged):,}")

@@ -12,21 +12,23 @@ from mrpo_pipeline.rendering import Renderer
 
 @dataclass
 class Counts:
-    """Completions scored and those that do not fit the context, tokens that the engine read (those that were lost with a
-    worker and read again among them), completions that hold control strings."""
+    """Completions scored, those that do not fit the context and those that the template does not write, tokens that the engine
+    read (those that were lost with a worker and read again among them), completions that hold control strings."""
 
     scored: int = 0
     unfit: int = 0
+    unwritten: int = 0
     tokens: int = 0
     control_strings: int = 0
 
     @property
     def done(self) -> int:
-        return self.scored + self.unfit
+        return self.scored + self.unfit + self.unwritten
 
     def add(self, other: Counts) -> None:
         self.scored += other.scored
         self.unfit += other.unfit
+        self.unwritten += other.unwritten
         self.tokens += other.tokens
         self.control_strings += other.control_strings
 
@@ -40,6 +42,7 @@ class ReferenceReport:
     cached: int
     scored: int = 0
     unfit: int = 0
+    unwritten: int = 0
     tokens: int = 0
     control_strings: int = 0
     engine: str = ""
@@ -53,13 +56,18 @@ class ReferenceReport:
     def add(self, counts: Counts) -> None:
         self.scored += counts.scored
         self.unfit += counts.unfit
+        self.unwritten += counts.unwritten
         self.tokens += counts.tokens
         self.control_strings += counts.control_strings
 
     def summary(self) -> str:
-        text = f"{self.name}: {self.scored:,} completions scored, {self.cached:,} cached already"
+        text = (
+            f"{self.name}: {self.wanted:,} completions wanted, {self.scored:,} scored, {self.cached:,} cached already"
+        )
         if self.unfit:
             text += f", {self.unfit:,} do not fit its context"
+        if self.unwritten:
+            text += f", {self.unwritten:,} its template does not write"
         if self.scored:
             text += (
                 f" ({self.tokens:,} tokens in {self.seconds:,.1f} s by {self.engine}, which took "
@@ -71,6 +79,12 @@ class ReferenceReport:
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
+
+
+def unfit_counts(records: pl.DataFrame) -> Counts:
+    """Of what ``ReferenceCache.unfit`` gives: those that do not fit the context, and those that the template does not write."""
+    unwritten = int((records["tokens"] == 0).sum())
+    return Counts(unfit=records.height - unwritten, unwritten=unwritten)
 
 
 def count_control_strings(renderer: Renderer, texts: Iterable[tuple[str, str]]) -> int:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import polars as pl
 
+from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.prepare import prepare_splits, wanted_completions
 from mrpo_pipeline.progress import track
@@ -17,6 +18,7 @@ from mrpo_pipeline.recipe import Recipe, Scoring
 from mrpo_pipeline.scoring.job import Job, job_of
 from mrpo_pipeline.scoring.report import ReferenceReport
 from mrpo_pipeline.scoring.scorer import Scorer
+from mrpo_pipeline.scoring.sharing import units
 
 log = logging.getLogger("mrpo")
 
@@ -50,7 +52,9 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
         require_ray()
     prepared = prepare_splits(recipe)
     wanted = wanted_completions(list(prepared.values()))
-    jobs = [job_of(source, settings[source.name], recipe.cache, wanted) for source in chosen]
+    jobs = [job_of(source, settings[source.name], recipe.cache, wanted, recipe.pairs.on_bad_row) for source in chosen]
+    for job in jobs:
+        job.cache.clear_leftovers()
     for where, together in groupby(jobs, key=lambda job: _where(job.settings)):
         group = list(together)
         if where != "here" and any(not job.missing.is_empty() for job in group):
@@ -60,9 +64,15 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
         for job in group:
             if where == "here" and not job.missing.is_empty():
                 _score_here(job)
-            _tell(job)
+            _tell(job, wanted)
             if job.settings.check:
                 _check(recipe, job, wanted)
+    for split, part in prepared.items():
+        log.info("%s: %s", split, part.summary())
+    pairs = sum(part.frame.height for part in prepared.values())
+    log.info("%s pairs are %s distinct completions.", f"{pairs:,}", f"{wanted.height:,}")
+    for job in jobs:
+        log.info("%s", job.report.summary())
     return [job.report for job in jobs]
 
 
@@ -74,7 +84,7 @@ def _where(settings: Scoring) -> Literal["here", "local", "ray"]:
 
 
 def _score_here(job: Job) -> None:
-    with Scorer(job.assignment(), job.renderer, job.missing) as scorer:
+    with Scorer(job.assignment(), job.renderer, job.missing) as scorer, job.cache.at_work() as others:
         engine = scorer.engine
         job.report.workers = 1
         job.report.engine = engine.name
@@ -87,9 +97,14 @@ def _score_here(job: Job) -> None:
             log.info("%s", notice)
         began = time.monotonic()
         with track(f"scoring {job.source.name}", job.missing.height, "completions") as progress:
-            for counts in scorer.score(job.missing):
-                job.report.add(counts)
-                progress.advance(counts.done)
+            for unit, done_by_others in units(job.source.name, job.cache, job.missing, others, engine.name):
+                job.report.cached += done_by_others
+                progress.advance(done_by_others)
+                for counts in scorer.score(unit):
+                    job.report.add(counts)
+                    progress.advance(counts.done)
+                if others():  # who must see what need not be scored again
+                    scorer.flush()
             scorer.flush()
         job.report.seconds = time.monotonic() - began
     for notice in job.renderer.notices:
@@ -104,10 +119,20 @@ def _check(recipe: Recipe, job: Job, wanted: pl.DataFrame) -> None:
     log.info("%s", drift.summary())
 
 
-def _tell(job: Job) -> None:
+def _tell(job: Job, wanted: pl.DataFrame) -> None:
     if job.report.control_strings:
         log.warning(
             "%s: %s completions hold control strings of its tokenizer; they are read as text.",
             job.source.name, f"{job.report.control_strings:,}",
         )  # fmt: skip
-    log.info("%s", job.report.summary())
+    _require_scored(job, wanted)
+
+
+def _require_scored(job: Job, wanted: pl.DataFrame) -> None:
+    """What was wanted is served by the cache, or recorded as what the reference cannot read; and the counts say so."""
+    report = job.report
+    lost = job.cache.missing(wanted)
+    what = f"completions (the first that lacks is {lost['completion_id'][0]})" if lost.height else "completions"
+    require_balance(f"scoring {report.name}", report.wanted, report.wanted - lost.height, what=what)
+    dropped = {"do not fit its context": report.unfit, "not written by its template": report.unwritten}
+    require_balance(f"scoring {report.name}", report.wanted, report.scored + report.cached, dropped, what="completions")

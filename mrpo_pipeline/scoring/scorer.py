@@ -14,10 +14,13 @@ from types import TracebackType
 import polars as pl
 
 import mrpo_pipeline
-from mrpo_pipeline.cache import CompletionRow, ReferenceCache, Unfit
+from mrpo_pipeline.broken_models import check_numbers
+from mrpo_pipeline.cache import CompletionRow, ReferenceCache, RefusedRowError, Unfit
 from mrpo_pipeline.engines import start_engine
-from mrpo_pipeline.engines.base import Engine, ScoringRequest
-from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.engines.base import Engine, ImpossibleLogProbError, LogProbs, ScoringRequest
+from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.model_files import locate
+from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.prepare import renderer_of
 from mrpo_pipeline.recipe import Scoring
 from mrpo_pipeline.references import ModelSource, fetch, resolve
@@ -39,12 +42,14 @@ class Assignment:
         cache: the cache's folder or URL, the same from everywhere.
         settings: how the reference is scored.
         fingerprint: what its files gave where the run was started; None where that is this process.
+        on_bad_row: what to do with a completion that the reference's template does not write: stop, or record and count it.
     """
 
     source: ModelSource
     cache: str
     settings: Scoring
     fingerprint: Mapping[str, str | None] | None = None
+    on_bad_row: OnBadRow = "error"
 
 
 class Scorer:
@@ -76,14 +81,18 @@ class Scorer:
             fingerprint = resolve(source, self.renderer.identity())
             if assignment.fingerprint is not None:
                 _same_files(source.name, assignment.fingerprint, fingerprint)
+            self._name = source.name
+            self._source = source
             self._cache = ReferenceCache.open(assignment.cache, source.name)
             self._cache.check(fingerprint)
-            self._ahead: tuple[list[tuple[str, str]], list[Rendered]] = ([], [])
+            self._on_bad_row = assignment.on_bad_row
+            self._ahead: tuple[list[tuple[str, str]], list[Rendered | UserError]] = ([], [])
             if first is not None and settings.engine != "transformers":  # which starts in this process, later
                 texts = texts_of(first.head(RENDER_BATCH))
-                self._ahead = texts, self.renderer.render(texts)
+                self._ahead = texts, self.renderer.render_each(texts)
             self.engine: Engine = starting.ready()
             opening.callback(self.engine.close)
+            _require_unchanged(source, self.renderer, fingerprint)
             self._cache.create_or_check(fingerprint, _recorded(self.engine, settings))
             self._writer = opening.enter_context(
                 self._cache.writer(rows_per_shard=settings.rows_per_shard, seconds=settings.seconds_per_shard)
@@ -112,20 +121,24 @@ class Scorer:
         told = time.monotonic()
         counts = Counts()
         for start in range(0, frame.height, RENDER_BATCH):
-            requests, fitting = self._render(frame.slice(start, RENDER_BATCH), counts)
-            for index, logprobs in self.engine.score(requests):
+            batch = frame.slice(start, RENDER_BATCH)
+            requests, fitting = self._render(batch, counts)
+            for index, logprobs in self._scored(requests, fitting, batch):
                 identifier, sides = fitting[index]
                 count = len(logprobs)
-                self._writer.add(
-                    CompletionRow(
-                        completion_id=identifier,
-                        prompt_tokens=len(sides.prompt_ids),
-                        token_ids=sides.completion_ids[:count],
-                        logprobs=logprobs,
-                        byte_ends=sides.byte_ends[:count],
-                        complete=count == len(sides.completion_ids),
-                    )
+                row = CompletionRow(
+                    completion_id=identifier,
+                    prompt_tokens=len(sides.prompt_ids),
+                    token_ids=sides.completion_ids[:count],
+                    logprobs=logprobs,
+                    byte_ends=sides.byte_ends[:count],
+                    complete=count == len(sides.completion_ids),
                 )
+                try:
+                    self._writer.add(row)
+                except RefusedRowError as error:
+                    _require_finite_weights(self._source)
+                    raise RunError(f"{self._name}: {error} {_text_of(batch, identifier)}") from error
                 counts.scored += 1
                 counts.tokens += len(sides.prompt_ids) + count
                 if time.monotonic() - told >= TELL_EVERY:
@@ -133,6 +146,22 @@ class Scorer:
                     yield counts
                     counts = Counts()
         yield counts
+
+    def _scored(
+        self, requests: list[ScoringRequest], fitting: list[tuple[str, Rendered]], batch: pl.DataFrame
+    ) -> Iterator[tuple[int, LogProbs]]:
+        """What the engine gives; of a number that is no log-prob it is told in which completion it stands."""
+        try:
+            yield from self.engine.score(requests)
+        except UserError as error:
+            raise UserError(f"{self._name}: {error}") from error
+        except ImpossibleLogProbError as error:
+            _require_finite_weights(self._source)
+            identifier = fitting[error.index][0]
+            raise RunError(
+                f"{self._name}: in completion {identifier} {error.told} It was not cached; what was scored "
+                f"before it is kept. {_text_of(batch, identifier)}"
+            ) from error
 
     def flush(self) -> None:
         """Write what is in hand as a shard, now."""
@@ -147,9 +176,17 @@ class Scorer:
         unfit: list[Unfit] = []
         context = self.engine.context_length
         ahead, self._ahead = self._ahead, ([], [])
-        rendered = ahead[1] if texts == ahead[0] else self.renderer.render(texts)
+        rendered = ahead[1] if texts == ahead[0] else self.renderer.render_each(texts)
         keys = batch.select("completion_id", "cut").iter_rows()
         for (identifier, cut), sides in zip(keys, rendered, strict=True):
+            if isinstance(sides, UserError):
+                if self._on_bad_row == "error":
+                    raise UserError(
+                        f"{self._name}: completion {identifier}: {sides} Or pass --on-bad-row skip: its pairs are then left out "
+                        f"for all references, and counted. {_text_of(batch, identifier)} What was scored before it is kept."
+                    ) from sides
+                unfit.append(Unfit.unwritten(identifier))
+                continue
             count = tokens_to_score(sides.byte_ends, cut)
             length = len(sides.prompt_ids) + count
             if context is not None and length > context - 1:
@@ -159,8 +196,16 @@ class Scorer:
             fitting.append((identifier, sides))
         if unfit:
             self._cache.mark_unfit(unfit)
-            counts.unfit += len(unfit)
+            unwritten = sum(one.tokens == 0 for one in unfit)
+            counts.unfit += len(unfit) - unwritten
+            counts.unwritten += unwritten
         return requests, fitting
+
+
+def _text_of(batch: pl.DataFrame, identifier: str) -> str:
+    """The completion's beginning, for the person who looks for it in the pairs."""
+    text = batch.filter(pl.col("completion_id") == identifier)["completion"][0]
+    return f"The completion begins {text[:60]!r}."
 
 
 def manifest_digest(cache: ReferenceCache) -> str:
@@ -178,6 +223,23 @@ def _recorded(engine: Engine, settings: Scoring) -> dict[str, object]:
         "machine": f"{platform.system()} {platform.machine()}",
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
+
+
+def _require_finite_weights(source: ModelSource) -> None:
+    """Where an engine gave numbers that are none: weights that hold such are the user's to mend, and named. Raises UserError."""
+    folder = locate(source.model, source.revision)
+    if folder is not None:
+        check_numbers(source.name, folder)
+
+
+def _require_unchanged(source: ModelSource, renderer: Renderer, fingerprint: Mapping[str, str | None]) -> None:
+    """Refuse an engine whose files were replaced while it read them."""
+    for field, value in resolve(source, renderer.identity()).items():
+        if value != fingerprint[field]:
+            raise RunError(
+                f"The files of {source.name} were changed while they were read: `{field}` was {fingerprint[field]} and is {value} "
+                "now. Nothing was scored. Run `mrpo score-refs` again when they stay as they are."
+            )
 
 
 def _same_files(name: str, expected: Mapping[str, str | None], found: Mapping[str, str | None]) -> None:

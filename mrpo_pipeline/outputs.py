@@ -1,0 +1,74 @@
+"""Where results may go: not over a model, a cache or a recipe of the user's, and known before any work is done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+
+from mrpo_pipeline.cache import check_location
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.pairs.sources import find_files
+from mrpo_pipeline.recipe import Recipe
+
+
+def check_output_folder(recipe: Recipe) -> None:
+    """Refuse an ``output_dir`` in which results would take the place of something else.
+
+    Raises:
+        UserError: a file stands there, or a model, or the cache, or a ``recipe.yaml`` that this program did not write.
+    """
+    folder = Path(recipe.output_dir)
+    _refuse_files_on_the_way(folder, "output_dir (--output-dir)")
+    if (folder / "config.json").is_file():
+        raise UserError(
+            f"output_dir (--output-dir): {folder} holds a model (config.json), whose files results would replace: expected a "
+            "folder of its own for results. Name another one."
+        )
+    cache = check_location(recipe.cache)
+    if isinstance(cache, Path) and folder.resolve().is_relative_to(cache.resolve()):
+        raise UserError(
+            f"output_dir (--output-dir): {folder} lies in the reference cache {cache}: expected a folder of its own for results. "
+            "Name another one."
+        )
+    own = folder / "recipe.yaml"
+    if own.is_file() and not _written_by_us(own):
+        raise UserError(
+            f"output_dir (--output-dir): {own} was written by hand, and the resolved recipe would take its place: expected a folder "
+            "of its own for results. Name another one, or rename that file."
+        )
+
+
+def check_output_file(path: Path, key: str, recipe: Recipe) -> None:
+    """Refuse a file's place that is a folder, or below a file, or one of the recipe's own pairs. Raises UserError."""
+    _refuse_files_on_the_way(path.parent, key)
+    if path.is_dir():
+        raise UserError(f"{key}: {path} is a folder: expected a file's name. Give one.")
+    sources = [source for source in (recipe.pairs.train, recipe.pairs.eval) if source is not None]
+    files = [file.name for source in sources for file in find_files(source) if not file.remote]
+    if path.exists() and any(os.path.samefile(path, file) for file in files):
+        raise UserError(
+            f"{key}: {path} is a file of the recipe's pairs, which it would replace: expected a name that is free. Give another one."
+        )
+
+
+def _refuse_files_on_the_way(folder: Path, key: str) -> None:
+    for place in (folder, *folder.parents):
+        try:
+            stands_in_the_way = place.exists() and not place.is_dir()
+        except OSError as error:  # a name that is too long, a link to itself
+            raise UserError(
+                f"{key}: {str(folder)[:200]} can't be a folder ({error.strerror}). Name another one."
+            ) from error
+        if stands_in_the_way:
+            raise UserError(f"{key}: {place} is a file: expected a folder, or a name that is free. Name another one.")
+
+
+def _written_by_us(recipe: Path) -> bool:
+    """Whether a recipe is one that was written beside results: the very text that its settings are written as."""
+    try:
+        text = recipe.read_text(encoding="utf-8")
+        return text == yaml.safe_dump(yaml.safe_load(text), sort_keys=False, allow_unicode=True)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return False

@@ -1,0 +1,124 @@
+"""A checkpoint's pickles read as data: transformers and torch keep the optimizer, the schedule and the random states in them.
+
+Weights are safetensors; these files are not, and a pickle can name any function to be called when it is read. A checkpoint
+folder may have been in other hands, so what ``--resume`` reads can name nothing but tensors, numbers and their containers.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mrpo_pipeline.errors import UserError
+
+# torch.load then reads every file with weights_only=True, whatever its caller says: torch's own reader of sharded
+# checkpoints (FSDP) says False.
+_FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_FORBIDDEN = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+# The index of a sharded checkpoint, which torch reads with the plain unpickler.
+INDEX = ".metadata"
+_METADATA = "torch.distributed.checkpoint.metadata"
+_NAMES = {
+    _METADATA: {
+        "Metadata",
+        "MetadataIndex",
+        "ChunkStorageMetadata",
+        "TensorStorageMetadata",
+        "BytesStorageMetadata",
+        "TensorProperties",
+        "StorageMeta",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", "device"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+    "collections": {"OrderedDict", "defaultdict"},
+}
+
+
+class _IndexReader(pickle.Unpickler):
+    """Builds what an index is made of, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        import torch
+
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if name in _NAMES.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def check_indexes(checkpoint: Path) -> None:
+    """Read the index of every sharded part of a checkpoint, before torch does.
+
+    Raises:
+        UserError: for one that is no index, or names what is no part of one.
+    """
+    for path in sorted(checkpoint.rglob(INDEX)):
+        try:
+            with path.open("rb") as file:
+                _read(file)
+        except Exception as error:  # a damaged pickle may raise anything
+            raise _refusal(checkpoint, f"{path.relative_to(checkpoint)}: {error}") from None
+
+
+def _read(file: BinaryIO) -> None:
+    _IndexReader(file).load()
+
+
+@contextmanager
+def data_only(checkpoint: Path | None) -> Iterator[None]:
+    """What happens inside reads no pickle that could run code.
+
+    Args:
+        checkpoint: the one that is gone on from, if any.
+
+    Raises:
+        UserError: where a file of the checkpoint holds more than data, naming it where torch does.
+    """
+    if checkpoint is not None:
+        check_indexes(checkpoint)
+    before = {name: os.environ.pop(name, None) for name in (_FORCED, _FORBIDDEN)}
+    os.environ[_FORCED] = "1"
+    try:
+        yield
+    except BaseException as error:  # torch's reader of sharded checkpoints hides the cause in one that is no Exception
+        cause = _unpickling(error)
+        if checkpoint is None or cause is None:
+            raise
+        raise _refusal(checkpoint, _reason(cause)) from None
+    finally:
+        del os.environ[_FORCED]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _unpickling(error: BaseException) -> BaseException | None:
+    """The refusal of a pickle that an error is, or that it gathers from several processes."""
+    if isinstance(error, pickle.UnpicklingError):
+        return error
+    gathered = getattr(error, "failures", None)
+    failures = [found[0] for found in gathered.values()] if isinstance(gathered, dict) else []
+    return next((found for found in failures if isinstance(found, pickle.UnpicklingError)), None)
+
+
+def _reason(error: BaseException) -> str:
+    """Of torch's page of advice the words that say what was found."""
+    named = re.search(r"(?:unsupported )?(GLOBAL \S+|operand \d+)", str(error), re.IGNORECASE)
+    return f"a pickle of {named[1]}" if named else "a pickle of more than tensors"
+
+
+def _refusal(checkpoint: Path, found: str) -> UserError:
+    return UserError(
+        f"--resume found {checkpoint}, a file of which is not what training wrote ({found}): expected tensors and numbers "
+        "alone, and read nothing else, for a pickle can run code. Delete that checkpoint to go on from the one before, or "
+        "train from the start."
+    )
