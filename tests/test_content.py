@@ -44,6 +44,29 @@ def test_hashes_are_remembered_and_follow_a_change(tmp_path: Path, home: Path, m
     assert [path.name for path in home.iterdir()] == ["content.json"]
 
 
+def test_a_write_through_a_map_that_was_open_all_along_is_seen(tmp_path: Path, home: Path) -> None:
+    """A page that is dirty already takes more writes without the file's times telling, unless it was written out between."""
+    import mmap
+
+    (tmp_path / "a").write_bytes(bytes(8192))
+    with (tmp_path / "a").open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[10] = 1
+        before = sha256_of_files([tmp_path / "a"])[0]
+        assert str(tmp_path / "a") in json.loads((home / "content.json").read_text())
+        mapped[11] = 1
+        after = sha256_of_files([tmp_path / "a"])[0]
+        assert after == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest() != before
+
+
+def test_another_file_in_the_place_of_one_is_seen(tmp_path: Path, home: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode() * 100)
+        os.utime(tmp_path / name, ns=(1, 1))
+    first = sha256_of_files([tmp_path / "a"])
+    os.replace(tmp_path / "b", tmp_path / "a")
+    assert sha256_of_files([tmp_path / "a"]) != first
+
+
 def test_a_file_that_may_still_change_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MRPO_HOME", str(tmp_path / "home"))
     (tmp_path / "a").write_bytes(b"a")

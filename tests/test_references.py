@@ -131,9 +131,12 @@ def test_all_of_a_sharded_model_s_files_count(tmp_path: Path) -> None:
 def test_code_that_comes_with_a_model_counts(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model", auto_map={"AutoModelForCausalLM": "modeling.M"})
     (folder / "modeling.py").write_text("scale = 1")
-    before = resolve(ModelSource("base", str(folder)))["weights"]
+    source = ModelSource("base", str(folder))
+    running, native = resolve(replace(source, trust_remote_code=True))["weights"], resolve(source)["weights"]
+    assert running != native
     (folder / "modeling.py").write_text("scale = 2")
-    assert resolve(ModelSource("base", str(folder)))["weights"] != before
+    assert resolve(replace(source, trust_remote_code=True))["weights"] != running
+    assert resolve(source)["weights"] == native
 
 
 def test_a_hub_name_is_resolved_from_the_local_cache_alone(tmp_path: Path) -> None:
@@ -160,10 +163,12 @@ def test_what_can_be_told_without_the_files_is(tmp_path: Path) -> None:
         "revision": COMMITS[0],
         "dtype": "bfloat16",
         "quantization": "awq",
+        "engine_options": "none",
         "adapted": "yes",
     }
     rest = resolve(ModelSource("base", str(tmp_path / "moved" / "away")))
-    assert {field: value for field, value in rest.items() if value is not None} == {"adapted": "no", "adapter": "none"}
+    told = {field: value for field, value in rest.items() if value is not None}
+    assert told == {"adapted": "no", "adapter": "none", "engine_options": "none"}
 
 
 def test_a_partly_downloaded_model_tells_what_it_has(tmp_path: Path) -> None:

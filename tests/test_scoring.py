@@ -178,7 +178,7 @@ def test_a_pair_that_does_not_fit_a_context_is_counted_and_not_tried_again(tmp_p
     assert [(r.scored, r.unfit) for r in score_references(run)] == [(0, 0), (0, 1)]
     prepared = prepare_splits(run)["train"]
     joined = join_references(open_caches(run), prepared)
-    assert joined.frame.height == 3 and joined.dropped == {"small": 1}
+    assert joined.frame.height == 3 and joined.dropped == {"do not fit the context of small": 1}
 
 
 def test_control_strings_in_the_data_are_counted(tmp_path: Path, model: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from mrpo_cli.main import app
+from mrpo_cli.commands import app
 from tiny_references import plain_pairs, reference, write_pairs
 from typer.testing import CliRunner, Result
 

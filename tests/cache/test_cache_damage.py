@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from places import FolderPlace, Place
-from scored_rows import cache_at, cid, row, wanted, write
+from scored_rows import FINGERPRINT, cache_at, cid, row, wanted, write
 
-from mrpo_pipeline.cache import SHARD_SCHEMA, ReferenceCache, StoreError, Unfit
+from mrpo_pipeline.cache import SHARD_SCHEMA, DamagedError, ReferenceCache, StoreError, Unfit
 from mrpo_pipeline.cache.local_storage import LocalStorage
 from mrpo_pipeline.cache.locations import open_storage
 from mrpo_pipeline.cache.object_storage import ObjectStorage
@@ -85,6 +86,81 @@ def test_a_damaged_file_is_set_aside_and_nothing_reads_it_there(place: Place) ->
     assert again.unfit(wanted([(99, None)])).is_empty()
     again.prune()
     assert len(place.names("base/damaged")) == 2, "a person may want to look at it"
+
+
+def test_a_sound_shard_of_another_reference_is_refused_and_one_of_the_same_is_not(place: Place) -> None:
+    cache, _ = filled(place)
+    built = cache.sums(ASKED)
+    for name, fingerprint in (("same", FINGERPRINT), ("other", {**FINGERPRINT, "weights": "sha256:v"})):
+        elsewhere = ReferenceCache.open(place.root, name)
+        elsewhere.create_or_check(fingerprint)
+        (shard,) = write(elsewhere, [row(50, [-1.0], [1], True)])
+        place.write(f"base/{shard}", place.files()[f"{name}/{shard}"])
+        fresh = ReferenceCache.open(place.root, "base")
+        if name == "same":
+            assert fresh.sums(wanted([(50, None)]))["logps"].to_list() == [-1.0]
+            assert fresh.sums(ASKED).equals(built)
+            place.delete(f"base/{shard}")
+            continue
+        for verb in ("sums", "missing", "rows"):
+            with pytest.raises(RunError, match="`weights` is sha256:v in it and sha256:w in the manifest") as caught:
+                getattr(fresh, verb)(ASKED)
+            assert shard in str(caught.value)
+        (bad,) = [report for report in fresh.verify() if report.problem]
+        assert bad.name == shard
+
+
+def test_an_adapter_s_shard_is_not_its_base_s(place: Place) -> None:
+    adapted = ReferenceCache.open(place.root, "adapted")
+    adapted.create_or_check({**FINGERPRINT, "adapter": "sha256:a"})
+    (shard,) = write(adapted, [row(50, [-1.0], [1], True)])
+    base, (own, _) = filled(place)
+    place.write(f"base/{shard}", place.files()[f"adapted/{shard}"])
+    with pytest.raises(RunError, match="`adapter` is sha256:a in it and"):
+        base.sums(ASKED)
+    place.write(f"adapted/{own.removeprefix('base/')}", place.files()[own])
+    with pytest.raises(RunError, match=r"`adapter` is \(not recorded\) in it and sha256:a in the manifest"):
+        adapted.sums(ASKED)
+
+
+def test_derived_sums_of_another_reference_are_not_used_beside_its_shards(place: Place) -> None:
+    other = ReferenceCache.open(place.root, "other")
+    other.create_or_check({**FINGERPRINT, "weights": "sha256:v"})
+    write(other, [row(1, [-9.0], [1], True)])
+    other.sums(wanted([(1, None)]))
+    base, own = filled(place)
+    base.sums(ASKED)
+    for name in [*own, *place.names("base/sums/")]:
+        place.delete(name)
+    for name, data in place.files("other/").items():
+        if not name.endswith("manifest.json"):
+            place.write(name.replace("other/", "base/"), data)
+    with pytest.raises(RunError, match="not computed by this reference"):
+        ReferenceCache.open(place.root, "base").sums(wanted([(1, None)]))
+
+
+def test_a_manifest_that_is_not_what_was_written_is_named_by_verify(place: Place) -> None:
+    cache, _ = filled(place)
+    place.write("base/manifest.json", place.files()["base/manifest.json"].replace(b"float32", b"float16"))
+    with pytest.raises(UserError, match=r"manifest\.json is not a readable manifest"):
+        list(cache.verify())
+
+
+def test_a_file_that_may_not_be_read_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, (name, _) = filled(FolderPlace(tmp_path))
+    real = LocalStorage.read
+
+    def refuse(self: LocalStorage, file: str) -> pa.Buffer:
+        if f"base/{file}" == name:
+            raise PermissionError(13, "Permission denied", file)
+        return real(self, file)
+
+    monkeypatch.setattr(LocalStorage, "read", refuse)
+    with pytest.raises(RunError, match="Permission denied") as caught:
+        cache.sums(ASKED)
+    assert not isinstance(caught.value, DamagedError)
+    (report,) = [one for one in cache.verify() if one.problem]
+    assert report.unread and f"base/{report.name}" == name and "Permission denied" in str(report.problem)
 
 
 def put_table(root: str, **columns: object) -> str:

@@ -141,7 +141,7 @@ def commands() -> list[tuple[str, str]]:
 
 def test_every_option_in_the_docs_exists() -> None:
     script = (
-        "import sys, typer\nfrom mrpo_cli.main import app\nroot = typer.main.get_command(app)\n"
+        "import sys, typer\nfrom mrpo_cli.commands import app\nroot = typer.main.get_command(app)\n"
         "for line in sys.stdin.read().splitlines():\n"
         "    words, command = line.split()[1:], root\n"
         "    while words and hasattr(command, 'commands') and words[0] in command.commands:\n"

@@ -41,7 +41,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     adapted.save_pretrained(folder / "adapter")
     write_tasks(folder / "tasks", DOCUMENTS)
-    from mrpo_cli.main import app
+    from mrpo_cli.commands import app
     from typer.testing import CliRunner
 
     done = CliRunner().invoke(

@@ -37,7 +37,7 @@ def test_what_is_wrong_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 def test_help_loads_no_library_that_takes_its_time(tmp_path: Path) -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from mrpo_cli.main import app; "
+        "import sys; from typer.testing import CliRunner; from mrpo_cli.commands import app; "
         "print(CliRunner().invoke(app, ['plan', '--help']).output); "
         "print([name for name in ('torch', 'transformers', 'polars', 'ray') if name in sys.modules])"
     )

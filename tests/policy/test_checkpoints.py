@@ -97,6 +97,14 @@ def test_rotation_goes_by_age_when_a_run_begins_anew(tmp_path):
     assert names(tmp_path) == ["checkpoint-5"]
 
 
+def test_rotation_keeps_the_one_just_marked_where_the_clock_jumped_back(tmp_path):
+    write(tmp_path, 5)
+    newest = write(tmp_path, 10)
+    os.utime(newest / MARKER, ns=(1, 1))
+    rotate(tmp_path, 1, newest=newest)
+    assert names(tmp_path) == ["checkpoint-10"]
+
+
 def test_without_a_limit_everything_stays(tmp_path):
     write(tmp_path, 1, whole=False)
     rotate(tmp_path, None)

@@ -24,7 +24,9 @@ def llama(tmp_path_factory):
     return write_policy(tmp_path_factory.mktemp("llama"))
 
 
-def trainer_for(folder, output_dir, examples, settings=None, *, eval_examples=None, lora=LORA, moved=0.0, **training):
+def trainer_for(
+    folder, output_dir, examples, settings=None, *, eval_examples=None, lora=LORA, moved=0.0, fast=None, **training
+):
     torch.manual_seed(1)
     model = load_policy(PolicySettings(str(folder), lora=lora))
     with torch.no_grad():
@@ -36,7 +38,7 @@ def trainer_for(folder, output_dir, examples, settings=None, *, eval_examples=No
     arguments = training_arguments(
         defaults | training, output_dir, dtype="float32", evaluates=eval_examples is not None
     )
-    return PreferenceTrainer(model, arguments, settings or LossSettings(), examples, eval_examples)
+    return PreferenceTrainer(model, arguments, settings or LossSettings(), examples, eval_examples, fast=fast)
 
 
 def plain_loss(chosen, rejected, examples, settings):

@@ -71,6 +71,9 @@ def test_resuming_a_finished_run_trains_no_more(undisturbed, tmp_path):
     model, _, _ = undisturbed
     first = run(model, tmp_path, max_steps=4, logging_steps=1)
     weights = (tmp_path / "adapter_model.safetensors").read_bytes()
+    # Of a release that did not write it whole, and was killed in it.
+    results = tmp_path / "train_results.json"
+    results.write_bytes(results.read_bytes()[:40])
     again = run(model, tmp_path, max_steps=4, logging_steps=2, resume=True)
     assert (tmp_path / "adapter_model.safetensors").read_bytes() == weights
     assert again["train_loss"] == pytest.approx(first["train_loss"])

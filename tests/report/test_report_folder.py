@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from made_comparison import make_comparison
-from mrpo_cli.main import app
+from mrpo_cli.commands import app
 from typer.testing import CliRunner
 
 from mrpo_pipeline.errors import UserError

@@ -80,7 +80,8 @@ def test_an_engine_that_fails_ends_the_run_with_its_own_words(tmp_path: Path) ->
 
     broken = reference(tmp_path / "broken", "llama", "qwen")
     weights = load_file(broken / "model.safetensors")
-    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], float("nan"))
+    # Finite, and too large for what is computed with them.
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 3e38)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     pairs = write_pairs(tmp_path / "pairs.jsonl", plain_pairs(3))
     with pytest.raises(RunError, match="are not finite"):

@@ -99,6 +99,8 @@ def test_a_steps_targets_are_those_of_the_same_weights_given(changes):
         )
         for name in ("reference_chosen", "reference_rejected", "weights"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-12, err_msg=name)
+        for name in ("chosen_units", "rejected_units"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
 
 
 def test_of_step_scoped_weights_what_depends_on_them_is_not_told_beforehand():
@@ -163,3 +165,53 @@ def test_thompson_draws_as_often_as_the_beta_distributions_have_it():
 def test_nothing_is_judged_before_it_was_drawn_and_measured():
     with pytest.raises(ValueError, match="expected both"):
         Thompson(2).judge(0.5)
+
+
+def test_thompson_draws_from_a_generator_of_the_seed_and_step_that_no_version_may_change():
+    """A run that an earlier version began goes on with the same draws."""
+    arms = Thompson(3, seed=11, successes=[2, 0, 1], failures=[1, 3, 1], prior=0.5)
+    expected = [
+        np.random.default_rng([29703, 11, step]).beta([2.5, 0.5, 1.5], [1.5, 3.5, 1.5]).argmax() for step in range(30)
+    ]
+    assert [arms.draw(step) for step in range(30)] == expected
+    assert len(set(expected)) > 1
+
+
+def test_the_oldest_pair_seen_counts_where_the_window_is_not_full_without_it():
+    """Seen 1, 0, 0, 0; pair 0 with a window of 2 looks back over all four, and finds pair 1 alone."""
+    found = window_of(rows(0.9, 0.2), [1, 0, 0, 0], [0], 2)
+    np.testing.assert_allclose(found, [[0.2, 0.8]], rtol=1e-15)
+
+
+def test_thompson_counts_by_hand():
+    """From 0.5: 0.6 is a rise; 0.6 again a tie, and 0.4 a fall: one success, two failures."""
+    arms = Thompson(1)
+    arms.accuracy = 0.5
+    for step, accuracy in enumerate((0.6, 0.6, 0.4)):
+        assert arms.draw(step) == 0
+        arms.judge(accuracy)
+    assert arms.state() == {"successes": [1], "failures": [2], "accuracy": 0.4, "arm": 0}
+
+
+def test_thompson_draws_at_any_first_step_and_is_seeded_with_0():
+    """A resumed run may begin between two draws."""
+    assert Thompson(3, every=5).draw(7) == Thompson(3, every=5, seed=0).draw(7) in range(3)
+    assert (Thompson(3).seed, Thompson(3).prior, Thompson(3).every) == (0, 1.0, 1)
+
+
+@pytest.mark.parametrize(("arm", "accuracy"), [(None, 0.5), (1, None)])
+def test_either_of_the_two_missing_is_refused(arm, accuracy):
+    with pytest.raises(ValueError, match="expected both"):
+        Thompson(2, arm=arm, accuracy=accuracy).judge(0.5)
+
+
+def test_thompson_goes_on_from_its_state_with_everything():
+    one = Thompson(2, every=4)
+    one.accuracy = 0.25
+    one.draw(0)
+    one.judge(0.5)
+    other = Thompson(2, every=4)
+    other.restore(one.state())
+    assert (other.accuracy, other.arm) == (0.5, one.arm)
+    assert other.state() == one.state()
+    assert all(type(count) is int for count in other.successes + other.failures)

@@ -60,6 +60,8 @@ REFUSED = {
         "takes exactly 2",
     ),
     "the official code with one reference": ({"compatibility": "official-code", "reference_names": ["a"]}, "exactly 2"),
+    "weights of which some are no numbers": ({"weights": [1.0, "2"]}, "one number for each"),
+    "a name in place of the list of names": ({"reference_names": "base"}, "a list of at least one name"),
     "no reference": ({"reference_names": []}, "at least one name"),
     "a name given twice": ({"reference_names": ["base", "base"]}, "a name twice"),
 }
@@ -145,3 +147,55 @@ def test_units_are_asked_for_where_they_are_needed_and_only_there():
             compute_targets(logps, logps, settings, units_chosen=[1, 1], units_rejected=units)
     plain = TargetSettings(reference_names=["base", "other"])
     assert compute_targets(logps, logps, plain, units_chosen=[9, 9]).loss_inputs().chosen_units is None
+
+
+def test_what_is_not_said_is_what_the_documentation_says():
+    settings = TargetSettings(reference_names=["base", "other"])
+    found = {name: getattr(settings, name) for name in TargetSettings.__dataclass_fields__}
+    assert found == {
+        "reference_names": ["base", "other"],
+        "name": "mrpo",
+        "aggregate": "harmonic",
+        "weights": "adaptive",
+        "window": 64,
+        "prior": 1.0,
+        "pairs": 64,
+        "every": 1,
+        "temperature": 1.0,
+        "floor": 0.0,
+        "trust_region": "adaptive",
+        "epsilon": 0.1,
+        "compatibility": "none",
+        "normalize": "sum",
+    }
+
+
+def test_dpo_is_the_first_reference_of_several():
+    settings = TargetSettings(reference_names=["base", "other", "third"], name="dpo")
+    assert settings.single == 0
+    chosen, rejected = np.array([[-1.0, -2.0, -3.0]]), np.array([[-4.0, -5.0, -6.0]])
+    inputs = compute_targets(chosen, rejected, settings).loss_inputs()
+    assert (inputs.reference_chosen.tolist(), inputs.reference_rejected.tolist()) == ([[-1.0]], [[-4.0]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "windowed"),
+    [
+        ({"weights": "sliding-window"}, True),
+        ({"weights": "thompson"}, False),
+        ({"weights": "adaptive"}, False),
+        ({"weights": "sliding-window", "name": "dpo"}, False),
+        ({"weights": "sliding-window", "reference_names": ["base"]}, False),
+    ],
+)
+def test_adaptive_weights_are_kept_for_a_window_alone(changes, windowed):
+    settings = TargetSettings(**{"reference_names": ["base", "other"], **changes})
+    assert settings.is_windowed == windowed
+    logps = -np.arange(1.0, 1 + 2 * len(settings.reference_names)).reshape(2, -1)
+    assert (compute_targets(logps, 2 * logps, settings).adaptive is not None) == windowed
+
+
+def test_a_message_ends_with_what_is_offered():
+    with pytest.raises(UserError) as refusal:
+        TargetSettings(reference_names=["base"], trust_region="clip")
+    assert str(refusal.value).endswith("expected one of adaptive, fixed, off. Correct it.")

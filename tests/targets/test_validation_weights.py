@@ -90,3 +90,42 @@ def test_without_the_held_out_row_there_are_no_targets():
         compute_targets(CHOSEN, REJECTED, kinds(VDW))
     with pytest.raises(ValueError, match=r"\(3,\), expected \(2,\)"):
         compute_targets(CHOSEN, REJECTED, kinds(VAW), held_out_weights=np.ones(3) / 3)
+
+
+@pytest.mark.parametrize("weights", [VDW, VAW])
+def test_no_held_out_pair_is_refused(weights):
+    with pytest.raises(ValueError, match="no held-out pair"):
+        validation_weights(np.empty((0, 2)), np.empty((0, 2)), kinds(weights))
+
+
+def test_each_side_has_units_of_its_own():
+    """Per unit: base −10/2 + 10/5 = −3, other −20/2 + 10/5 = −8: |Δ| 3 and 8."""
+    settings = kinds(VDW, normalize="token")
+    result = validation_weights([[-10.0, -20.0]], [[-10.0, -10.0]], settings, units_chosen=[2.0], units_rejected=[5.0])
+    np.testing.assert_allclose(result.row, [3 / 11, 8 / 11], rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("weights", "deltas", "said"),
+    [
+        (VDW, [[0.0, 0.0], [-0.5, 0.0]], False),  # one wrong ranking is a signal to VDW
+        (VDW, [[0.0, 0.0], [0.5, 0.0]], False),
+        (VAW, [[0.0, 0.0], [0.5, 0.0]], False),
+        (VAW, [[0.0, 0.0], [-0.5, 0.0]], True),
+    ],
+)
+def test_one_pair_with_a_signal_is_enough(weights, deltas, said):
+    result = validation_weights(CHOSEN[:2], CHOSEN[:2] - np.array(deltas), kinds(weights))
+    assert ("so they are uniform" in result.notice) == said
+
+
+def test_the_notice_tells_of_the_row_that_is_used():
+    settings = kinds(VDW)
+    result = validation_weights([[-1.0, -1.0]], [[-2.0, -4.0]], settings)
+    assert result.notice == f"Weights by {VDW}, from the 1 pairs of the weights split: base 0.25, other 0.75."
+
+
+def test_a_signal_of_less_than_a_nat_in_all_counts_as_well():
+    """Δ = (0.1, −0.3): 1/4 and 3/4."""
+    result = validation_weights([[-1.0, -1.0]], [[-1.1, -0.7]], kinds(VDW))
+    np.testing.assert_allclose(result.row, [0.25, 0.75], rtol=1e-12)

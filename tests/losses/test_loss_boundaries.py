@@ -1,0 +1,106 @@
+"""Where one line of the losses ends and the next begins: limits, defaults, shapes and types, one at a time.
+
+What `tests/soak/mutate_targets.py` found to be held by no other test.
+"""
+
+import math
+
+import pytest
+import torch
+
+from mrpo_pipeline.losses import check_loss, preference_loss
+
+
+def doubles(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def exactly(value):
+    return pytest.approx(value, rel=0, abs=1e-12)
+
+
+def test_label_smoothing_may_come_near_one_half():
+    """z = 0.5·4 = 2, s = 0.4: 0.6·log(1 + e^−2) + 0.4·log(1 + e^2)."""
+    check_loss("sigmoid", 0.49)
+    result = preference_loss(
+        doubles(-10), doubles(-20), doubles(-12)[:, None], doubles(-18)[:, None], doubles(1)[:, None],
+        beta=0.5, label_smoothing=0.4,
+    )  # fmt: skip
+    assert result.losses.item() == exactly(0.6 * math.log(1 + math.exp(-2)) + 0.4 * math.log(1 + math.exp(2)))
+
+
+def test_the_preference_of_modpo_counts_whole_unless_it_is_said_otherwise():
+    """z = 2, margin 0.5, w_1 = 1: log(1 + e^−1.5)."""
+    result = preference_loss(
+        doubles(-10), doubles(-20), doubles(-12)[:, None], doubles(-18)[:, None], doubles(1)[:, None],
+        beta=0.5, loss="modpo", margins=doubles(0.5),
+    )  # fmt: skip
+    assert result.losses.item() == exactly(math.log(1 + math.exp(-1.5)))
+
+
+FITTING = {
+    "policy_chosen_logps": (4,),
+    "policy_rejected_logps": (4,),
+    "reference_chosen": (4, 2),
+    "reference_rejected": (4, 2),
+    "weights": (4, 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("policy_chosen_logps", (1,)),
+        ("policy_chosen_logps", (4, 1)),
+        ("policy_rejected_logps", (1,)),
+        ("policy_rejected_logps", (4, 1)),
+        *((name, shape) for name in list(FITTING)[2:] for shape in ((1, 2), (4, 1), (4,), (4, 2, 1))),
+    ],
+)
+def test_one_argument_of_another_shape_is_refused(name, shape):
+    """Each of these would broadcast to a loss of some shape."""
+    arguments = {key: torch.zeros(shape if key == name else fits) for key, fits in FITTING.items()}
+    with pytest.raises(ValueError, match=r"expected \(B,\) twice and \(B, R\) three times"):
+        preference_loss(**arguments, beta=0.1)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 2, 1), (1, 2), (3, 2)])
+def test_references_and_weights_of_one_wrong_shape_are_refused(shape):
+    arguments = {key: torch.zeros(fits if key.startswith("policy") else shape) for key, fits in FITTING.items()}
+    with pytest.raises(ValueError, match="three times"):
+        preference_loss(**arguments, beta=0.1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "found"),
+    [
+        ({"chosen_units": doubles(2)}, "none, expected"),
+        ({"rejected_units": doubles(2)}, "none, expected"),
+        ({"chosen_units": doubles(2, 2), "rejected_units": doubles(2)}, r"\(2,\), expected \(1,\)"),
+        ({"chosen_units": doubles(2), "rejected_units": doubles(2, 2)}, r"\(2,\), expected \(1,\)"),
+        ({"loss": "ipo", "chosen_lengths": doubles(3), "rejected_lengths": doubles(2, 2)}, r"\(2,\), expected"),
+    ],
+)
+def test_counts_of_one_side_alone_or_of_another_shape_are_refused(counts, found):
+    with pytest.raises(ValueError, match=found):
+        preference_loss(
+            doubles(-1), doubles(-2), doubles(-1)[:, None], doubles(-2)[:, None], doubles(1)[:, None],
+            beta=0.1, **counts,
+        )  # fmt: skip
+
+
+def test_rewards_carry_no_gradient_on_either_side():
+    chosen, rejected = doubles(-3).requires_grad_(), doubles(-4).requires_grad_()
+    result = preference_loss(
+        chosen, rejected, doubles(-3)[:, None], doubles(-4)[:, None], doubles(1)[:, None], beta=0.1
+    )
+    assert result.losses.requires_grad
+    assert not result.chosen_rewards.requires_grad
+    assert not result.rejected_rewards.requires_grad
+
+
+def test_losses_have_the_dtype_of_the_policys_chosen_side():
+    result = preference_loss(
+        doubles(-3), doubles(-4).float(), doubles(-3)[:, None], doubles(-4)[:, None], doubles(1)[:, None], beta=0.1
+    )
+    assert {tensor.dtype for tensor in result} == {torch.float64}

@@ -1,0 +1,57 @@
+"""Does a measured series grow? A slope over the rounds with an interval, and the bound that it is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+# The first share of the rounds, in which libraries load what they need once and the allocator finds its size.
+WARM_UP = 0.25
+FEWEST = 8
+
+
+@dataclass(frozen=True)
+class Trend:
+    """The growth of one quantity: Theil and Sen's slope per round (the median over all pairs of rounds) with its 95% interval.
+
+    ``verdict``: ``flat`` where the whole interval lies below the tolerance, ``grows`` where it lies above, ``undecided`` where
+    it holds the tolerance, and ``too short`` for fewer rounds than a slope can rest on.
+    """
+
+    name: str
+    rounds: int
+    first: float
+    last: float
+    slope: float
+    low: float
+    high: float
+    tolerance: float
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def line(self) -> str:
+        return (
+            f"{self.name:24s} {self.first:12,.2f} {self.last:12,.2f} {self.slope:12.4f} "
+            f"[{self.low:.4f}, {self.high:.4f}]  at most {self.tolerance:g}  {self.verdict}"
+        )
+
+
+def trend(name: str, values: Sequence[float], tolerance: float) -> Trend:
+    """Judge a series, one number a round, its warm-up left out.
+
+    Args:
+        tolerance: growth a round that is let pass, in the unit of the values.
+    """
+    settled = np.asarray(values[int(len(values) * WARM_UP) :], dtype=np.float64)
+    if len(settled) < FEWEST:
+        ends = (float(settled[0]), float(settled[-1])) if len(settled) else (0.0, 0.0)
+        return Trend(name, len(settled), *ends, 0.0, 0.0, 0.0, tolerance, "too short")
+    slope, _, low, high = (float(value) for value in stats.theilslopes(settled, np.arange(len(settled)), 0.95))
+    verdict = "flat" if high <= tolerance else "grows" if low > tolerance else "undecided"
+    return Trend(name, len(settled), float(settled[0]), float(settled[-1]), slope, low, high, tolerance, verdict)

@@ -1,0 +1,62 @@
+"""The state machine of the cache (tests/cache/test_cache_state_machine.py) for long.
+
+python tests/soak/long_state_machine.py                       # 200 runs of up to 60 steps
+python tests/soak/long_state_machine.py --examples 30 --steps 40 --seed 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def run(examples: int, steps: int, seed: int) -> str:
+    """Run it so often; what it found, with the steps that lead there; empty where nothing."""
+    os.environ["MRPO_MACHINE_EXAMPLES"] = str(examples)
+    os.environ["MRPO_MACHINE_STEPS"] = str(steps)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cache"))
+    import test_cache_state_machine as machines
+    from hypothesis import seed as seeded
+    from hypothesis.stateful import run_state_machine_as_test
+
+    try:
+        run_state_machine_as_test(seeded(seed)(machines.CacheMachine), settings=machines.TestCacheMachine.settings)
+    except Exception as error:
+        return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--examples", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=60, help="of each, at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/soak"))
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("mrpo").setLevel(logging.CRITICAL)  # sums that are built again are told each time
+    print(f"cache state machine: seed {given.seed}, {given.examples} runs of up to {given.steps} steps", flush=True)
+    began = time.monotonic()
+    failed = run(given.examples, given.steps, given.seed)
+    told = {
+        "seed": given.seed,
+        "examples": given.examples,
+        "steps": given.steps,
+        "seconds": round(time.monotonic() - began, 1),
+        "cpu_seconds": round(time.process_time(), 1),
+        "wrong": [failed] if failed else [],
+    }
+    (given.out / "long_state_machine.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    print(f"  {told['seconds']} s, {told['cpu_seconds']} s of processor; {len(told['wrong'])} wrong")
+    if failed:
+        print(failed)
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
