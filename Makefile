@@ -14,7 +14,7 @@ export DO_NOT_TRACK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench reproduce clean
+.PHONY: help setup demo test lint bench soak reproduce clean
 
 help: ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ lint: setup ## ruff and mypy
 
 bench: setup ## run the benchmarks, about an hour on two idle cores (make bench QUICK=1: some minutes): a table and a plot in benchmarks/results
 	@$(BIN)/python benchmarks/run_all.py $(if $(QUICK),--quick)
+
+soak: setup ## kills, flipped bytes, full disks, malformed input, mutants and half an hour of everything at once: some hours (QUICK=1: half an hour)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/soak/run_all.py $(if $(QUICK),--quick)
 
 reproduce: setup ## run a recipe end to end to its report: make reproduce RECIPE=demo | paper (GPU) | FILE.yaml
 	@$(BIN)/python -m mrpo_pipeline.reproduce "$(RECIPE)"

@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, str | None] = {
     "scaling": "--steps 1 --lengths 128 256 512 --batches 2 4 8",
     "head": "--vocabularies 32768 --repeats 1",
     "cache": "--pairs 5000 --tokens 60 --repeats 1",
+    "large": "--rows 20000",
     "scoring_trl": "--count 40 --repeats 1",
     "scoring_vllm": None,
 }
