@@ -15,8 +15,8 @@ from typing import Any
 
 COMMANDS = (
     ("plan", "recipe.yaml"),
-    ("score-refs", "recipe.yaml", "--check", "1"),
-    ("cache", "verify", "recipe.yaml"),
+    ("score-refs", "recipe.yaml"),
+    ("cache", "verify", "recipe.yaml", "--check", "1"),
     ("audit", "recipe.yaml"),
     ("targets", "recipe.yaml", "--output", "targets.parquet"),
     ("train", "recipe.yaml"),

@@ -131,7 +131,7 @@ def test_a_planted_number_in_a_sharded_part_does_not_run(tmp_path):
 @pytest.mark.parametrize(
     "thing",
     [collections.Counter(), np.float64(1), Path.cwd, collections.OrderedDict.fromkeys, torch.load, "no index", b"\x80"],
-    ids=str,
+    ids=["Counter", "numpy scalar", "Path.cwd", "fromkeys", "torch.load", "text", "bytes"],
 )
 def test_an_index_holds_nothing_but_its_own_kinds(tmp_path, thing):
     """What is no index but harmless data passes here, and fails in torch; what names a function does not pass."""

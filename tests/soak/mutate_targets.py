@@ -133,14 +133,16 @@ class _Traced:
         return local
 
 
-def preload() -> None:
+def preload(tests: Sequence[str]) -> None:
     """Everything the tests import that no mutant changes, so that a child has it at once."""
     import hypothesis.extra.numpy
-    import torch
 
     import mrpo_pipeline.errors  # noqa: F401
 
-    torch.set_num_threads(1)
+    if any("losses" in name for name in tests):
+        import torch
+
+        torch.set_num_threads(1)
     profile = hypothesis.settings(
         deadline=None,
         database=None,
@@ -264,7 +266,7 @@ def run(
 ) -> dict[str, Any]:
     """Judge all mutants of some files, or so many drawn from them; the summary, ``ok`` among it."""
     began = time.monotonic()
-    preload()
+    preload(tests)
     folder.mkdir(parents=True, exist_ok=True)
     plan = plan_tests(files, folder, tests)
     everyone = [mutant for file in files for mutant in mutants(ROOT, file)]
