@@ -14,10 +14,10 @@ export DO_NOT_TRACK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak reproduce clean
+.PHONY: help setup demo test lint bench soak audit-deps reproduce clean
 
 help: ## show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/ready ## put everything into .venv (about two minutes; vLLM too where it can be installed)
 
@@ -55,6 +55,9 @@ bench: setup ## run the benchmarks, about an hour on two idle cores (make bench 
 
 soak: setup ## kills, flipped bytes, full disks, malformed input, mutants and half an hour of everything at once: some hours (QUICK=1: half an hour)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/soak/run_all.py $(if $(QUICK),--quick)
+
+audit-deps: setup ## hold constraints.txt against the databases of known vulnerabilities (needs pypi.org)
+	@$(BIN)/python -m pip install --quiet pip-audit && $(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 reproduce: setup ## run a recipe end to end to its report: make reproduce RECIPE=demo | paper (GPU) | FILE.yaml
 	@$(BIN)/python -m mrpo_pipeline.reproduce "$(RECIPE)"

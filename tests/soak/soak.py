@@ -54,7 +54,7 @@ TOLERANCES = {
     "children": 0.02,
     "leftovers": 0.02,
     "temporary_files": 0.02,
-    "beside_shards_mib": 0.002,  # the cache grows by what it is given; nothing else on the disk should
+    "beside_shards_mib": 0.005,  # the sums of the rows that a round adds; nothing else on the disk should grow
 }
 WINDOW = 72
 ADDED = 6

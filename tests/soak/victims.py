@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -198,10 +199,12 @@ class Victim:
 
     def send(self, number: int) -> None:
         """Kill it, where it lives."""
-        if self.alive:
-            self._rows_before = _text(self.order.journal).count("\n")
-            self._signalled = time.monotonic()
+        if not self.alive:
+            return
+        rows, now = _text(self.order.journal).count("\n"), time.monotonic()
+        with suppress(ProcessLookupError):  # it ended between the look and the kill
             os.kill(self.process.pid, number)
+            self._rows_before, self._signalled = rows, now
 
     def end(self) -> End:
         """Wait for its end."""
