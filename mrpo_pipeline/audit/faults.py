@@ -33,14 +33,6 @@ def find_faults(every: Sequence[Evidence], likeness: Mapping[tuple[int, int], Li
 
 def _findings(one: Evidence, alike: str | None) -> Iterator[Finding]:
     patterns = one.patterns
-    if patterns.positive > 0:
-        yield Finding(
-            one.name,
-            "impossible",
-            f"{patterns.positive:.1%} of its log-probs are above 0, which no probability is: they are logits, or were scaled. "
-            + again(one.name),
-        )
-        return
     enough = patterns.completions >= ENOUGH_COMPLETIONS and patterns.tokens >= ENOUGH_TOKENS
     if enough and (patterns.spread < 0.01 or patterns.by_place > 0.99):
         yield Finding(

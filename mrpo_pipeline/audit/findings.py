@@ -23,7 +23,7 @@ class Finding:
     Attributes:
         reference: its name.
         fault: ``padding``, ``template``, ``tokenizer``, ``bos``, ``shuffled``, ``rounding``, ``copy``, ``constant``,
-            ``zeros``, ``impossible`` or ``unknown``.
+            ``zeros`` or ``unknown``.
         sentence: what was seen, what it suggests and what to do.
         severity: ``broken`` (no sound model gives such numbers) or ``suspect``.
     """

@@ -51,7 +51,7 @@ class Patterns:
             knows words but no context would pay, whatever stands before.
         spread: standard deviation of the log-probs over their mean size.
         by_place: share of their variance that the token's number in its completion explains.
-        zeros, near_zeros, positive: shares of log-probs that are exactly 0, within 0.001 of it, or above it.
+        zeros, near_zeros: shares of log-probs that are exactly 0, or within 0.001 of it.
         bits: significant bits that all but a twentieth of the log-probs do with; 24 in float32.
         distinct: distinct values per log-prob, of one completion for each prompt.
         belonging: how far the token's identity explains the log-probs better than once they are dealt out anew among tokens
@@ -80,7 +80,6 @@ class Patterns:
     by_place: float
     zeros: float
     near_zeros: float
-    positive: float
     bits: float
     distinct: float
     belonging: float
@@ -138,7 +137,6 @@ def patterns_of(tokens: Tokens, texts: Texts, rounding: float) -> Patterns:
         by_place=share_explained(nats, place) if len(nats) else NONE,
         zeros=_mean(nats == 0),
         near_zeros=_mean((nats > 0) & (nats < _POSSIBLE)),
-        positive=_mean(nats < -_POSSIBLE),
         bits=bits,
         distinct=distinct,
         belonging=surprise_against_shuffles(nats, ids, place),

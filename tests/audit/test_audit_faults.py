@@ -91,7 +91,6 @@ PLANTED: dict[str, tuple[str, Callable[[World], Rows]]] = {
         "zeros",
         lambda world: changed(world.rows(world.second), lambda v: np.where(np.arange(len(v)) % 3 == 1, 0, v)),
     ),
-    "logits": ("impossible", lambda world: changed(world.rows(world.second), lambda v: v + 3)),
 }
 
 

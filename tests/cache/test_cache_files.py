@@ -78,7 +78,7 @@ def test_names_that_could_leave_the_cache_folder_are_refused(tmp_path: Path, nam
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["a", "A.b_c-9", "0" * 64, "a.."])
+@pytest.mark.parametrize("name", ["a", "A.b_c-9", "0" * 64, "a..b"])
 def test_plain_names_are_accepted(tmp_path: Path, name: str) -> None:
     assert ReferenceCache.open(tmp_path, name).location == str(tmp_path / name)
 
