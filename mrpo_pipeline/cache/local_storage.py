@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,7 +63,12 @@ class LocalStorage:
     def _file(self, name: str) -> Path:
         """The file's path. Raises OSError for what is none: a pipe would wait for ever, /dev/zero never ends."""
         path = self.root / name
-        if not path.is_file() and os.path.lexists(path):
+        # One look decides: between two of them another process may have made the file.
+        try:
+            regular = stat.S_ISREG(path.stat().st_mode)
+        except FileNotFoundError:
+            regular = not path.is_symlink()  # what is not there is told by who opens it
+        if not regular:
             raise OSError("it is no file but a folder, a pipe, a device, or a link to nothing")
         return path
 
