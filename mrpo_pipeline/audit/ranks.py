@@ -67,6 +67,11 @@ def larger_among(values: Values, marked: Bools) -> float:
     return float((ranks(values)[marked].sum() - ones * (ones - 1) / 2) / (ones * others))
 
 
+def area_error(ones: float, others: float) -> float:
+    """The standard error of :func:`larger_among` where the mark says nothing of the value; ties are not corrected for."""
+    return math.sqrt((ones + others + 1) / (12 * ones * others)) if ones > 0 and others > 0 else math.inf
+
+
 def surprise_against_shuffles(
     values: Floats, groups: Ints, within: Ints, *, at_least: int = 30, seed: int = 0, shuffles: int = 20
 ) -> float:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trained_references import Reference, Rows, World, changed, padded_on_the_left
+from trained_references import Reference, Rows, World, changed, padded
 
 from mrpo_pipeline.audit import Audit, Readers
+from mrpo_pipeline.cache import CompletionRow
 from mrpo_pipeline.demo.vocabularies import CHATML_TEMPLATE
 from mrpo_pipeline.rendering import Renderer
 
@@ -67,7 +68,8 @@ def to_e4m3(values: np.ndarray) -> np.ndarray:
 
 
 PLANTED: dict[str, tuple[str, Callable[[World], Rows]]] = {
-    "pads before the prompts": ("padding", lambda world: padded_on_the_left(world, world.second)),
+    "pads before the prompts": ("padding", lambda world: padded(world, world.second)),
+    "pads behind the prompts": ("padding", lambda world: padded(world, world.second, between=True)),
     "another tokenizer's ids": ("tokenizer", ids_of_the_first),
     "two BOS": ("bos", bos_twice),
     "rows under other names": ("shuffled", shuffled_rows),
@@ -159,6 +161,22 @@ def test_a_reference_that_knows_little_is_remarked_on_and_not_found(world: World
     assert named(audit) == [] and audit.references["second"]["looks"] == "doubtful"
     (remark,) = [one["sentence"] for one in audit.remarks if "nats a byte where the others" in one["sentence"]]
     assert f"{audit.weightings['weights']['adaptive']['second']:.0%}" in remark
+
+
+def test_foreign_text_of_which_it_knows_the_longest_is_no_padding(world: World) -> None:
+    """Lost on everything, but able to end the longest fifth: what follows a beginning has no say in its numbers."""
+    rows = world.rows(world.second)
+    total = np.array([row.prompt_tokens + len(row.logprobs) for row in rows])
+    longest = total > np.quantile(total, 0.8)
+
+    def foreign(row: CompletionRow, knows_the_end: bool) -> CompletionRow:
+        ending = np.float32(-0.5 if knows_the_end else -12)
+        return replace(row, logprobs=np.append(6 * row.logprobs[:-1], ending).astype(np.float32))
+
+    found = world.audit((world.second, [foreign(*one) for one in zip(rows, longest, strict=True)]))
+    patterns = found.references["second"]["patterns"]
+    assert patterns["first_over_text"] > 1 and patterns["last_by_length"] > 0.95 and patterns["shared"] >= 20
+    assert named(found) == []
 
 
 def test_a_handful_of_pairs_says_that_numbers_tell_nothing(world: World) -> None:

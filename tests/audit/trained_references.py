@@ -144,8 +144,11 @@ class World:
         return audit_pairs({"train": split}, caches, readers=own | (readers or {}))
 
 
-def padded_on_the_left(world: World, reference: Reference, batch: int = 8) -> Rows:
-    """Batches in the data's order, the pads before the prompts, and no mask that hides them."""
+def padded(world: World, reference: Reference, *, between: bool = False, batch: int = 8) -> Rows:
+    """Batches in the data's order, and no mask that hides the pads: before the prompts, or between prompts and completions.
+
+    Between them, the two completions of a prompt see the same pads.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -154,15 +157,20 @@ def padded_on_the_left(world: World, reference: Reference, batch: int = 8) -> Ro
     logps = []
     for start in range(0, len(rendered), batch):
         part = rendered[start : start + batch]
-        width = max(len(one.prompt_ids) + len(one.completion_ids) for one in part)
+        prompts = max(len(one.prompt_ids) for one in part)
+        width = max((prompts if between else len(one.prompt_ids)) + len(one.completion_ids) for one in part)
         ids = np.zeros((len(part), width), dtype=np.int64)
+        begins = []
         for at, one in enumerate(part):
-            ids[at, width - len(one.prompt_ids) - len(one.completion_ids) :] = [*one.prompt_ids, *one.completion_ids]
+            begin = prompts if between else width - len(one.completion_ids)
+            prompt = 0 if between else begin - len(one.prompt_ids)
+            ids[at, prompt : prompt + len(one.prompt_ids)] = one.prompt_ids
+            ids[at, begin : begin + len(one.completion_ids)] = one.completion_ids
+            begins.append(begin)
         with torch.inference_mode():
             every = model(input_ids=torch.from_numpy(ids)).logits.log_softmax(-1).numpy()
-        for at, one in enumerate(part):
-            count = len(one.completion_ids)
-            logps.append(every[at, np.arange(width - count - 1, width - 1), one.completion_ids])
+        for at, (one, begin) in enumerate(zip(part, begins, strict=True)):
+            logps.append(every[at, np.arange(begin - 1, begin - 1 + len(one.completion_ids)), one.completion_ids])
     rows = world.rows(reference)
     return [replace(row, logprobs=numbers) for row, numbers in zip(rows, logps, strict=True)]
 
