@@ -10,6 +10,7 @@ from typing import Any
 
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.model_files import read_config, weight_files
+from mrpo_pipeline.one_line import one_line
 
 
 @contextmanager
@@ -36,8 +37,7 @@ def told(what: str, expected: str) -> Iterator[None]:
 
 def reason_of(error: BaseException) -> str:
     """A library's words on one line, 400 characters at most, and what kind of error it was where it has none."""
-    text = " ".join(str(error).split()).rstrip(".")
-    return (text if len(text) <= 400 else text[:400] + "…") or type(error).__name__
+    return one_line(error, 400).rstrip(".") or type(error).__name__
 
 
 def put_adapter(model: Any, adapter: str, **settings: Any) -> Any:

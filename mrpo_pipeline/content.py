@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+
+from mrpo_pipeline.whole_files import write_whole
 
 # A file changed this recently can change again without its times telling: it is hashed, and not remembered.
 SETTLED_NS = 2_000_000_000
@@ -88,12 +89,6 @@ def _load() -> dict[str, list[str]]:
 def _save(memo: dict[str, list[str]]) -> None:
     """Replace the memo whole; where it cannot be written the next run hashes again."""
     present = {path: entry for path, entry in memo.items() if os.path.exists(path)}
-    home = mrpo_home()
-    temporary = home / f"content-{os.getpid()}-{secrets.token_hex(8)}.partial"
     with suppress(OSError):
-        home.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(present, indent=0))
-            os.replace(temporary, home / "content.json")
-        finally:
-            temporary.unlink(missing_ok=True)
+        # All in ASCII: a path may hold bytes that are no UTF-8.
+        write_whole(mrpo_home() / "content.json", json.dumps(present, indent=0))

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from mrpo_pipeline.content import mrpo_home, sha256_of_files
+from mrpo_pipeline.whole_files import temporary_name
 
 log = logging.getLogger("mrpo")
 
@@ -85,7 +85,7 @@ def keep(key: str, made: KeptPairs) -> KeptPairs | None:
     None where there is no room: the next command prepares the pairs again.
     """
     home = _home()
-    temporary = home / f"{key}.{os.getpid()}-{secrets.token_hex(8)}.partial"
+    temporary = home / f"{key}.{temporary_name()}"
     try:
         temporary.mkdir(parents=True, mode=0o700)
         _remove_unused(home)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from mrpo_pipeline.cache import check_location
+from mrpo_pipeline.cache import check_location, refuse_files
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.sources import find_files
 from mrpo_pipeline.recipe import Recipe
@@ -20,7 +20,7 @@ def check_output_folder(recipe: Recipe) -> None:
         UserError: a file stands there, or a model, or the cache, or a ``recipe.yaml`` that this program did not write.
     """
     folder = Path(recipe.output_dir)
-    _refuse_files_on_the_way(folder, "output_dir (--output-dir)")
+    refuse_files("output_dir (--output-dir)", [folder, *folder.parents])
     if (folder / "config.json").is_file():
         raise UserError(
             f"output_dir (--output-dir): {folder} holds a model (config.json), whose files results would replace: expected a "
@@ -42,7 +42,7 @@ def check_output_folder(recipe: Recipe) -> None:
 
 def check_output_file(path: Path, key: str, recipe: Recipe) -> None:
     """Refuse a file's place that is a folder, or below a file, or one of the recipe's own pairs. Raises UserError."""
-    _refuse_files_on_the_way(path.parent, key)
+    refuse_files(key, path.parents)
     if path.is_dir():
         raise UserError(f"{key}: {path} is a folder: expected a file's name. Give one.")
     sources = [source for source in (recipe.pairs.train, recipe.pairs.eval) if source is not None]
@@ -51,18 +51,6 @@ def check_output_file(path: Path, key: str, recipe: Recipe) -> None:
         raise UserError(
             f"{key}: {path} is a file of the recipe's pairs, which it would replace: expected a name that is free. Give another one."
         )
-
-
-def _refuse_files_on_the_way(folder: Path, key: str) -> None:
-    for place in (folder, *folder.parents):
-        try:
-            stands_in_the_way = place.exists() and not place.is_dir()
-        except OSError as error:  # a name that is too long, a link to itself
-            raise UserError(
-                f"{key}: {str(folder)[:200]} can't be a folder ({error.strerror}). Name another one."
-            ) from error
-        if stands_in_the_way:
-            raise UserError(f"{key}: {place} is a file: expected a folder, or a name that is free. Name another one.")
 
 
 def _written_by_us(recipe: Path) -> bool:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_scoring import recipe
 from tiny_references import pair, plain_pairs, reference, write_pairs
 
-from mrpo_pipeline import cached_logps, prepare, stage_two
+from mrpo_pipeline import cached_logps, cut_pairs, prepare, stage_two
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.cached_logps import join_references, open_caches
 from mrpo_pipeline.counting import in_words, require_balance
@@ -130,7 +130,7 @@ def test_what_is_lost_between_two_stages_is_found(tmp_path: Path, monkeypatch: p
         return lambda *given, **named: function(*given, **named).head(-1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_prepare_batch", losing(prepare._prepare_batch))
+        patch.setattr(cut_pairs, "_prepare_batch", losing(cut_pairs._prepare_batch))
         with pytest.raises(RunError, match=r"counts of cutting train pairs.*6 pairs went in, 5 came out"):
             score_references(small)
     with monkeypatch.context() as patch:

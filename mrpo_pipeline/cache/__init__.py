@@ -4,9 +4,9 @@ Knows no model and no tokenizer.
 """
 
 from mrpo_pipeline.cache.at_work import Others
-from mrpo_pipeline.cache.locations import check_location, list_references
+from mrpo_pipeline.cache.locations import check_location, check_reference_name, list_references, refuse_files
 from mrpo_pipeline.cache.manifest import Manifest
-from mrpo_pipeline.cache.reference_cache import ReferenceCache, check_reference_name
+from mrpo_pipeline.cache.reference_cache import ReferenceCache
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA, CompletionRow, RefusedRowError, Unfit
 from mrpo_pipeline.cache.shards import DamagedError
 from mrpo_pipeline.cache.storage import StoreError
@@ -30,4 +30,5 @@ __all__ = [
     "check_location",
     "check_reference_name",
     "list_references",
+    "refuse_files",
 ]

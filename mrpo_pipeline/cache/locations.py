@@ -1,7 +1,9 @@
-"""What ``cache:`` may be, a folder or the URL of an object store, and which references lie there."""
+"""What ``cache:`` may be, a folder or the URL of an object store; what references are called there, and which lie there."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -11,8 +13,13 @@ from mrpo_pipeline.cache.object_storage import ObjectStorage, folders_holding
 from mrpo_pipeline.cache.object_stores import STORES, check_url
 from mrpo_pipeline.cache.storage import Storage, StoreError
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.one_line import one_line
 
 MANIFEST = "manifest.json"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# What Windows, and a share that it reads, takes for a device.
+_RESERVED = {"aux", "con", "nul", "prn", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
 def check_location(root: str | Path) -> str | Path:
@@ -37,6 +44,21 @@ def check_location(root: str | Path) -> str | Path:
     return check_url(text)
 
 
+def check_reference_name(name: str) -> str:
+    """The name, where a folder of the cache may bear it.
+
+    Raises:
+        UserError: where it may not.
+    """
+    if not _NAME.fullmatch(name) or name.endswith(".") or name.partition(".")[0].lower() in _RESERVED:
+        raise UserError(
+            f"The reference name {name[:80]!r} cannot be used: expected 1 to 64 ASCII letters, digits, `.`, `_` or `-`, the "
+            "first a letter or digit, the last no `.`, and no device's name (aux, con, nul, …), because it names a folder of the "
+            "cache, on whatever system that is read. Rename it under `references:`."
+        )
+    return name
+
+
 def open_storage(root: str | Path, name: str) -> Storage:
     """The files of the reference of that name; nothing is made or read yet.
 
@@ -46,16 +68,28 @@ def open_storage(root: str | Path, name: str) -> Storage:
     location = check_location(root)
     if isinstance(location, str):
         return ObjectStorage(f"{location}/{name}")
-    for path in (location, location / name):
-        try:
-            in_the_way = path.exists() and not path.is_dir()
-        except OSError as error:
-            raise UserError(
-                f"cache: {str(path)[:300]} can't be a folder ({error.strerror}): expected one. Name another one under `cache:`."
-            ) from None
-        if in_the_way:
-            raise UserError(f"cache: {path} is a file: expected a folder. Name another one under `cache:`.")
+    refuse_files("cache", [location, location / name])
     return LocalStorage(location / name)
+
+
+def refuse_files(key: str, folders: Iterable[Path]) -> None:
+    """Refuse places for folders where a file stands, or where there can be none.
+
+    Args:
+        key: the recipe's, with its option where it has one: what the message begins with.
+
+    Raises:
+        UserError: naming the first such place.
+    """
+    for folder in folders:
+        try:
+            in_the_way = folder.exists() and not folder.is_dir()
+        except OSError as error:  # a name that is too long, a link to itself
+            raise UserError(
+                f"{key}: {one_line(folder)} can't be a folder ({error.strerror}): expected a place for one. Name another one."
+            ) from error
+        if in_the_way:
+            raise UserError(f"{key}: {folder} is a file: expected a folder, or a name that is free. Name another one.")
 
 
 def list_references(root: str | Path) -> list[str]:

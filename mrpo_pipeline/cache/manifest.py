@@ -70,8 +70,7 @@ class Manifest:
             if isinstance(version, int) and version > FORMAT:
                 raise UserError(
                     f"{where} has format {str(version)[:20]}: this version of mrpo reads up to {FORMAT}; expected no newer one. "
-                    "Upgrade mrpo, or name "
-                    "another cache folder."
+                    "Upgrade mrpo, or name another cache folder."
                 )
             fingerprint = document["fingerprint"]
             if version != FORMAT or not all(isinstance(value, str) for value in fingerprint.values()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -14,38 +13,28 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from mrpo_pipeline.cache.at_work import AT_WORK, Others, at_work
+from mrpo_pipeline.cache.at_work import Others, at_work
 from mrpo_pipeline.cache.checks import read_checks, write_check
-from mrpo_pipeline.cache.locations import MANIFEST, open_storage
+from mrpo_pipeline.cache.locations import MANIFEST, check_reference_name, open_storage
 from mrpo_pipeline.cache.manifest import Manifest, fixed_fields
 from mrpo_pipeline.cache.reader import Coverage, read_completions
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA, Unfit
 from mrpo_pipeline.cache.shards import DAMAGED, SHARDS
 from mrpo_pipeline.cache.storage import Storage, StoreError
-from mrpo_pipeline.cache.sums import SUMS, build_sums, load_sums, shards_key, store_sums, wanted_key
-from mrpo_pipeline.cache.unfit import UNFIT, match_unfit, read_unfit, write_unfit
-from mrpo_pipeline.cache.upkeep import CacheStats, Pruned, ShardReport, cache_stats, prune_cache, verify_shards
+from mrpo_pipeline.cache.sums import build_sums, load_sums, shards_key, store_sums, wanted_key
+from mrpo_pipeline.cache.unfit import match_unfit, read_unfit, write_unfit
+from mrpo_pipeline.cache.upkeep import (
+    WRITTEN_TO,
+    CacheStats,
+    Pruned,
+    ShardReport,
+    cache_stats,
+    prune_cache,
+    verify_shards,
+)
 from mrpo_pipeline.cache.writer import ShardWriter
 from mrpo_pipeline.errors import RunError, UserError
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-# What Windows, and a share that it reads, takes for a device.
-_RESERVED = {"aux", "con", "nul", "prn", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
-
-
-def check_reference_name(name: str) -> str:
-    """The name, where a folder of the cache may bear it.
-
-    Raises:
-        UserError: where it may not.
-    """
-    if not _NAME.fullmatch(name) or name.endswith(".") or name.partition(".")[0].lower() in _RESERVED:
-        raise UserError(
-            f"The reference name {name[:80]!r} cannot be used: expected 1 to 64 ASCII letters, digits, `.`, `_` or `-`, the "
-            "first a letter or digit, the last no `.`, and no device's name (aux, con, nul, …), because it names a folder of the "
-            "cache, on whatever system that is read. Rename it under `references:`."
-        )
-    return name
+from mrpo_pipeline.one_line import one_line
 
 
 class ReferenceCache:
@@ -128,8 +117,9 @@ class ReferenceCache:
         differences = manifest.differences(expected)
         if not differences:
             return
+        # A manifest may come from anywhere: its values are cut.
         told = "; ".join(
-            f"`{field}` is {_told(recorded) or '(empty)'} in the cache and {_told(value) or '(empty)'} in this run"
+            f"`{field}` is {one_line(recorded, 200) or '(empty)'} in the cache and {one_line(value, 200) or '(empty)'} in this run"
             for field, recorded, value in differences
         )
         raise UserError(
@@ -313,7 +303,7 @@ class ReferenceCache:
 
     def clear_leftovers(self) -> None:
         """Remove what processes that died have left half written, where it can be removed."""
-        for folder in (".", SHARDS, SUMS, UNFIT, AT_WORK):
+        for folder in WRITTEN_TO:
             with suppress(OSError, StoreError):
                 self._storage.clear_leftovers(folder)
 
@@ -408,12 +398,6 @@ class ReferenceCache:
             f"delete these numbers (`mrpo cache prune --cache {root} --reference {self.name} --all`) and score again "
             "(`mrpo score-refs`)"
         )
-
-
-def _told(value: str) -> str:
-    """A fingerprint's value on one line, 200 characters of it at most: a manifest may come from anywhere."""
-    line = " ".join(value.split())
-    return line if len(line) <= 200 else line[:200] + "…"
 
 
 def _keys(wanted: pl.DataFrame) -> pl.DataFrame:

@@ -17,6 +17,9 @@ from mrpo_pipeline.cache.storage import Storage
 from mrpo_pipeline.cache.sums import SUMS, load_sums, shards_key
 from mrpo_pipeline.cache.unfit import UNFIT
 
+# What processes that died may have left something half written in: the reference's own folder, and those below it.
+WRITTEN_TO = (".", SHARDS, SUMS, UNFIT, AT_WORK)
+
 
 @dataclass(frozen=True)
 class ShardReport:
@@ -134,7 +137,7 @@ def prune_cache(storage: Storage, coverage: Coverage, manifest: Manifest | None)
 
     Only sound shards count, on either side: a damaged one is left for ``verify`` to name.
     """
-    leftovers = sum(storage.clear_leftovers(folder) for folder in (".", SHARDS, SUMS, UNFIT, AT_WORK))
+    leftovers = sum(storage.clear_leftovers(folder) for folder in WRITTEN_TO)
     sound = [
         report.name
         for report in verify_shards(storage, manifest)

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple, cast
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.pairs.bad_row import BadRowError, found, quoted
-from mrpo_pipeline.pairs.sources import PairFile, filesystem, one_line, unreachable
+from mrpo_pipeline.pairs.sources import PairFile, filesystem, unreachable
 
 _CHUNK = 1 << 20  # bytes read at a time from a list
 # A packed file of a megabyte can unpack to a line of gigabytes. Texts of 10 MB are pairs still.

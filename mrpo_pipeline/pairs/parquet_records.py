@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.pairs.bad_row import BadRowError
 from mrpo_pipeline.pairs.json_records import Record
-from mrpo_pipeline.pairs.sources import PairFile, one_line, unreachable
+from mrpo_pipeline.pairs.sources import PairFile, unreachable
 
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 64 << 20

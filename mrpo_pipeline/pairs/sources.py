@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.one_line import one_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
@@ -148,9 +149,3 @@ def unreachable(url: str, error: BaseException) -> UserError:
         f"{url}: pairs could not be read from this URL ({type(error).__name__}: {one_line(error)}); expected "
         "one that polars or fsspec opens. Correct it, or download the file and name that."
     )
-
-
-def one_line(error: BaseException) -> str:
-    """An error's own words on one line, 300 characters at most."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + "…"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.model_files import locate, read_config, weight_files
+from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.quiet import quiet_libraries
 from mrpo_pipeline.references import ModelSource
 
@@ -101,7 +102,7 @@ def empty_model(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = Fa
     except Exception as error:
         raise UserError(
             f"A model of type {getattr(config, 'model_type', '?')} can't be built to be counted "
-            f"({' '.join(str(error).split())[:200]}): expected a causal language model that transformers knows."
+            f"({one_line(error, 200)}): expected a causal language model that transformers knows."
         ) from error
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.plan.architecture import ITEM_BYTES, Architecture, empty_model
 from mrpo_pipeline.plan.live_bytes import LiveBytes, head_for, on_fake_device
 from mrpo_pipeline.plan.micro_batch import PairLengths, heaviest, pair_attention, run_through
@@ -134,7 +135,7 @@ def policy_figures(
                 run_through(policy, head_for(policy.get_base_model()), pairs, training)
     except Exception as error:  # whatever an architecture does that shapes alone can't be run through
         log.debug("running the policy through failed", exc_info=True)
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        reason = f"{type(error).__name__}: {one_line(error, 160)}"
         return PolicyFigures(trainable, shared, pairs, None, reason)
     # Of one micro-batch the gradients come when the most is over; of several, those of the first are there all along.
     grown = 0 if several else lora_bytes(trainable)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.errors import RunError
+from mrpo_pipeline.whole_files import write_whole_json
 
 
 class BrokenStepError(RunError):
-    """Training stopped by numbers that are none."""
+    """A loss or gradient is no number: the weights that training began with may hold such numbers already."""
 
 
 def require_finite_sums(chosen: Any, rejected: Any, pair_ids: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ def require_finite_sums(chosen: Any, rejected: Any, pair_ids: Sequence[str]) -> 
 
 def broken_step(
     arguments: Any, step: int, batches: Sequence[tuple[Sequence[str], float]], grad_norm: float | None
-) -> RunError:
+) -> BrokenStepError:
     """Write down the pairs of the step, and tell where.
 
     Args:
@@ -78,6 +78,5 @@ def broken_weights(arguments: Any, step: int, pair_ids: Sequence[str]) -> RunErr
 def _write(arguments: Any, record: dict[str, Any]) -> Path:
     name = "nan_batch.json" if arguments.world_size == 1 else f"nan_batch-{arguments.process_index}.json"
     path = Path(arguments.output_dir) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_whole_json(path, record)
     return path

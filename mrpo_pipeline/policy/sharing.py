@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.forward import PolicyForward, to_device
 from mrpo_pipeline.policy.layout import shared_row, two_rows
@@ -109,7 +110,7 @@ def _try(
         except NotShareableError as error:
             return str(error)
         except Exception as error:
-            return f"trying it failed with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return f"trying it failed with {type(error).__name__}: {one_line(error, 200)}"
         finally:
             forward.release()
             forward.attention = None

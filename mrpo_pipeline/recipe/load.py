@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.recipe.check import parse_recipe, put, shorter
 from mrpo_pipeline.recipe.settings import Recipe
 
@@ -69,8 +70,7 @@ def _load_yaml(text: str) -> Any:
                 depth -= 1
         return yaml.load(text, Loader=_Loader)
     except Exception as error:  # the loader's constructors raise whatever int, date and the like make of a text
-        reason = " ".join(str(error).split())
-        raise ValueError(reason if len(reason) <= 500 else reason[:500] + "…") from None
+        raise ValueError(one_line(error, 500)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

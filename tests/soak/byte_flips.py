@@ -12,7 +12,6 @@ and the manifest, and for files that are cut short, emptied, exchanged, renamed,
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import random
@@ -29,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pyarrow.parquet as pq
+from driver import leave, parser_of, wrong_lines
 from real_cache import NEAR, RealCache
 
 from mrpo_pipeline.drift import verify_cache
@@ -321,17 +321,13 @@ def table(told: dict[str, Any]) -> str:
     for kind, seen in told["seen"].items():
         lines.append(f"  {kind}")
         lines += [f"    {count:>7,}  {what}" for what, count in seen.items()]
-    lines += [f"  WRONG: {wrong}" for wrong in told["wrong"][:20]]
-    lines.append(f"  {len(told['wrong'])} wrong")
-    return "\n".join(lines)
+    return "\n".join([*lines, *wrong_lines(told["wrong"])])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def main() -> int:
+    parser = parser_of(__doc__)
     parser.add_argument("--count", type=int, default=100, help="random places in every file")
     parser.add_argument("--repairs", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     given = parser.parse_args()
     began = time.monotonic()
     print(f"byte flips: seed {given.seed}, {given.count} places in every file", flush=True)
@@ -341,10 +337,9 @@ def main() -> None:
         flips = Flips(RealCache(Path(folder)), given.seed, given.count, given.repairs)
         flips.run()
         told = summary(flips, time.monotonic() - began)
-    (given.out / "byte_flips.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
     print(table(told))
-    raise SystemExit(1 if told["wrong"] else 0)
+    return leave(given.out, "byte_flips", told, held=not told["wrong"])
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -11,7 +11,6 @@ rows exact and log-probs within 1e-5, every logged loss the same. What cannot be
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -29,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cache_looked_at import Looked, leftovers
+from driver import leave, parser_of, seen_lines, wrong_lines
 from jumping_clock import DAY, jumping_clock
 from small_disk import PAGE, SmallDisk, can_mount
 from tiny_references import plain_pairs, reference, write_pairs
@@ -396,20 +396,14 @@ def losses(out: Path) -> list[float]:
 
 def table(told: dict[str, Any]) -> str:
     """What happened, for a reader."""
-    lines = []
-    for fault, seen in told["seen"].items():
-        lines.append(f"  {fault:36} " + ", ".join(f"{count} × {how}" for how, count in sorted(seen.items())))
-    lines += ["  what was said:", *(f"    {fault}: {said}" for fault, said in told["said"].items())]
-    lines += [f"  WRONG: {wrong}" for wrong in told["wrong"][:20]]
-    return "\n".join([*lines, f"  {len(told['wrong'])} wrong"])
+    said = [f"    {fault}: {said}" for fault, said in told["said"].items()]
+    return "\n".join([*seen_lines(told["seen"], 36), "  what was said:", *said, *wrong_lines(told["wrong"])])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def main() -> int:
+    parser = parser_of(__doc__)
     parser.add_argument("--count", type=int, default=None, help="sizes of the full disk to try in each stage")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=[], help="these parts: full_scoring, full_training, read_only, …")
-    parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     print(f"disk faults: seed {given.seed}, sizes {given.count or 'all'}", flush=True)
@@ -418,7 +412,7 @@ def main() -> None:
         refused = can_mount(Path(folder))
         if refused:
             print(f"no file system can be mounted here ({refused}): nothing was shown")
-            raise SystemExit(1)
+            return 1
         faults = DiskFaults(Path(folder), given.seed, given.count)
         faults.run(given.only)
         told = {
@@ -429,10 +423,9 @@ def main() -> None:
             "said": {fault: said.replace(folder, "") for fault, said in faults.said.items()},
             "wrong": [wrong.replace(folder, "") for wrong in faults.wrong],
         }
-    (given.out / "disk_faults.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
     print(table(told))
-    raise SystemExit(1 if told["wrong"] else 0)
+    return leave(given.out, "disk_faults", told, held=not told["wrong"])
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -11,10 +11,8 @@ gives the cache that an undisturbed one gives.
 
 from __future__ import annotations
 
-import argparse
 import builtins
 import errno
-import json
 import logging
 import os
 import shutil
@@ -32,6 +30,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cache"))
 
 import polars as pl
+from driver import leave, parser_of, seen_lines, spent, wrong_lines
 from scored_rows import FINGERPRINT, cid, row, wanted
 
 from mrpo_pipeline.cache import ReferenceCache, Unfit
@@ -186,11 +185,8 @@ def served(cache: ReferenceCache) -> set[tuple[str, tuple[float, ...]]]:
     return {(one["completion_id"], tuple(one["logprobs"])) for one in rows.iter_rows(named=True)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seed", type=int, default=0, help="nothing is drawn: every call fails by every error")
-    parser.add_argument("--out", type=Path, default=Path("runs/soak"))
-    given = parser.parse_args()
+def main() -> int:
+    given = parser_of(__doc__, seed="nothing is drawn: every call fails by every error").parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     logging.getLogger("mrpo").setLevel(logging.CRITICAL)  # sums that cannot be kept are told each time
     print(f"failing calls: {len(SEAMS)} operations, {len(KINDS)} errors", flush=True)
@@ -200,19 +196,14 @@ def main() -> None:
         calls.every()
     told = {
         "failing_calls": sum(seen.total() for seen in calls.seen.values()),
-        "seconds": round(time.monotonic() - began, 1),
-        "cpu_seconds": round(time.process_time(), 1),
+        **spent(began),
         "seen": {label: dict(seen) for label, seen in calls.seen.items()},
         "wrong": calls.wrong,
     }
-    (given.out / "failing_calls.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
-    for label, seen in calls.seen.items():
-        print(f"  {label:32} " + ", ".join(f"{count} × {how}" for how, count in sorted(seen.items())))
-    for wrong in calls.wrong[:20]:
-        print(f"  WRONG: {wrong}")
-    print(f"  {told['failing_calls']} calls that failed, {len(calls.wrong)} wrong")
-    raise SystemExit(1 if calls.wrong else 0)
+    print("\n".join([*seen_lines(calls.seen, 32), f"  {told['failing_calls']} calls that failed"]))
+    print("\n".join(wrong_lines(calls.wrong)))
+    return leave(given.out, "failing_calls", told, held=not calls.wrong)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

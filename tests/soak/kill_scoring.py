@@ -19,49 +19,25 @@ from typing import Any
 
 import polars as pl
 from cache_looked_at import Looked, largest_difference, leftovers
+from campaigns import CLEAN, Campaigns, Kill, another_end, is_of_a_file
 from tiny_references import hard_pairs, plain_pairs, reference, write_pairs
 from victims import SIGNALS, UNIT, Aim, End, Victim, Victims
 
 from mrpo_pipeline.cache import ReferenceCache
 
 ROWS_PER_SHARD = 16
-CLEAN = ("SIGTERM", "SIGINT")
-INTERRUPTED = 130
-AFTER_A_SIGNAL = "mrpo: interrupted. What was finished is kept; run the same command again to go on"
-BEFORE_WORK = "mrpo: interrupted before the command began."
-# Kills of one campaign; the next begins an empty cache, so that its first instants are hit often enough.
-LONGEST = 8
 
 
 @dataclass
-class Kill:
-    """One kill: by which signal, drawn how, of how many writers, at which place."""
-
-    signal: str
-    how: str
-    writers: int
-    place: str = ""
-    lost: int = 0
-
-
-@dataclass
-class Scoring:
-    """The kills so far and what was found.
+class Scoring(Campaigns):
+    """Kills of runs that score.
 
     Attributes:
-        wrong: what did not hold, a line each.
-        ended: runs that were to be killed and ended well before it.
+        late: runs that ended well, though a signal came.
     """
 
-    folder: Path
-    victims: Victims
-    draw: random.Random
     pairs: int = 100
-    kills: list[Kill] = field(default_factory=list)
     sums_kills: list[Kill] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    campaigns: int = 0
-    ended: int = 0
     late: int = 0
     rows_scored: int = 0
     largest: float = 0.0
@@ -90,7 +66,6 @@ class Scoring:
         self.sums_trace = Counter(label for label in targets.trace if "/sums" in label)
         self.targets = pl.read_parquet(self.folder / "t.parquet")
         self.sums = ReferenceCache.open(self.folder / "cache-0", "base").sums(self.wanted)
-        # As long as a run takes before it has anything to score.
         self.start = self.victims.undisturbed("score-refs", self.recipe("cache-0")).seconds
 
     def spend(self, one: int, two: int) -> None:
@@ -100,8 +75,8 @@ class Scoring:
             self.share()
         for writers, count in ((1, one), (2, two)):
             before = len(self.kills)
-            while (left := before + count - len(self.kills)) > 0:
-                self.campaign(writers, min(left, self.draw.randint(LONGEST // 2, LONGEST)))
+            for kills in self.shares(count):
+                self.campaign(writers, kills)
                 spent = len(self.kills) - before
                 print(f"score-refs, {writers} at once: {spent} of {count} kills, {self.campaigns} caches", flush=True)
 
@@ -110,13 +85,13 @@ class Scoring:
         recipe = self.recipe("cache-shared")
         ends = [victim.end() for victim in [self.victims.start("score-refs", recipe) for _ in range(2)]]
         looked = Looked(self.folder / "cache-shared", "base", self.wanted, self.expected)
-        self._tell(looked.complete(), "two writers at once")
+        self.tell(looked.complete(), "two writers at once")
         self.shared = [len(end.rows) for end in ends]
         self.scored_twice = sum(self.shared) - self.wanted.height
-        self._tell([f"ended with {end.code}: {end.said[-800:]}" for end in ends if end.code], "two writers at once")
+        self.tell([f"ended with {end.code}: {end.said[-800:]}" for end in ends if end.code], "two writers at once")
         # What each had begun when it saw the other, and what both have in hand when they meet.
         if self.scored_twice > 4 * UNIT:
-            self._tell([f"{self.scored_twice} completions were scored by both"], "two writers at once")
+            self.tell([f"{self.scored_twice} completions were scored by both"], "two writers at once")
 
     def recipe(self, cache: str) -> str:
         """The recipe's file, for a cache of this name."""
@@ -165,40 +140,25 @@ class Scoring:
         begun = (self.folder / looked.root.name / "base" / "manifest.json").exists()
         how = self.draw.choices(["instant", "place", "torn", "beside"], [45, 20, 20, 15])[0]
         if how == "instant":
-            return Kill(name, how, 1), None
+            return Kill(name, how), None
         there = "/shards" if begun or self.draw.random() < 0.4 else ""
-        labels = [label for label in self.trace if there in label and (there or "/shards" not in label)]
-        if how == "torn":
-            name = "SIGKILL"
-            labels = [label for label in labels if is_of_a_file(label)]
-        label = self.draw.choice(sorted(labels))
-        nth = self.draw.randint(1, min(self.trace[label], 6))
-        late = self.draw.uniform(0.0, 0.02) if how == "beside" else 0.0
-        return Kill(name, how, 1, label), Aim(label, nth, torn=how == "torn", late=late)
+        places = {
+            place: times for place, times in self.trace.items() if there in place and (there or "/shards" not in place)
+        }
+        kill = Kill(name, how)
+        return kill, self.aimed(kill, places, most=6, late=0.02)
 
     def _length(self, looked: Looked) -> float:
         """How long a run would take now, seconds: shorter, the more is there."""
-        left = 1 - len(looked.ids) / self.wanted.height
-        return self.start + left * max(self.seconds - self.start, 0.1)
+        return self.length(1 - len(looked.ids) / self.wanted.height, self.seconds)
 
     def _let_loose(self, recipe: str, kill: Kill, aim: Aim | None) -> Victim:
         return self.victims.start("score-refs", recipe, aim=aim, number=SIGNALS[kill.signal])
 
-    def _strike(self, victim: Victim, kill: Kill, aim: Aim | None, seconds: float) -> None:
-        """Wait for the instant, or the place, and kill."""
-        if aim is None:
-            if not victim.wait(seconds):
-                victim.send(SIGNALS[kill.signal])
-            return
-        victim.wait(None)
-        if aim.late and victim.alive:
-            victim.wait(aim.late)
-            victim.send(SIGNALS[kill.signal])
-
     def _kill_one(self, recipe: str, looked: Looked) -> int:
         kill, aim = self._drawn(looked)
         victim = self._let_loose(recipe, kill, aim)
-        self._strike(victim, kill, aim, self.draw.uniform(0, self._length(looked)))
+        self.strike(victim, kill, aim, self.draw.uniform(0, self._length(looked)))
         return self._judge([(kill, victim.end())], looked)
 
     def _kill_of_two(self, recipe: str, looked: Looked, room: int) -> int:
@@ -210,11 +170,11 @@ class Scoring:
         victims = [
             self._let_loose(recipe, kill, aim if at == 0 or both else None) for at, (kill, aim) in enumerate(drawn)
         ]
-        self._strike(victims[0], *drawn[0], instants[0])
+        self.strike(victims[0], *drawn[0], instants[0])
         if both:
-            self._strike(victims[1], *drawn[1], instants[1] - instants[0])
+            self.strike(victims[1], *drawn[1], instants[1] - instants[0])
         # A reader comes while the other one may be writing still.
-        self._tell(looked.look(at_work=True), "while a writer is at work")
+        self.tell(looked.look(at_work=True), "while a writer is at work")
         ends = [(kill, victim.end()) for (kill, _), victim in zip(drawn, victims, strict=True)]
         for kill, _ in ends:
             kill.writers = 2
@@ -224,44 +184,42 @@ class Scoring:
 
     def _judge(self, ends: list[tuple[Kill, End]], looked: Looked) -> int:
         """The number of kills among these ends, and what is wrong written down."""
-        self._tell(looked.look(), f"after {[kill for kill, _ in ends]}")
+        self.tell(looked.look(), f"after {[kill for kill, _ in ends]}")
         count = 0
         for kill, end in ends:
             self.rows_scored += len(end.rows)
             kill.lost = looked.lost(end.rows)
             what = f"{kill} ended with {end.code}"
             if "Traceback" in end.said:
-                self._tell([f"a traceback: {end.said[-1500:]}"], what)
+                self.tell([f"a traceback: {end.said[-1500:]}"], what)
             if end.code == 0:
                 self.ended += not end.signalled
                 self.late += end.signalled
-                self._tell(not_heard(kill, end), what)
-                self._tell([f"{kill.lost} rows lost"] if kill.lost else [], what)
+                self.tell(not_heard(kill, end), what)
+                self.tell([f"{kill.lost} rows lost"] if kill.lost else [], what)
                 continue
             count += 1
             self.kills.append(kill)
             if kill.signal in CLEAN:
-                self._tell([f"{kill.lost} rows in hand were not written"] if kill.lost else [], what)
-                good = end.code == INTERRUPTED and (AFTER_A_SIGNAL in end.said or BEFORE_WORK in end.said)
+                self.tell([f"{kill.lost} rows in hand were not written"] if kill.lost else [], what)
             else:
                 too_many = kill.lost > ROWS_PER_SHARD
-                self._tell([f"{kill.lost} rows lost, of shards of {ROWS_PER_SHARD}"] if too_many else [], what)
-                good = end.code == -signal.SIGKILL
-            self._tell([] if good else [f"another end was expected: {end.said[-1500:]}"], what)
+                self.tell([f"{kill.lost} rows lost, of shards of {ROWS_PER_SHARD}"] if too_many else [], what)
+            self.tell(another_end(kill, end), what)
         return count
 
     def _finish(self, recipe: str, looked: Looked) -> None:
         done = self.victims.start("score-refs", recipe).end()
         self.rows_scored += len(done.rows)
-        self._tell([] if done.code == 0 else [f"the last run ended with {done.code}: {done.said[-1500:]}"], recipe)
-        self._tell(looked.complete(), f"at the end of {recipe}")
+        self.tell([] if done.code == 0 else [f"the last run ended with {done.code}: {done.said[-1500:]}"], recipe)
+        self.tell(looked.complete(), f"at the end of {recipe}")
         served = ReferenceCache.open(looked.root, "base").rows(self.wanted)
         if served.height == self.expected.height:
             key = "completion_id"
             self.largest = max(self.largest, largest_difference(served.sort(key), self.expected.sort(key)))
         if self.campaigns % 4 == 0:
             again = self.victims.undisturbed("score-refs", recipe)
-            self._tell([f"{len(again.rows)} rows were scored again"] if again.rows else [], recipe)
+            self.tell([f"{len(again.rows)} rows were scored again"] if again.rows else [], recipe)
 
     def _kill_sums(self, recipe: str, looked: Looked) -> None:
         """Kill `mrpo targets` while it builds the sums; what reads them next must have an undisturbed run's."""
@@ -271,28 +229,18 @@ class Scoring:
         kill = Kill("SIGKILL", "torn" if torn else "place", 1, label)
         victim = self.victims.start("targets", recipe, *output, aim=Aim(label, torn=torn))
         end = victim.end()
-        self._tell([] if end.code == -signal.SIGKILL else [f"ended with {end.code}: {end.said[-800:]}"], f"{kill}")
+        self.tell([] if end.code == -signal.SIGKILL else [f"ended with {end.code}: {end.said[-800:]}"], f"{kill}")
         self.sums_kills.append(kill)
         sums = ReferenceCache.open(looked.root, "base").sums(self.wanted)
         exact = ["completion_id", "cut", "tokens"]
         same = sums.select(exact).equals(self.sums.select(exact))
         if not same or float((sums["logps"] - self.sums["logps"]).abs().max() or 0) > 1e-3:  # type: ignore[arg-type]
-            self._tell(["the sums are not an undisturbed run's"], f"{kill}")
+            self.tell(["the sums are not an undisturbed run's"], f"{kill}")
         self.victims.undisturbed("targets", recipe, *output)
         targets = pl.read_parquet(looked.root / "targets.parquet")
         if not targets["pair_id"].equals(self.targets["pair_id"]):
-            self._tell(["the targets are not an undisturbed run's"], f"{kill}")
-        self._tell([f"{path} was left behind" for path in leftovers(looked.root)], f"{kill}")
-
-    def _tell(self, problems: list[str], where: str) -> None:
-        for problem in problems:
-            self.wrong.append(f"{where}: {problem}")
-            print(f"WRONG  {where}: {problem}", flush=True)
-
-
-def is_of_a_file(label: str) -> bool:
-    """Whether a place is the flush of a file, and not of a folder: before it, a kill may leave the file torn."""
-    return label.startswith("fsync") and "." in label.rpartition("/")[2]
+            self.tell(["the targets are not an undisturbed run's"], f"{kill}")
+        self.tell([f"{path} was left behind" for path in leftovers(looked.root)], f"{kill}")
 
 
 def not_heard(kill: Kill, end: End) -> list[str]:
@@ -305,6 +253,6 @@ def not_heard(kill: Kill, end: End) -> list[str]:
 
 def kill_scoring(folder: Path, victims: Victims, *, one: int, two: int, seed: int, pairs: int = 100) -> Scoring:
     """Spend so many kills on runs of one writer and of two at once."""
-    scoring = Scoring(folder, victims, random.Random(seed), pairs)
+    scoring = Scoring(folder, victims, random.Random(seed), pairs=pairs)
     scoring.spend(one, two)
     return scoring

@@ -12,7 +12,6 @@ import json
 import random
 import re
 import shutil
-import signal
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 from cache_looked_at import leftovers
-from kill_scoring import AFTER_A_SIGNAL, BEFORE_WORK, CLEAN, INTERRUPTED, Kill, is_of_a_file
+from campaigns import Campaigns, Kill, another_end
 from safetensors.torch import load_file
 from tiny_references import plain_pairs, reference, write_pairs
 from victims import SIGNALS, Aim, End, Victims
@@ -29,7 +28,6 @@ from mrpo_pipeline.policy.checkpoints import MARKER, checkpoints, read_marker
 
 STEPS = 12
 SAVE_STEPS = 2
-LONGEST = 8
 # What is carried from step to step beside the adapter differs: nothing, a window of weights and a mean of rewards, draws.
 METHODS: dict[str, dict[str, Any]] = {
     "adaptive": {},
@@ -90,23 +88,11 @@ def faults_of(checkpoint: Path, expected: Trained) -> list[str]:
 
 
 @dataclass
-class Training:
-    """The kills so far and what was found.
+class Training(Campaigns):
+    """Kills of runs that train."""
 
-    Attributes:
-        wrong: what did not hold, a line each.
-        ended: runs that were to be killed and ended well before it.
-    """
-
-    folder: Path
-    victims: Victims
-    draw: random.Random
     methods: tuple[str, ...] = tuple(METHODS)
-    kills: list[Kill] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    campaigns: int = 0
     turns: int = 0
-    ended: int = 0
     steps_compared: int = 0
     steps_apart: int = 0
     adapters_compared: int = 0
@@ -115,10 +101,10 @@ class Training:
     def spend(self, count: int) -> None:
         """Spend so many kills, the methods in turn."""
         self.prepare()
-        while (left := count - len(self.kills)) > 0:
+        for kills in self.shares(count):
             method = self.methods[self.turns % len(self.methods)]
             self.turns += 1
-            self.campaign(method, min(left, self.draw.randint(LONGEST // 2, LONGEST)))
+            self.campaign(method, kills)
             print(f"train ({method}): {len(self.kills)} of {count} kills, {self.turns} output folders", flush=True)
 
     def prepare(self) -> None:
@@ -137,7 +123,6 @@ class Training:
                 results_of(out),
                 (out / "adapter_model.safetensors").read_bytes(),
             )
-        # As long as a run takes that finds everything done.
         self.start = self.victims.undisturbed(
             "train", self.recipe(self.methods[-1]), "--output-dir", str(out), "--resume"
         ).seconds
@@ -188,45 +173,31 @@ class Training:
         name = self.draw.choices(["SIGKILL", "SIGTERM", "SIGINT"], [60, 20, 20])[0]
         how = self.draw.choices(["instant", "place", "torn", "beside"], [45, 25, 15, 15])[0]
         if how == "instant":
-            return Kill(name, how, 1), None
+            return Kill(name, how), None
         trace = self.expected[method].trace
         left = (STEPS - max(whole_steps(out), default=0)) // SAVE_STEPS
         # What a checkpoint is written by, and what the whole run ends with.
         ending = left < 4
-        labels = [label for label in trace if "/checkpoint-" in label or (ending and " out-" in label)]
-        if how == "torn":
-            name = "SIGKILL"
-            labels = [label for label in labels if is_of_a_file(label)]
-        label = self.draw.choice(sorted(labels))
-        nth = self.draw.randint(1, max(1, min(trace[label], left)))
-        late = self.draw.uniform(0.0, 0.03) if how == "beside" else 0.0
-        return Kill(name, how, 1, label), Aim(label, nth, torn=how == "torn", late=late)
+        places = {
+            place: times for place, times in trace.items() if "/checkpoint-" in place or (ending and " out-" in place)
+        }
+        kill = Kill(name, how)
+        return kill, self.aimed(kill, places, most=left, late=0.03)
 
     def _kill(self, command: list[str], method: str, out: Path) -> bool:
         """Whether the run was killed, and did not get through."""
         kill, aim = self._drawn(method, out)
         before = whole_steps(out)
         victim = self.victims.start(*command, aim=aim, number=SIGNALS[kill.signal])
-        if aim is None:
-            left = 1 - max(before, default=0) / STEPS
-            seconds = self.start + left * max(self.expected[method].seconds - self.start, 0.1)
-            if not victim.wait(self.draw.uniform(0, seconds)):
-                victim.send(SIGNALS[kill.signal])
-        else:
-            victim.wait(None)
-            if aim.late and victim.alive:
-                victim.wait(aim.late)
-                victim.send(SIGNALS[kill.signal])
+        seconds = self.length(1 - max(before, default=0) / STEPS, self.expected[method].seconds)
+        self.strike(victim, kill, aim, self.draw.uniform(0, seconds))
         end = victim.end()
         self._look(kill, end, method, out, before)
         if end.code == 0:
             self.ended += 1
             return False
         self.kills.append(kill)
-        good = end.code == (INTERRUPTED if kill.signal in CLEAN else -signal.SIGKILL)
-        said = BEFORE_WORK in end.said or (AFTER_A_SIGNAL in end.said and "add --resume" in end.said)
-        if not good or (kill.signal in CLEAN and not said):
-            self._tell([f"another end was expected: {end.said[-2500:]}"], f"{kill} ended with {end.code}")
+        self.tell(another_end(kill, end, "add --resume"), f"{kill} ended with {end.code}")
         return True
 
     def _look(self, kill: Kill, end: End, method: str, out: Path, before: list[int]) -> None:
@@ -244,12 +215,12 @@ class Training:
                 wrong.append(f"it went on from {found[1]}, and {before} were whole")
         elif before:
             wrong += ["it began anew beside a whole checkpoint"] if "starting anew" in end.said else []
-        self._tell(wrong, f"{kill}")
+        self.tell(wrong, f"{kill}")
 
     def _finish(self, command: list[str], method: str, out: Path) -> None:
         done = self.victims.start(*command).end()
         if done.code:
-            self._tell([f"ended with {done.code}: {done.said[-2500:]}"], f"the last run of {out.name}")
+            self.tell([f"ended with {done.code}: {done.said[-2500:]}"], f"the last run of {out.name}")
             return
         expected = self.expected[method]
         steps, held_out = steps_of(out / "trainer_state.json")
@@ -273,18 +244,13 @@ class Training:
         ]
         wrong += [f"{path} was left behind" for path in [*leftovers(out), *leftovers(self.folder / "cache")]]
         wrong += [f"{path.name} has no {MARKER}" for path in checkpoints(out) if read_marker(path) is None]
-        self._tell(wrong, f"{out.name} ({method}) at its end")
-
-    def _tell(self, problems: list[str], where: str) -> None:
-        for problem in problems:
-            self.wrong.append(f"{where}: {problem}")
-            print(f"WRONG  {where}: {problem}", flush=True)
+        self.tell(wrong, f"{out.name} ({method}) at its end")
 
 
 def kill_training(
     folder: Path, victims: Victims, *, count: int, seed: int, methods: tuple[str, ...] = tuple(METHODS)
 ) -> Training:
     """Spend so many kills on runs of training, the methods in turn."""
-    training = Training(folder, victims, random.Random(seed), methods)
+    training = Training(folder, victims, random.Random(seed), methods=methods)
     training.spend(count)
     return training

@@ -9,8 +9,6 @@ SIGKILL, SIGTERM and SIGINT at random instants and at chosen places. Exit code 1
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import signal
@@ -21,8 +19,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from driver import leave, parser_of
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -34,7 +33,8 @@ def tally(kills: list[Any]) -> dict[str, dict[str, int]]:
 
 def report(scoring: Any, training: Any) -> dict[str, Any]:
     """The summary."""
-    from kill_scoring import CLEAN, ROWS_PER_SHARD
+    from campaigns import CLEAN
+    from kill_scoring import ROWS_PER_SHARD
 
     hard = [kill for kill in scoring.kills if kill.signal not in CLEAN]
     places = {kill.place for kill in [*scoring.kills, *scoring.sums_kills, *training.kills] if kill.place}
@@ -83,11 +83,10 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seed="of what is drawn (default: a random one, which is printed)")
+    parser.set_defaults(seed=None)
     parser.add_argument("--count", type=int, default=200, help="kills of score-refs")
     parser.add_argument("--training", type=int, help="kills of train (default: a quarter of --count)")
-    parser.add_argument("--seed", type=int, help="of what is drawn (default: a random one, which is printed)")
-    parser.add_argument("--out", type=Path, default=Path("runs/soak"), help="where kills.json goes")
     given = parser.parse_args()
     from kill_scoring import Scoring
     from kill_training import Training
@@ -123,9 +122,7 @@ def main() -> int:
     }
     show(summary)
     print(f"{summary['seconds']} s, {summary['CPU seconds']} s of CPU, seed {seed}")
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "kills.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    return 1 if summary["wrong"] or stopped else 0
+    return leave(given.out, "kills", summary, held=not (summary["wrong"] or stopped))
 
 
 if __name__ == "__main__":

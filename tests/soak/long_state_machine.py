@@ -6,13 +6,13 @@ python tests/soak/long_state_machine.py --examples 30 --steps 40 --seed 3
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import os
 import sys
 import time
 from pathlib import Path
+
+from driver import leave, parser_of, spent
 
 
 def run(examples: int, steps: int, seed: int) -> str:
@@ -31,14 +31,11 @@ def run(examples: int, steps: int, seed: int) -> str:
     return ""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def main() -> int:
+    parser = parser_of(__doc__)
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--steps", type=int, default=60, help="of each, at most")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/soak"))
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
     logging.getLogger("mrpo").setLevel(logging.CRITICAL)  # sums that are built again are told each time
     print(f"cache state machine: seed {given.seed}, {given.examples} runs of up to {given.steps} steps", flush=True)
     began = time.monotonic()
@@ -47,16 +44,14 @@ def main() -> None:
         "seed": given.seed,
         "examples": given.examples,
         "steps": given.steps,
-        "seconds": round(time.monotonic() - began, 1),
-        "cpu_seconds": round(time.process_time(), 1),
+        **spent(began),
         "wrong": [failed] if failed else [],
     }
-    (given.out / "long_state_machine.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
     print(f"  {told['seconds']} s, {told['cpu_seconds']} s of processor; {len(told['wrong'])} wrong")
     if failed:
         print(failed)
-    raise SystemExit(1 if failed else 0)
+    return leave(given.out, "long_state_machine", told, held=not failed)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -14,7 +14,6 @@ The tests are their own processes' children: CPU time is limited for each, and h
 
 from __future__ import annotations
 
-import argparse
 import ast
 import gc
 import glob
@@ -38,6 +37,7 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
+from driver import leave, parser_of
 from mutations import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -330,12 +330,10 @@ def print_table(summary: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--files", nargs="+", default=FILES, help="globs, relative to the repository")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="test files or folders that are to kill")
     parser.add_argument("--count", type=int, help="judge so many, drawn at random, instead of all")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "soak")
     parser.add_argument("--go-on", action="store_true", help="judge only what an earlier run in OUT left open")
     options = parser.parse_args(arguments)
     files = sorted(file for pattern in options.files for file in glob.glob(pattern, root_dir=ROOT))
@@ -345,8 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files, count=options.count, seed=options.seed, folder=options.out, go_on=options.go_on, tests=options.tests
     )
     print_table(summary)
-    (options.out / "mutate_targets.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-    return 0 if summary["ok"] else 1
+    return leave(options.out, "mutate_targets", summary, held=summary["ok"])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ open files, threads and children do not grow (see `flatness.py`).
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import gc
@@ -42,9 +41,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from driver import leave, parser_of
 from flatness import Trend, trend
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # Growth a round that is let pass. Memory: MiB; the rest are counts, which are whole numbers and should not move at all.
 TOLERANCES = {
@@ -430,14 +428,12 @@ def run(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, help="so many rounds, whatever time they take")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--plant", choices=("memory", "files"), default="", help="leak 1 MiB, or one open file, a round"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "soak")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"soak: seed {options.seed}, {options.rounds or f'{options.minutes:g} minutes of'} rounds", flush=True)
@@ -445,7 +441,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = run(
             Path(folder), minutes=options.minutes, rounds=options.rounds, seed=options.seed, leak=options.plant
         )
-    (options.out / "soak.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     counts = ("rounds", "minutes", "killed_scoring", "killed_training", "flipped", "scored", "rescored", "cpu_seconds")
     print("\n" + ", ".join(f"{name.replace('_', ' ')} {summary[name]}" for name in counts))
     print(f"{'a round':24s} {'after warm-up':>12s} {'at the end':>12s} {'slope':>12s} 95% interval")
@@ -455,7 +450,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in summary["grown"]:
         print(f"not shown to be flat: {name}")
     print("ok" if summary["ok"] else "not ok")
-    return 0 if summary["ok"] else 1
+    return leave(options.out, "soak", summary, held=summary["ok"])
 
 
 if __name__ == "__main__":

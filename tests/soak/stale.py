@@ -12,7 +12,6 @@ alters the numbers, or not, is measured and not assumed.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import multiprocessing
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from driver import leave, parser_of
 from stale_changes import ALTERING, HARMLESS, Change
 from stale_worlds import WORLDS, World
 
@@ -261,19 +261,15 @@ def _line(row: Row) -> str:
     return f"| {row.what} | {row.expected} | {told} | {row.moved} |{faults}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = parser_of(__doc__, seed="of the draw where --count is given")
     parser.add_argument("--count", type=int, default=None, help="changes of each kind (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw where --count is given")
-    parser.add_argument("--out", type=Path, default=Path("runs/soak"), help="folder for work and summary")
     given = parser.parse_args()
     began = time.monotonic()
-    given.out.mkdir(parents=True, exist_ok=True)
     print(f"stale: changes to scored references, seed {given.seed}")
-    rows = soak(given.out.resolve(), given.count, given.seed)
+    rows = soak(given.out, given.count, given.seed)
     kinds = {kind: [row for row in rows if row.altering == (kind == "altering")] for kind in ("altering", "harmless")}
-    bad = [row for row in rows if row.faults]
-    summary = {
+    summary: dict[str, Any] = {
         "changes that alter the numbers": len(kinds["altering"]),
         "of them refused everywhere": sum(not row.faults for row in kinds["altering"]),
         "harmless changes": len(kinds["harmless"]),
@@ -284,9 +280,9 @@ def main() -> None:
     print("\n| change | expected | what happened | moved (nats) |\n|---|---|---|---|")
     print("\n".join(_line(row) for row in rows))
     print("\n" + "\n".join(f"{what:32} {value}" for what, value in summary.items()))
-    (given.out / "stale.json").write_text(json.dumps({**summary, "rows": [asdict(row) for row in rows]}, indent=1))
-    raise SystemExit(1 if bad else 0)
+    summary["rows"] = [asdict(row) for row in rows]
+    return leave(given.out, "stale", summary, held=not any(row.faults for row in rows))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
