@@ -1,12 +1,12 @@
 """How often `mrpo audit` names the right reference and the right fault, and how often it names a sound one.
 
-    python benchmarks/bench_audit.py [--trials 20] [--seed 11] [--pool FOLDER] [--pairs FILE …] [--worlds both|demo|real]
+    python benchmarks/bench_audit.py [--trials 20] [--seed 31] [--pool FOLDER] [--pairs FILE …] [--worlds both|demo|real]
 
 A pool of tiny references is trained first (four architectures, three kinds of tokenizer, several sizes, a barely trained one,
 a larger one, one of other text, a fine-tuned and an 8-bit one), and kept. A trial draws pairs and references from it, scores them
 with the transformers engine into real caches, plants a fault in one as it comes about (see ``audit_faults``), and audits. Where
 ``--pairs`` names real pairs, every other trial is of models trained on one half of their prompts, with pairs from the other.
-The thresholds were set on the pools of seeds 1 and 2; other seeds are fresh.
+The thresholds were set on the pools of seeds 1 to 5 and 29; other seeds are fresh.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ FAULTS: dict[str, tuple[str, Callable[[Trial, pl.DataFrame, int], Planted]]] = {
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--trials", type=int, default=20)
-    options.add_argument("--seed", type=int, default=11)
+    options.add_argument("--seed", type=int, default=31)
     options.add_argument("--pool", type=Path, default=Path("runs/bench-audit"))
     options.add_argument("--pairs", type=Path, nargs="*", default=[])
     options.add_argument("--worlds", choices=("both", "demo", "real"), default="both", help="real needs --pairs")

@@ -1,21 +1,24 @@
 """A broken reference among sound ones: how far each weighting and aggregate falls with it, and what `mrpo audit` says.
 
-    python benchmarks/bench_broken_reference.py [--seeds 0,1,2] [--epochs 1] [--processes auto]
+    python benchmarks/bench_broken_reference.py [--fault padding|shuffled] [--seeds 0,1,2] [--epochs 1] [--beta 0.1]
 
 The demo's pairs and models (base is the anchor). Three worlds are trained and measured by `mrpo compare` on one cache, with
 the same starts and batches: **sound** (base, abacus, atlas); **broken**, where atlas was scored with its prompts padded on the
-right and the completions put behind the pads (the model really runs on that); **dropped** (base, abacus), what is left once the
-audit has been heeded. The trust region is off, unless --trust-region says otherwise: it is what else would hold a broken
-reference back.
+right and the completions put behind the pads (the model really runs on that), or has the log-probs of other texts; **dropped**
+(base, abacus), what is left once the audit has been heeded. Falls are paired by pair and seed, as `mrpo compare` does it. The
+trust region is off, unless --trust-region says otherwise: it is what else would hold a broken reference back.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 from measuring import ROOT, describe_machine, machine, one_thread, table, write_results
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -43,7 +46,7 @@ def recipe_of(world: str, models: Path, scratch: Path, given: argparse.Namespace
         "cache": str(scratch / "cache"),
         "limits": {"max_prompt_length": 128, "max_length": 192},
         "scoring": {"engine": "transformers"},
-        "method": {"trust_region": {"kind": given.trust_region}, "beta": 0.1},
+        "method": {"trust_region": {"kind": given.trust_region}, "beta": given.beta},
         "training": {
             "learning_rate": 2.0e-3,
             "num_train_epochs": given.epochs,
@@ -61,28 +64,73 @@ def recipe_of(world: str, models: Path, scratch: Path, given: argparse.Namespace
     }
 
 
-def plant(recipe: Any, models: Path) -> None:
-    """Fill the cache of the reference ``broken``: atlas, run on wrongly padded batches."""
-    from audit_faults import Model, padding
+def plant(recipe: Any, models: Path, fault: str) -> None:
+    """Fill the cache of the reference ``broken``: atlas, run on wrongly padded batches, or with numbers of other texts."""
+    from audit_faults import Model, padding, shuffled, sound
 
     from mrpo_pipeline.cache import ReferenceCache
     from mrpo_pipeline.prepare import prepare_splits, wanted_completions
 
-    sound = ReferenceCache.open(recipe.cache, "atlas").manifest()
-    assert sound is not None
+    manifest = ReferenceCache.open(recipe.cache, "atlas").manifest()
+    assert manifest is not None
     cache = ReferenceCache.open(recipe.cache, "broken")
-    cache.create_or_check(sound.fingerprint, {"engine": "a fault made for this benchmark"})
+    cache.create_or_check(manifest.fingerprint, {"engine": "a fault made for this benchmark"})
     wanted = cache.missing(wanted_completions(list(prepare_splits(recipe).values())))
+    if not wanted.height:
+        return
+    atlas = Model(models / "atlas")
+    if fault == "padding":
+        rows = padding(atlas, wanted, "between")
+    else:
+        rows = shuffled(sound(atlas, wanted), np.random.default_rng(0), "numbers")
     with cache.writer() as writer:
-        for row in padding(Model(models / "atlas"), wanted, "between") if wanted.height else ():
+        for row in rows:
             writer.add(row)
+
+
+@dataclass(frozen=True)
+class World:
+    """One comparison: its folder, and its document."""
+
+    folder: Path
+    document: dict[str, Any]
+
+    def method(self, name: str) -> dict[str, Any]:
+        """The method of that name; where two are the same training, the one that stands for both."""
+        methods: list[dict[str, Any]] = self.document["methods"]
+        return next(one for one in methods if name == one["name"] or name in one["also"])
+
+    def share(self, name: str) -> str:
+        return "{mean:.3f} ({low:.3f} to {high:.3f})".format(**self.method(name)["metrics"]["accuracy/policy"])
+
+    def right(self, name: str, seeds: list[int]) -> pl.DataFrame:
+        """``pair_id``, ``prompt``, and for each seed whether that method's policy prefers the chosen side (½ for a tie)."""
+        found = pl.read_parquet(self.folder / "held_out.parquet", columns=["pair_id", "prompt"])
+        for seed in seeds:
+            pairs = pl.read_parquet(self.folder / self.method(name)["name"] / f"seed-{seed}" / "pairs.parquet")
+            ahead = (pl.col("logps_chosen") - pl.col("logps_rejected")).sign() / 2 + 0.5
+            found = found.join(pairs.select("pair_id", ahead.alias(str(seed))), on="pair_id", maintain_order="left")
+        return found
+
+
+def change(before: World, after: World, name: str, seeds: list[int]) -> str:
+    """The second world less the first, in points of accuracy, with its 95% interval."""
+    from mrpo_pipeline.evaluation.intervals import mean_known
+
+    columns = [str(seed) for seed in seeds]
+    both = before.right(name, seeds).join(after.right(name, seeds), on="pair_id", suffix=" after")
+    values = both.select(f"{seed} after" for seed in columns).to_numpy() - both.select(columns).to_numpy()
+    known = mean_known(values, both["prompt"].rank("dense").to_numpy().astype(np.int64) - 1)
+    return f"{100 * known.mean:+.1f} ({100 * known.low:+.1f} to {100 * known.high:+.1f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, help="the demo's models; made where not given")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--fault", default="padding", choices=("padding", "shuffled"))
     parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--processes", default="auto")
     parser.add_argument("--trust-region", default="off", choices=("off", "fixed", "adaptive"))
     parser.add_argument("--scratch", type=Path, help="where caches and runs lie; kept if given")
@@ -103,38 +151,47 @@ def main() -> None:
         make_models(models)
         recipes = {world: parse_recipe(recipe_of(world, models, scratch, given)) for world in WORLDS}
         score_references(recipes["sound"])
-        plant(recipes["broken"], models)
+        plant(recipes["broken"], models, given.fault)
         audits = {world: audit_recipe(recipe) for world, recipe in recipes.items()}
-        worlds = {world: compare_recipe(recipe).as_dict() for world, recipe in recipes.items()}
-
-    def share(world: str, name: str) -> str:
-        one = next(method for method in worlds[world]["methods"] if method["name"] == name or name in method["also"])
-        return "{mean:.3f} ({low:.3f} to {high:.3f})".format(**one["metrics"]["accuracy/policy"])
+        worlds = {world: World(scratch / world, compare_recipe(recipe).as_dict()) for world, recipe in recipes.items()}
+        changes = {
+            name: [
+                change(worlds["sound"], worlds["broken"], name, given.seeds),
+                change(worlds["broken"], worlds["dropped"], name, given.seeds),
+            ]
+            for name in METHODS
+        }
 
     def weight(name: str) -> str:
-        one = next(method for method in worlds["broken"]["methods"] if method["name"] == name)
-        return f"{one['diagnostics'].get('refs/broken/weight', float('nan')):.2f}"
+        return f"{worlds['broken'].method(name)['diagnostics'].get('refs/broken/weight', float('nan')):.2f}"
 
-    body = [[name, *(share(world, name) for world in WORLDS), weight(name)] for name in METHODS]
+    body = [[name, *(world.share(name) for world in worlds.values()), *changes[name], weight(name)] for name in METHODS]
     singles = [
         [
             f"DPO against {name}",
-            *(share(world, f"dpo-{name}") if name in WORLDS[world] else "–" for world in WORLDS),
-            "–",
+            *(worlds[world].share(f"dpo-{name}") if name in WORLDS[world] else "–" for world in WORLDS),
+            *("–", "–", "–"),
         ]
         for name in ("base", "abacus", "atlas", "broken")
     ]
     findings = {world: [f"{one.reference}: {one.fault}" for one in audit.findings] for world, audit in audits.items()}
     text = (
         f"{describe_machine(found)}\n\n"
-        f"accuracy/policy on {worlds['sound']['held_out']:,} held-out pairs, mean over seeds {given.seeds} and its 95% interval; "
-        f"before training {worlds['sound']['start']['accuracy/policy']:.3f}; trust region {given.trust_region}\n\n"
-        + table(["method", *WORLDS, "weight of the broken one"], [*body, *singles])
+        f"accuracy/policy on {worlds['sound'].document['held_out']:,} held-out pairs, mean over seeds {given.seeds} and its 95% interval; "
+        f"before training {worlds['sound'].document['start']['accuracy/policy']:.3f}; trust region {given.trust_region}, β {given.beta}, "
+        f"{given.epochs:g} epochs, fault: {given.fault}\n\n"
+        + table(
+            ["method", *WORLDS, "sound → broken", "broken → dropped", "weight of the broken one"], [*body, *singles]
+        )
         + "\n\n"
         + "\n".join(f"mrpo audit, {world}: {'; '.join(told) or 'no finding'}" for world, told in findings.items())
     )
-    document = {"machine": found, "given": {**vars(given), "models": None, "scratch": None}, "worlds": worlds}
-    write_results("broken-reference", {**document, "findings": findings}, text)
+    document = {
+        "machine": found,
+        "given": {**vars(given), "models": None, "scratch": None},
+        "worlds": {name: one.document for name, one in worlds.items()},
+    }
+    write_results(f"broken-reference-{given.fault}", {**document, "changes": changes, "findings": findings}, text)
 
 
 if __name__ == "__main__":
