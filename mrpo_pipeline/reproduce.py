@@ -8,7 +8,6 @@ earlier call finished is not done again.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
@@ -119,21 +118,14 @@ def _run(recipe: Recipe) -> Path:
 def _measure_tasks(recipe: Recipe, folder: Path, names: list[str]) -> None:
     """Every adapter and its base on the recipe's tasks, into ``METHOD/seed-N/evaluation.json``, where it is not there."""
     from mrpo_pipeline.evaluation import evaluate_recipe
+    from mrpo_pipeline.evaluation.measured import has_measured
 
     for name in names:
         for seed in recipe.compare.seeds:
             adapter = folder / name / f"seed-{seed}"
-            if not (adapter / "adapter_config.json").is_file() or _measured(adapter, recipe.evaluation.tasks):
+            if not (adapter / "adapter_config.json").is_file() or has_measured(adapter, recipe.evaluation):
                 continue
             print(f"\n{name}, seed {seed}\n{evaluate_recipe(recipe, adapter, tasks_only=True).table()}")
-
-
-def _measured(adapter: Path, tasks: list[str]) -> bool:
-    try:
-        found = json.loads((adapter / "evaluation.json").read_text(encoding="utf-8"))["tasks"]
-        return set(tasks) <= {change["task"] for change in found}
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _heading(text: str) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mrpo_pipeline.recipe import load_recipe, shipped_recipes
-from mrpo_pipeline.reproduce import _measured, lacks, main
+from mrpo_pipeline.evaluation.measured import adapter_content, has_measured, how_asked
+from mrpo_pipeline.recipe import Evaluation, load_recipe, shipped_recipes
+from mrpo_pipeline.reproduce import lacks, main
 
 
 def test_the_paper_s_recipes_are_one_comparison_in_two_settings() -> None:
@@ -61,8 +62,16 @@ def test_a_recipe_of_local_models_without_16_bits_lacks_nothing(tmp_path: Path) 
 
 
 def test_tasks_are_measured_once(tmp_path: Path) -> None:
-    assert not _measured(tmp_path, ["gsm8k"])
-    (tmp_path / "evaluation.json").write_text(json.dumps({"tasks": [{"task": "gsm8k"}]}))
-    assert _measured(tmp_path, ["gsm8k"]) and not _measured(tmp_path, ["gsm8k", "truthfulqa_mc2"])
-    (tmp_path / "evaluation.json").write_text("{")
-    assert not _measured(tmp_path, ["gsm8k"])
+    asked = Evaluation(tasks=["gsm8k"])
+    assert not has_measured(tmp_path, asked)
+    weights, evaluation = tmp_path / "adapter_model.safetensors", tmp_path / "evaluation.json"
+    weights.write_bytes(b"as trained first")
+    found = {"tasks": [{"task": "gsm8k"}], "asked": how_asked(asked), "adapter": adapter_content(tmp_path)}
+    evaluation.write_text(json.dumps(found))
+    assert has_measured(tmp_path, asked) and has_measured(tmp_path, asked.model_copy(update={"samples": 9}))
+    for other in ({"tasks": ["gsm8k", "truthfulqa_mc2"]}, {"num_fewshot": 3}, {"tasks_limit": 10}):
+        assert not has_measured(tmp_path, asked.model_copy(update=other))
+    weights.write_bytes(b"as trained again")
+    assert not has_measured(tmp_path, asked)
+    evaluation.write_text("{")
+    assert not has_measured(tmp_path, asked)

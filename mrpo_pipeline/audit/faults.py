@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mrpo_pipeline.audit.by_numbers import fault_by_numbers, rounding
 from mrpo_pipeline.audit.by_rows import fault_by_rows
-from mrpo_pipeline.audit.findings import ENOUGH_COMPLETIONS, ENOUGH_TOKENS, SOME, Evidence, Finding, again
+from mrpo_pipeline.audit.findings import SOME, Evidence, Finding, again
 from mrpo_pipeline.audit.together import Likeness
 
 
@@ -33,8 +33,7 @@ def find_faults(every: Sequence[Evidence], likeness: Mapping[tuple[int, int], Li
 
 def _findings(one: Evidence, alike: str | None) -> Iterator[Finding]:
     patterns = one.patterns
-    enough = patterns.completions >= ENOUGH_COMPLETIONS and patterns.tokens >= ENOUGH_TOKENS
-    if enough and (patterns.spread < 0.01 or patterns.by_place > 0.99):
+    if one.enough and (patterns.spread < 0.01 or patterns.by_place > 0.99):
         yield Finding(
             one.name,
             "constant",
@@ -48,12 +47,12 @@ def _findings(one: Evidence, alike: str | None) -> Iterator[Finding]:
             + again(one.name),
         )
         return
-    told = fault_by_rows(one, alike) or (fault_by_numbers(one) if enough else None)
-    steps = rounding(one) if enough else None
+    told = fault_by_rows(one, alike) or (fault_by_numbers(one) if one.enough else None)
+    steps = rounding(one) if one.enough else None
     # Log-probs dealt out to texts of other lengths stand there more than once.
     if steps and not (told and told.fault == "shuffled" and patterns.bits > 8):
         yield steps
-    elif enough and patterns.zeros > 0.02 and patterns.near_zeros < patterns.zeros / 3:
+    elif one.enough and patterns.zeros > 0.02 and patterns.near_zeros < patterns.zeros / 3:
         yield Finding(
             one.name,
             "zeros",

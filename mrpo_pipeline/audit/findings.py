@@ -10,8 +10,8 @@ from mrpo_pipeline.audit.patterns import Patterns
 
 BROKEN, SUSPECT = "broken", "suspect"
 
-# Fewer are too few for what is true on average.
-ENOUGH_COMPLETIONS, ENOUGH_TOKENS = 20, 400
+# Fewer are too few for what is true on average: one prompt says nothing of how a model reads prompts.
+ENOUGH_COMPLETIONS, ENOUGH_PROMPTS, ENOUGH_TOKENS = 20, 20, 400
 # A share of rows that stand otherwise than their text: from here on it is a fault and no odd row.
 SOME, MOST = 0.05, 0.5
 
@@ -44,6 +44,15 @@ class Evidence:
     name: str
     patterns: Patterns
     origin: Origin
+
+    @property
+    def enough(self) -> bool:
+        """Whether there is enough to tell faults by the numbers."""
+        return (
+            self.patterns.completions >= ENOUGH_COMPLETIONS
+            and self.patterns.prompts >= ENOUGH_PROMPTS
+            and self.patterns.tokens >= ENOUGH_TOKENS
+        )
 
 
 def again(name: str, *, capital: bool = True) -> str:

@@ -41,7 +41,7 @@ class Patterns:
     """Figures of the sampled completions of one reference; NaN for what they do not tell.
 
     Attributes:
-        completions, tokens: looked at; end-of-turn tokens are not among the tokens.
+        completions, prompts, tokens: looked at; end-of-turn tokens are not among the tokens.
         nats_per_byte: of the text, the end-of-turn token left out.
         byte_entropy: nats per byte that a table of these texts' own byte frequencies would spend.
         first, rest, last: mean nats of the first token, the other tokens of the text, the end-of-turn token.
@@ -66,6 +66,7 @@ class Patterns:
     """
 
     completions: int
+    prompts: int
     tokens: int
     nats_per_byte: float
     byte_entropy: float
@@ -123,6 +124,7 @@ def patterns_of(tokens: Tokens, texts: Texts, rounding: float) -> Patterns:
     strata = lengths[row] * (place.max(initial=0) + 1) + place
     return Patterns(
         completions=len(texts),
+        prompts=len(np.unique(prompts)),
         tokens=len(nats),
         nats_per_byte=float(nats.sum() / len(texts.joined)) if len(texts.joined) else NONE,
         byte_entropy=entropy(texts.joined) if len(texts.joined) else NONE,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mrpo_pipeline.audit.findings import ENOUGH_COMPLETIONS, ENOUGH_TOKENS, Evidence
+from mrpo_pipeline.audit.findings import Evidence
 from mrpo_pipeline.audit.together import Likeness
 
 FAR = 3.0  # times the others' median
@@ -52,10 +52,10 @@ def _rates(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 def _alone(one: Evidence) -> Iterator[str]:
     patterns = one.patterns
-    if patterns.completions < ENOUGH_COMPLETIONS or patterns.tokens < ENOUGH_TOKENS:
+    if not one.enough:
         yield (
-            f"{patterns.completions:,} completions with {patterns.tokens:,} tokens are too few to tell faults by the numbers: only what "
-            "ids and counts say was looked at."
+            f"{patterns.completions:,} completions of {patterns.prompts:,} prompt{'s' * (patterns.prompts != 1)} with "
+            f"{patterns.tokens:,} tokens are too few to tell faults by the numbers: only what ids and counts say was looked at."
         )
     if is_worse_than_bytes(one):
         yield (

@@ -35,7 +35,7 @@ class Outcomes:
 class Compared:
     """``method`` minus ``against`` in one metric; a share, so 0.01 is one point.
 
-    ``question`` names the family that p is corrected in: what a reader asks at one time.
+    ``question`` names the family that p is corrected in: what a reader asks at one time; ``family`` is how many are in it.
     """
 
     metric: str
@@ -44,6 +44,7 @@ class Compared:
     question: str
     known: Known
     p_corrected: float = 1.0
+    family: int = 1
 
     @property
     def better(self) -> bool:
@@ -52,6 +53,11 @@ class Compared:
     @property
     def worse(self) -> bool:
         return self.p_corrected < ALPHA and self.known.mean < 0
+
+    @property
+    def alpha(self) -> float:
+        """p below which it is claimed whatever the others of its family say: Holm's first step."""
+        return ALPHA / self.family
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -65,7 +71,7 @@ class Compared:
             "p_corrected": self.p_corrected,
             "sd_pairs": self.known.sd_pairs,
             "sd_seeds": self.known.sd_seeds,
-            "pairs_needed": pairs_needed(self.known),
+            "pairs_needed": pairs_needed(self.known, alpha=self.alpha),
             "freedom": self.known.freedom,
             "question": self.question,
         }
@@ -104,7 +110,7 @@ def compare_outcomes(contenders: Sequence[Contender], outcomes: Outcomes) -> lis
         for question in dict.fromkeys(one.question for one in family):
             own = [one for one in family if one.question == question]
             corrected = holm([one.known.p for one in own])
-            found += [replace(one, p_corrected=p) for one, p in zip(own, corrected, strict=True)]
+            found += [replace(one, p_corrected=p, family=len(own)) for one, p in zip(own, corrected, strict=True)]
     return found
 
 

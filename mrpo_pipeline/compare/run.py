@@ -287,7 +287,10 @@ def _choose(desk: _Desk, entrants: list[Contender]) -> tuple[list[Contender], li
         ]
         if not known:
             continue
-        best = max(known, key=lambda pair: pair[0])[1]
+        highest = max(figure for figure, _ in known)
+        equal = [point for figure, point in known if figure == highest]
+        # Where settings do equally well on the third split, the recipe's own is as good as any.
+        best = next((point for point in equal if point.method == one.method), equal[0])
         for figure, point in known:
             told.append(
                 {
@@ -301,7 +304,10 @@ def _choose(desk: _Desk, entrants: list[Contender]) -> tuple[list[Contender], li
         chosen.append(replace(one, method=best.method, settings=best.settings))
         if best.settings:
             settings = ", ".join(f"{name} {value:g}" for name, value in best.settings.items())
-            log.info("%s: of %d settings tried, the best on the third split is %s", one.name, len(known), settings)
+            level = f" ({len(equal)} did equally well)" if len(equal) > 1 else ""
+            log.info(
+                "%s: of %d settings tried, the best on the third split is %s%s", one.name, len(known), settings, level
+            )
         _take_over(root / best.name / f"seed-{first}", desk.folder / one.name / f"seed-{first}")
     return chosen, told
 

@@ -4,11 +4,13 @@
 a p-value corrected for all such comparisons of the metric: which single reference is best was read from the same pairs, so
 to be better than that one alone would not do. The figure that is told is the difference to the single reference that did best, which
 a lucky best makes too small, if anything. "Worse" is said where one single reference is better than every method with several.
+
+What more it would take is told for that same claim: one point over every single reference at once, after the correction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,7 +18,7 @@ from mrpo_pipeline.compare.comparisons import LEFT_OUT, ONE, SEVERAL, TRAINING, 
 from mrpo_pipeline.compare.methods import START, Contender
 from mrpo_pipeline.evaluation.intervals import Known
 from mrpo_pipeline.evaluation.outcomes import COMPARABLE
-from mrpo_pipeline.evaluation.power import pairs_needed, seeds_needed
+from mrpo_pipeline.evaluation.power import POWER, pairs_needed, seeds_needed
 
 BETTER, NONE, WORSE, ONE_SEED = "better", "none", "worse", "one seed"
 
@@ -106,6 +108,7 @@ def _of_several(case: _Case) -> Verdict:
             best,
         )
     method = case.best(case.several)
+    asked = case.of(method, SEVERAL)
     losing = [k for k in case.singles if all(case.of(name, SEVERAL)[k].worse for name in case.several)]
     if losing:
         best = case.best(losing)
@@ -117,14 +120,28 @@ def _of_several(case: _Case) -> Verdict:
             method,
             best,
         )
-    there = case.of(method, SEVERAL)[best].known
-    return Verdict(
-        f"No difference shown between {method} and the best single reference ({case.single(best)}): "
-        f"{_signed(there)}. {_needed(there)}",
-        NONE,
-        method,
-        best,
-    )
+    told, sentence = _not_shown(case, method, best)
+    return Verdict(f"{sentence} {_needed(told, list(asked.values()))}", NONE, method, best)
+
+
+def _not_shown(case: _Case, method: str, best: str) -> tuple[Compared, str]:
+    """Where several references are shown neither better than every single one nor worse than one: what stands against that."""
+    asked = case.of(method, SEVERAL)
+    there, single = asked[best], f"the best single reference ({case.single(best)})"
+    if there.better:
+        # The single reference that did best is beaten, and one whose difference is less well known is not.
+        left = max((x for x in asked.values() if not x.better), key=lambda x: x.p_corrected)
+        return left, (
+            f"No clear answer: {method} is better than {single} by {_points(there.known)}, but is not shown to be better than "
+            f"{case.single(left.against)}: {_signed(left.known)}."
+        )
+    if there.worse:
+        others = [name for name in case.several if not case.of(name, SEVERAL)[best].worse]
+        return there, (
+            f"No clear answer: {method} is worse than {single} by {_points(there.known, turned=True)}, but of "
+            f"{' and '.join(others)} that is not shown."
+        )
+    return there, f"No difference shown between {method} and {single}: {_signed(there.known)}."
 
 
 def _of_singles(case: _Case) -> Verdict:
@@ -137,7 +154,7 @@ def _of_singles(case: _Case) -> Verdict:
     if there.worse:
         return Verdict(f"{name} is worse than the start by {_points(there.known, turned=True)}.", WORSE, best, START)
     return Verdict(
-        f"No difference shown between {name} and the start: {_signed(there.known)}. {_needed(there.known)}",
+        f"No difference shown between {name} and the start: {_signed(there.known)}. {_needed(there, [there])}",
         NONE,
         best,
         START,
@@ -149,15 +166,16 @@ def _of_one_seed(case: _Case) -> Verdict:
         method, against = case.best(case.several), case.best(case.singles)
         there, other = (
             case.of(method, SEVERAL)[against].known,
-            f"DPO against {case.single(against)}, the best single reference,",
+            f"DPO against {case.single(against)}, the best single reference",
         )
     else:
         method, against = case.best(case.singles or case.several), START
         there, other = case.of(method, TRAINING)[START].known, "the start"
-    place = "beside" if there.mean == 0 else "above" if there.mean > 0 else "below"
+    apart = _number(abs(there.mean))
+    stands = f"{apart} points {'above' if there.mean > 0 else 'below'}" if apart != "0.0" else "level with"
     return Verdict(
-        f"One seed shows no more than itself: as trained here, {method} is {abs(100 * there.mean):.1f} points {place} {other} "
-        f"({_range(there)} on other pairs like these). How far another seed would move that cannot be known: "
+        f"One seed shows no more than itself: as trained here, {method} is {stands} {other} "
+        f"({_range(there)} points on other pairs like these). How far another seed would move that cannot be known: "
         "train with three seeds at least (--seeds 0,1,2).",
         ONE_SEED,
         method,
@@ -223,22 +241,31 @@ def _on_other_metrics(
     return found
 
 
-def _needed(known: Known) -> str:
-    count = pairs_needed(known)
+def _needed(told: Compared, asked: Sequence[Compared]) -> str:
+    """What it would take to show one point in all these comparisons at once; ``told`` is the one whose figures are told."""
+    power = 1 - (1 - POWER) / len(asked)
+    known = told.known
+
+    def most(count: Callable[..., int | None], **given: int) -> int | None:
+        """The largest of what each needs; None where one of them would not do."""
+        counts = [count(x.known, alpha=x.alpha, power=power, **given) for x in asked]
+        return None if None in counts else max(found for found in counts if found is not None)
+
+    every = " against every single reference" if len(asked) > 1 else ""
+    count = most(pairs_needed)
     if count is not None:
         if count == 0:
-            return (
-                "These pairs and seeds are enough to see one point, so there is likely no difference as large as that."
-            )
-        seeds = seeds_needed(known, pairs=known.pairs)
+            most_likely = max(abs(known.low), abs(known.high))
+            return f"These pairs and seeds are enough to see one point: more than {_number(most_likely)} points is unlikely."
+        seeds = most(seeds_needed, pairs=known.pairs)
         instead = f", or {seeds} seeds in place of {known.seeds}," if seeds and seeds <= 20 else ""
-        return f"About {_round(count)} more held-out pairs{instead} would be needed to see one point."
-    seeds = seeds_needed(known)
+        return f"About {_round(count)} more held-out pairs{instead} would be needed to see one point{every}."
+    seeds = most(seeds_needed)
     if seeds is None:
-        return "Seeds differ so much that no number of held-out pairs would show one point."
-    with_those = pairs_needed(known, seeds=seeds) or 0
+        return f"Seeds differ so much that no number of held-out pairs would show one point{every}."
+    with_those = most(pairs_needed, seeds=seeds) or 0
     pairs = f" and about {_round(with_those)} more held-out pairs" if with_those else ""
-    return f"Seeds differ too much for more held-out pairs alone: about {seeds} seeds{pairs} would be needed to see one point."
+    return f"Seeds differ too much for more held-out pairs alone: about {seeds} seeds{pairs} would be needed to see one point{every}."
 
 
 def _round(count: int) -> str:

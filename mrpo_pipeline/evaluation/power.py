@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mrpo_pipeline.evaluation.intervals import LEVEL, Known, seed_freedom
+from mrpo_pipeline.evaluation.intervals import Known, seed_freedom
+from mrpo_pipeline.evaluation.significance import ALPHA
 
 POINT = 0.01
 POWER = 0.8
@@ -11,13 +12,14 @@ MOST_SEEDS = 100
 
 
 def pairs_needed(
-    known: Known, *, difference: float = POINT, power: float = POWER, seeds: int | None = None
+    known: Known, *, difference: float = POINT, alpha: float = ALPHA, power: float = POWER, seeds: int | None = None
 ) -> int | None:
     """Held-out pairs beyond those there are, so that a true difference would be claimed with the power given.
 
     The variance components are taken as they were estimated, with as many pairs to a prompt as now.
 
     Args:
+        alpha: p below which it is claimed, two-sided: a share of ``ALPHA`` where it is corrected for many comparisons.
         seeds: how many would be trained; as many as now where None.
 
     Returns:
@@ -27,29 +29,34 @@ def pairs_needed(
     if known.seed_variance is None:
         return None
     seeds = seeds or known.seeds
-    if not _enough(known, MOST_PAIRS, seeds, difference, power):
+    if not _enough(known, MOST_PAIRS, seeds, difference, alpha, power):
         return None
     few, many = 0, known.pairs
-    while not _enough(known, many, seeds, difference, power):
+    while not _enough(known, many, seeds, difference, alpha, power):
         few, many = many, 2 * many
     while many - few > max(1, many // 1000):
         middle = (few + many) // 2
-        few, many = (few, middle) if _enough(known, middle, seeds, difference, power) else (middle, many)
+        few, many = (few, middle) if _enough(known, middle, seeds, difference, alpha, power) else (middle, many)
     return max(0, many - known.pairs)
 
 
 def seeds_needed(
-    known: Known, *, difference: float = POINT, power: float = POWER, pairs: int | None = None
+    known: Known,
+    *,
+    difference: float = POINT,
+    alpha: float = ALPHA,
+    power: float = POWER,
+    pairs: int | None = None,
 ) -> int | None:
     """The least number of seeds that would do with so many pairs, with endlessly many where None; None for none up to 100."""
     if known.seed_variance is None:
         return None
     count = MOST_PAIRS if pairs is None else pairs
-    fit = (seeds for seeds in range(2, MOST_SEEDS + 1) if _enough(known, count, seeds, difference, power))
+    fit = (seeds for seeds in range(2, MOST_SEEDS + 1) if _enough(known, count, seeds, difference, alpha, power))
     return next(fit, None)
 
 
-def _enough(known: Known, pairs: int, seeds: int, difference: float, power: float) -> bool:
+def _enough(known: Known, pairs: int, seeds: int, difference: float, alpha: float, power: float) -> bool:
     from scipy import special
 
     fewer = known.pairs / pairs
@@ -57,5 +64,5 @@ def _enough(known: Known, pairs: int, seeds: int, difference: float, power: floa
     from_seeds = (known.seed_variance or 0.0) * known.seeds / seeds + rest
     variance = known.pair_variance * fewer + from_seeds
     freedom = min(seed_freedom(from_seeds / variance, seeds - 1), 1e9)
-    reach = special.stdtrit(freedom, 0.5 + LEVEL / 2) + special.stdtrit(freedom, power)
+    reach = special.stdtrit(freedom, 1 - alpha / 2) + special.stdtrit(freedom, power)
     return bool(reach**2 * variance <= difference**2)

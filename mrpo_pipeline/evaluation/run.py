@@ -10,6 +10,7 @@ from typing import Any
 
 from mrpo_pipeline.counting import in_words
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.evaluation.measured import EVALUATION, adapter_content, how_asked
 from mrpo_pipeline.evaluation.preferences import PolicyFigures, device_of_choice, evaluate_policy
 from mrpo_pipeline.evaluation.samples import Sample, as_markdown, generate, readable
 from mrpo_pipeline.evaluation.task_changes import TaskChange, table_of, task_changes, write_answers
@@ -41,6 +42,10 @@ class Evaluation:
     after: dict[str, float] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     tasks: list[TaskChange] = field(default_factory=list)
+    adapter: str | None = None
+    """SHA-256 of the weights that were measured."""
+    asked: dict[str, Any] = field(default_factory=dict)
+    """How the tasks were asked."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -49,6 +54,8 @@ class Evaluation:
             "after": self.after,
             "samples": [sample.as_dict() for sample in self.samples],
             "tasks": [change.as_dict() for change in self.tasks],
+            "asked": self.asked,
+            "adapter": self.adapter,
         }
 
     def table(self) -> str:
@@ -62,7 +69,7 @@ class Evaluation:
             lines.append("")
         if self.tasks:
             lines += [table_of(self.tasks), ""]
-        files = ["evaluation.json", *(["samples.md"] if self.pairs else []), *(["tasks/"] if self.tasks else [])]
+        files = [EVALUATION, *(["samples.md"] if self.pairs else []), *(["tasks/"] if self.tasks else [])]
         lines.append(f"Written to {self.folder}: {', '.join(files)}")
         return "\n".join(lines)
 
@@ -96,12 +103,12 @@ def evaluate_recipe(recipe: Recipe, adapter: Path | None = None, *, tasks_only: 
         )
     if tasks:
         check_tasks(recipe.evaluation)
-    result = Evaluation(str(folder))
+    result = Evaluation(str(folder), adapter=adapter_content(folder))
     if not tasks_only and not (tasks and recipe.pairs.eval is None and not recipe.pairs.eval_fraction):
         _measure_on_pairs(recipe, folder, result)
     if tasks:
-        result.tasks = _measure_on_tasks(recipe, folder)
-    write_whole_json(folder / "evaluation.json", result.as_dict())
+        result.tasks, result.asked = _measure_on_tasks(recipe, folder), how_asked(recipe.evaluation)
+    write_whole_json(folder / EVALUATION, result.as_dict())
     return result
 
 

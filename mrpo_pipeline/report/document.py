@@ -47,7 +47,7 @@ class Difference(_Part):
     """``method`` minus ``against`` in one metric, with its interval, and p before and after correction for many.
 
     ``against`` may be the start. ``question`` names the family that p is corrected in. ``pairs_needed``: how many more
-    held-out pairs it takes to see one point; None where none would do.
+    held-out pairs it takes to show one point after that correction; None where none would do.
     """
 
     metric: str

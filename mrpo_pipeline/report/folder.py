@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.evaluation.measured import EVALUATION, is_of
 from mrpo_pipeline.report.document import Document
 
 COMPARISON = "comparison.json"
@@ -70,7 +71,7 @@ def read_folder(path: str | Path) -> Folder:
     recipe_text = _text(root / "recipe.yaml", notices)
     audit = _json(root / "audit.json", notices)
     runs = {
-        method.name: _runs(root / method.name, notices)
+        method.name: _runs(root / method.name, document.seeds, notices)
         for method in document.methods
         # A method's name names its folder: one that leads elsewhere is no method of this comparison.
         if method.name not in ("", ".", "..") and Path(method.name).name == method.name
@@ -109,27 +110,36 @@ def _document(root: Path) -> Document:
         raise UserError(f"{path}: {where}: {first['msg']}. {again}") from None
 
 
-def _runs(place: Path, notices: list[str]) -> list[Run]:
+def _runs(place: Path, seeds: Sequence[int], notices: list[str]) -> list[Run]:
+    """The comparison's own: a folder may hold seeds of an earlier one, with other settings."""
     found = []
-    for folder in place.glob("seed-*"):
-        number = folder.name.removeprefix("seed-")
-        if not number.lstrip("-").isdigit():
+    for seed in sorted(seeds):
+        folder = place / f"seed-{seed}"
+        if not folder.is_dir():
             continue
         state = _json(folder / "trainer_state.json", notices)
         log = state.get("log_history") if isinstance(state, dict) else None
         run = Run(
-            seed=int(number),
+            seed=seed,
             log=[entry for entry in log if isinstance(entry, dict)] if isinstance(log, list) else [],
             pairs=_table(folder / "pairs.parquet", {"pair_id", "logps_chosen", "logps_rejected"}, notices),
-            tasks=_tasks(_json(folder / "evaluation.json", notices)),
+            tasks=_tasks(folder, notices),
             weights=_table(folder / "weights.parquet", {"step", "reference", "weight"}, notices),
         )
         found.append(run)
-    return sorted(found, key=lambda run: run.seed)
+    return found
 
 
-def _tasks(evaluation: Any) -> list[dict[str, Any]]:
+def _tasks(folder: Path, notices: list[str]) -> list[dict[str, Any]]:
     """What ``mrpo evaluate --tasks`` found for the run's adapter."""
+    path = folder / EVALUATION
+    evaluation = _json(path, notices)
+    if isinstance(evaluation, dict) and evaluation.get("tasks") and not is_of(evaluation, folder):
+        notices.append(
+            f"{_place(path)} is of an adapter that has been trained again since: its tasks are left out. Measure it again "
+            "(`mrpo evaluate RECIPE --tasks NAMES --adapter FOLDER`)."
+        )
+        return []
     tasks = evaluation.get("tasks") if isinstance(evaluation, dict) else None
     return [change for change in tasks if isinstance(change, dict)] if isinstance(tasks, list) else []
 

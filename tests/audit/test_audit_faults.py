@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trained_references import Reference, Rows, World, changed, padded
+from trained_references import Reference, Rows, World, changed, padded, prepared, questions
 
 from mrpo_pipeline.audit import Audit, Readers
 from mrpo_pipeline.cache import CompletionRow
@@ -177,6 +177,18 @@ def test_foreign_text_of_which_it_knows_the_longest_is_no_padding(world: World) 
     patterns = found.references["second"]["patterns"]
     assert patterns["first_over_text"] > 1 and patterns["last_by_length"] > 0.95 and patterns["shared"] >= 20
     assert named(found) == []
+
+
+def test_one_prompt_says_nothing_of_how_a_model_reads_prompts(world: World, tmp_path: Path) -> None:
+    """Answers to other questions are strange to a sound model as well: the pairs are at fault."""
+    asked = questions(40)
+    pairs = prepared(tmp_path / "pairs.jsonl", [{**row, "prompt": asked[0]["prompt"]} for row in asked], world.first)
+    alone = World(tmp_path, world.first, world.second, pairs)
+    audit = alone.audit((world.first, alone.rows(world.first)), (world.second, alone.rows(world.second)))
+    assert named(audit) == []
+    assert {one["reference"] for one in audit.remarks if "completions of 1 prompt with" in one["sentence"]} == {
+        "first", "second"
+    }  # fmt: skip
 
 
 def test_a_handful_of_pairs_says_that_numbers_tell_nothing(world: World) -> None:

@@ -90,6 +90,12 @@ def questions(count: int) -> list[dict[str, Any]]:
     return list(made.values())
 
 
+def prepared(path: Path, pairs: Sequence[dict[str, Any]], policy: Reference) -> Prepared:
+    """The pairs, cut by the policy's tokens."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
+    return prepare(read_pairs(str(path)), policy.renderer, Limits(max_prompt_length=128, max_length=200))
+
+
 @dataclass
 class World:
     """Two taught references, ``first`` and ``second``, and prepared pairs."""
@@ -108,10 +114,7 @@ class World:
     def make(cls, folder: Path, pairs: int = 80) -> World:
         first = taught(folder / "first", "first", "byte-level-bpe", 1)
         second = taught(folder / "second", "second", "sentencepiece-bpe", 2)
-        path = folder / "pairs.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in questions(pairs)), encoding="utf-8")
-        limits = Limits(max_prompt_length=128, max_length=200)
-        return cls(folder, first, second, prepare(read_pairs(str(path)), first.renderer, limits))
+        return cls(folder, first, second, prepared(folder / "pairs.jsonl", questions(pairs), first))
 
     def rows(self, reference: Reference, rendered: Sequence[Rendered] | None = None) -> Rows:
         """What stage one would cache; of another rendering where one is given."""

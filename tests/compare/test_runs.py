@@ -96,7 +96,12 @@ def test_what_is_left_and_what_a_second_call_takes_as_it_is(
     )
     again = compare_recipe(recipe_of(document, out, compare={"methods": listed}))
     assert trained == [] and again.table() == first.table() and again.as_dict()["costs"] == found["costs"]
+    measured = [out / name / "seed-0" / "evaluation.json" for name in ("mrpo", "plain")]
+    for path in measured:
+        path.write_text("{}")
     compare_recipe(recipe_of(document, out, compare={"methods": {**listed, "mrpo": {"beta": 0.7}}}))
+    # What was measured of an adapter goes with it.
+    assert [path.exists() for path in measured] == [False, True]
     # What was trained under another name is not looked for; what has changed is trained.
     assert trained == ["mrpo, seed 0", "mrpo-again, seed 0"]
 
@@ -169,6 +174,19 @@ def test_a_sweep_chooses_by_the_third_split_and_needs_one(tmp_path: Path, docume
     place = tmp_path / "out" / "sweep" / f"plain-beta-{chosen['settings']['beta']:g}" / "seed-0"
     assert same(adapter(place), adapter(tmp_path / "out" / "plain" / "seed-0"))
     assert found["costs"]["runs_made_now"] == 5
+
+
+def test_where_a_sweeps_settings_do_equally_well_the_recipes_own_is_taken(
+    tmp_path: Path, document: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    sweep = {"sweep": {"beta": [0.05, 0.1, 2.0]}, "methods": {}}
+    still = recipe_of(
+        document, tmp_path / "out", compare=sweep, pairs={"weights_fraction": 0.3}, training={"learning_rate": 0.0}
+    )
+    with caplog.at_level(logging.INFO, "mrpo"):
+        found = compare_recipe(still).as_dict()
+    assert {method["swept"]["beta"] for method in found["methods"]} == {0.1}
+    assert "the best on the third split is beta 0.1 (3 did equally well)" in caplog.text
 
 
 def _worker_on(folder: Path) -> int | None:

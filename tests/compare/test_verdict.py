@@ -58,6 +58,50 @@ def test_better_than_all_single_references_but_one_is_not_better() -> None:
     assert "more held-out pairs" in verdict.sentence or "seeds" in verdict.sentence
 
 
+def flipped(gain: float, noise: float, pairs: int, random: np.random.Generator) -> Outcomes:
+    """mrpo gains surely on dpo-base, pair by pair; dpo-atlas is as good as dpo-base on the whole, and another on most pairs."""
+    base = np.repeat((random.random((pairs, 1)) < 0.7).astype(float), 3, axis=1)
+    chance = random.random((pairs, 3))
+    atlas = np.where(base == 0, chance < noise, chance >= noise * 3 / 7).astype(float)
+    mrpo = np.where((base == 0) & (random.random((pairs, 3)) < gain), 1.0, base)
+    methods = {"dpo-base": {METRIC: base}, "dpo-atlas": {METRIC: atlas}, "mrpo": {METRIC: mrpo}}
+    return Outcomes(np.arange(pairs), {METRIC: np.full(pairs, 0.5)}, methods)
+
+
+@pytest.mark.parametrize(("gain", "noise"), [(0.05, 0.5), (0.03, 0.3), (0.08, 0.6), (0.0, 0.1), (0.0, 0.001)])
+def test_the_sentence_does_not_contradict_its_figures(gain: float, noise: float) -> None:
+    """No difference is said only where none is shown, and what is unlikely lies outside the interval that is told."""
+    contenders, seen = (SINGLES[0], SINGLES[2], MRPO), set()
+    for number in range(24):
+        outcomes = flipped(gain, noise, (400, 1000, 3000)[number % 3], np.random.default_rng(number))
+        compared = compare_outcomes(contenders, outcomes)
+        verdict = verdict_of(contenders, compared, shares(outcomes), 3)
+        told = next(x for x in compared if (x.method, x.against) == (verdict.method, verdict.against))
+        if verdict.sentence.startswith("No difference shown"):
+            assert told.p_corrected >= 0.05
+        elif verdict.kind == "none":
+            assert told.better and verdict.sentence.startswith("No clear answer: mrpo is better than the best single")
+            assert "not shown to be better than " in verdict.sentence
+        if unlikely := re.search(r"more than (\S+) points is unlikely", verdict.sentence):
+            signed = re.findall(r"\((\S+) to (\S+)\)", verdict.sentence)[-1]
+            assert float(unlikely[1]) == max(abs(float(bound.replace("−", "-"))) for bound in signed)
+        seen.add((verdict.kind, verdict.sentence[:8]))
+    if gain:
+        assert ("none", "No clear") in seen
+
+
+def test_with_as_many_pairs_as_the_verdict_asks_for_one_point_over_every_single_reference_is_seen() -> None:
+    """Beating each of three after the correction takes far more than one comparison alone would."""
+    alike = replace(WORLD, seed_spread=0.0003)
+    sentences = [judged([0, 0, 0, 0, 1], 5, draws=number, world=alike).sentence for number in range(15)]
+    asked = [re.search(r"About (\S+) more held-out pairs", sentence) for sentence in sentences]
+    counts = [int(found[1].replace(",", "")) for found in asked if found]
+    assert len(counts) >= 5  # the others ask for more seeds too
+    larger = replace(alike, prompts=alike.prompts + int(np.median(counts)))
+    seen = sum(judged([0, 0, 0, 0, 1], 5, draws=100 + number, world=larger).kind == "better" for number in range(60))
+    assert seen / 60 > 0.7
+
+
 def test_one_single_reference_better_than_every_method_with_several_is_worse_and_the_others_are_to_be_dropped() -> None:
     verdict = judged([0, 12, -2, 1, 3])
     assert (verdict.kind, verdict.method, verdict.against) == ("worse", "mrpo", "dpo-abacus")

@@ -11,6 +11,7 @@ from mrpo_cli.commands import app
 from typer.testing import CliRunner
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.evaluation.measured import adapter_content
 from mrpo_pipeline.report import write_report
 from mrpo_pipeline.report.folder import read_folder
 
@@ -55,6 +56,22 @@ def test_a_method_whose_name_leads_out_of_the_folder_is_not_followed(tmp_path: P
     document["methods"][1]["name"] = ".."
     (folder / "comparison.json").write_text(json.dumps(document))
     assert read_folder(folder).runs == {}
+
+
+def test_seeds_of_an_earlier_comparison_and_tasks_of_an_earlier_adapter_are_left_out(tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0, 1), steps=20)
+    document = json.loads((folder / "comparison.json").read_text())
+    (folder / "comparison.json").write_text(json.dumps({**document, "seeds": [1]}))
+    run = folder / "mrpo" / "seed-1"
+    (run / "adapter_model.safetensors").write_bytes(b"the first")
+    tasks = {"tasks": [{"task": "gsm8k"}], "adapter": adapter_content(run)}
+    (run / "evaluation.json").write_text(json.dumps(tasks))
+    found = read_folder(folder)
+    assert [[one.seed for one in runs] for runs in found.runs.values()] == [[1], [1]]
+    assert found.runs["mrpo"][0].tasks == tasks["tasks"] and found.notices == []
+    (run / "adapter_model.safetensors").write_bytes(b"the second")
+    found = read_folder(folder)
+    assert found.runs["mrpo"][0].tasks == [] and "trained again since" in found.notices[0]
 
 
 def test_seeds_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:

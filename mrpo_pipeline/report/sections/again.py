@@ -14,7 +14,7 @@ from mrpo_pipeline.report.texts import count, duration, number, one_line, visibl
 _TITLES = {
     "train_seconds_total": "Training, all runs",
     "evaluate_seconds_total": "Measuring, all runs",
-    "wall_seconds": "By the clock",
+    "wall_seconds": "By the clock, the last call that made runs",
     "runs": "Runs",
     "runs_made_now": "Of them made by the last call",
     "processes": "Processes at once",
