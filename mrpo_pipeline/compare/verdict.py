@@ -133,7 +133,7 @@ def _not_shown(case: _Case, method: str, best: str) -> tuple[Compared, str]:
         left = max((x for x in asked.values() if not x.better), key=lambda x: x.p_corrected)
         return left, (
             f"No clear answer: {method} is better than {single} by {_points(there.known)}, but is not shown to be better than "
-            f"{case.single(left.against)}: {_signed(left.known)}."
+            f"{case.single(left.against)}: {_unclear(left)}."
         )
     if there.worse:
         others = [name for name in case.several if not case.of(name, SEVERAL)[best].worse]
@@ -141,7 +141,7 @@ def _not_shown(case: _Case, method: str, best: str) -> tuple[Compared, str]:
             f"No clear answer: {method} is worse than {single} by {_points(there.known, turned=True)}, but of "
             f"{' and '.join(others)} that is not shown."
         )
-    return there, f"No difference shown between {method} and {single}: {_signed(there.known)}."
+    return there, f"No difference shown between {method} and {single}: {_unclear(there)}."
 
 
 def _of_singles(case: _Case) -> Verdict:
@@ -154,7 +154,7 @@ def _of_singles(case: _Case) -> Verdict:
     if there.worse:
         return Verdict(f"{name} is worse than the start by {_points(there.known, turned=True)}.", WORSE, best, START)
     return Verdict(
-        f"No difference shown between {name} and the start: {_signed(there.known)}. {_needed(there, [there])}",
+        f"No difference shown between {name} and the start: {_unclear(there)}. {_needed(there, [there])}",
         NONE,
         best,
         START,
@@ -283,6 +283,13 @@ def _points(known: Known, *, turned: bool = False) -> str:
 
 def _signed(known: Known) -> str:
     return f"{_number(known.mean, plus=True)} points ({_range(known)})"
+
+
+def _unclear(compared: Compared) -> str:
+    """A difference that is not claimed; where its own interval leaves out 0, why not."""
+    known = compared.known
+    alone = known.low > 0 or known.high < 0
+    return _signed(known) + (f", which may be chance where {compared.family} comparisons are made" if alone else "")
 
 
 def _range(known: Known) -> str:

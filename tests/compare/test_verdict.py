@@ -79,6 +79,7 @@ def test_the_sentence_does_not_contradict_its_figures(gain: float, noise: float)
         told = next(x for x in compared if (x.method, x.against) == (verdict.method, verdict.against))
         if verdict.sentence.startswith("No difference shown"):
             assert told.p_corrected >= 0.05
+            assert ("may be chance" in verdict.sentence) == (told.known.low > 0 or told.known.high < 0)
         elif verdict.kind == "none":
             assert told.better and verdict.sentence.startswith("No clear answer: mrpo is better than the best single")
             assert "not shown to be better than " in verdict.sentence

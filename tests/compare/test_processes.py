@@ -1,0 +1,33 @@
+"""What is said of a run that failed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mrpo_pipeline.compare import processes
+from mrpo_pipeline.compare.job import Job
+from mrpo_pipeline.compare.places import Places
+from mrpo_pipeline.errors import RunError
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("bad\nvalue"), "ValueError: bad value."),
+        (RunError("It is not finite. Look at the pairs."), "It is not finite. Look at the pairs."),
+    ],
+    ids=["a library's", "ours"],
+)
+def test_a_reason_is_sentences_that_others_can_follow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, told: str
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(processes, "run_job", failing)
+    one = Job("mrpo", 0, "folder", "held-out", {}, {}, "key")
+    outcome = processes.run_all([one], Places(1), lambda *_: "")
+    assert outcome.failed == {one: told}
+    assert capsys.readouterr().err == f"mrpo, seed 0: failed. {told}\n"
