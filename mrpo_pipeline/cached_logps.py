@@ -173,7 +173,7 @@ def _units(pairs: CachedPairs, side: str, normalize: str) -> Floats | None:
         counts = pairs.frame.select(pl.coalesce(f"{side}_cut", pl.col(side).str.len_bytes())).to_series()
     else:
         return None
-    return counts.cast(pl.Float64).to_numpy()
+    return counts.cast(pl.Float64).to_numpy(writable=True)  # torch warns of tensors over what can't be written to
 
 
 def no_held_out_pairs(method: Method) -> UserError:

@@ -71,6 +71,9 @@ def hold_out(settings: Pairs, splits: dict[str, PairTable]) -> dict[str, PairTab
     """The splits that were read, and those that the recipe's fractions take from the training pairs.
 
     A prompt that stands in a file of held-out pairs as well is not taken for the third split: that is apart from both.
+
+    Raises:
+        UserError: for too few prompts to split, and where no prompt is left for the third split.
     """
     splits = dict(splits)
     for split, fraction in (("eval", settings.eval_fraction), ("weights", settings.weights_fraction)):
@@ -80,6 +83,12 @@ def hold_out(settings: Pairs, splits: dict[str, PairTable]) -> dict[str, PairTab
             if split == "weights" and "eval" in splits:
                 held_out = held_out.join(splits["eval"].frame, on="prompt", how="anti", maintain_order="left")
                 rest = frame.join(held_out, on="prompt", how="anti", maintain_order="left")
+                if not held_out.height:
+                    raise UserError(
+                        f"The third split is empty: every prompt that pairs.weights_fraction ({fraction:g}) takes from the training "
+                        "pairs stands in the held-out pairs as well, and the third split is apart from both. Expected one prompt at "
+                        "least. Raise pairs.weights_fraction, set it to 0, or take the prompts that are shared out of pairs.eval."
+                    )
             require_balance(f"holding out {split} pairs", frame.height, rest.height, {"held out": held_out.height})
             splits[split] = PairTable(held_out)
             splits["train"] = PairTable(rest, splits["train"].skipped)
@@ -115,8 +124,10 @@ def policy_tokenizer(recipe: Recipe) -> Any:
     )
 
 
-def prepare_splits(recipe: Recipe) -> dict[str, Prepared]:
-    """Read and prepare every split of the recipe, and say what was kept. Bad rows are told before a tokenizer loads.
+def prepare_splits(recipe: Recipe, *, say: bool = True) -> dict[str, Prepared]:
+    """Read and prepare every split of the recipe, and say what was kept (unless ``say`` is false: the caller does).
+
+    Bad rows are told before a tokenizer loads.
 
     Where there are many pairs, and files of this machine hold them, they are prepared once: see ``kept_pairs``.
     """
@@ -138,7 +149,7 @@ def prepare_splits(recipe: Recipe) -> dict[str, Prepared]:
             counts = {split: part.counts() for split, part in prepared.items()}
             kept = kept_pairs.keep(key, kept_pairs.KeptPairs(tables, counts, said))
             prepared = prepared if kept is None else _from_kept(kept)
-    for split, part in prepared.items():
+    for split, part in prepared.items() if say else ():
         log.info("%s: %s", split, part.summary())
     return prepared
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mrpo_pipeline.broken_models import check_numbers
 from mrpo_pipeline.cached_logps import (
@@ -99,13 +101,16 @@ def check_method(recipe: Recipe, method: Method) -> None:
         )
 
 
-def load_splits(recipe: Recipe, caches: list[Any], *needed: str) -> dict[str, Split]:
+def load_splits(recipe: Recipe, caches: list[Any], *needed: str, say: bool = True) -> dict[str, Split]:
     """Every split of the recipe, joined with its cached sums.
+
+    Args:
+        needed: splits that must be there. say: whether to say how many pairs were read and kept.
 
     Raises:
         UserError: where a needed split is not in the recipe, or a completion is not scored.
     """
-    prepared = prepare_splits(recipe)
+    prepared = prepare_splits(recipe, say=say)
     for split in needed:
         if split not in prepared:
             keys = {"train": "pairs.train (--train-file)", "eval": "pairs.eval (--eval-file) or pairs.eval_fraction"}
@@ -113,13 +118,30 @@ def load_splits(recipe: Recipe, caches: list[Any], *needed: str) -> dict[str, Sp
     return {name: Split(prepared[name], pairs) for name, pairs in join_splits(caches, prepared).items()}
 
 
-def examples_of(split: Split, method: Method) -> tuple[PreferenceExamples, Targets]:
-    """The split's pairs with the targets of one method; what the user should know of them is said."""
+def examples_of(split: Split, method: Method, *, say: bool = True) -> tuple[PreferenceExamples, Targets]:
+    """The split's pairs with the targets of one method; what the user should know of them is said.
+
+    Args:
+        say: false for a split whose method was spoken of already, with the training pairs.
+    """
     examples, targets = training_examples(split.pairs, method)
-    for notice in targets.notices:
+    for notice in (*targets.notices, *_on_beta(method, targets)) if say else ():
         log.warning("%s", notice)
     require_balance("making targets", split.pairs.frame.height, len(examples))
     return examples, targets
+
+
+def _on_beta(method: Method, targets: Targets) -> Iterator[str]:
+    """Log-ratios in another unit are smaller by the length of a completion, and β is what they are multiplied by."""
+    usual = Method.model_fields["beta"].default
+    if targets.chosen_units is None or targets.rejected_units is None or method.beta != usual or method.loss == "ipo":
+        return  # IPO takes means by itself
+    length = float(np.mean([targets.chosen_units, targets.rejected_units]))
+    yield (
+        f"With method.normalize {method.normalize} β multiplies nats per {method.normalize}, and β is {usual:g}, the default, which is "
+        f"for sums: for margins of the same size set it to about {usual * length:.3g} (a completion has {length:,.0f} "
+        f"{method.normalize}s on average)."
+    )
 
 
 def train_recipe(recipe: Recipe, *, resume: bool = False, check_anchor: bool = True) -> dict[str, float]:
@@ -209,8 +231,7 @@ def _training_input(recipe: Recipe, *, check_anchor: bool) -> _TrainingInput:
     caches = open_caches(recipe)
     splits = load_splits(recipe, caches, "train")
     examples, targets = examples_of(splits["train"], recipe.method)
-    # What there is to say of the method was said of the training pairs.
-    held_out = training_examples(splits["eval"].pairs, recipe.method) if "eval" in splits else None
+    held_out = examples_of(splits["eval"], recipe.method, say=False) if "eval" in splits else None
     eval_examples, eval_targets = held_out or (None, None)
     return _TrainingInput(
         policy_settings(recipe, caches, check_anchor=check_anchor),
@@ -224,7 +245,7 @@ def _training_input(recipe: Recipe, *, check_anchor: bool) -> _TrainingInput:
 
 
 def describe(method: Method) -> str:
-    """One line that says what was trained against."""
+    """One line that says what was trained against, with every option that is not the default."""
     if method.name == "dpo":
         against = "DPO against the anchor alone"
     elif method.aggregate.startswith("single:"):
@@ -234,28 +255,43 @@ def describe(method: Method) -> str:
         region = method.trust_region
         against += f", {_weights(method)}, trust region {region.kind}"
         against += "" if region.kind == "off" else f" (ε {region.epsilon:g})"
-    return f"{against}; {_loss(method)}, β {method.beta:g}."
+        against += ", by the authors' code" if method.compatibility == "official-code" else ""
+    unit = "" if method.normalize == "sum" else f" on nats per {method.normalize}"
+    return f"{against}; {_loss(method)}, β {method.beta:g}{unit}."
 
 
 def _weights(method: Method) -> str:
     options = method.weights_options
+    told = []
     if method.weights == "sliding-window":
-        return f"sliding-window weights (the last {options.window:,} other pairs)"
-    if method.weights == "thompson":
+        text = "sliding-window weights"
+        told.append(f"the last {options.window:,} other pairs")
+    elif method.weights == "thompson":
+        text = "weights by Thompson sampling"
         when = "each step" if options.every == 1 else f"every {options.every:,} steps"
-        return f"weights by Thompson sampling (judged on {options.pairs:,} held-out pairs after {when})"
-    return f"{method.weights} weights"
+        told.append(f"judged on {options.pairs:,} held-out pairs after {when}")
+        if options.prior != 1:
+            told.append(f"prior {options.prior:g}")
+    else:
+        text = f"{method.weights} weights"
+    if options.temperature != 1:
+        told.append(f"temperature {options.temperature:g}")
+    if options.floor:
+        told.append(f"floor {options.floor:g}")
+    return f"{text} ({', '.join(told)})" if told else text
 
 
 def _loss(method: Method) -> str:
     if method.loss == "mpo":
         terms = method.mpo
         return f"mpo loss ({terms.preference:g} preference, {terms.quality:g} quality, {terms.sft:g} SFT)"
+    text = f"{method.loss} loss"
     if method.loss == "modpo":
         parts = [f"{first_weight(method):g} preference"]
         parts += [f"{objective.weight:g} {name}" for name, objective in method.modpo.items()]
-        return f"modpo loss ({', '.join(parts)})"
-    return f"{method.loss} loss"
+        text += f" ({', '.join(parts)})"
+    text += f" with label smoothing {method.label_smoothing:g}" if method.label_smoothing else ""
+    return text + (f" + {method.sft_weight:g} SFT" if method.sft_weight else "")
 
 
 def card_of(recipe: Recipe, splits: dict[str, Split]) -> dict[str, Any]:

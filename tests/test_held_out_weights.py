@@ -15,10 +15,11 @@ from tiny_references import plain_pairs, reference, write_pairs
 from mrpo_pipeline.cached_logps import pair_targets, training_examples
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation import evaluate_recipe
+from mrpo_pipeline.kept_pairs import remembering
 from mrpo_pipeline.pairs import dump_prompt
 from mrpo_pipeline.prepare import prepare_splits
-from mrpo_pipeline.recipe import parse_recipe
-from mrpo_pipeline.stage_two import check_method, describe, load_splits, train_recipe
+from mrpo_pipeline.recipe import Method, parse_recipe
+from mrpo_pipeline.stage_two import check_method, describe, examples_of, load_splits, train_recipe
 from mrpo_pipeline.targets_file import write_targets
 
 VDW, VAW = "validation-discrimination", "validation-accuracy"
@@ -59,6 +60,59 @@ def splits_of(run: Any) -> dict[str, Any]:
     return load_splits(run, open_caches(run))
 
 
+@pytest.mark.parametrize("unit", ["token", "byte"])
+def test_with_the_default_beta_a_unit_is_told_of_once_with_the_beta_that_keeps_margins(scored: Any, unit: str) -> None:
+    splits = splits_of(scored)
+    frame = splits["train"].pairs.frame
+    sizes = [
+        frame[f"{side}_ids"].list.len() if unit == "token" else frame[side].str.len_bytes()
+        for side in ("chosen", "rejected")
+    ]
+    length = float(np.mean([size.to_numpy() for size in sizes]))
+    run = with_method(scored, normalize=unit, weights=VAW)
+    with remembering() as said:
+        examples_of(splits["train"], run.method)
+        examples_of(splits["eval"], run.method, say=False)
+    weights, beta = (text for _, text in said)
+    assert weights.startswith("Weights by validation-accuracy, from the")
+    assert f"method.normalize {unit} β multiplies nats per {unit}" in beta
+    assert f"set it to about {0.1 * length:.3g} (a completion has {length:,.0f} {unit}s on average)" in beta
+    with remembering() as said:
+        for keys in ({"normalize": unit, "beta": 5.0}, {}, {"normalize": unit, "loss": "ipo"}):
+            examples_of(splits["train"], with_method(scored, **keys).method)
+    assert not said
+
+
+def test_no_column_of_the_examples_is_read_only_which_torch_warns_of(scored: Any) -> None:
+    pairs = splits_of(scored)["train"].pairs
+    examples, _ = training_examples(pairs, with_method(scored, normalize="byte").method)
+    columns = {name: value for name, value in vars(examples).items() if isinstance(value, np.ndarray)}
+    assert {"chosen_units", "rejected_units", "weights", "anchor_chosen"} <= columns.keys()
+    assert [name for name, column in columns.items() if not column.flags.writeable] == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"weights_options": {"temperature": 2.0, "floor": 0.1}}, "adaptive weights (temperature 2, floor 0.1), trust"),
+        (
+            {"weights": "sliding-window", "weights_options": {"floor": 0.1}},
+            "(the last 64 other pairs, floor 0.1), trust",
+        ),
+        ({"weights": "thompson", "weights_options": {"prior": 3.0}}, "after each step, prior 3), trust"),
+        ({"compatibility": "official-code"}, "trust region adaptive (ε 0.1), by the authors' code; sigmoid"),
+        ({"sft_weight": 0.5}, "; sigmoid loss + 0.5 SFT, β 0.1."),
+        ({"label_smoothing": 0.2, "sft_weight": 1.0}, "; sigmoid loss with label smoothing 0.2 + 1 SFT, β 0.1."),
+        ({"normalize": "byte", "beta": 4.0}, "; sigmoid loss, β 4 on nats per byte."),
+        ({"loss": "hinge", "name": "dpo", "normalize": "token"}, "alone; hinge loss, β 0.1 on nats per token."),
+        ({}, "MRPO with the harmonic aggregate, adaptive weights, trust region adaptive (ε 0.1); sigmoid loss, β 0.1."),
+    ],
+    ids=str,
+)
+def test_whatever_is_not_the_default_stands_in_the_description(keys: dict[str, Any], says: str) -> None:
+    assert says in describe(Method.model_validate(keys))
+
+
 @pytest.mark.parametrize("weights", [VDW, VAW])
 def test_weights_from_the_third_split_are_one_row_for_training_and_evaluation_alike(scored: Any, weights: str) -> None:
     run = with_method(scored, weights=weights)
@@ -89,6 +143,15 @@ def test_prompts_of_a_file_of_held_out_pairs_are_not_taken_for_the_third_split(s
     splits = prepare_splits(with_method(scored, pairs=pairs))
     assert set(splits["weights"].frame["prompt"]) == set(taken.frame["prompt"]) - {one}
     assert one in set(splits["train"].frame["prompt"])
+
+
+def test_a_third_split_whose_prompts_are_all_held_out_names_its_fraction(scored: Any, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "eval.jsonl", rows(24))
+    pairs = {"train": scored.pairs.train, "eval": str(tmp_path / "eval.jsonl"), "weights_fraction": 0.25}
+    with pytest.raises(
+        UserError, match=r"third split is empty: every prompt that pairs\.weights_fraction \(0\.25\).*Raise"
+    ):
+        prepare_splits(with_method(scored, pairs=pairs))
 
 
 @pytest.mark.parametrize("weights", [VDW, VAW, "thompson"])

@@ -1,6 +1,7 @@
 """`mrpo audit`: what the cached references are worth on these pairs, before any training."""
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,10 @@ from mrpo_cli.options import METHOD, PAIRS, takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
+
+
+# Sentences are hard to read in longer lines; and what a pipe or a file gets.
+WIDEST = 100
 
 
 @takes_recipe(PAIRS, METHOD)
@@ -25,7 +30,10 @@ def audit(
     from mrpo_pipeline.errors import RunError
 
     found = audit_recipe(recipe)
-    print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.table())
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False))
+    else:
+        print(found.table(min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)))
     if strict and found.broken:
         raise RunError(
             f"{len(found.broken)} of {len(found.references)} references look broken: {', '.join(found.broken)}."

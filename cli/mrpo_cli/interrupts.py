@@ -13,6 +13,7 @@ INTERRUPTED = 130
 AGAIN = 0.1
 
 _told = False
+_advice = ""
 # A shell that starts a command in the background lets it ignore Ctrl-C, which is meant for what runs in front.
 _in_background = False
 
@@ -40,6 +41,16 @@ def from_now_on() -> None:
             shown(lost)
 
     sys.unraisablehook = unraisable
+
+
+def go_on_with(option: str) -> None:
+    """An interrupted run of this command needs an option more to go on."""
+    global _advice
+    _advice = f" (add {option})"
+
+
+def last_words() -> str:
+    return f"interrupted. What was finished is kept; run the same command again to go on{_advice}."
 
 
 def told_to_end() -> bool:

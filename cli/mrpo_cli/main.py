@@ -77,10 +77,7 @@ def _run() -> None:
 def _say_interrupted() -> None:
     if not FIRST:
         raise SystemExit(INTERRUPTED)
-    _fail(
-        "mrpo: interrupted. What was finished is kept; run the same command again to go on (training: add --resume).",
-        INTERRUPTED,
-    )
+    _fail(f"mrpo: {interrupts.last_words()}", INTERRUPTED)
 
 
 def _let_the_first_speak() -> None:

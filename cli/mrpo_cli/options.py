@@ -93,12 +93,19 @@ TRAINING = (
     RecipeOption("--report-to", "training.report_to", str, "none, tensorboard or wandb."),
     RecipeOption("--seed", "training.seed", int, "Seed of the batches and of the adapters' start."),
 )
+COMPARE = (
+    RecipeOption("--seeds", "compare.seeds", str, "The seeds, in place of the recipe's: 0,1,2."),
+    RecipeOption(
+        "--processes", "compare.processes", str, "Runs at a time: a number, or auto for what the machine carries."
+    ),
+)
 LISTS = {"method.weights", "policy.lora.target_modules", "pairs.train", "pairs.eval"}
+ALWAYS_LISTS = {"compare.seeds"}
 
 
 def _split(key: str, value: Any) -> Any:
-    """``a,b`` as a list where the recipe takes one."""
-    if key not in LISTS or "," not in str(value):
+    """``a,b`` as a list where the recipe takes one; ``a`` too where it takes nothing else."""
+    if key not in ALWAYS_LISTS and not (key in LISTS and "," in str(value)):
         return value
     from mrpo_pipeline.recipe import parse_value
 

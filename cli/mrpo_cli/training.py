@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mrpo_cli import interrupts
 from mrpo_cli.options import METHOD, OUTPUT, PAIRS, TRAINING, takes_recipe
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node gpu -m mrpo_cli.main train RECIPE.
     """
+    if not resume:
+        interrupts.go_on_with("--resume")
     from mrpo_pipeline.policy.processes import rank
     from mrpo_pipeline.stage_two import train_recipe
 

@@ -43,7 +43,7 @@ def audit_recipe(recipe: Recipe) -> Audit:
         RunError: for a shard that is damaged.
     """
     caches = open_caches(recipe)
-    splits = load_splits(recipe, caches)
+    splits = load_splits(recipe, caches, say=False)  # the audit itself tells of the pairs
     readers = {source.name: readers_of(source) for source in recipe.sources()}
     return audit_pairs(splits, caches, method=recipe.method, readers=readers)
 

@@ -71,8 +71,13 @@ def _one_after_another(jobs: Sequence[Job], outcome: Outcome, say: Callable[[Job
 
 
 def _told(outcome: Outcome, job: Job, reason: str) -> None:
-    outcome.failed[job] = reason
-    print(f"{job.title}: failed. {reason}", file=sys.stderr, flush=True)
+    outcome.failed[job] = _sentence(reason)
+    print(f"{job.title}: failed. {outcome.failed[job]}", file=sys.stderr, flush=True)
+
+
+def _sentence(text: str) -> str:
+    """What a library said may end without a full stop, and others are to follow."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 @dataclass(eq=False)
@@ -157,7 +162,7 @@ class _Crew:
                 reason = str(message["reason"]) if message else worker.end_of()
                 if message and message["wrong_input"]:
                     raise UserError(reason)
-                _told(outcome, job, f"{reason} What it printed: {Path(job.folder) / LOG}")
+                _told(outcome, job, f"{_sentence(reason)} What it printed is in {Path(job.folder) / LOG}.")
                 self.workers.remove(worker)
                 self._close(worker)
             if left:

@@ -173,7 +173,7 @@ class _Desk:
         recipe, own = self.recipe, one.method
         parts = {name: _without(self.splits[name], one.without) for name in ("train", "eval")}
         train, targets = examples_of(parts["train"], own)
-        held_out, _ = examples_of(parts["eval"], own)
+        held_out, _ = examples_of(parts["eval"], own, say=False)
         loss = loss_settings(own)
         identity = _digest(
             examples_digest(train), examples_digest(held_out), repr(train.step_settings), repr(loss), repr(self.policy)

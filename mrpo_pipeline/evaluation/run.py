@@ -126,7 +126,7 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, result: Evaluation) -> None:
     if recipe.pairs.eval is not None and not needed:
         recipe = recipe.model_copy(update={"pairs": recipe.pairs.model_copy(update={"train": None})})
     split = load_splits(recipe, caches, "eval")["eval"]
-    examples, _ = examples_of(split, recipe.method)
+    examples, _ = examples_of(split, recipe.method, say=False)
     settings = policy_settings(recipe, caches)
     frame = split.pairs.frame
     chosen = frame.head(recipe.evaluation.samples)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.recipe.expected import in_words, place_of
 from mrpo_pipeline.recipe.settings import Method, Recipe, Scoring
 
 _MAX_PARTS = 20
@@ -50,8 +50,7 @@ def parse_recipe(document: Mapping[str, Any], where: str = "the recipe") -> Reci
     try:
         recipe = Recipe.model_validate(dict(document))
     except pydantic.ValidationError as error:
-        raise UserError(_explain(error, where)) from None
-    _check_training(recipe.training, where)
+        raise UserError(_explain(error, document, where)) from None
     limits = recipe.limits
     if limits.max_length and limits.max_prompt_length and limits.max_prompt_length >= limits.max_length:
         raise UserError(
@@ -77,9 +76,11 @@ def parse_recipe(document: Mapping[str, Any], where: str = "the recipe") -> Reci
         try:
             recipe.scoring_of(name)
         except pydantic.ValidationError as error:
-            raise UserError(_explain(error, f"references.{name}.scoring", Scoring)) from None
+            own = recipe.references[name].scoring
+            raise UserError(_explain(error, own, f"references.{name}.scoring", Scoring)) from None
     for name in recipe.compare.methods:
         method_for(recipe, name)
+    _check_training(recipe.training, where)  # last: it loads transformers, which takes seconds
     return recipe
 
 
@@ -119,10 +120,12 @@ def method_for(recipe: Recipe, name: str) -> Method:
     try:
         return Method.model_validate(document)
     except pydantic.ValidationError as error:
-        raise UserError(_explain(error, f"compare.methods.{name}", Method)) from None
+        raise UserError(_explain(error, document, f"compare.methods.{name}", Method)) from None
 
 
-def _explain(error: pydantic.ValidationError, where: str, root: type[BaseModel] = Recipe) -> str:
+def _explain(
+    error: pydantic.ValidationError, document: Mapping[str, Any], where: str, root: type[BaseModel] = Recipe
+) -> str:
     problems = error.errors(include_url=False)
     # A misspelt key is the likelier fault where a required one is missing as well.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
@@ -135,18 +138,15 @@ def _explain(error: pydantic.ValidationError, where: str, root: type[BaseModel] 
             f"Unknown key `{key}` in {where}: the nearest valid one is `{near[0] if near else ''}` "
             f"(valid here: {', '.join(valid)}). Correct it or take it out."
         )
-    # A union reports one problem for each member, whose own name is no part of the key.
-    fields = [
-        part
-        for part in location
-        if not re.match(r"^(str|int|float|bool|list\[.*|dict\[.*|\[key\]|constrained-.*)$", part)
-    ]
+    place = place_of(problem["loc"], document)
     if problem["type"] == "missing":
-        return f"The key `{'.'.join(fields)}` is missing in {where}. Add it."
-    alike = [p for p in problems if [str(x) for x in p["loc"]][: len(fields)] == fields]
-    expected = " or ".join(dict.fromkeys(_bare(p["msg"]) for p in alike))
-    found = _shown(problem.get("input"))
-    return f"The key `{'.'.join(fields)}` in {where} is {found}: expected {expected}. Correct the value."
+        return f"The key `{'.'.join([*place, location[-1]])}` is missing in {where}. Add it."
+    # A union reports a problem of each member; where one could read a list, the item that is wrong is to be named.
+    places = [place_of(p["loc"], document) for p in problems]
+    place = max((one for one in places if one[: len(place)] == place), key=len)
+    alike = [p for p, one in zip(problems, places, strict=True) if one == place]
+    found = _shown(alike[0].get("input"))
+    return f"The key `{shorter('.'.join(place))}` in {where} is {found}: expected {in_words(alike)}. Correct the value."
 
 
 def _shown(value: Any) -> str:
@@ -154,13 +154,6 @@ def _shown(value: Any) -> str:
         return shorter(repr(value))
     except ValueError:  # a number of thousands of digits
         return f"a huge {type(value).__name__}"
-
-
-def _bare(message: str) -> str:
-    """What pydantic expected, without the words that it begins with."""
-    return (
-        message.removeprefix("Value error, ").removeprefix("Input should be ").replace("String should have", "text of")
-    )
 
 
 def _keys_at(root: type[BaseModel], location: Sequence[str]) -> list[str]:
@@ -210,7 +203,6 @@ def _check_training(training: Mapping[str, Any], where: str) -> None:
         try:
             adapter.validate_python(value)
         except pydantic.ValidationError as error:
-            expected = " or ".join(dict.fromkeys(p["msg"].removeprefix("Input should be ") for p in error.errors()))
             raise UserError(
-                f"The key `training.{key}` in {where} is {_shown(value)}: expected {expected}. Correct the value."
+                f"The key `training.{key}` in {where} is {_shown(value)}: expected {in_words(error.errors())}. Correct the value."
             ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -223,7 +224,7 @@ class Method(Settings):
 
     name: Literal["mrpo", "multi-dpo", "dpo"] = "mrpo"
     """`mrpo`: one loss against π̃. `multi-dpo`: a weighted sum of one loss for each reference. `dpo`: the anchor alone."""
-    aggregate: str = Field("harmonic", pattern=r"^(harmonic|geometric|arithmetic|single:.+)$")
+    aggregate: str = "harmonic"
     """How K references become π̃: `harmonic` (MRPO), `geometric`, `arithmetic`, or `single:NAME` (DPO against that one)."""
     weights: str | list[float] = "adaptive"
     """`uniform`, `adaptive`, one number for each reference, `validation-discrimination`, `validation-accuracy`,
@@ -235,9 +236,10 @@ class Method(Settings):
     compatibility: Literal["none", "official-code"] = "none"
     """`official-code`: the arithmetic of the authors' published code, for K = 2."""
     normalize: Literal["sum", "token", "byte"] = "sum"
-    """The unit of every log-prob: nats, nats per policy token, or nats per byte. β then multiplies nats per unit."""
+    """The unit of every log-prob: nats, nats per policy token, or nats per byte. β then multiplies nats per unit: for margins of
+    the same size it must be larger by about the mean length of a completion in that unit; see `docs/concepts.md`."""
     beta: float = Field(0.1, gt=0)
-    """The KL strength."""
+    """The KL strength, in the unit of `normalize`: 0.1 is a β for sums."""
     loss: Literal["sigmoid", "hinge", "ipo", "minor-dpo", "mpo", "modpo"] = "sigmoid"
     """The preference loss; see `docs/concepts.md`."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
@@ -248,6 +250,13 @@ class Method(Settings):
     """How much the terms of the loss `mpo` count."""
     modpo: dict[str, Objective] = {}
     """Objectives of the loss `modpo`, by name."""
+
+    @pydantic.field_validator("aggregate")
+    @classmethod
+    def _offered(cls, aggregate: str) -> str:
+        if aggregate not in ("harmonic", "geometric", "arithmetic") and not re.match("single:.", aggregate):
+            raise ValueError("harmonic, geometric, arithmetic, or single: and a reference's name")
+        return aggregate
 
 
 class Evaluation(Settings):
@@ -316,7 +325,7 @@ class Compare(Settings):
     @classmethod
     def _each_once(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("Input should be seeds that differ from each other")
+            raise ValueError("seeds that differ from each other")
         return seeds
 
 

@@ -14,6 +14,7 @@ from mrpo_cli.commands import app
 from tiny_references import plain_pairs, reference, write_pairs
 from typer.testing import CliRunner, Result
 
+from mrpo_pipeline.audit import audit_recipe
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.recipe import load_recipe
 from mrpo_pipeline.scoring import score_references
@@ -60,6 +61,39 @@ def test_one_reference_and_one_pair(tmp_path: Path, model: Path) -> None:
     found = json.loads(run(path, "--json").stdout)
     assert found["references"]["base"]["ranked_rightly"]["share"] in (0.0, 1.0)
     assert found["agreement"] == [] and found["mrpo"]["effective_k"] == 1.0
+
+
+def test_the_pairs_are_told_once(tmp_path: Path, model: Path) -> None:
+    path = recipe(tmp_path, model, "base", pairs=3)
+    ended = run(path)
+    assert ended.output.count("pairs read") == 1 and "train: 3 pairs read, 3 kept" in ended.stdout
+
+
+def test_no_line_is_wider_than_the_terminal_and_none_loses_a_figure(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe(tmp_path, model, "base", "another-model-of-a-long-name", "a-third-one-of-a-long-name", "d")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert 60 < max(map(len, run(path).stdout.splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "300")
+    assert 80 < max(map(len, run(path).stdout.splitlines())) <= 100
+    found = audit_recipe(load_recipe(path, {}))
+    figures = re.findall(r"[+-]?\d+\.\d+%?", found.table(1000))
+    assert len(figures) > 100
+    for width in (80, 60, 40):
+        table = found.table(width)
+        tables = [line for line in table.splitlines() if not line.startswith(("BROKEN", "SUSPECT", "  "))]
+        assert max(map(len, tables)) <= width
+        assert sorted(re.findall(r"[+-]?\d+\.\d+%?", table)) == sorted(figures)
+
+
+def test_how_far_a_reference_goes_by_length_stands_in_the_table(tmp_path: Path, model: Path) -> None:
+    found = audit_recipe(load_recipe(recipe(tmp_path, model, "base"), {}))
+    figure = found.references["base"]["delta"]["by_length_difference"]
+    lines = found.table().splitlines()
+    head = next(at for at, line in enumerate(lines) if line.startswith("By bytes of both"))
+    assert lines[head].endswith("Δ by length") and lines[head + 1].endswith(f" {figure:+.2f}")
+    assert any(line.startswith("Δ by length: how Δ goes with") for line in lines)
 
 
 def test_a_copy_is_named_and_fails_only_when_strict(tmp_path: Path, model: Path) -> None:

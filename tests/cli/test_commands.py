@@ -71,6 +71,7 @@ def test_the_first_ten_bad_rows_are_listed_with_their_number(tmp_path: Path) -> 
         (["train", "--set", "method.bta=1"], "the nearest valid one is `beta`"),
         (["train", "--set", "method.beta=fast"], "method.beta"),
         (["train", "--set", "training.learning_rat=1"], "`learning_rate`"),
+        (["compare", "demo", "--processes", "0"], "`compare.processes`"),
         (["score-refs", "--reference", "base"], "NAME=MODEL"),
         (["score-refs"], "names no reference"),
         (["score-refs", "--reference", "a=b"], "names no pairs"),
@@ -97,6 +98,36 @@ def test_help_imports_nothing_heavy() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (["--seeds", "a"], "compare.seeds.0"),
+        (["--seeds", "1,1"], "compare.seeds"),
+        (["--processes", "0"], "compare.processes"),
+        (["--max-prompt-length", "500"], "limits.max_prompt_length is 500"),
+    ],
+    ids=str,
+)
+def test_wrong_options_of_compare_are_told_before_anything_heavy_loads(wrong: list[str], named: str) -> None:
+    script = (
+        f"import sys; sys.argv = ['mrpo', 'compare', 'demo', *{wrong}]\n"
+        "from mrpo_cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert ended.code == 2\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stderr
+    assert named in told
+
+
+def test_one_seed_is_a_list_of_one() -> None:
+    from mrpo_cli.options import _split
+
+    assert (_split("compare.seeds", "3"), _split("compare.seeds", "3, 4")) == ([3], [3, 4])
+    assert (_split("method.weights", "adaptive"), _split("method.weights", "0.5,0.5")) == ("adaptive", [0.5, 0.5])
 
 
 def test_shipped_recipes_are_listed_copied_and_readable(tmp_path: Path) -> None:

@@ -111,3 +111,28 @@ def test_an_error_of_no_signal_keeps_its_own_ending() -> None:
     told = run("from mrpo_pipeline.errors import RunError\nraise RunError('the disk is full')")
     assert told.returncode == 1 and told.stderr == "mrpo: the disk is full\n"
     assert run("raise RuntimeError('a fault')").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [("train", " (add --resume)"), ("train --resume", ""), ("compare", ""), ("score-refs", "")],
+)
+def test_what_goes_on_with_an_option_says_so_and_nothing_else_does(command: str, advice: str) -> None:
+    script = f"""
+import signal, sys, types
+from mrpo_cli.main import main
+
+def interrupted(*_, **__):
+    signal.raise_signal(signal.SIGINT)
+
+for module, name in (
+    ('stage_two', 'train_recipe'), ('policy.processes', 'rank'), ('compare', 'compare_recipe'), ('scoring', 'score_references')
+):
+    sys.modules[f'mrpo_pipeline.{{module}}'] = types.SimpleNamespace(**{{name: interrupted}})
+sys.argv = ['mrpo', *{command!r}.split(), '--train-file', 'pairs.jsonl']
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 130
+    last = "interrupted. What was finished is kept; run the same command again to go on"
+    assert done.stderr == f"mrpo: {last}{advice}.\n"

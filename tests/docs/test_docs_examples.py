@@ -91,6 +91,35 @@ def test_the_worked_pair_on_the_concepts_page_is_what_is_computed() -> None:
     assert f"from −48 to −{-moved[0]:.2f}" in text and f"+5 to −{moved[1] - moved[0]:.2f}" in text
 
 
+def test_the_worked_units_on_the_concepts_page_are_what_is_computed() -> None:
+    import torch
+
+    from mrpo_pipeline.losses import preference_loss
+
+    page = (DOCS / "concepts.md").read_text(encoding="utf-8").replace("−", "-").replace("*", "")
+    section = page[page.index("### The unit") : page.index("## Weights")]
+    base, big = np.array([[-60.0, -48.0]]) / 100, np.array([[-58.0, -53.0]]) / 140
+    settings = TargetSettings(reference_names=["base", "big"], weights="uniform", trust_region="off")
+    harmonic = compute_targets(base, big, settings).target_chosen[0]
+    assert f"and the harmonic mean is {harmonic:.2f}." in " ".join(section.split())
+    units: dict[str, tuple[float, float] | None] = {"sum": None, "token": (25, 35), "byte": (100, 140)}
+    for unit, counts in units.items():
+        row = next(line for line in section.splitlines()[-20:] if line.startswith(f"| `{unit}` |"))
+        told = [float(cell) if cell.strip() else 1.0 for cell in row.split("|")[2:9]]
+        divided = {} if counts is None else {
+            f"{side}_units": torch.tensor([count]) for side, count in zip(("chosen", "rejected"), counts, strict=True)
+        }  # fmt: skip
+        zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+        sides = []
+        for beta in (1.0, 0.1, told[5]):
+            loss = preference_loss(torch.tensor([3.0]), torch.tensor([-3.0]), zero, zero, one, beta=beta, **divided)
+            sides.append((loss.chosen_rewards.item(), loss.rejected_rewards.item()))
+        expected = [*sides[0], sides[0][0] - sides[0][1], sides[1][0] - sides[1][1]]
+        assert told[:4] == pytest.approx(expected, abs=5e-5)
+        assert told[6] == pytest.approx(sides[2][0] - sides[2][1], abs=5e-4)
+        assert told[4:6] == ([sum(counts) / 2, 0.1 * sum(counts) / 2] if counts else [1.0, 0.1])
+
+
 def test_the_costs_on_the_cluster_page_are_the_plans() -> None:
     import torch
     from transformers import LlamaConfig

@@ -77,6 +77,11 @@ def our_first_loss(recipe: Recipe) -> float:
     return next(entry["loss"] for entry in state["log_history"] if "rewards/margins" in entry)
 
 
+def test_the_example_of_the_docs_is_of_ten_lines() -> None:
+    lines = [line for line in example("trl.md").splitlines() if line]
+    assert len(lines) == 10 and max(map(len, lines)) <= 120
+
+
 def test_the_example_of_the_docs_trains_and_its_first_loss_is_ours(
     scored: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import yaml
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe import Recipe, load_recipe, method_for, parse_recipe, parse_value
+from mrpo_pipeline.recipe.check import put
+from mrpo_pipeline.recipe.reference import keys
 
 BASE: dict[str, Any] = {"policy": {"model": "m"}, "references": {"base": {"model": "m"}, "other": {"model": "n"}}}
 
@@ -43,8 +47,25 @@ output_dir: DIR
         ({"references": {"base": {"modell": "m"}}}, "`references.base.modell`.*`model`"),
         ({"references": {"base": {}}}, "`references.base.model` is missing"),
         ({"method": {"beta": "strong"}}, "`method.beta`.*'strong'"),
-        ({"method": {"beta": 0}}, "`method.beta`.*greater than 0"),
-        ({"method": {"weights": {"a": 1}}}, "`method.weights`.*string or a valid list"),
+        ({"method": {"beta": 0}}, r"`method\.beta` in the recipe is 0: expected more than 0\. Correct"),
+        ({"method": {"weights": {"a": 1}}}, r"`method\.weights`.*expected text, or a list\."),
+        ({"method": {"weights": [0.5, "b"]}}, r"`method\.weights\.1` in the recipe is 'b': expected a number\."),
+        (
+            {"method": {"aggregate": "single:"}},
+            "is 'single:': expected harmonic, geometric, arithmetic, or single: and",
+        ),
+        ({"compare": {"processes": 0}}, r"`compare\.processes` in the recipe is 0: expected 'auto', or 1 or more\."),
+        ({"compare": {"processes": "all"}}, r"`compare\.processes`.*'all': expected 'auto', or a whole number\."),
+        ({"compare": {"seeds": []}}, r"`compare\.seeds` in the recipe is \[\]: expected a list of 1 or more\."),
+        ({"compare": {"seeds": [0, "a"]}}, r"`compare\.seeds\.1` in the recipe is 'a': expected a whole number\."),
+        ({"pairs": {"train": [1]}}, r"`pairs\.train\.0` in the recipe is 1: expected text\."),
+        ({"pairs": []}, r"`pairs` in the recipe is \[\]: expected keys under it\."),
+        ({"references": {1: {"model": "m"}}}, r"`references\.1`.*expected keys that are text"),
+        (
+            {"policy": {"model": "m", "lora": {"target_modules": [1]}}},
+            r"target_modules\.0` in the recipe is 1: expected text",
+        ),
+        ({"training": {"logging_first_step": "maybe"}}, r"`training\.logging_first_step`.*expected true or false"),
         ({"method": {"loss": "kto"}}, "`method.loss`.*sigmoid"),
         ({"training": {"learning_rat": 1}}, "`training.learning_rat`.*`learning_rate`"),
         ({"training": {"learning_rate": "fast"}}, "`training.learning_rate`.*'fast'"),
@@ -58,6 +79,26 @@ output_dir: DIR
 def test_a_wrong_key_or_value_is_named_with_what_is_expected(change: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         parse_recipe({**BASE, **change})
+
+
+WRONG: list[Any] = [None, True, -1, 1.5, "", "x", [], ["a"], [1], [[1]], {}, {"a": 1}, {1: 2}, {"a": {"b": 1}}, 10**9]
+
+
+def test_no_wrong_value_is_answered_in_pydantic_s_words() -> None:
+    """Whatever stands under whatever key: the key is named as it is written, and what was expected in plain words."""
+    every = [key.replace("references.NAME", "references.base").replace("modpo.NAME", "modpo.x") for key, _ in keys()]
+    for key in every:
+        for value in WRONG if key != "training" else ():
+            document = copy.deepcopy(BASE)
+            put(document, key, value)
+            try:
+                parse_recipe(document)
+            except UserError as error:
+                told = str(error)
+                named = re.search(r"`([^`]*)`", told)
+                assert named is None or re.fullmatch(r"[a-z_0-9]+(\.[a-z_0-9]+)*", named[1]), told
+                words = r"Input|should|valid (integer|number|string|list|dict|bool)|instance|validation|constrained|expected \."
+                assert not re.search(words, told), told
 
 
 @pytest.mark.parametrize(

@@ -96,10 +96,10 @@ def is_of_a_file(label: str) -> bool:
     return label.startswith("fsync") and "." in label.rpartition("/")[2]
 
 
-def another_end(kill: Kill, end: End, advice: str = "") -> list[str]:
+def another_end(kill: Kill, end: End) -> list[str]:
     """Where a killed run did not end as its signal has it; after a clean one the user is told how to go on."""
     if kill.signal in CLEAN:
-        told = BEFORE_WORK in end.said or (AFTER_A_SIGNAL in end.said and advice in end.said)
+        told = BEFORE_WORK in end.said or AFTER_A_SIGNAL in end.said
         good = end.code == INTERRUPTED and told
     else:
         good = end.code == -signal.SIGKILL

@@ -197,7 +197,7 @@ class Training(Campaigns):
             self.ended += 1
             return False
         self.kills.append(kill)
-        self.tell(another_end(kill, end, "add --resume"), f"{kill} ended with {end.code}")
+        self.tell(another_end(kill, end), f"{kill} ended with {end.code}")
         return True
 
     def _look(self, kill: Kill, end: End, method: str, out: Path, before: list[int]) -> None:

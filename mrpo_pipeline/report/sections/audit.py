@@ -99,6 +99,7 @@ def _figures(references: dict[str, Any], order: list[str]) -> tuple[list[Column]
         (Column("Nats per token", "chosen", number=True), _plain(2, "nats_per_token", "chosen")),
         (Column("Mean Δ", "nats", number=True), _plain(2, "delta", "mean")),
         (Column("Median size of Δ", "nats", number=True), _plain(2, "delta", "median_size")),
+        (Column("Δ by length", "rank correlation", number=True), _plain(2, "delta", "by_length_difference")),
         (Column("Smallest of all", "%", number=True), _share("argmin_share")),
         (Column("Clipped", "%", number=True), _share("clip_rate")),
         (Column("Sign flipped", "%", number=True), _share("sign_flips")),
