@@ -10,7 +10,7 @@ from mrpo_pipeline.report.texts import count, listed, one_line, percent, points
 
 _CHIPS = {
     "better": ("better", "A difference is shown"),
-    "none": ("none", "No difference shown"),
+    "none": ("none", "No clear difference"),
     "worse": ("worse", "Shown to be worse"),
     "one seed": ("one-seed", "One seed: nothing can be claimed"),
 }
