@@ -30,4 +30,4 @@ def test_a_reason_is_sentences_that_others_can_follow(
     one = Job("mrpo", 0, "folder", "held-out", {}, {}, "key")
     outcome = processes.run_all([one], Places(1), lambda *_: "")
     assert outcome.failed == {one: told}
-    assert capsys.readouterr().err == f"mrpo, seed 0: failed. {told}\n"
+    assert f"mrpo, seed 0: failed. {told}\n" in capsys.readouterr().err
