@@ -40,8 +40,8 @@ def _pairs(audit: Audit, width: int) -> str:
         line = f"{split}: {counts['pairs in']:,} pairs read, {counts['pairs out']:,} kept"
         lines += _wrapped("; ".join([line, *told]), width)
     lines += _wrapped(
-        f"Figures are of the {audit.split} pairs ({audit.prompts:,} prompts); single tokens were looked at in {audit.sampled:,} "
-        "of their completions.",
+        f"Figures are of the {audit.split} pairs ({audit.prompts:,} prompt{'s' * (audit.prompts != 1)}); single tokens were "
+        f"looked at in {audit.sampled:,} of their completions.",
         width,
         indent="",
     )

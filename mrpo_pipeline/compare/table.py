@@ -72,10 +72,10 @@ def _label(document: Mapping[str, Any]) -> str:
 
 
 def _legend(document: Mapping[str, Any]) -> str:
-    seeds = document["seeds"]
+    seeds, pairs = document["seeds"], document["held_out"]
     first = (
-        f"{document['held_out']:,} held-out pairs, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. In % of pairs, a tie "
-        "counting one half, with 95% intervals "
+        f"{pairs:,} held-out pair{'s' * (pairs != 1)}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. In % of pairs, "
+        "a tie counting one half, with 95% intervals "
     )
     first += (
         "over pairs and seeds." if len(seeds) > 1 else "over pairs alone: of the policies trained with this one seed."
