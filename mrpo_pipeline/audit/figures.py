@@ -80,7 +80,8 @@ def share_with_interval(values: Floats, clusters: Ints) -> tuple[float, float, f
             worth = min(mean * (1 - mean) / variance, float(count))
     middle = (mean + Z95**2 / (2 * worth)) / (1 + Z95**2 / worth)
     half = Z95 / (1 + Z95**2 / worth) * math.sqrt(mean * (1 - mean) / worth + Z95**2 / (4 * worth**2))
-    return mean, max(0.0, middle - half), min(1.0, middle + half)
+    # At 0 and at 1 a bound is the mean itself, but for the last bit.
+    return mean, min(mean, max(0.0, middle - half)), max(mean, min(1.0, middle + half))
 
 
 def reference_figures(scored: Scored, at: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mrpo_pipeline.audit.figures import Scored, agreement, reference_figures, share_with_interval
@@ -49,6 +49,7 @@ def test_all_right_counts_prompts_and_not_pairs() -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=40), st.integers(1, 9))
+@example([0.0] * 7, 7)
 def test_the_share_lies_in_its_interval(values: list[float], prompts: int) -> None:
     share, low, high = share_with_interval(np.array(values), np.arange(len(values)) % prompts)
     assert 0 <= low <= share <= high <= 1
