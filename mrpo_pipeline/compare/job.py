@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.compare.methods import START
-from mrpo_pipeline.evaluation.measured import EVALUATION
+from mrpo_pipeline.evaluation.measured import forget
 from mrpo_pipeline.evaluation.outcomes import COMPARABLE
 from mrpo_pipeline.whole_files import write_whole_json
 
@@ -159,11 +159,11 @@ def _share_told(tell: Tell) -> Any:
 
 def _clear(place: Path) -> None:
     """Take away what another run left under this name."""
-    for path in (*place.glob("checkpoint-*"), place / "tasks"):
-        shutil.rmtree(path, ignore_errors=True)
-    left = ("weights.parquet", "carried.json", "train_results.json", "eval_results.json", EVALUATION, "samples.md")
-    for name in (RESULT, PAIRS, *left):
+    for path in place.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    for name in (RESULT, PAIRS, "weights.parquet", "carried.json", "train_results.json", "eval_results.json"):
         (place / name).unlink(missing_ok=True)
+    forget(place)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

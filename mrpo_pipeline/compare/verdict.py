@@ -108,7 +108,6 @@ def _of_several(case: _Case) -> Verdict:
             best,
         )
     method = case.best(case.several)
-    asked = case.of(method, SEVERAL)
     losing = [k for k in case.singles if all(case.of(name, SEVERAL)[k].worse for name in case.several)]
     if losing:
         best = case.best(losing)
@@ -121,7 +120,7 @@ def _of_several(case: _Case) -> Verdict:
             best,
         )
     told, sentence = _not_shown(case, method, best)
-    return Verdict(f"{sentence} {_needed(told, list(asked.values()))}", NONE, method, best)
+    return Verdict(f"{sentence} {_needed(told, list(case.of(method, SEVERAL).values()))}", NONE, method, best)
 
 
 def _not_shown(case: _Case, method: str, best: str) -> tuple[Compared, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from mrpo_pipeline.content import sha256_of_files
 from mrpo_pipeline.recipe import Evaluation
 
-EVALUATION = "evaluation.json"
+EVALUATION, SAMPLES, ANSWERS = "evaluation.json", "samples.md", "tasks"
 
 # What decides a task's figures, beside the task and the adapter.
 _ASKED = {"include_path", "num_fewshot", "tasks_limit", "chat_template"}
@@ -21,6 +22,14 @@ def adapter_content(folder: Path) -> str | None:
     weights = [folder / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
     there = [path for path in weights if path.is_file()]
     return sha256_of_files(there)[0] if there else None
+
+
+def forget(folder: Path) -> None:
+    """Take away what an evaluation left in the folder of an adapter that is to be trained again."""
+    for name in (EVALUATION, SAMPLES):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / ANSWERS).is_dir():
+        shutil.rmtree(folder / ANSWERS)
 
 
 def how_asked(settings: Evaluation) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mrpo_pipeline.counting import in_words
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.evaluation.measured import EVALUATION, adapter_content, how_asked
+from mrpo_pipeline.evaluation.measured import ANSWERS, EVALUATION, SAMPLES, adapter_content, how_asked
 from mrpo_pipeline.evaluation.preferences import PolicyFigures, device_of_choice, evaluate_policy
 from mrpo_pipeline.evaluation.samples import Sample, as_markdown, generate, readable
 from mrpo_pipeline.evaluation.task_changes import TaskChange, table_of, task_changes, write_answers
@@ -69,7 +69,7 @@ class Evaluation:
             lines.append("")
         if self.tasks:
             lines += [table_of(self.tasks), ""]
-        files = [EVALUATION, *(["samples.md"] if self.pairs else []), *(["tasks/"] if self.tasks else [])]
+        files = [EVALUATION, *([SAMPLES] if self.pairs else []), *([f"{ANSWERS}/"] if self.tasks else [])]
         lines.append(f"Written to {self.folder}: {', '.join(files)}")
         return "\n".join(lines)
 
@@ -150,7 +150,7 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, result: Evaluation) -> None:
     result.pairs, result.samples = split.counts(), samples
     log.info("eval: %s", in_words(result.pairs))
     result.before, result.after = figures["before"].metrics, figures["after"].metrics
-    write_whole(folder / "samples.md", as_markdown(samples))
+    write_whole(folder / SAMPLES, as_markdown(samples))
 
 
 def _measure_on_tasks(recipe: Recipe, folder: Path) -> list[TaskChange]:
@@ -166,7 +166,7 @@ def _measure_on_tasks(recipe: Recipe, folder: Path) -> list[TaskChange]:
         "before": _start_on_tasks(start, recipe.evaluation.model_dump_json()),
         "after": evaluate_tasks(end, recipe.evaluation, what="tasks after training"),
     }
-    write_answers(scores, folder / "tasks")
+    write_answers(scores, folder / ANSWERS)
     return task_changes(scores["before"], scores["after"])
 
 

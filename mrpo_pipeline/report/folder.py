@@ -134,14 +134,16 @@ def _tasks(folder: Path, notices: list[str]) -> list[dict[str, Any]]:
     """What ``mrpo evaluate --tasks`` found for the run's adapter."""
     path = folder / EVALUATION
     evaluation = _json(path, notices)
-    if isinstance(evaluation, dict) and evaluation.get("tasks") and not is_of(evaluation, folder):
+    tasks = evaluation.get("tasks") if isinstance(evaluation, dict) else None
+    if not isinstance(tasks, list) or not tasks:
+        return []
+    if not is_of(evaluation, folder):
         notices.append(
             f"{_place(path)} is of an adapter that has been trained again since: its tasks are left out. Measure it again "
             "(`mrpo evaluate RECIPE --tasks NAMES --adapter FOLDER`)."
         )
         return []
-    tasks = evaluation.get("tasks") if isinstance(evaluation, dict) else None
-    return [change for change in tasks if isinstance(change, dict)] if isinstance(tasks, list) else []
+    return [change for change in tasks if isinstance(change, dict)]
 
 
 def _table(path: Path, columns: set[str], notices: list[str]) -> pl.DataFrame | None:

@@ -99,9 +99,11 @@ def test_what_is_left_and_what_a_second_call_takes_as_it_is(
     measured = [out / name / "seed-0" / "evaluation.json" for name in ("mrpo", "plain")]
     for path in measured:
         path.write_text("{}")
+        (path.parent / "tasks").mkdir()
     compare_recipe(recipe_of(document, out, compare={"methods": {**listed, "mrpo": {"beta": 0.7}}}))
     # What was measured of an adapter goes with it.
     assert [path.exists() for path in measured] == [False, True]
+    assert [(path.parent / "tasks").exists() for path in measured] == [False, True]
     # What was trained under another name is not looked for; what has changed is trained.
     assert trained == ["mrpo, seed 0", "mrpo-again, seed 0"]
 
