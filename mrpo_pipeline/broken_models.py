@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,23 +37,6 @@ def told(what: str, expected: str) -> Iterator[None]:
 def reason_of(error: BaseException) -> str:
     """A library's words on one line, 400 characters at most, and what kind of error it was where it has none."""
     return one_line(error, 400).rstrip(".") or type(error).__name__
-
-
-def put_adapter(model: Any, adapter: str, **settings: Any) -> Any:
-    """``PeftModel.from_pretrained``, but a weight that the adapter's files lack is an error: peft would leave it as it was drawn.
-
-    Raises:
-        ValueError: naming some of those weights; and whatever peft raises.
-    """
-    from peft import PeftModel
-
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        adapted = PeftModel.from_pretrained(model, adapter, **settings)
-    lacking = next((str(one.message) for one in said if "missing adapter keys" in str(one.message)), None)
-    if lacking is not None:
-        raise ValueError(f"its files lack weights of modules that it names: {lacking[:200]}")
-    return adapted
 
 
 def check_tensors(owner: str, folder: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mrpo_pipeline.adapters import put_adapter
 from mrpo_pipeline.attention import exact_attention
-from mrpo_pipeline.broken_models import check_loaded, check_tensors, put_adapter, told
+from mrpo_pipeline.broken_models import check_loaded, check_tensors, told
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.model_files import locate
 from mrpo_pipeline.quiet import quiet_libraries

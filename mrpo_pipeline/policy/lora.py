@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.broken_models import put_adapter, reason_of
+from mrpo_pipeline.adapters import put_adapter
+from mrpo_pipeline.broken_models import reason_of
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.settings import LoraSettings
 

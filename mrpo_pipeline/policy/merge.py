@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mrpo_pipeline.broken_models import put_adapter, told
+from mrpo_pipeline.adapters import put_adapter
+from mrpo_pipeline.broken_models import told
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.model_files import read_config
 

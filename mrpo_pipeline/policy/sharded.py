@@ -26,9 +26,9 @@ def shard_without_gpus(accelerator: Any, arguments: Any) -> bool:
     return True
 
 
-def whole_adapter(model: nn.Module) -> dict[str, Tensor]:
-    """What trains, brought together on the first process's CPU; every process has to call this."""
+def whole_adapter(model: nn.Module, *, frozen: bool = False) -> dict[str, Tensor]:
+    """What trains, and with `frozen` the base as well, gathered on the first process's CPU; every process has to call this."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=not frozen)
     return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))

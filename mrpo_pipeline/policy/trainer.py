@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from mrpo_pipeline.adapters import saves_embeddings
 from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.head import Head
 from mrpo_pipeline.policy import checkpoints
@@ -371,15 +372,18 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
             return
-        adapter = whole_adapter(self.model)
+        adapter = whole_adapter(self.model, frozen=saves_embeddings(self.model))
         if self.args.should_save:
             self._save(output_dir, state_dict=adapter)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """The adapter alone: no pickled arguments, and no look at the hub for the base's vocabulary, which is unchanged."""
+        """The adapter alone: no pickled arguments, and no look at the hub for the base's vocabulary."""
         target = output_dir if output_dir is not None else self.args.output_dir
         self.model.save_pretrained(
-            target, state_dict=state_dict, save_embedding_layers=False, is_main_process=self.args.should_save
+            target,
+            state_dict=state_dict,
+            save_embedding_layers=saves_embeddings(self.model),
+            is_main_process=self.args.should_save,
         )
