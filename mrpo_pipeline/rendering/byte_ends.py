@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# How SentencePiece's byte fallback names the pieces that stand for one byte each.
+BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenBytes:
@@ -35,6 +36,8 @@ class TokenBytes:
         return [known[token_id] for token_id in ids]
 
     def _bytes(self, token: str) -> bytes:
+        if self._byte_fallback and (match := BYTE_PIECE.fullmatch(token)):
+            return bytes([int(match[1], 16)])  # whether or not it is an added token as well
         if token in self._added:
             return token.encode()
         if self._byte_of is not None:
@@ -42,8 +45,6 @@ class TokenBytes:
                 return bytes(self._byte_of[char] for char in token)
             except KeyError:  # a piece outside the alphabet stands for itself
                 return token.encode()
-        if self._byte_fallback and (match := _BYTE_PIECE.fullmatch(token)):
-            return bytes([int(match[1], 16)])
         return token.replace("▁", " ").encode()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.rendering.byte_ends import BYTE_PIECE, component_types, gpt2_alphabet
 
 # Plane 16 is private use and hardly met in text. Names come from a block of it that the text at hand does not touch.
 _PLANE = (0x100000, 0x10FFFE)
@@ -51,8 +52,9 @@ class PrivateClone:
             self.original_ids[clone_id] = token["id"]
 
     def _renamed(self, backend: dict[str, Any]) -> dict[str, Any]:
-        names = self.names
         model = dict(backend["model"])
+        kept = text_pieces(backend, self.names)
+        names = {control: name for control, name in self.names.items() if control not in kept}
         vocab = model["vocab"]
         if isinstance(vocab, dict):
             model["vocab"] = {names.get(piece, piece): i for piece, i in vocab.items()}
@@ -64,7 +66,7 @@ class PrivateClone:
             model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
         if "dropout" in model:
             model["dropout"] = None  # the same text must give the same ids
-        added = [{**t, "content": names.get(t["content"], t["content"])} for t in backend["added_tokens"]]
+        added = [{**t, "content": self.names.get(t["content"], t["content"])} for t in backend["added_tokens"]]
         # No post-processor: it would trim offsets, and add tokens that the renderer accounts for itself.
         return {
             **backend,
@@ -143,15 +145,33 @@ def _alternatives(strings: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, ordered)) if ordered else r"(?!)")
 
 
-def control_tokens(backend: dict[str, Any], named: Iterable[str]) -> set[str]:
+def control_tokens(backend: dict[str, Any], named: Iterable[str], written: str = "") -> set[str]:
     """Strings of the control tokens: added tokens marked special, and those the tokenizer names (eos, pad, …).
 
-    A token of one character, or of white space, is text that a model also uses as a marker: renaming it would take that
-    text from the data, so it is left alone.
+    A token of one character, of white space, or of letters and digits alone is text that was given an id of its own:
+    renaming it would take that text from the data, so it is left alone, unless it stands in `written`.
+
+    Args:
+        backend: the tokenizer's JSON, decoded.
+        named: the tokens that the tokenizer names.
+        written: what the template writes round the contents of a conversation, and the tokens that start and end a text.
     """
     named = set(named)
-    added = [token for token in backend["added_tokens"] if token["special"] or token["content"] in named]
-    return {token["content"] for token in added if len(token["content"].strip()) > 1}
+    added = [token["content"] for token in backend["added_tokens"] if token["special"] or token["content"] in named]
+    return {content for content in added if not _is_text(content, written)}
+
+
+def _is_text(content: str, written: str) -> bool:
+    core = content.replace("▁", " ").strip()
+    return len(core) <= 1 or (core.isalnum() and content not in written)
+
+
+def text_pieces(backend: dict[str, Any], controls: Iterable[str]) -> list[str]:
+    """Control tokens whose piece of the vocabulary stands for other text than the token's own string, in order."""
+    fallback = bool(backend["model"].get("byte_fallback"))
+    byte_level = "ByteLevel" in component_types(backend["pre_tokenizer"]) + component_types(backend["normalizer"])
+    encoded = {char for char in gpt2_alphabet() if not char.isascii()} if byte_level else set()
+    return [one for one in controls if (fallback and BYTE_PIECE.fullmatch(one)) or not encoded.isdisjoint(one)]
 
 
 def role_markers(backend: dict[str, Any], scaffold: str) -> set[str]:

@@ -16,7 +16,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.model_files import locate, read_config
 from mrpo_pipeline.pairs.identity import parse_prompt
 from mrpo_pipeline.rendering.byte_ends import TokenBytes, byte_ends
-from mrpo_pipeline.rendering.private_clone import CloneSet, PrivateClone, control_tokens, role_markers
+from mrpo_pipeline.rendering.private_clone import CloneSet, PrivateClone, control_tokens, role_markers, text_pieces
 from mrpo_pipeline.rendering.seam import Seam, first_from
 from mrpo_pipeline.rendering.templates import TEMPLATE_DATE, ChatTemplate, Frame, Message, uses_date
 
@@ -94,9 +94,12 @@ class Renderer:
             )
         self._template = ChatTemplate(tokenizer, template, self.name)
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        controls = control_tokens(backend, tokenizer.all_special_tokens)
+        scaffold = ""
         with contextlib.suppress(UserError):  # a template for one turn only has no scaffold between turns
-            controls |= role_markers(backend, self._template.scaffold())
+            scaffold = self._template.scaffold()
+        written = f"{scaffold} {tokenizer.bos_token} {tokenizer.eos_token}"
+        controls = control_tokens(backend, tokenizer.all_special_tokens, written)
+        controls |= role_markers(backend, scaffold)
         self._clones = CloneSet(backend, controls)
         self._bytes = TokenBytes(backend, tokenizer.backend_tokenizer)
         self._seam = Seam(backend)
@@ -193,9 +196,10 @@ class Renderer:
         probe = json.dumps([{"role": "user", "content": "question"}])
         kept = {key: value for key, value in backend.items() if key not in _NOT_IDS}
         named = {k: str(v) for k, v in sorted(tokenizer.special_tokens_map.items()) if k in self._template.text}
+        text = text_pieces(backend, self._clones.controls)
         end = int(self.render([(probe, "answer")])[0].completion_ids[-1])
         return {
-            "tokenizer": _hash([kept, self._clones.controls]),
+            "tokenizer": _hash([kept, self._clones.controls, *([text] if text else [])]),
             "template": ("plain:" if self._template.is_plain else "") + _hash([self._template.text, named]),
             "template_date": TEMPLATE_DATE if uses_date(self._template.text) else "",
             "end_of_turn": tokenizer.convert_ids_to_tokens(end),

@@ -1,5 +1,6 @@
 """Control strings in the data are text: they never become control tokens, and the rest is as it would be."""
 
+import copy
 import json
 from functools import lru_cache
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rendering_cases import CONTROLS, KINDS, chat, hostile_text
+from rendering_cases import CONTROLS, KINDS, TEXTS, chat, hostile_text
 from tiny_tokenizers import CHATML, LLAMA3_SPLIT, byte_level, llama3, phi3, qwen, special, t5, wrap
 
 from mrpo_pipeline.pairs.identity import dump_prompt
@@ -171,3 +172,64 @@ def test_building_leaves_the_tokenizer_as_it_was() -> None:
     before = llama3().backend_tokenizer.to_str()
     Renderer(llama3()).render([(chat("hi <|eot_id|>"), "x")])
     assert llama3().backend_tokenizer.to_str() == before
+
+
+def marked_special(tokenizer: Any, *contents: str) -> Any:
+    """The tokenizer with pieces of its vocabulary listed among the special added tokens, ids unchanged."""
+    made = copy.deepcopy(tokenizer)
+    made.add_tokens([special(content) for content in contents], special_tokens=True)
+    assert len(made) == len(tokenizer)
+    return made
+
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+@pytest.mark.parametrize("kind", ["llama2", "mistral", "metaspace_always", "gemma", "phi3"])
+def test_byte_tokens_listed_as_special_are_read_as_bytes(kind: str) -> None:
+    """Oracle: the same tokenizer whose byte tokens are not listed."""
+    made = Renderer(marked_special(KINDS[kind](), *BYTES))
+    for text in TEXTS:
+        items = [(chat(f"ask {text}"), text), (dump_prompt(text), text)]
+        for got, expected in zip(made.render(items), renderer(kind).render(items), strict=True):
+            assert got.prompt_ids.tolist() == expected.prompt_ids.tolist()
+            assert got.completion_ids.tolist() == expected.completion_ids.tolist()
+            assert got.byte_ends.tolist() == expected.byte_ends.tolist()
+    assert made.identity()["tokenizer"] != renderer(kind).identity()["tokenizer"]
+
+
+def test_a_byte_token_written_in_the_data_is_text() -> None:
+    tokenizer = marked_special(KINDS["mistral"](), *BYTES)
+    made = Renderer(tokenizer)
+    got = made.render([(chat("hi"), "a<0xE2>b")])[0]
+    assert tokenizer.convert_tokens_to_ids("<0xE2>") not in got.completion_ids.tolist()
+    assert tokenizer.decode(got.completion_ids[:-1]) == "a<0xE2>b"
+    assert made.control_strings("a<0xE2>b") == ["<0xE2>"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "contents"),
+    [("qwen", ["Ġthe", "Ċ", "Ã©"]), ("llama3", ["ĠĠ", "ä¸Ń"]), ("mistral", ["▁the", "▁▁"]), ("metaspace_always", ["▁t"])],
+)
+def test_encoded_pieces_listed_as_special_are_read_as_the_text_they_stand_for(kind: str, contents: list[str]) -> None:
+    vocab = KINDS[kind]().get_vocab()
+    made = Renderer(marked_special(KINDS[kind](), *[content for content in contents if content in vocab]))
+    for text in ("How are the foxes in the box?", "a  b    c\n\nthe end", "é über 中文 the\tthe"):
+        items = [(chat(text), text), (dump_prompt(text), text)]
+        for got, expected in zip(made.render(items), renderer(kind).render(items), strict=True):
+            assert got.prompt_ids.tolist() == expected.prompt_ids.tolist()
+            assert got.completion_ids.tolist() == expected.completion_ids.tolist()
+
+
+@pytest.mark.parametrize("words", [["lighthouse", "the"], ["user"]])
+def test_words_listed_as_special_are_control_tokens_only_where_the_template_writes_them(words: list[str]) -> None:
+    tokenizer = copy.deepcopy(qwen())
+    tokenizer.add_tokens([special(word) for word in words], special_tokens=True)
+    text = "the lighthouse is another user's"
+    got = Renderer(tokenizer).render([(chat(text), text)])[0]
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}, {"role": "assistant", "content": text}], tokenize=False
+    )
+    same = [*got.prompt_ids, *got.completion_ids] == tokenizer(rendered.removesuffix("\n"))["input_ids"]
+    assert same == (words != ["user"])
+    assert tokenizer.decode([*got.prompt_ids, *got.completion_ids]) == rendered.removesuffix("\n")
