@@ -3,47 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.adapters import put_adapter
-from mrpo_pipeline.broken_models import reason_of
+from mrpo_pipeline.broken_models import reason_of, told
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.policy.lora_targets import target_modules
 from mrpo_pipeline.policy.settings import LoraSettings
-
-ALL_LINEAR = "all-linear"
-
-
-def linear_modules(model: Any) -> dict[str, list[str]]:
-    """Last name → full names of the modules that an adapter can sit on; the output head is left out."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    found: dict[str, list[str]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head:
-            found.setdefault(name.rpartition(".")[2], []).append(name)
-    return found
 
 
 def lora_config(settings: LoraSettings, model: Any) -> Any:
     """The peft ``LoraConfig`` for a base model.
 
     Raises:
-        UserError: for target modules that the model does not have, naming those it has.
+        UserError: for target modules that the model does not have in its language model, naming those it has.
     """
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
-    targets: str | list[str]
-    if isinstance(settings.target_modules, str) and settings.target_modules.lower() == ALL_LINEAR:
-        targets = ALL_LINEAR
-        targeted = [name for names in linear_modules(model).values() for name in names]
-    else:
-        targets = [settings.target_modules] if isinstance(settings.target_modules, str) else [*settings.target_modules]
-        targeted = _find(targets, model)
+    targets, targeted = target_modules(model, settings.target_modules)
     modules = dict(model.named_modules())
     return LoraConfig(
         r=settings.r,
@@ -56,21 +35,6 @@ def lora_config(settings: LoraSettings, model: Any) -> Any:
         fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in targeted),
         task_type="CAUSAL_LM",
     )
-
-
-def _find(targets: Sequence[str], model: Any) -> list[str]:
-    """Full names of the modules that the names match, as peft matches them: the whole name or its end."""
-    names = [name for name, _ in model.named_modules()]
-    matches = {target: [n for n in names if n == target or n.endswith(f".{target}")] for target in targets}
-    absent = [target for target, found in matches.items() if not found]
-    if absent or not targets:
-        valid = linear_modules(model)
-        raise UserError(
-            f"The setting policy.lora.target_modules names {', '.join(absent) or 'no module'}, which "
-            f"{type(model).__name__} does not have: expected some of {', '.join(sorted(valid))}, or {ALL_LINEAR} for all "
-            "of them. Correct policy.lora.target_modules."
-        )
-    return [name for found in matches.values() for name in found]
 
 
 def add_adapter(model: Any, settings: LoraSettings, *, adapter: str | None = None, revision: str | None = None) -> Any:
@@ -89,7 +53,10 @@ def add_adapter(model: Any, settings: LoraSettings, *, adapter: str | None = Non
         # The config of a model that is tied, renamed or in fp16: nothing a user of this command can act on.
         warnings.simplefilter("ignore")
         if adapter is None:
-            policy: Any = get_peft_model(model, lora_config(settings, model), revision=revision)
+            config = lora_config(settings, model)
+            what = f"An adapter with the settings policy.lora can't be put on a {type(model).__name__}"
+            with told(what, "expected settings that peft has for this architecture. Correct policy.lora."):
+                policy: Any = get_peft_model(model, config, revision=revision)
         else:
             try:
                 policy = put_adapter(model, adapter, is_trainable=True)

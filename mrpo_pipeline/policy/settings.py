@@ -18,7 +18,7 @@ class LoraSettings:
     dropout: float = 0.0
     """Dropout on the adapter's input, in training only."""
     target_modules: Sequence[str] | str = ("q_proj", "v_proj")
-    """Names of linear modules, or ``all-linear``: every linear module but the output head."""
+    """Names of linear modules, or ``all-linear``: every linear module of the language model but the output head."""
     use_rslora: bool = False
     """Rank-stabilized scaling (arXiv 2312.03732)."""
     use_dora: bool = False

@@ -66,7 +66,7 @@ class Lora(Settings):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input, in training only."""
     target_modules: list[str] | str = ["q_proj", "v_proj"]
-    """Names of linear modules, or `all-linear`: every one but the output head."""
+    """Names of linear modules of the language model, or `all-linear`: all of them but the output head."""
     use_rslora: bool = False
     """Scale by alpha / √r (arXiv 2312.03732)."""
     use_dora: bool = False
