@@ -18,7 +18,14 @@ from mrpo_pipeline.pairs.identity import parse_prompt
 from mrpo_pipeline.rendering.byte_ends import TokenBytes, byte_ends
 from mrpo_pipeline.rendering.private_clone import CloneSet, PrivateClone, control_tokens, role_markers, text_pieces
 from mrpo_pipeline.rendering.seam import Seam, first_from
-from mrpo_pipeline.rendering.templates import TEMPLATE_DATE, ChatTemplate, Frame, Message, uses_date
+from mrpo_pipeline.rendering.templates import (
+    TEMPLATE_DATE,
+    ChatTemplate,
+    Frame,
+    Message,
+    UnboundedTemplateError,
+    uses_date,
+)
 
 # Goes into the identity: raise it when a change here gives other ids for the same text.
 RULES = "1"
@@ -158,6 +165,8 @@ class Renderer:
         """As ``render``; in the place of an item that cannot be rendered stands what is wrong with it."""
         try:
             return list(self.render(items))
+        except UnboundedTemplateError:
+            raise
         except UserError as error:
             if len(items) == 1:
                 return [error]

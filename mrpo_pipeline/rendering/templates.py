@@ -10,7 +10,7 @@ from typing import Any
 
 from mrpo_pipeline.broken_models import reason_of
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.rendering.template_limits import TemplateLimitError, limited
+from mrpo_pipeline.rendering.template_limits import TemplateFaultError, TemplateLimitError, Watched
 
 TEMPLATE_DATE = "2024-07-26"
 """The date every template that asks for one is told (`strftime_now`): the default Llama 3.1's own template prints."""
@@ -58,6 +58,10 @@ class Located:
     start: int
 
 
+class UnboundedTemplateError(UserError):
+    """A template that takes too long or too much memory: of it no further row is tried."""
+
+
 class ChatTemplate:
     """A tokenizer's chat template, or the one given instead of it.
 
@@ -72,8 +76,8 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, template: str, owner: str) -> None:
         self._tokenizer = tokenizer
         self.text, self.name = _template_text(tokenizer, template, owner)
-        _refuse_powers(self.text, self.name)
         self.is_plain = self.text == PLAIN_TEMPLATE
+        self._write = Watched(self._rendered)
         user, system = {"role": "user", "content": "question"}, "systemprobe"
         self.frame([user])
         self.system_fault = ""  # why system messages are merged into the first user message; empty: they are not
@@ -151,25 +155,30 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         try:
-            with limited():
-                text: str = self._tokenizer.apply_chat_template(
-                    list(messages),
-                    chat_template=self.text,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    strftime_now=_DATE.strftime,
-                )
+            return self._write(list(messages), add_generation_prompt)
         except TemplateLimitError as error:
-            raise UserError(
+            raise UnboundedTemplateError(
                 f"{self.name} does not render a conversation within bounds: {error}. Expected a template that writes the "
                 "messages and ends. Give another one for this model (`template:`, a Jinja file or `plain`)."
             ) from None
-        except Exception as error:  # a template is a program of its own: Jinja's errors, TypeError, what it raises
+        except (
+            TemplateFaultError
+        ) as error:  # a template is a program of its own: Jinja's errors, TypeError, what it raises
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
-                f"{self.name} fails on a conversation of roles {roles[:200]} ({type(error).__name__}: {reason_of(error)}): expected "
+                f"{self.name} fails on a conversation of roles {roles[:200]} ({error.kind}: {reason_of(error)}): expected "
                 "one that writes it. Mend the data, or give another template for this model (`template:`, a Jinja file or `plain`)."
             ) from error
+
+    def _rendered(self, messages: list[Message], add_generation_prompt: bool) -> str:
+        """What the template writes. It runs as long as the template lets it: called through ``self._write``."""
+        text: str = self._tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.text,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            strftime_now=_DATE.strftime,
+        )
         return text
 
 
@@ -198,23 +207,6 @@ def _template_text(tokenizer: Any, template: str, owner: str) -> tuple[str, str]
             f"The template {template!r} for {owner} cannot be read ({error}): expected `auto`, `plain` or the path of "
             "a Jinja file in UTF-8. Correct `template`."
         ) from error
-
-
-def _refuse_powers(text: str, name: str) -> None:
-    """Refuse ``10 ** 1000000000``: one such step takes minutes, and nothing can stop it from within. No template needs one."""
-    from jinja2 import Environment, TemplateError
-
-    before = ""
-    try:
-        for _, kind, word in Environment(autoescape=True).lex(text):  # nothing is rendered by it
-            if word == "**" and before not in ("(", ","):  # f(**names) is no power
-                raise UserError(
-                    f"{name} raises to a power (`**`): expected a template that writes the messages. Give another one for this model "
-                    "(`template:`, a Jinja file or `plain`)."
-                )
-            before = before if kind == "whitespace" else word
-    except (TemplateError, RecursionError):
-        return  # rendering says what is wrong with it
 
 
 def _trimmings(text: str) -> list[str]:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import os
 import resource
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import pytest
 from tiny_tokenizers import CHATML, qwen
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.rendering import template_limits
+from mrpo_pipeline.rendering import Renderer, template_limits
 from mrpo_pipeline.rendering.templates import ChatTemplate
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 WRITES = "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}"
+# Two tuples of two tuples of two …: one step in C compares 2^60 numbers.
+COMPARES = (
+    "{% set n = namespace(x=(1, 1), y=(1, 1)) %}{% for i in range(60) %}{% set n.x = (n.x, n.x) %}{% set n.y = (n.y, n.y) %}"
+    "{% endfor %}{{ n.x == n.y }}"
+)
 DOUBLES = "{% set n = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
 
 
@@ -26,6 +40,15 @@ DOUBLES = "{% set n = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set n
         ("{{ 'x' * 10000000000 }}", "memory"),
         ("{{ '%10000000000d' % 1 }}", "memory"),
         ("{{ 'x'.ljust(10000000000) }}", "memory"),
+        (COMPARES, "seconds"),
+        (
+            "{% set n = namespace(x=7) %}{% for i in range(40) %}{% set n.x = n.x * n.x %}{% endfor %}{{ n.x }}",
+            "seconds|memory",
+        ),
+        ("{{ 7 ** 1000000000 }}", "seconds|memory"),
+        ("{{ '%1000000000000d' % 1 }}", "seconds|memory|fails"),
+        ("{{ ('x' * 100000000).replace('x', 'y' * 100) }}", "memory"),
+        ("{{ [[0] * 1000] * 100000000 }}", "memory"),
         ("{{ range(99999) | map('string') | join('x' * 100000) }}", "memory"),
     ],
 )
@@ -67,20 +90,84 @@ def written(reach: str) -> str:
     return made.frame([{"role": "user", "content": "hi"}]).prefix.split("<|im_start|>")[0]
 
 
-@template_limits.limited()
-def endless() -> None:
-    while True:
-        pass
+ENDS_AFTER = (
+    "{% for m in messages %}{% if m['content'] == 'slow' %}{% for i in range(99999) %}{% for j in range(99999) %}"
+)
+ENDS_AFTER += "{% endfor %}{% endfor %}{% endif %}{% endfor %}"
+SLOW_EACH = "{% for i in range(99999) %}{% for j in range(4) %}{% endfor %}{% endfor %}"
 
 
-def test_what_comes_after_a_struck_template_is_not_struck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_limits, "SECONDS", 0.3)
-    for _ in range(3):
-        with pytest.raises(template_limits.TemplateLimitError):
-            endless()
-        with template_limits.limited():
-            held = bytearray(1 << 20)
-        time.sleep(0.6)
-        assert len(held) == 1 << 20
-    big = bytearray(template_limits.BYTES + (1 << 20))
-    assert len(big) > template_limits.BYTES
+def test_a_template_that_does_not_end_on_one_row_is_tried_on_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "SECONDS", 0.5)
+    renderer = Renderer(qwen(ENDS_AFTER + CHATML), name="tiny")
+    prompts = [
+        json.dumps([{"role": "user", "content": content}]) for content in ("fast", "slow", "more", "slow", "last")
+    ]
+    began = time.monotonic()
+    with pytest.raises(UserError, match="within bounds"):
+        renderer.render_each([(prompt, "answer") for prompt in prompts])
+    with pytest.raises(UserError, match="within bounds"):
+        renderer.render([(prompts[0], "another answer")])
+    assert time.monotonic() - began < 15
+
+
+def test_a_template_that_is_slow_on_every_row_is_bounded_over_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "SECONDS", 1.0)
+    template = ChatTemplate(qwen(SLOW_EACH + CHATML), "auto", "tiny")
+    with pytest.raises(UserError, match="ms for a conversation, on average"):
+        [template.frame([{"role": "user", "content": str(number)}]) for number in range(10_000)]
+
+
+def test_its_process_ends_with_the_template_and_one_that_is_killed_is_replaced() -> None:
+    template = ChatTemplate(qwen(CHATML), "auto", "tiny")
+    ask = [{"role": "user", "content": "hi"}]
+    before = template.frame(ask)
+    pid = children()[-1]
+    os.kill(pid, signal.SIGKILL)
+    assert template.frame(ask) == before
+    pid = children()[-1]
+    del template
+    gc.collect()
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_its_process_dies_with_a_command_that_is_killed(busy: bool) -> None:
+    """Whether it waits or is in the middle of a step in C that never ends."""
+    program = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from tiny_tokenizers import CHATML, qwen
+from mrpo_pipeline.rendering import Renderer, template_limits
+from mrpo_pipeline.rendering.templates import ChatTemplate
+template_limits.SECONDS = 1000.0
+if not {busy}:
+    template = ChatTemplate(qwen(CHATML), "auto", "tiny")
+print("ready", flush=True)
+if {busy}:
+    ChatTemplate(qwen({COMPARES!r} + CHATML), "auto", "tiny")
+time.sleep(1000)
+"""
+    command = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    try:
+        assert command.stdout is not None and command.stdout.readline() == b"ready\n"
+        wait_for(lambda: children(command.pid))
+        (pid,) = children(command.pid)
+        if busy:
+            wait_for(lambda: psutil.Process(pid).cpu_times().user > 0.3)
+        command.kill()
+        wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    finally:
+        command.kill()
+        command.communicate()
+
+
+def children(pid: int | None = None) -> list[int]:
+    return [child.pid for child in psutil.Process(pid).children()]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
