@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import yaml
-
 from mrpo_pipeline.cache import check_location, refuse_files
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.sources import find_files
 from mrpo_pipeline.recipe import Recipe
+from mrpo_pipeline.recipe.plain_yaml import read_yaml, write_yaml
 
 
 def check_output_folder(recipe: Recipe) -> None:
@@ -54,9 +53,9 @@ def check_output_file(path: Path, key: str, recipe: Recipe) -> None:
 
 
 def _written_by_us(recipe: Path) -> bool:
-    """Whether a recipe is one that was written beside results: the very text that its settings are written as."""
+    """Whether a recipe is one that was written beside results: exactly the text that its settings are written as."""
     try:
         text = recipe.read_text(encoding="utf-8")
-        return text == yaml.safe_dump(yaml.safe_load(text), sort_keys=False, allow_unicode=True)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return text == write_yaml(read_yaml(text))
+    except (OSError, ValueError):
         return False

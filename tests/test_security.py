@@ -16,7 +16,7 @@ import pytest
 import yaml
 from tiny_references import plain_pairs, reference, write_pairs
 
-from mrpo_pipeline.recipe.load import _Loader
+from mrpo_pipeline.recipe.plain_yaml import _Loader
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(ROOT / "mrpo_pipeline").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])

@@ -80,7 +80,8 @@ def parse_recipe(document: Mapping[str, Any], where: str = "the recipe") -> Reci
             raise UserError(_explain(error, own, f"references.{name}.scoring", Scoring)) from None
     for name in recipe.compare.methods:
         method_for(recipe, name)
-    _check_training(recipe.training, where)  # last: it loads transformers, which takes seconds
+    given = {key: recipe.training[key] for key in document.get("training") or {}}
+    _check_training(given, where)  # last: it loads transformers, which takes seconds
     return recipe
 
 
@@ -201,7 +202,7 @@ def _check_training(training: Mapping[str, Any], where: str) -> None:
         except pydantic.PydanticUserError:
             continue
         try:
-            adapter.validate_python(value)
+            adapter.validate_python(value, strict=True)
         except pydantic.ValidationError as error:
             raise UserError(
                 f"The key `training.{key}` in {where} is {_shown(value)}: expected {in_words(error.errors())}. Correct the value."

@@ -2,75 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.recipe.check import parse_recipe, put, shorter
+from mrpo_pipeline.recipe.plain_yaml import read_yaml
 from mrpo_pipeline.recipe.settings import Recipe
 
 MAX_RECIPE_BYTES = 1 << 20
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, reading ``1e-5`` as a number (YAML 1.1 wants ``1.0e-5``) and refusing a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-# Tags that a recipe may write out; anything else, an object of Python above all, is no setting.
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")} | {"!"}
-# Lists and maps within each other: the deepest key of a recipe stands at a third of this.
-MAX_DEPTH = 30
-
-
-def _load_yaml(text: str) -> Any:
-    """The document, from plain settings alone.
-
-    Raises:
-        ValueError: what is wrong, in one line: YAML that isn't, an alias, a tag, a depth that no recipe has.
-    """
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=_Loader):
-            # Anchors can make a small file into a huge document; a recipe has no use for them.
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(
-                    f"it uses the YAML alias *{event.anchor}: expected plain settings; write the value out"
-                )
-            tag = getattr(event, "tag", None)
-            if tag is not None and tag not in _PLAIN_TAGS:
-                raise ValueError(f"it uses the YAML tag {tag}: expected plain settings; write the value without a tag")
-            if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-                if depth > MAX_DEPTH:
-                    raise ValueError(f"lists and maps stand in each other more than {MAX_DEPTH} deep")
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
-        return yaml.load(text, Loader=_Loader)
-    except Exception as error:  # the loader's constructors raise whatever int, date and the like make of a text
-        raise ValueError(one_line(error, 500)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -97,7 +38,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{MAX_RECIPE_BYTES:,} bytes. Is this a data file?"
         )
     try:
-        document = _load_yaml(data.decode("utf-8"))
+        document = read_yaml(data.decode("utf-8"))
     except ValueError as error:
         raise UserError(f"The recipe {shown} can't be read as YAML ({error}). Mend the file there.") from None
     if document is None:
@@ -116,7 +57,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def parse_value(text: str) -> Any:
     """A value as the recipe would read it (``--set method.beta=0.2``); what is no YAML of plain settings is the text itself."""
     try:
-        return _load_yaml(text)
+        return read_yaml(text)
     except ValueError:
         return text
 

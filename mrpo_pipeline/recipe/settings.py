@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from mrpo_pipeline.engine_options import describe_altering
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.recipe.plain_yaml import write_yaml
 from mrpo_pipeline.references import ModelSource
 from mrpo_pipeline.whole_files import write_whole
 
@@ -34,7 +34,9 @@ Name = Annotated[str, Field(min_length=1, max_length=4096)]
 class Settings(BaseModel):
     """A part of the recipe. The string under a key describes it: docs/recipes.md is made of them."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Pairs(Settings):
@@ -126,7 +128,7 @@ class Limits(Settings):
     def _half_for_the_prompt(cls, values: Any) -> Any:
         if isinstance(values, dict) and "max_prompt_length" not in values:
             longest = values.get("max_length", 1024)
-            if isinstance(longest, int):
+            if type(longest) is int:
                 return {**values, "max_prompt_length": max(longest // 2, 1)}
         return values
 
@@ -141,7 +143,9 @@ class Scoring(BaseModel):
     completions of each reference are computed again by transformers once it is scored.
     """
 
-    model_config = ConfigDict(extra="allow", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="allow", strict=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """`auto` is vLLM where it is installed and knows the model, else transformers."""
@@ -163,8 +167,13 @@ class Scoring(BaseModel):
         return dict(self.model_extra or {})
 
 
+def _off(value: Any) -> Any:
+    """YAML 1.1 reads an unquoted ``off`` as false."""
+    return "off" if value is False else value
+
+
 class TrustRegion(Settings):
-    kind: Literal["adaptive", "fixed", "off"] = "adaptive"
+    kind: Annotated[Literal["adaptive", "fixed", "off"], pydantic.BeforeValidator(_off)] = "adaptive"
     """`adaptive` shares ε between the sides of each pair, `fixed` gives it to both, `off` clips nothing."""
     epsilon: float = Field(0.1, ge=0, le=1)
     """The band's width, as a share of the anchor's log-prob (ε_max, or ε where `fixed`)."""
@@ -279,10 +288,20 @@ class Evaluation(Settings):
     chat_template: bool = False
     """Ask through the tokenizer's chat template."""
 
+    @pydantic.field_validator("tasks_batch_size")
+    @classmethod
+    def _requests(cls, value: int | str) -> int | str:
+        if value < 1 if isinstance(value, int) else not re.fullmatch("auto(:[1-9][0-9]*)?", value):
+            raise ValueError("a whole number of 1 or more, or auto")
+        return value
+
     @pydantic.field_validator("tasks", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        # A comma may belong to the name of a task's file.
+        return [value] if Path(value).is_file() else [name.strip() for name in value.split(",") if name.strip()]
 
 
 class Sweep(Settings):
@@ -379,11 +398,16 @@ class Recipe(Settings):
     def training_arguments(self) -> dict[str, Any]:
         return {**TRAINING_DEFAULTS, **self.training}
 
+    @pydantic.field_validator("training")
+    @classmethod
+    def _resolved(cls, training: dict[str, Any]) -> dict[str, Any]:
+        # YAML 1.1 reads an unquoted `no` as false.
+        off = {key: "no" for key, value in training.items() if value is False and key.endswith("_strategy")}
+        return {**TRAINING_DEFAULTS, **training, **off}
+
     def dump(self) -> str:
-        """The resolved recipe as YAML that loads to the same recipe."""
-        document = self.model_dump(mode="json", exclude_none=True)
-        document["training"] = self.training_arguments()
-        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+        """The resolved recipe as YAML that loads to the same recipe: every key, those that are null included."""
+        return write_yaml({**self.model_dump(mode="json"), "training": self.training_arguments()})
 
     def write(self, folder: str | Path) -> None:
         """Write the resolved recipe as ``folder/recipe.yaml``."""

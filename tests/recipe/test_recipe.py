@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.recipe import Recipe, load_recipe, method_for, parse_recipe, parse_value
+from mrpo_pipeline.recipe import TRAINING_DEFAULTS, Recipe, load_recipe, method_for, parse_recipe, parse_value
 from mrpo_pipeline.recipe.check import put
 from mrpo_pipeline.recipe.reference import keys
 
@@ -126,7 +126,7 @@ def test_options_win_over_the_file_and_numbers_without_a_point_are_numbers(tmp_p
     recipe = load_recipe(path, {"method.beta": 0.2, "method.trust_region.kind": "off", "training.seed": 7})
     assert recipe.method.beta == 0.2
     assert (recipe.method.trust_region.kind, recipe.method.trust_region.epsilon) == ("off", 0.3)
-    assert recipe.training == {"learning_rate": 1e-5, "seed": 7}
+    assert recipe.training == {**TRAINING_DEFAULTS, "learning_rate": 1e-5, "seed": 7}
     assert parse_value("1e-4") == 1e-4
 
 
