@@ -2,11 +2,11 @@
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrpo_cli.options import METHOD, PAIRS, takes_recipe
+from mrpo_cli.options import LOSS_KEYS, METHOD, PAIRS, report_unread, takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
@@ -19,6 +19,7 @@ WIDEST = 100
 @takes_recipe(PAIRS, METHOD)
 def audit(
     recipe: "Recipe",
+    overrides: dict[str, Any],
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a reference looks broken.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
 ) -> None:
@@ -29,6 +30,7 @@ def audit(
     from mrpo_pipeline.audit import audit_recipe
     from mrpo_pipeline.errors import RunError
 
+    report_unread(overrides, "mrpo audit", [*LOSS_KEYS, "method.name", "method.aggregate", "method.weights"])
     found = audit_recipe(recipe)
     if as_json:
         print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False))

@@ -1,33 +1,54 @@
 """`mrpo compare`."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+import logging
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrpo_cli.options import COMPARE, METHOD, OUTPUT, PAIRS, TRAINING, takes_recipe
+from mrpo_cli.options import COMPARE, METHOD, OUTPUT, PAIRS, TRAINING, report_ignored, takes_recipe
+from mrpo_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
+
+log = logging.getLogger("mrpo")
 
 
 @takes_recipe(COMPARE, PAIRS, METHOD, TRAINING, OUTPUT)
 def compare(
     recipe: "Recipe",
+    overrides: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Print comparison.json.")] = False,
 ) -> None:
     """Train and evaluate several methods and seeds on one cache, side by side.
 
     DPO against each single reference is always among them, and the verdict says whether several references do better.
     """
-    from mrpo_pipeline.compare import compare_recipe
+    from mrpo_pipeline.compare import compare_recipe, contenders
+    from mrpo_pipeline.recipe import TRAINING_DEFAULTS
 
+    if "training.seed" in overrides:
+        seed = overrides["training.seed"]
+        raise UserError(
+            f"--seed is {seed}: mrpo compare trains with the seeds of compare.seeds ({_seeds(recipe)}), and training.seed has no "
+            f"effect. Expected --seeds. Give --seeds {seed}."
+        )
+    report_ignored(recipe, overrides, [one.method for one in contenders(recipe)])
+    if recipe.training["seed"] not in (TRAINING_DEFAULTS["seed"], *recipe.compare.seeds):
+        log.warning(
+            "training.seed (%s) has no effect: compare.seeds (%s) decides.", recipe.training["seed"], _seeds(recipe)
+        )
     comparison = compare_recipe(recipe)
     if as_json:
         print(json.dumps(comparison.as_dict(), indent=1, ensure_ascii=False))
         return
     print(comparison.table())
     print(f"\nThe report: {comparison.folder / 'report.html'}; tables, figures and runs lie beside it.")
+
+
+def _seeds(recipe: "Recipe") -> str:
+    return ",".join(map(str, recipe.compare.seeds))
 
 
 def register(app: typer.Typer) -> None:

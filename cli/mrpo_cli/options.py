@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import glob
 import inspect
+import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -15,7 +18,9 @@ import typer
 from mrpo_pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from mrpo_pipeline.recipe import Recipe
+    from mrpo_pipeline.recipe import Method, Recipe
+
+log = logging.getLogger("mrpo")
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ METHOD = (
     RecipeOption("--label-smoothing", "method.label_smoothing", float, "For the sigmoid loss."),
     RecipeOption("--sft-weight", "method.sft_weight", float, "Weight of the NLL of the chosen side."),
 )
+LOSS_KEYS = ("method.beta", "method.loss", "method.label_smoothing", "method.sft_weight")
 OUTPUT = (RecipeOption("--output-dir", "output_dir", str, "Where results go."),)
 TASKS = (
     RecipeOption(
@@ -101,21 +107,39 @@ COMPARE = (
 )
 LISTS = {"method.weights", "policy.lora.target_modules", "pairs.train", "pairs.eval"}
 ALWAYS_LISTS = {"compare.seeds"}
+# Options that take a number or a word.
+NUMBER_OR_WORD = {"compare.processes", "evaluation.tasks_batch_size"}
 
 
 def _split(key: str, value: Any) -> Any:
     """``a,b`` as a list where the recipe takes one; ``a`` too where it takes nothing else."""
-    if key not in ALWAYS_LISTS and not (key in LISTS and "," in str(value)):
-        return value
     from mrpo_pipeline.recipe import parse_value
 
-    return [parse_value(part.strip()) for part in str(value).split(",")]
+    if key in NUMBER_OR_WORD:
+        return parse_value(value)
+    if key not in ALWAYS_LISTS and not (key in LISTS and "," in str(value)):
+        return value
+    parts = [part.strip() for part in str(value).split(",")]
+    if key.startswith("pairs."):
+        return parts if all(map(_is_source, parts)) and not _is_source(value) else value
+    return [parse_value(part) for part in parts]
 
 
-def takes_recipe(*groups: tuple[RecipeOption, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _is_source(name: str) -> bool:
+    """Whether pairs could come from a source of this name. A comma may belong to the name of a file or to a URL."""
+    if "://" in name or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return "," not in name
+    return os.path.exists(os.path.expanduser(name)) or bool(glob.glob(os.path.expanduser(name), recursive=True))
+
+
+def takes_recipe(
+    *groups: tuple[RecipeOption, ...], default_recipe: Callable[[Mapping[str, Any]], Path | None] = lambda given: None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the recipe argument, ``--set``, ``--reference`` and groups of recipe options.
 
-    The command itself receives the checked recipe as its first argument.
+    The command itself receives the checked recipe as its first argument; and, where it has a parameter ``overrides``, what
+    the command line sets, by the recipe's dotted keys. ``default_recipe`` gives the recipe's file where none is named, from the
+    command's arguments.
     """
     options = {option.flag[2:].replace("-", "_"): option for group in groups for option in group}
 
@@ -128,7 +152,7 @@ def takes_recipe(*groups: tuple[RecipeOption, ...]) -> Callable[[Callable[..., N
                 "recipe_file",
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
                 default=None,
-                annotation=Annotated[Optional[Path], typer.Argument(metavar="[RECIPE]", help="A YAML file, or a shipped recipe's name.", show_default=False)],  # noqa: E501, UP045
+                annotation=Annotated[Optional[str], typer.Argument(metavar="[RECIPE]", help="A YAML file, or a shipped recipe's name.", show_default=False)],  # noqa: E501, UP045
             ),
             *(
                 inspect.Parameter(
@@ -148,16 +172,21 @@ def takes_recipe(*groups: tuple[RecipeOption, ...]) -> Callable[[Callable[..., N
         ]  # fmt: skip
 
         @functools.wraps(command)
-        def wrapped(recipe_file: Path | None = None, **given: Any) -> None:
+        def wrapped(recipe_file: str | Path | None = None, **given: Any) -> None:
             overrides = {
                 options[name].key: _split(options[name].key, given[name])
                 for name in options
                 if given.get(name) is not None
             }
-            recipe = _load(recipe_file, overrides, given["reference"], given["set_"])
-            command(recipe, **{parameter.name: given[parameter.name] for parameter in own})
+            file = default_recipe(given) if recipe_file is None else recipe_file
+            recipe = _load(file, overrides, given["reference"], given["set_"])
+            arguments = {parameter.name: given[parameter.name] for parameter in own if parameter.name != "overrides"}
+            if len(arguments) < len(own):
+                arguments["overrides"] = overrides
+            command(recipe, **arguments)
 
-        parameters = [added[0], *(p.replace(kind=keyword) for p in own), *added[1:]]
+        shown = [p.replace(kind=keyword) for p in own if p.name != "overrides"]
+        parameters = [added[0], *shown, *added[1:]]
         wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapped
@@ -165,8 +194,8 @@ def takes_recipe(*groups: tuple[RecipeOption, ...]) -> Callable[[Callable[..., N
     return decorate
 
 
-def _load(recipe_file: Path | None, overrides: dict[str, Any], references: list[str], sets: list[str]) -> Recipe:
-    from mrpo_pipeline.recipe import load_recipe, parse_value, shipped_recipes
+def _load(recipe_file: str | Path | None, overrides: dict[str, Any], references: list[str], sets: list[str]) -> Recipe:
+    from mrpo_pipeline.recipe import load_recipe, parse_value
 
     for text in references:
         name, separator, model = text.partition("=")
@@ -176,12 +205,46 @@ def _load(recipe_file: Path | None, overrides: dict[str, Any], references: list[
             raise UserError(
                 f"--reference names {name!r}: on the command line a name has no dot. Leave the dot out, or name it in a recipe."
             )
-        overrides[f"references.{name}.model"] = model
+        key = f"references.{name}.model"
+        if key in overrides:
+            raise UserError(
+                f"--reference names {name} twice, as {overrides[key]} and as {model}: expected a name of its own for each "
+                "reference. Rename one."
+            )
+        overrides[key] = model
     for text in sets:
         key, separator, value = text.partition("=")
         if not (separator and key):
             raise UserError(f"--set is {text!r}: expected KEY=VALUE, such as method.beta=0.2. Correct the option.")
         overrides[key] = parse_value(value)
-    if recipe_file is not None and not os.path.exists(recipe_file):  # Path.exists raises for a name that is too long
-        recipe_file = shipped_recipes().get(str(recipe_file), recipe_file)
-    return load_recipe(recipe_file, overrides)
+    return load_recipe(None if recipe_file is None else _find_recipe(str(recipe_file)), overrides)
+
+
+def _find_recipe(name: str) -> Path:
+    """The recipe's file: a shipped recipe's where the name is one, whatever else is called so here (``./paper`` is the file)."""
+    from mrpo_pipeline.recipe import shipped_recipes
+
+    shipped = shipped_recipes().get(name)
+    if shipped is not None and os.path.isfile(name):
+        log.warning("%s is the recipe that ships; the file of that name here is ./%s.", name, name)
+    return shipped or Path(name)
+
+
+def report_ignored(recipe: Recipe, overrides: dict[str, Any], methods: Sequence[Method] = ()) -> None:
+    """Refuse settings of the command line that have no effect, and report those of the recipe.
+
+    Raises:
+        UserError: naming the first one and the reason.
+    """
+    from mrpo_pipeline.recipe.without_effect import ignored_settings, refuse_ignored
+
+    refuse_ignored(recipe, overrides, methods)
+    for key, reason in ignored_settings(recipe, methods).items() if os.environ.get("RANK", "0") == "0" else ():
+        log.warning("%s has no effect: %s.", key, reason)
+
+
+def report_unread(overrides: dict[str, Any], command: str, keys: Sequence[str]) -> None:
+    """Report settings of the command line that the command does not read."""
+    for key in keys:
+        if key in overrides:
+            log.warning("%s has no effect on %s.", key, command)

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrpo_cli.options import METHOD, PAIRS, SCORING, takes_recipe
+from mrpo_cli.options import LOSS_KEYS, METHOD, PAIRS, SCORING, report_ignored, report_unread, takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
@@ -29,6 +29,7 @@ def score_refs(
 @takes_recipe(PAIRS, METHOD)
 def targets(
     recipe: "Recipe",
+    overrides: dict[str, Any],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The file to write (default: targets.parquet)."),
@@ -42,6 +43,9 @@ def targets(
     """Write, per pair, what stage two trains against; for this project, or with --for for another trainer."""
     from mrpo_pipeline.outputs import check_output_file
 
+    report_ignored(recipe, overrides)
+    if trainer is None:
+        report_unread(overrides, "mrpo targets (without --for)", LOSS_KEYS)
     if output is not None:
         check_output_file(output, "--output", recipe)
     if trainer is not None:

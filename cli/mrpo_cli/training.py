@@ -1,12 +1,12 @@
 """`mrpo train` and `mrpo merge`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mrpo_cli import interrupts
-from mrpo_cli.options import METHOD, OUTPUT, PAIRS, TRAINING, takes_recipe
+from mrpo_cli.options import METHOD, OUTPUT, PAIRS, TRAINING, report_ignored, takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 @takes_recipe(PAIRS, METHOD, TRAINING, OUTPUT)
 def train(
     recipe: "Recipe",
+    overrides: dict[str, Any],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole checkpoint.")] = False,
     check_anchor: Annotated[
         bool,
@@ -25,6 +26,7 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node gpu -m mrpo_cli.main train RECIPE.
     """
+    report_ignored(recipe, overrides)
     if not resume:
         interrupts.go_on_with("--resume")
     from mrpo_pipeline.policy.processes import rank

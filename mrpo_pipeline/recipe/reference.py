@@ -29,7 +29,10 @@ HEAD = """# The recipe, key by key
 One YAML file describes a run, and every command reads the parts it needs. `mrpo recipes` lists the recipes that ship,
 `mrpo recipes copy small` gives you one to edit. Options of the command line win over the file: the common keys have options of their
 own (`--beta`, `--learning-rate`; see `mrpo COMMAND --help`), and `--set method.trust_region.kind=off` sets any key. A key that is
-unknown or ill-typed is an error that names the nearest valid one. The recipe as it was resolved is written beside every result.
+unknown or ill-typed is an error that names the nearest valid one: no text is taken for a number. A setting that changes nothing
+beside the others (ε with the trust region off) is reported, and refused where the command line sets it. The resolved recipe is
+written beside every result, nulls included, and gives the same run. A shipped recipe's name is that recipe, whatever else is called
+so in the current folder; `./NAME` is the file.
 """
 
 _NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything", type(None): "null"}
