@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from mrpo_pipeline.evaluation.preferences import PolicyFigures, device_of_choice
 from mrpo_pipeline.evaluation.samples import Sample, as_markdown, generate, readable
 from mrpo_pipeline.evaluation.task_changes import TaskChange, table_of, task_changes, write_answers
 from mrpo_pipeline.evaluation.tasks import TaskModel, TaskScores, check_tasks, evaluate_tasks
+from mrpo_pipeline.evaluation.trained_with import by_its_method
+from mrpo_pipeline.outputs import check_output_folder
 from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.whole_files import write_whole, write_whole_json
@@ -74,8 +77,15 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def evaluate_recipe(recipe: Recipe, adapter: Path | None = None, *, tasks_only: bool = False) -> Evaluation:
-    """Measure the policy's start and the trained adapter, and write what was found into the adapter's folder.
+def evaluate_recipe(
+    recipe: Recipe,
+    adapter: Path | None = None,
+    *,
+    tasks_only: bool = False,
+    output_dir: Path | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Measure the policy's start and the trained adapter, by the method that the adapter was trained with.
 
     Both are measured on the recipe's held-out pairs and on its ``evaluation.tasks``. A recipe with tasks and without held-out
     pairs is measured on the tasks alone.
@@ -83,6 +93,8 @@ def evaluate_recipe(recipe: Recipe, adapter: Path | None = None, *, tasks_only: 
     Args:
         adapter: the adapter's folder; the recipe's ``output_dir`` where None.
         tasks_only: leave the pairs out; no cache is then needed.
+        output_dir: where results go; the adapter's folder where None.
+        given: settings of the command line, by dotted key: those under ``method`` win over what the adapter was trained with.
 
     Raises:
         UserError: where there is no adapter, nothing to measure on, or a completion is not scored; for an unknown task.
@@ -96,6 +108,10 @@ def evaluate_recipe(recipe: Recipe, adapter: Path | None = None, *, tasks_only: 
             f"{folder} holds no adapter: expected the output folder of `mrpo train`, with adapter_config.json. Train first, "
             "or give --adapter DIR."
         )
+    output = folder if output_dir is None else output_dir
+    if output.resolve() != folder.resolve():
+        _check_output(recipe, output)
+    recipe = by_its_method(recipe, folder, given or {})
     tasks = recipe.evaluation.tasks
     if tasks_only and not tasks:
         raise UserError(
@@ -103,16 +119,28 @@ def evaluate_recipe(recipe: Recipe, adapter: Path | None = None, *, tasks_only: 
         )
     if tasks:
         check_tasks(recipe.evaluation)
-    result = Evaluation(str(folder), adapter=adapter_content(folder))
+    result = Evaluation(str(output), adapter=adapter_content(folder))
     if not tasks_only and not (tasks and recipe.pairs.eval is None and not recipe.pairs.eval_fraction):
-        _measure_on_pairs(recipe, folder, result)
+        _measure_on_pairs(recipe, folder, output, result)
     if tasks:
-        result.tasks, result.asked = _measure_on_tasks(recipe, folder), how_asked(recipe.evaluation)
-    write_whole_json(folder / EVALUATION, result.as_dict())
+        result.tasks, result.asked = _measure_on_tasks(recipe, folder, output), how_asked(recipe.evaluation)
+    if output.resolve() != folder.resolve():
+        recipe.write(output)
+    write_whole_json(output / EVALUATION, result.as_dict())
     return result
 
 
-def _measure_on_pairs(recipe: Recipe, folder: Path, result: Evaluation) -> None:
+def _check_output(recipe: Recipe, output: Path) -> None:
+    """Refuse a folder for results that holds another adapter, whose own results they would take the place of."""
+    check_output_folder(recipe.model_copy(update={"output_dir": str(output)}))
+    if (output / "adapter_config.json").is_file():
+        raise UserError(
+            f"output_dir (--output-dir): {output} holds another adapter, and these results would lie beside it as its own: expected "
+            "a folder without an adapter. Name another one."
+        )
+
+
+def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evaluation) -> None:
     from mrpo_pipeline.cached_logps import open_caches, target_settings
     from mrpo_pipeline.policy.carried import AT_START, read_figures
     from mrpo_pipeline.policy.model import load_policy
@@ -150,10 +178,10 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, result: Evaluation) -> None:
     result.pairs, result.samples = split.counts(), samples
     log.info("eval: %s", in_words(result.pairs))
     result.before, result.after = figures["before"].metrics, figures["after"].metrics
-    write_whole(folder / SAMPLES, as_markdown(samples))
+    write_whole(output / SAMPLES, as_markdown(samples))
 
 
-def _measure_on_tasks(recipe: Recipe, folder: Path) -> list[TaskChange]:
+def _measure_on_tasks(recipe: Recipe, folder: Path, output: Path) -> list[TaskChange]:
     """The harness's figures before and after; every document's answers go to ``tasks/TASK.parquet``."""
     from mrpo_pipeline.stage_two import policy_settings, trained
 
@@ -166,7 +194,7 @@ def _measure_on_tasks(recipe: Recipe, folder: Path) -> list[TaskChange]:
         "before": _start_on_tasks(start, recipe.evaluation.model_dump_json()),
         "after": evaluate_tasks(end, recipe.evaluation, what="tasks after training"),
     }
-    write_answers(scores, folder / ANSWERS)
+    write_answers(scores, output / ANSWERS)
     return task_changes(scores["before"], scores["after"])
 
 
