@@ -62,11 +62,35 @@ def is_hub_name(model: str) -> bool:
 
 
 def no_folder(owner: str, key: str, value: str) -> UserError:
-    """What to say of a path that leads nowhere."""
+    """What to say of a path that leads nowhere, or to a file."""
+    refuse_gguf(owner, value)
     return UserError(
         f"{key}: {value} of {owner} is not there: expected a folder with config.json and safetensors weights, or a hub "
         "name like `organisation/model`. Correct the path (a relative one starts at the folder the command is run in)."
     )
+
+
+def refuse_gguf(owner: str, model: str) -> None:
+    """Refuse a GGUF file, or a folder that holds weights as GGUF alone: neither engine computes its numbers.
+
+    Raises:
+        UserError: naming the file.
+    """
+    try:
+        path = Path(model).expanduser()
+        if path.is_dir() and not any(path.glob("*.safetensors")):
+            path = next(iter(sorted(path.glob("*.gguf"))), path)
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except (OSError, ValueError, RuntimeError):
+        return
+    if magic == b"GGUF":
+        raise UserError(
+            f"model: {path} of {owner} is a GGUF file: expected a folder with config.json, tokenizer files and safetensors "
+            "weights, or a hub name. Name the model that the file was made from; a GGUF holds a quantized copy of it for llama.cpp."
+        )
 
 
 def read_config(owner: str, path: Path) -> dict[str, Any] | None:
@@ -114,6 +138,8 @@ def weight_files(owner: str, folder: Path) -> list[Path] | None:
         files = [folder / name for name in names]
         return files if files and all(path.is_file() for path in files) else None
     files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    if not files:
+        refuse_gguf(owner, str(folder))
     if not files and any(True for pattern in _PICKLES for _ in folder.glob(pattern)):
         raise UserError(
             f"model: {folder} of {owner} holds its weights as pickles only, which can run code when read: expected "

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.references import ModelSource, fetch, resolve, resolve_dtype, same_model
+from mrpo_pipeline.rendering.renderer import Renderer
 
 IDENTITY = {"tokenizer": "k", "template": "t", "end_of_turn": "</s>"}
 COMMITS = ("a" * 40, "b" * 40)
@@ -280,3 +281,14 @@ def test_models_that_are_not_here_are_the_same_by_name_and_revision() -> None:
     assert not same_model(away, replace(away, model="org/other"))
     assert not same_model(away, replace(away, adapter="org/adapter"))
     assert same_model(replace(away, adapter="org/adapter"), replace(away, adapter="org/adapter"))
+
+
+@pytest.mark.parametrize("given", ["model.gguf", "model.bin", "."])
+def test_a_gguf_file_is_refused_by_that_name(tmp_path: Path, given: str) -> None:
+    name = "model.bin" if given == "model.bin" else "model.gguf"
+    (tmp_path / name).write_bytes(b"GGUF\x03\0\0\0")
+    model = str(tmp_path / given)
+    with pytest.raises(UserError, match=rf"{name} of base is a GGUF file.*Name the model that the file was made from"):
+        fetch(ModelSource("base", model))
+    with pytest.raises(UserError, match=rf"{name} of base is a GGUF file"):
+        Renderer.from_pretrained(model, name="base")

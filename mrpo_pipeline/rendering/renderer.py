@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mrpo_pipeline.broken_models import reason_of
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.model_files import locate, read_config
+from mrpo_pipeline.model_files import locate, read_config, refuse_gguf
 from mrpo_pipeline.pairs.identity import parse_prompt
 from mrpo_pipeline.rendering.byte_ends import TokenBytes, byte_ends
 from mrpo_pipeline.rendering.private_clone import CloneSet, PrivateClone, control_tokens, role_markers, text_pieces
@@ -134,6 +134,7 @@ class Renderer:
         from transformers import AutoTokenizer
 
         source = tokenizer or model
+        refuse_gguf(name or model, source)
         folder = locate(source, None if tokenizer else revision)
         if folder is not None:  # files that are there and no JSON are told of by name
             for file in ("config.json", "tokenizer_config.json"):
