@@ -209,7 +209,12 @@ def test_a_byte_token_written_in_the_data_is_text() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "contents"),
-    [("qwen", ["Ġthe", "Ċ", "Ã©"]), ("llama3", ["ĠĠ", "ä¸Ń"]), ("mistral", ["▁the", "▁▁"]), ("metaspace_always", ["▁t"])],
+    [
+        ("qwen", ["Ġthe", "Ċ", "Ã©"]),
+        ("llama3", ["ĠĠ", "ä¸Ń"]),
+        ("mistral", ["▁the", "▁▁"]),
+        ("metaspace_always", ["▁t"]),
+    ],
 )
 def test_encoded_pieces_listed_as_special_are_read_as_the_text_they_stand_for(kind: str, contents: list[str]) -> None:
     vocab = KINDS[kind]().get_vocab()
