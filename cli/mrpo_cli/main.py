@@ -9,6 +9,7 @@ import time
 
 from mrpo_cli import interrupts
 from mrpo_cli.interrupts import INTERRUPTED
+from mrpo_pipeline import python_processes
 
 # The switches by which libraries send no usage reports. Whoever has set one keeps it.
 REPORTS_OFF = {
@@ -25,6 +26,7 @@ FIRST = os.environ.get("RANK", "0") == "0"
 def main() -> None:
     """Run the command; exit code 0 done, 1 failed while running, 2 the user's input is wrong, 130 interrupted."""
     interrupts.before_work()
+    python_processes.forget_current_folder()
     # Nothing is sent anywhere: the libraries' usage reports are off before any of them loads.
     for name, value in REPORTS_OFF.items():
         os.environ.setdefault(name, value)

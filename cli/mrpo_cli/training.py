@@ -24,7 +24,7 @@ def train(
 ) -> None:
     """Stage two: train the policy with LoRA against the cached references.
 
-    On several GPUs: torchrun --nproc-per-node gpu -m mrpo_cli.main train RECIPE.
+    On several GPUs: torchrun --nproc-per-node gpu $(which mrpo) train RECIPE.
     """
     report_ignored(recipe, overrides)
     if not resume:

@@ -22,6 +22,7 @@ from mrpo_pipeline.compare.job import LOG, Job, run_job
 from mrpo_pipeline.compare.places import Places
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.progress import track
+from mrpo_pipeline.python_processes import child_environment, module_command
 
 log = logging.getLogger("mrpo")
 
@@ -171,13 +172,13 @@ class _Crew:
     def _start(self, place: int) -> _Worker:
         words = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         process = subprocess.Popen(
-            [sys.executable, "-m", "mrpo_pipeline.compare.worker"],
+            module_command("mrpo_pipeline.compare.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=words,
             text=True,
             encoding="utf-8",
-            env={**os.environ, **self.places.environment(place)},
+            env={**child_environment(), **self.places.environment(place)},
             # Ctrl-C reaches this process alone, which then ends the others.
             start_new_session=True,
         )

@@ -26,6 +26,7 @@ from mrpo_pipeline.engines.vllm_causes import cause
 from mrpo_pipeline.engines.vllm_environment import environment
 from mrpo_pipeline.engines.vllm_options import check_here
 from mrpo_pipeline.errors import ProcessDiedError, RunError, UserError
+from mrpo_pipeline.python_processes import module_command
 from mrpo_pipeline.references import ModelSource, resolve, resolve_dtype
 
 # A block must be large enough that the engine's process is never left with less than a step's tokens.
@@ -188,7 +189,7 @@ class VllmEngine:
         quiet = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING").upper() not in ("DEBUG", "INFO")
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mrpo_pipeline.engines.vllm_process", str(theirs.fileno())],
+                module_command("mrpo_pipeline.engines.vllm_process", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log if quiet else sys.stderr.fileno(),

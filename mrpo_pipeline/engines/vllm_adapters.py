@@ -12,6 +12,7 @@ from typing import Any
 
 from mrpo_pipeline.engines.merging import EXPECTED, NOT_MERGEABLE
 from mrpo_pipeline.errors import RunError
+from mrpo_pipeline.python_processes import child_environment, module_command
 
 # Ranks that vLLM's `max_lora_rank` may be; a smaller adapter is padded to the next.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -152,12 +153,15 @@ def _merge(settings: dict[str, Any], folder: Path) -> None:
     wanted = ("model", "revision", "adapter", "dtype", "trust_remote_code")
     given = {name: settings[name] for name in wanted} | {"folder": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-m", "mrpo_pipeline.engines.merging", json.dumps(given)],
+        module_command("mrpo_pipeline.engines.merging", json.dumps(given)),
         check=False,
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr.fileno(),
         stderr=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=child_environment(),
     )
     if done.returncode == 0:
         return

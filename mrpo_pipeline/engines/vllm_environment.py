@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mrpo_pipeline.python_processes import child_environment
+
 
 def environment(threads: int, options: Mapping[str, Any]) -> dict[str, str]:
     """The engine process's environment: nothing sent anywhere, quiet, and one process where that is enough."""
-    variables = dict(os.environ)
+    variables = child_environment()
     variables |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     variables.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not has_gpu():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from mrpo_pipeline.plan.collector import (
     write_task,
 )
 from mrpo_pipeline.prepare import hold_out
+from mrpo_pipeline.python_processes import child_environment, module_command
 from mrpo_pipeline.recipe import Pairs
 
 log = logging.getLogger("mrpo")
@@ -167,8 +167,11 @@ def _read_together(
         for place, part in zip(places, parts[1:], strict=True):
             place.mkdir()
             write_task(place, part, options, limits, salts)
-        command = [sys.executable, "-m", "mrpo_pipeline.plan.collector"]
-        children = [subprocess.Popen([*command, str(place)], stderr=subprocess.DEVNULL) for place in places]
+        command = module_command("mrpo_pipeline.plan.collector")
+        children = [
+            subprocess.Popen([*command, str(place)], stderr=subprocess.DEVNULL, env=child_environment())
+            for place in places
+        ]
         try:
             own = collect(parts[0], options, limits, salts)
             failed = [child.wait() for child in children]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import marshal
+import json
 import os
 import select
 import signal
@@ -86,7 +86,7 @@ class Watched:
             if self._refused:
                 raise TemplateLimitError(self._refused)
             try:
-                return self._result(marshal.dumps(given))
+                return self._result(json.dumps(given).encode())
             except TemplateLimitError as error:
                 self._refused = str(error)
                 self._end()
@@ -159,9 +159,8 @@ class _Process:
         _write(self._requests, given)
         if not self._poll.poll(1000 * _LOOK_EVERY):
             self._watch()
-        answer = marshal.loads(_read(self._answers))  # noqa: S302 (of our own process)
-        assert isinstance(answer, tuple)
-        return answer
+        kind, message, seconds = json.loads(_read(self._answers))
+        return kind, message, seconds
 
     def _watch(self) -> None:
         """Wait for an answer that takes long."""
@@ -202,7 +201,7 @@ def _serve(function: Callable[..., str], requests: int, answers: int, parent: in
     try:
         _stand_apart(parent, requests, answers)
         while True:
-            given = marshal.loads(_read(requests))  # noqa: S302 (of our own process)
+            given = json.loads(_read(requests))
             began = time.process_time()
             try:
                 kind, message = "", function(*given)
@@ -212,7 +211,7 @@ def _serve(function: Callable[..., str], requests: int, answers: int, parent: in
                 kind, message = "MemoryError", ""
             except Exception as error:
                 kind, message = type(error).__name__, str(error)[:10_000]
-            _write(answers, marshal.dumps((kind, message, time.process_time() - began)))
+            _write(answers, json.dumps((kind, message, time.process_time() - began)).encode())
     except BaseException:
         os._exit(1)
 

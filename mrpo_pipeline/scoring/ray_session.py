@@ -58,7 +58,7 @@ def ray_session(where: Literal["local", "ray"], *, cores: int) -> Iterator[Any]:
         return
     settings = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
     if where == "ray":
-        with _own_signals():
+        with _own_signals(), tempfile.TemporaryDirectory() as empty, _in_folder(empty):
             _join(ray, settings)
         try:
             yield ray
@@ -70,7 +70,7 @@ def ray_session(where: Literal["local", "ray"], *, cores: int) -> Iterator[Any]:
         _environment(_token()),
     ):
         try:
-            with _own_signals():
+            with _own_signals(), _in_folder(folder):
                 ray.init(
                     address="local",
                     num_cpus=cores,
@@ -147,6 +147,18 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _in_folder(folder: str) -> Iterator[None]:
+    """Ray puts the folder in which it is started first on its workers' module path: a module of that name that lies there
+    would be run in place of the standard library's."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextmanager
