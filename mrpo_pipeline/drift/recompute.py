@@ -41,8 +41,8 @@ class PlainModel:
     def __init__(self, source: ModelSource, device: str | None = None) -> None:
         import torch
 
-        from mrpo_pipeline.engines.context import context_length
         from mrpo_pipeline.engines.loading import EIGHT_BIT, FOUR_BIT, load_model
+        from mrpo_pipeline.head.context import context_length
 
         self._name = source.name
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

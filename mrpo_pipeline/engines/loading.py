@@ -30,10 +30,13 @@ def load_model(
     quantization), `int8` (bitsandbytes).
 
     Raises:
-        UserError: a quantization that transformers is not asked for by a known name, or a model that cannot be opened.
+        UserError: a quantization that transformers is not asked for by a known name, a model that cannot be opened, or one
+            that is not causal.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from mrpo_pipeline.head.causality import require_causal
 
     dtype = resolve_dtype(source)
     settings: dict[str, Any] = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
@@ -65,7 +68,8 @@ def load_model(
         with told(what, "expected a LoRA adapter that was trained from this model. Correct `adapter` or `model`."):
             model = put_adapter(model, source.adapter)
     model.requires_grad_(False)
-    return model.eval(), dtype
+    require_causal(model.eval(), f"{source.model} of {source.name}", dtype)
+    return model, dtype
 
 
 def _quantization(source: ModelSource, dtype: torch.dtype) -> Any:

@@ -10,8 +10,8 @@ import numpy as np
 
 from mrpo_pipeline.engines.base import LogProbs, ScoringRequest, check_finite, check_requests, refuse_unknown
 from mrpo_pipeline.engines.batches import BATCH_TOKENS, pack
-from mrpo_pipeline.engines.context import context_length
 from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.head.context import context_length
 from mrpo_pipeline.references import ModelSource
 
 if TYPE_CHECKING:

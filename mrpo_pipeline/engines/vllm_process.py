@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrpo_pipeline.engines.base import refuse_unknown
-from mrpo_pipeline.engines.context import context_length
 from mrpo_pipeline.engines.merging import probe_ids
 from mrpo_pipeline.engines.messages import receive, send, split
 from mrpo_pipeline.engines.vllm_adapters import UnsupportedError, adapt
@@ -32,6 +31,7 @@ from mrpo_pipeline.engines.vllm_arguments import engine_arguments, inspect_here
 from mrpo_pipeline.engines.vllm_causes import plain
 from mrpo_pipeline.engines.vllm_options import checked, vllm_quantization
 from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.head.context import context_length
 
 # How far two ways through one model may be apart, mean over the tokens of a probe, in nats. A part of the model left out, or
 # a row too far, is further.
@@ -194,7 +194,10 @@ class Scorer:
         whole, half = found[0], found[1]
         apart = float(np.abs(whole[: len(half)] - half).mean())
         if not apart <= self._same:
-            raise MisalignedError(f"those of its first half, scored beside it, are {apart:.2g} nats per token away")
+            raise MisalignedError(
+                f"those of its first half, scored beside it, are {apart:.2g} nats per token away, as where a model sees what follows "
+                "(a masked or bidirectional one) or log-probs are given to other tokens than theirs"
+            )
         return whole
 
     def _leave_dense(self, why: str) -> None:

@@ -58,6 +58,7 @@ def evaluate_policy(
     import torch
 
     from mrpo_pipeline.head import Head
+    from mrpo_pipeline.head.causality import require_causal
     from mrpo_pipeline.policy.batches import AllOnce, PairLoader
     from mrpo_pipeline.policy.broken_step import require_finite_sums
     from mrpo_pipeline.policy.forward import PolicyForward, to_device
@@ -67,6 +68,7 @@ def evaluate_policy(
     model.eval()
     parameter = next(model.parameters())
     dtype = str(parameter.dtype).removeprefix("torch.")
+    require_causal(model, "of the policy", dtype)
     forward = PolicyForward(Head.of(model))
     sums = torch.full((2, len(examples)), torch.nan, dtype=torch.float64)
     seen = 0

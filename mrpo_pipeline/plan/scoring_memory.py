@@ -7,8 +7,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from mrpo_pipeline.engines.batches import BATCH_TOKENS
-from mrpo_pipeline.engines.context import context_length
 from mrpo_pipeline.engines.vllm_settings import choose_sizes, first_model_length, kv_bytes_per_token
+from mrpo_pipeline.head.context import context_length
 from mrpo_pipeline.plan.architecture import ITEM_BYTES, Architecture, empty_model, weight_bytes
 from mrpo_pipeline.plan.live_bytes import LiveBytes, head_for, on_fake_device
 from mrpo_pipeline.plan.machine import Machine

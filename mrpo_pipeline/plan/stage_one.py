@@ -12,8 +12,8 @@ import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.engines import engine_available
-from mrpo_pipeline.engines.context import context_length
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.head.context import context_length
 from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.plan.architecture import Architecture, describe, empty_model, read_model_config
 from mrpo_pipeline.plan.cache_bytes import ASSUMED_ERROR, KNOWN_ERROR, RowToScore, bytes_per_token

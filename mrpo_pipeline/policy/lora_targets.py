@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.head.probe import ordinary_ids
+from mrpo_pipeline.head.probe import ordinary_ids, special_ids
 
 ALL_LINEAR = "all-linear"
 
@@ -120,7 +120,8 @@ def _called_modules(model: Any) -> set[str] | None:
     model.eval()
     try:
         device = model.get_input_embeddings().weight.device
-        ids = torch.from_numpy(ordinary_ids(model, _PROBE_LENGTH))[None].to(device)
+        rows = int(model.get_input_embeddings().weight.shape[0])
+        ids = torch.from_numpy(ordinary_ids(rows, special_ids(model.config.to_dict()), _PROBE_LENGTH))[None].to(device)
         with torch.no_grad():
             model(input_ids=ids, use_cache=False)
     except Exception:  # whatever an architecture raises; its names decide then

@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from mrpo_pipeline.adapters import saves_embeddings
 from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.head import Head
+from mrpo_pipeline.head.causality import require_causal
 from mrpo_pipeline.policy import checkpoints
 from mrpo_pipeline.policy.batches import AllOnce, Measure, PairLoader, Steps, StepSampler, token_limit
 from mrpo_pipeline.policy.broken_step import broken_step, broken_weights, require_finite_sums
@@ -82,6 +83,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             callbacks=callbacks,
         )
         self.head = head
+        require_causal(model.eval(), "of the policy", str(next(head.model.parameters()).dtype).removeprefix("torch."))
         # A fresh peft model calls itself training over a base that is not; `training_step` goes by what it says.
         model.eval()
         self.fast = fast or FastPaths()

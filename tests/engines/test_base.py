@@ -9,9 +9,9 @@ import pytest
 
 from mrpo_pipeline.engines import ScoringRequest, engine_available, open_engine
 from mrpo_pipeline.engines.base import check_finite, check_requests
-from mrpo_pipeline.engines.context import context_length
 from mrpo_pipeline.engines.messages import receive, send, split
 from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.head.context import context_length
 from mrpo_pipeline.references import ModelSource
 
 
