@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.sources import find_files
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.recipe.plain_yaml import read_yaml, write_yaml
+
+log = logging.getLogger("mrpo")
 
 
 def check_output_folder(recipe: Recipe) -> None:
@@ -37,6 +40,27 @@ def check_output_folder(recipe: Recipe) -> None:
             f"output_dir (--output-dir): {own} was written by hand, and the resolved recipe would take its place: expected a folder "
             "of its own for results. Name another one, or rename that file."
         )
+
+
+def report_earlier_run(folder: Path) -> None:
+    """Log what an earlier run left in the output folder of one that starts anew, and what ``--resume`` would do."""
+    from mrpo_pipeline.policy.checkpoints import checkpoints, read_marker
+
+    finished = (folder / "adapter_model.safetensors").is_file() and (folder / "train_results.json").is_file()
+    whole = [path.name for path in checkpoints(folder) if read_marker(path) is not None]
+    if not (finished or whole):
+        return
+    resume = (
+        f"--resume would continue from {whole[-1]}"
+        if whole
+        else "it left no checkpoint that --resume could continue from"
+    )
+    if finished:
+        resume = "with --resume its training would not be repeated where nothing was changed" if whole else resume
+    log.warning(
+        "%s holds %s run. This one starts anew and replaces its results; %s. Give another --output-dir to keep them.",
+        folder, "a finished" if finished else "an interrupted", resume,
+    )  # fmt: skip
 
 
 def check_output_file(path: Path, key: str, recipe: Recipe) -> None:

@@ -26,7 +26,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.losses import check_loss
 from mrpo_pipeline.model_files import locate
 from mrpo_pipeline.objectives import check_objectives, first_weight
-from mrpo_pipeline.outputs import check_output_folder
+from mrpo_pipeline.outputs import check_output_folder, report_earlier_run
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
 from mrpo_pipeline.prepare import Prepared, prepare_splits
@@ -164,6 +164,9 @@ def train_recipe(recipe: Recipe, *, resume: bool = False, check_anchor: bool = T
     training = recipe.training_arguments()
     join(training)
     speak_once()
+    check_training(recipe)
+    if rank() == 0 and not resume:
+        report_earlier_run(Path(recipe.output_dir))
     given = read_once(
         lambda: _training_input(recipe, check_anchor=check_anchor),
         _TrainingInput.write,
@@ -198,6 +201,22 @@ def train_recipe(recipe: Recipe, *, resume: bool = False, check_anchor: bool = T
         log.info("%s: %s", split, in_words(counts))
     leave()
     return results
+
+
+def check_training(recipe: Recipe) -> Any:
+    """Refuse settings under ``training`` that cannot be on this machine, before pairs are read and a model loads.
+
+    Returns:
+        ``transformers.TrainingArguments``.
+    """
+    from mrpo_pipeline.policy.arguments import fast_paths, training_arguments
+    from mrpo_pipeline.quiet import quiet_libraries
+
+    training = recipe.training_arguments()
+    evaluates = bool(recipe.pairs.eval or recipe.pairs.eval_fraction)
+    fast_paths(training)
+    with quiet_libraries():
+        return training_arguments(training, recipe.output_dir, dtype="float32", evaluates=evaluates, report=False)
 
 
 @dataclass

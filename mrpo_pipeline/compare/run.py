@@ -23,7 +23,7 @@ from mrpo_pipeline.counting import in_words
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.outputs import check_output_folder
 from mrpo_pipeline.recipe import Recipe
-from mrpo_pipeline.stage_two import Split, check_method, load_splits, policy_settings
+from mrpo_pipeline.stage_two import Split, check_method, check_training, load_splits, policy_settings
 from mrpo_pipeline.whole_files import write_whole_json
 
 log = logging.getLogger("mrpo")
@@ -45,6 +45,7 @@ def compare_recipe(recipe: Recipe) -> Comparison:
         UserError: for a recipe, pairs or caches that are wrong.
         RunError: where a run failed; what is finished is kept, and a comparison of it is written where one can be made.
     """
+    from mrpo_pipeline.policy.argument_checks import require_full_batch
     from mrpo_pipeline.policy.processes import refuse_several
     from mrpo_pipeline.report import write_report
 
@@ -60,8 +61,10 @@ def compare_recipe(recipe: Recipe) -> Comparison:
             "The recipe has a compare.sweep and no third split to choose by: a setting chosen on the held-out pairs would flatter "
             "itself there. Expected pairs.weights_fraction above 0, 0.1 say. Set it, or take the sweep out."
         )
+    arguments = check_training(recipe)
     caches = open_caches(recipe)
     splits = load_splits(recipe, caches, "train", "eval")
+    require_full_batch(arguments, splits["train"].pairs.frame.height)
     folder = Path(recipe.output_dir)
     recipe.write(folder)
     _write_held_out(folder / "held_out.parquet", splits["eval"].pairs)

@@ -30,6 +30,9 @@ METRICS = (
 )
 SHARES = ("rewards/accuracies", "accuracy/policy", "accuracy/policy_per_token", "accuracy/anchor")
 
+# What an evaluation logs, with `eval_` before each.
+EVALUATED = ("loss", *METRICS, *(f"{name}_ties" for name in METRICS if name in SHARES), "num_tokens")
+
 
 class PairLosses(NamedTuple):
     """(B,) each; the rewards carry no gradient."""

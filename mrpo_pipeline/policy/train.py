@@ -69,10 +69,12 @@ def train_policy(
     dtype = base_dtype(policy.dtype, load_config(policy))
     with quiet_libraries():
         from mrpo_pipeline.policy.anchor import StartCheck
+        from mrpo_pipeline.policy.argument_checks import require_full_batch
         from mrpo_pipeline.policy.arguments import fast_paths, training_arguments
 
         fast = fast_paths(training)
         arguments = training_arguments(training, output_dir, dtype=dtype, evaluates=bool(eval_examples))
+        require_full_batch(arguments, len(examples))
         identity = checkpoints.run_identity(examples, _identifying(policy), dataclasses.asdict(method), arguments)
         checkpoint = checkpoints.last_whole(output_dir, identity) if resume else None
         if resume:

@@ -177,11 +177,15 @@ def _check_training(training: Mapping[str, Any], where: str) -> None:
     from transformers import TrainingArguments
 
     from mrpo_pipeline.policy.settings import FastPaths
-    from mrpo_pipeline.recipe.training_bounds import out_of_bounds
+    from mrpo_pipeline.recipe.training_bounds import RENAMED, out_of_bounds
 
     own = typing.get_type_hints(FastPaths)
     valid = {field.name for field in dataclasses.fields(TrainingArguments) if field.init} - {"output_dir"} | own.keys()
     for key in training:
+        if key not in valid and key in RENAMED:
+            raise UserError(
+                f"Unknown key `training.{key}` in {where}: expected {RENAMED[key]}. Correct it, or take it out."
+            )
         if key not in valid:
             near = difflib.get_close_matches(str(key), sorted(valid), n=1, cutoff=0.0)
             raise UserError(

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mrpo_pipeline.recipe.settings import TRAINING_DEFAULTS, Recipe
+from mrpo_pipeline.recipe.training_bounds import UNREAD
 
 HEAD = """# The recipe, key by key
 
@@ -76,6 +77,7 @@ def _about(model: type[BaseModel]) -> str:
 
 def _training() -> str:
     """What is ours under ``training``; the rest is transformers'."""
+    from mrpo_pipeline.policy.argument_checks import REFUSED
     from mrpo_pipeline.policy.settings import FastPaths
 
     defaults = ", ".join(f"`{key}: {_plain(value)}`" for key, value in TRAINING_DEFAULTS.items())
@@ -93,6 +95,10 @@ def _training() -> str:
             for one in fields(FastPaths)
         ),
     ]
+    lines += ["", "These are refused, for what they do does not fit this trainer:", ""]
+    lines += [f"- `{key}`: {_cell(reason)}" for key, reason in REFUSED.items()]
+    lines += ["", "These change nothing, which is reported where one is given:", ""]
+    lines += [f"- `{key}`: {reason}." for key, reason in UNREAD.items()]
     return "\n".join(lines)
 
 

@@ -19,14 +19,25 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "eval_steps": (0, False),
     "save_steps": (0, False),
     "dataloader_num_workers": (0, True),
+    "dataloader_prefetch_factor": (1, True),
+    "save_total_limit": (0, True),
+    "eval_delay": (0, True),
+    "adam_beta1": (0, True),
+    "adam_beta2": (0, True),
+    "adam_epsilon": (0, True),
+    "neftune_noise_alpha": (0, True),
+    "torch_empty_cache_steps": (1, True),
+    "ddp_timeout": (1, True),
+    "ddp_bucket_cap_mb": (1, True),
 }
+_BELOW_ONE = ("adam_beta1", "adam_beta2")
 _SEEDS = ("seed", "data_seed")
 MAX_SEED = 2**32 - 1  # numpy's
 
 
 def out_of_bounds(key: str, value: Any) -> str | None:
     """What was expected of a value that its key cannot have; None where there is nothing against it."""
-    from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+    from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
     from transformers.training_args import OptimizerNames
 
     if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and key != "max_grad_norm")):
@@ -38,15 +49,63 @@ def out_of_bounds(key: str, value: Any) -> str | None:
         least, will_do = _LEAST[key]
         if value < least or (value == least and not will_do):
             return f"{'at least' if will_do else 'more than'} {least:g}"
+    if number and key in _BELOW_ONE and value >= 1:
+        return "less than 1"
+    if number and key == "max_steps" and value != -1 and value < 1:
+        return "at least 1, or -1 for as many as training.num_train_epochs takes"
     choices = {
         "lr_scheduler_type": SchedulerType,
         "save_strategy": SaveStrategy,
         "eval_strategy": IntervalStrategy,
         "logging_strategy": IntervalStrategy,
         "optim": OptimizerNames,
+        "hub_strategy": HubStrategy,
     }.get(key)
     if choices is not None and isinstance(value, str):
         names = [one.value for one in choices]
         if value not in names:
             return f"one of {', '.join(names)}"
     return None
+
+
+# Keys that transformers had, or that its documentation speaks of elsewhere, and what stands for them.
+RENAMED = {
+    "group_by_length": "train_sampling_strategy: group_by_length",
+    "warmup_ratio": "warmup_steps, a share where below 1",
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "overwrite_output_dir": "no key: a run without --resume starts anew",
+    "save_safetensors": "no key: weights are always safetensors",
+    "max_seq_length": "limits.max_length",
+    "max_length": "limits.max_length",
+    "max_prompt_length": "limits.max_prompt_length",
+    "beta": "method.beta",
+    "loss_type": "method.loss",
+    "label_smoothing": "method.label_smoothing",
+}
+
+# Keys that change nothing in this trainer, and why.
+UNREAD = {
+    "prediction_loss_only": "evaluation here has one path",
+    "eval_do_concat_batches": "evaluation here keeps sums alone",
+    "eval_use_gather_object": "evaluation here keeps sums alone",
+    "eval_accumulation_steps": "evaluation here keeps sums alone",
+    "include_for_metrics": "the metrics are this project's",
+    "batch_eval_metrics": "the metrics are this project's",
+    "remove_unused_columns": "batches are this project's",
+    "label_names": "batches are this project's",
+    "length_column_name": "lengths are those of the pairs",
+    "average_tokens_across_devices": "a step's loss is divided by its pairs, over all processes",
+    "include_num_input_tokens_seen": "tokens are always counted",
+    "logging_nan_inf_filter": "a loss that is not finite ends the run",
+    "dataloader_multiprocessing_context": "the loader is this project's",
+    "dataloader_in_order": "the loader is this project's",
+    "torch_empty_cache_steps": "the step is this project's",
+    "liger_kernel_config": "use_liger_kernel is refused",
+    "do_train": "the command decides",
+    "do_eval": "pairs.eval and training.eval_strategy decide",
+    "do_predict": "the command decides",
+    "local_rank": "the launcher decides",
+}

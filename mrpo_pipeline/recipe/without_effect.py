@@ -7,6 +7,7 @@ from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe.settings import TRAINING_DEFAULTS, Method, Recipe
+from mrpo_pipeline.recipe.training_bounds import UNREAD
 
 # Values that ask for nothing, so that it does no harm where nothing can be done.
 _NEUTRAL = {"method.trust_region.kind": "off", "method.compatibility": "none"}
@@ -93,6 +94,11 @@ def _in_method(method: Method, references: int) -> Iterator[tuple[str, str]]:
 
 def _in_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
     training: Mapping[str, Any] = recipe.training_arguments()
+    for key in UNREAD.keys() & training.keys():
+        yield f"training.{key}", UNREAD[key]
+    for key in ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"):
+        if training.get(key) and not training.get("push_to_hub"):
+            yield f"training.{key}", "training.push_to_hub is false"
     strategies = {"eval": "no", "save": "steps", "logging": "steps"}
     for what, usual in strategies.items():
         strategy = training.get(f"{what}_strategy", usual)
