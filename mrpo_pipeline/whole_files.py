@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -45,6 +46,38 @@ def whole_file(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder of the same name to fill; when the block ends well, it takes its place.
+
+    Nothing is left of it otherwise, nor of folders above it that were made for it.
+
+    Raises:
+        OSError: where the disk refuses, or there is something else under the name than an empty folder: it stays as it is.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, f".{path.name}-")
+    outer = path.with_name(f".{path.name}-{temporary_name()}")
+    inner = outer / path.name
+    done = False
+    try:
+        inner.mkdir(parents=True)
+        yield inner
+        for file in sorted(inner.rglob("*")):
+            sync_folder(file) if file.is_dir() else sync_file(file)
+        if path.is_dir():
+            path.rmdir()
+        os.rename(inner, path)
+        done = True
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
+        for folder in [] if done else made:
+            with suppress(OSError):
+                folder.rmdir()
+    sync_folder(path.parent)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text in UTF-8, whole or not at all. Raises OSError as ``whole_file`` does."""
     with whole_file(path) as temporary:
@@ -62,7 +95,7 @@ def temporary_name() -> str:
 
 
 def remove_leftovers(folder: Path, prefix: str = "") -> int:
-    """Remove the temporary files of processes that are dead, and those of other machines that are too old to belong to anyone.
+    """Remove the temporary files and folders of processes that are dead, and those of other machines that are too old to belong to anyone.
 
     Those of this machine's living processes stay whatever their age: clocks jump. Where one may not be removed it stays, too.
 
@@ -84,7 +117,7 @@ def remove_leftovers(folder: Path, prefix: str = "") -> int:
             else:
                 abandoned = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
             if abandoned:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
                 removed += 1
     return removed
 

@@ -1,5 +1,6 @@
 """`mrpo train` and `mrpo merge`."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,14 +43,29 @@ def train(
 
 
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="The folder of `mrpo train`.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged checkpoint.")],
+    adapter: Annotated[Path, typer.Argument(help="The folder of `mrpo train`, or one of its checkpoints.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged checkpoint, a new one.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base: folder or hub name; what the adapter names if not given.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the merged weights: auto is the base's own.")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the base.")
+    ] = False,
 ) -> None:
-    """Write adapter and base as one plain checkpoint."""
+    """Write adapter and base as one plain checkpoint, and compare its log-probs with the adapted model's."""
     from mrpo_pipeline.policy.merge import merge_adapter
 
-    merge_adapter(adapter, output)
-    print(f"The merged model lies in {output}")
+    merged = merge_adapter(adapter, output, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
+    for notice in merged.notices:
+        print(f"mrpo: {notice}", file=sys.stderr)
+    found = merged.differences
+    print(
+        f"The adapter changes log-probs by {found.effect:.2g} nats per token; merged, they differ by {found.rounding:.2g} more."
+    )
+    print(
+        f"The merged model is in {output} ({merged.dtype}); it loads as any model: `model: {output}` in a recipe, say."
+    )
 
 
 def register(app: typer.Typer) -> None:

@@ -21,13 +21,16 @@ EIGHT_BIT = ("int8", "8bit", "bitsandbytes-8bit")
 
 
 def load_model(
-    source: ModelSource, *, device: torch.device, attn_implementation: str | None = None
+    source: ModelSource, *, device: torch.device, attn_implementation: str | None = None, prefix: str | None = None
 ) -> tuple[PreTrainedModel, str]:
     """The model in eval mode on `device`, no cache, nothing trainable; and the dtype's name.
 
     An adapter stays an adapter (unmerged), so that a policy starting from it computes the very same numbers.
     Quantizations: None (or what the checkpoint itself carries: AWQ, GPTQ, FP8), `nf4` (bitsandbytes 4-bit, double
     quantization), `int8` (bitsandbytes).
+
+    Args:
+        prefix: how messages begin, "reference NAME: " if not given.
 
     Raises:
         UserError: a quantization that transformers is not asked for by a known name, a model that cannot be opened, or one
@@ -46,7 +49,8 @@ def load_model(
     folder = locate(source.model, source.revision)
     if folder is not None:
         check_tensors(source.name, folder)
-    what = f"reference {source.name}: the model {source.model} cannot be loaded"
+    prefix = f"reference {source.name}: " if prefix is None else prefix
+    what = f"{prefix}the model {source.model} cannot be loaded"
     with told(
         what, "expected a causal language model that transformers knows, whole. Fetch it again, or name another."
     ):
@@ -64,7 +68,7 @@ def load_model(
     if getattr(model, "hf_device_map", None) is None and getattr(model, "quantization_method", None) is None:
         model = model.to(device)
     if source.adapter is not None:
-        what = f"reference {source.name}: the adapter {source.adapter} can't be put on {source.model}"
+        what = f"{prefix}the adapter {source.adapter} can't be put on {source.model}"
         with told(what, "expected a LoRA adapter that was trained from this model. Correct `adapter` or `model`."):
             model = put_adapter(model, source.adapter)
     model.requires_grad_(False)

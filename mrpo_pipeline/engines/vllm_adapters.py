@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.engines.merging import EXPECTED, NOT_MERGEABLE
+from mrpo_pipeline.adapters import file_tensors
 from mrpo_pipeline.errors import RunError
+from mrpo_pipeline.merging import EXPECTED, NOT_MERGEABLE
 from mrpo_pipeline.python_processes import child_environment, module_command
 
 # Ranks that vLLM's `max_lora_rank` may be; a smaller adapter is padded to the next.
@@ -32,7 +32,8 @@ class Adapted:
         model: folder or hub name of the weights; revision: of a hub name.
         request: vLLM's LoRA request for every text, where the adapter is served as one.
         arguments: what `EngineArgs` needs for that.
-        expected: log-probs of `merging.probe_ids` by transformers, where the adapter was merged.
+        expected: log-probs of `merging.probe_ids(vocab_size)` by transformers, where the adapter was merged.
+        vocab_size: of the merged model, None where nothing was merged.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Adapted:
     request: Any = None
     arguments: dict[str, Any] = field(default_factory=dict)
     expected: list[float] | None = None
+    vocab_size: int | None = None
     notices: list[str] = field(default_factory=list)
 
 
@@ -82,7 +84,7 @@ def adapt(settings: dict[str, Any], config: Any) -> Adapted:
     _merge(settings, folder)
     expected = json.loads((folder / EXPECTED).read_text(encoding="utf-8"))
     notice = f"the adapter {path} was merged into its model for vLLM, in float32: {reason}"
-    return Adapted(str(folder), None, expected=expected, notices=[notice])
+    return Adapted(str(folder), None, expected=expected["logps"], vocab_size=expected["vocab_size"], notices=[notice])
 
 
 def why_not_served(path: str, vocab_size: int, rank: int) -> str | None:
@@ -97,8 +99,8 @@ def why_not_served(path: str, vocab_size: int, rank: int) -> str | None:
     if rank > _RANKS[-1]:
         return f"its rank is {rank}, and vLLM's largest {_RANKS[-1]}"
     touched, whole = set(), set()
-    for module, kind, shape in _tensors(path):
-        if kind is None:
+    for module, kind, shape in file_tensors(Path(path)):
+        if kind is None or kind == "token_adapter":
             whole.add(module)
             continue
         head = kind == "lora_B" and shape[0] >= vocab_size  # by whatever name
@@ -123,25 +125,7 @@ def why_not_served(path: str, vocab_size: int, rank: int) -> str | None:
 
 def _targets(path: str) -> list[str]:
     """The last parts of the names of the modules that an adapter changes."""
-    return sorted({module.rsplit(".", 1)[-1] for module, _, _ in _tensors(path)})
-
-
-def _tensors(path: str) -> Iterator[tuple[str, str | None, list[int]]]:
-    """(module, kind, shape) of every tensor in an adapter's file; kind is None for a weight or bias saved whole."""
-    from safetensors import safe_open
-
-    with safe_open(str(Path(path) / "adapter_model.safetensors"), framework="np") as file:
-        for name in file.keys():  # noqa: SIM118 - not a mapping
-            yield *_split(name), file.get_slice(name).get_shape()
-
-
-def _split(name: str) -> tuple[str, str | None]:
-    """(module, kind) of a tensor in an adapter's file; kind is None for a weight or bias saved whole."""
-    parts = name.removeprefix("base_model.model.").split(".")
-    for place, part in enumerate(parts):
-        if part.startswith("lora_"):
-            return ".".join(parts[:place]), part
-    return ".".join(part for part in parts[:-1] if part != "base_layer"), None
+    return sorted({module.rsplit(".", 1)[-1] for module, _, _ in file_tensors(Path(path))})
 
 
 def _largest_rank(path: str) -> int:
@@ -153,7 +137,7 @@ def _merge(settings: dict[str, Any], folder: Path) -> None:
     wanted = ("model", "revision", "adapter", "dtype", "trust_remote_code")
     given = {name: settings[name] for name in wanted} | {"folder": str(folder)}
     done = subprocess.run(
-        module_command("mrpo_pipeline.engines.merging", json.dumps(given)),
+        module_command("mrpo_pipeline.merging", json.dumps(given)),
         check=False,
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr.fileno(),

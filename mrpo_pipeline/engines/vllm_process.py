@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrpo_pipeline.engines.base import refuse_unknown
-from mrpo_pipeline.engines.merging import probe_ids
 from mrpo_pipeline.engines.messages import receive, send, split
 from mrpo_pipeline.engines.vllm_adapters import UnsupportedError, adapt
 from mrpo_pipeline.engines.vllm_answers import Answers, Dense, Listed, MisalignedError
@@ -32,6 +31,7 @@ from mrpo_pipeline.engines.vllm_causes import plain
 from mrpo_pipeline.engines.vllm_options import checked, vllm_quantization
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.head.context import context_length
+from mrpo_pipeline.merging import probe_ids
 
 # How far two ways through one model may be apart, mean over the tokens of a probe, in nats. A part of the model left out, or
 # a row too far, is further.
@@ -105,7 +105,8 @@ class Scorer:
         self.usual: Answers = Listed(accepted)
         self.answers: Answers = self.usual
         self._same = _SAME.get(settings["dtype"], _SAME_IN_16_BIT)
-        self._try_out(probe_ids(config.get_text_config().vocab_size), adapted.expected, Dense.known(accepted))
+        short = probe_ids(adapted.vocab_size or config.get_text_config().vocab_size)
+        self._try_out(short, adapted.expected, Dense.known(accepted))
 
     def wants_more(self) -> bool:
         return self.tokens_in_flight < self.window_tokens and len(self.in_flight) < self.window_requests

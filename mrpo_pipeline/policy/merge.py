@@ -1,75 +1,289 @@
-"""An adapter and its base as one plain checkpoint."""
+"""`mrpo merge`: an adapter and its base as one plain checkpoint that loads by itself, written completely or not at all."""
 
 from __future__ import annotations
 
-import shutil
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from mrpo_pipeline.adapters import put_adapter
-from mrpo_pipeline.broken_models import told
-from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.model_files import read_config
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
+from mrpo_pipeline.broken_models import reason_of, told
+from mrpo_pipeline.disk_errors import refusal, telling
+from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.merge_check import Differences, NotMergeableError
+from mrpo_pipeline.merged_files import has_tokenizer
+from mrpo_pipeline.merging import Adapted, compare, merge
+from mrpo_pipeline.model_files import (
+    adapter_content,
+    download,
+    is_folder,
+    is_hub_name,
+    locate,
+    read_config,
+    require_weights,
+    weight_files,
 )
+from mrpo_pipeline.policy.model import DTYPES
+from mrpo_pipeline.policy.settings import PolicySettings
+from mrpo_pipeline.policy.train import save_tokenizer
+from mrpo_pipeline.quiet import quiet_libraries
+from mrpo_pipeline.recipe import Recipe, load_recipe
+from mrpo_pipeline.references import ModelSource
+from mrpo_pipeline.whole_files import whole_folder
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_TEXTS = (
+    "The river runs past the old mill, and nobody has counted its stones.",
+    "def add(first, second):\n    return first + second  # 3.14 × 2",
+    "Ein Fluß, 東京の夜, naïve café: привет, мир!",
+)
+_LONGEST = 64  # tokens of a text
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A merged checkpoint, its distance from the adapted model, and what the user should know."""
+
+    folder: Path
+    dtype: str
+    differences: Differences
+    notices: list[str] = field(default_factory=list)
 
 
 def merge_adapter(
-    adapter: str | Path, output_dir: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False
-) -> Path:
-    """Merge what ``mrpo train`` left, from that folder alone: the base is named in its ``adapter_config.json``.
+    adapter: str | Path,
+    output_dir: str | Path,
+    *,
+    base: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> Merged:
+    """Merge an adapter, such as `mrpo train` leaves in its folder and in each checkpoint, into its base.
+
+    The result is written beside `output_dir` and renamed once it has been loaded again and its log-probs compared with the
+    adapted model's; until then, whatever happens, nothing is there.
 
     Args:
-        adapter: the folder. output_dir: of the merged checkpoint: safetensors, configuration and tokenizer.
-        dtype: of the merged weights; ``auto`` is the base checkpoint's own. In float16 or bfloat16 the sum of base and
-            adapter is rounded once, so merged and unmerged log-probs differ by that.
+        adapter: the folder. output_dir: of the merged checkpoint; not there yet, or empty.
+        base: folder or hub name of the base; what `adapter_config.json` names if not given.
+        dtype: of the merged weights; `auto` is the base checkpoint's own. In 16 bits the sum of base and change is rounded.
+        trust_remote_code: run Python code that comes with the base. Never taken from a file: the adapter may be a stranger's.
 
     Raises:
-        UserError: for a folder without an adapter, a base that is gone, or an output folder that holds a model already.
+        UserError: an input that is not there, does not fit, or cannot be merged; an output folder that holds something.
+        RunError: the merged model is not the adapted one, or the disk refuses.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     adapter, output_dir = Path(adapter), Path(output_dir)
-    config_path = adapter / "adapter_config.json"
-    if not config_path.is_file():
+    name, revision = _base_of(adapter, base)
+    _check_output(output_dir)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UserError(f"--dtype is {dtype!r}: expected auto, {', '.join(DTYPES)}. Give one of them.")
+    base_folder = _locate_base(adapter, name, revision)
+    recipe = _recipe_of(adapter)
+    notices = list(_notices(recipe, base_folder, trust_remote_code))
+    _check_code(base_folder, name, recipe, trust_remote_code)
+    source = ModelSource(
+        "the base model", str(base_folder), adapter=str(adapter), dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    kept = "Nothing of it is left. Make room or give access there, then run the same command again."
+    with (
+        telling(output_dir.parent, f"The merged model could not be written to {output_dir}", kept),
+        _tokenizer_of(adapter, name, revision, recipe, trust_remote_code) as tokenizer,
+        whole_folder(output_dir.resolve()) as made,
+    ):
+        reader = _tokenizer(tokenizer if has_tokenizer(tokenizer) else base_folder, trust_remote_code)
+        adapted = _merge(source, name, made, reader, tokenizer)
+        differences = compare(adapted, made, trust_remote_code=trust_remote_code)
+        if not differences.agree:
+            raise RunError(
+                f"The merged model is not the adapted one: its log-probs are {differences.apart:.2g} nats per token away, where "
+                f"{adapted.dtype} allows for {differences.allowed:g}. Nothing was written to {output_dir}. Please report this adapter."
+            )
+        notices += _check_tokenizer(reader, made, adapted.vocab_size, trust_remote_code)
+    if differences.effect <= 2 * differences.rounding:
+        notices.append(
+            f"The adapter changes log-probs by {differences.effect:.2g} nats per token on average, and rounding to {adapted.dtype} "
+            f"moves them by {differences.rounding:.2g}: little of its change is left. --dtype float32 keeps it."
+        )
+    return Merged(output_dir, adapted.dtype, differences, notices)
+
+
+def _merge(source: ModelSource, base: str, made: Path, reader: Any, tokenizer: Path) -> Adapted:
+    texts = [] if reader is None else [reader(text)["input_ids"][:_LONGEST] for text in _TEXTS]
+    try:
+        return merge(source, made, texts=texts, tokenizer=tokenizer)
+    except NotMergeableError as error:
+        raise UserError(
+            f"The adapter in {source.adapter} can't be merged into {base}: {error}. Expected an adapter that is a change of plain "
+            "weights, LoRA say, and for a quantized base its full-precision form (--base). Serve it as an adapter, or give the "
+            "base that it can be merged into."
+        ) from error
+    except Exception as error:  # each kind of adapter raises what it likes
+        if isinstance(error, UserError | RunError | MemoryError) or refusal(error, made) is not None:
+            raise
+        raise UserError(
+            f"The adapter in {source.adapter} can't be merged into {base} ({reason_of(error)}): expected one that peft loads and "
+            "merges. Serve it as an adapter."
+        ) from error
+
+
+def _base_of(adapter: Path, base: str | None) -> tuple[str, str | None]:
+    """(folder or hub name, revision) of the base."""
+    path = adapter / "adapter_config.json"
+    if not path.is_file():
+        inner = sorted(found.parent.name for found in adapter.glob("*/adapter_config.json")) if adapter.is_dir() else []
+        several = f" It holds adapters in {', '.join(inner[:5])}: one is merged at a time." if inner else ""
         raise UserError(
             f"{adapter} holds no adapter: expected a folder with adapter_config.json, as `mrpo train` leaves it in its "
-            "--output-dir. Give that folder."
+            f"--output-dir.{several} Give that folder."
         )
-    config = read_config("the adapter", config_path) or {}
-    base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if not isinstance(base, str) or not base:
+    config = read_config("the adapter", path) or {}
+    if adapter_content("the adapter", adapter) is None:
         raise UserError(
-            f"{config_path} names no base model: expected base_model_name_or_path, as `mrpo train` writes it. Add it there."
+            f"{adapter} lacks adapter_model.safetensors: expected the adapter's weights beside {path.name}."
         )
-    if output_dir.resolve() == adapter.resolve() or (output_dir / "config.json").exists():
-        raise UserError(f"{output_dir} holds a model already: expected another folder for the merged one. Give one.")
-    expected = (
-        "expected the folder or hub name it was trained from. Put it back, or correct base_model_name_or_path there."
+    if base is not None:
+        return base, None
+    found, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(found, str) or not found:
+        raise UserError(
+            f"{path} names no base model: expected base_model_name_or_path, as `mrpo train` writes it. Name the base with --base."
+        )
+    return found, revision if isinstance(revision, str) else None
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if output.exists() or output.is_symlink():
+        what = "holds a model already" if (output / "config.json").exists() else "is there already"
+        raise UserError(
+            f"{output} {what}: expected a folder that is not there yet, or empty. Give another one with --output."
+        )
+
+
+def _locate_base(adapter: Path, name: str, revision: str | None) -> Path:
+    folder = locate(name, revision)
+    if is_hub_name(name) and not is_folder(name):
+        if folder is None or weight_files("the merge", folder) is None:
+            folder = download("the merge", "--base", name, revision)
+    elif folder is None:
+        raise UserError(
+            f"The base model {name} of {adapter} is not there: expected the folder or hub name that the adapter was trained from, "
+            "as base_model_name_or_path in its adapter_config.json has it. Put it back, or name it with --base."
+        )
+    if folder is None or not (folder / "config.json").is_file():
+        folder = (
+            folder if folder is not None and not is_hub_name(name) else download("the merge", "--base", name, revision)
+        )
+    require_weights("the merge", folder)
+    return folder
+
+
+def _recipe_of(adapter: Path) -> Recipe | None:
+    """The recipe of the run that left the adapter, where it can be read."""
+    for folder in (adapter, *_run_of(adapter)):
+        with suppress(UserError):
+            return load_recipe(folder / "recipe.yaml")
+    return None
+
+
+def _run_of(adapter: Path) -> list[Path]:
+    """The run's folder, for a checkpoint in it."""
+    return [adapter.resolve().parent] if _CHECKPOINT.fullmatch(adapter.resolve().name) else []
+
+
+def _check_code(base: Path, name: str, recipe: Recipe | None, trust_remote_code: bool) -> None:
+    """Refuse a model that needs code of its own where it may not run."""
+    from transformers import CONFIG_MAPPING
+
+    config = read_config("the base model", base / "config.json") or {}
+    code = config.get("auto_map")
+    if trust_remote_code or not isinstance(code, dict) or config.get("model_type") in CONFIG_MAPPING:
+        return
+    asked = recipe is not None and recipe.policy is not None and recipe.policy.trust_remote_code
+    ran = " It ran in training (policy.trust_remote_code: true)." if asked else ""
+    files = ", ".join(sorted({f"{str(one).rpartition('.')[0]}.py" for one in code.values()})[:3])
+    raise UserError(
+        f"The base model {name} needs Python code that comes with it ({files}), which runs only when it is asked for: expected "
+        f"--trust-remote-code.{ran} Read the code, and add that option if you trust it."
     )
-    with told(f"The base model {base}, which {config_path} names, can't be loaded", expected):
-        model = AutoModelForCausalLM.from_pretrained(
-            base,
-            revision=revision,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
+
+
+def _notices(recipe: Recipe | None, base: Path, trust_remote_code: bool) -> Iterator[str]:
+    policy = recipe.policy if recipe is not None else None
+    if policy is None:
+        return
+    if policy.quantization is not None:
+        yield (
+            f"The adapter was trained over the base in {policy.quantization}, and is merged into its full weights: the merged model "
+            "differs from the trained one by the rounding of that quantization."
         )
-    with told(
-        f"The adapter in {adapter} can't be put on {base}", "expected one that was trained from it. Give its folder."
-    ):
-        merged = put_adapter(model, str(adapter)).merge_and_unload(safe_merge=True)
-    merged.save_pretrained(output_dir)
-    for name in _TOKENIZER_FILES:
-        if (adapter / name).is_file():
-            shutil.copyfile(adapter / name, output_dir / name)
-    return output_dir
+    code = (read_config("the base model", base / "config.json") or {}).get("auto_map")
+    if policy.trust_remote_code and code and not trust_remote_code:
+        yield "The run used the base's own Python code, and transformers' own is used here: --trust-remote-code uses the base's."
+
+
+@contextmanager
+def _tokenizer_of(
+    adapter: Path, base: str, revision: str | None, recipe: Recipe | None, trust_remote_code: bool
+) -> Iterator[Path]:
+    """The folder whose tokenizer files, or template alone, the merged model gets in place of the base's.
+
+    The adapter's own, else those of its run; a run that has not ended has left none, and its recipe says which it would leave.
+    """
+    for folder in (adapter, *_run_of(adapter)):
+        if has_tokenizer(folder):
+            yield folder
+            return
+    policy = recipe.policy if recipe is not None else None
+    if policy is None:
+        yield adapter
+        return
+    settings = PolicySettings(
+        base, revision, tokenizer=policy.tokenizer, template=policy.template, trust_remote_code=trust_remote_code
+    )
+    with tempfile.TemporaryDirectory(prefix="mrpo-tokenizer-") as made:
+        with (
+            told(
+                f"The tokenizer of the run that left {adapter} can't be read",
+                "expected the files that its recipe names (policy.tokenizer, policy.template). Run the command where it was trained.",
+            ),
+            quiet_libraries(),
+        ):
+            save_tokenizer(settings, Path(made))
+        yield Path(made)
+
+
+def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    """The folder's tokenizer; None where there is none that loads."""
+    from transformers import AutoTokenizer
+
+    if not has_tokenizer(folder):
+        return None
+    with suppress(Exception), quiet_libraries():
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    return None
+
+
+def _check_tokenizer(before: Any, folder: Path, vocab_size: int, trust_remote_code: bool) -> Iterator[str]:
+    """Raises RunError where the merged folder's tokenizer reads other ids than the one it was made of; yields notices."""
+    after = _tokenizer(folder, trust_remote_code)
+    if after is None:
+        yield "Neither adapter nor base brings a tokenizer that loads: the merged folder has none."
+        return
+    if before is not None:
+        same = [before(text)["input_ids"] for text in _TEXTS] == [after(text)["input_ids"] for text in _TEXTS]
+        if (
+            not same
+            or before.chat_template != after.chat_template
+            or before.get_added_vocab() != after.get_added_vocab()
+        ):
+            raise RunError(
+                "The merged folder's tokenizer reads other ids than the one that it was made of. Please report this."
+            )
+    if len(after) > vocab_size:
+        yield f"The tokenizer has {len(after):,} tokens and the model embeddings for {vocab_size:,}: it cannot read those beyond."
