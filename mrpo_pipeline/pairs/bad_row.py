@@ -18,7 +18,12 @@ class BadRowError(Exception):
 
 
 def found(value: Any) -> str:
-    """What a value of the wrong type is, in JSON's words: `a number (5)`, `null`, `a list`."""
+    """What a value of the wrong type is, in JSON's words: `a number (5)`, `null`, `a list`.
+
+    Raises BadRowError: the value is one, as its file holds nothing that can be read there.
+    """
+    if isinstance(value, BadRowError):
+        raise value
     if value is None:
         return "null"
     if isinstance(value, bool):

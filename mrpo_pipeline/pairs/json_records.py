@@ -1,28 +1,32 @@
 """Rows out of JSON files, decoded strictly and one at a time.
 
 polars' own NDJSON reader guesses types from the first rows; here nothing is guessed. Refused, row by row: bytes that
-are no UTF-8, lone surrogates (`\\ud800`, which no UTF-8 file can hold), a key that stands twice in one object, NaN and
-Infinity, numbers beyond a double.
+are not UTF-8, what is not JSON, more than MAX_ROW_VALUES values.
+
+A column may hold what has no exact value: lone surrogates (`\\ud800`, which no UTF-8 file can hold), a key that occurs twice in
+one object. Its value is then a BadRowError, which refuses the row where that column is needed. NaN, Infinity and numbers beyond
+a double (`json.dumps` writes the first two) are Python's own nan and inf, which no column that is needed may hold.
 """
 
 import gzip
+import io
 import json
 import math
 import os
 import re
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple, cast
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.pairs.bad_row import BadRowError, found, quoted
+from mrpo_pipeline.pairs.bounds import MAX_ROW_BYTES, MAX_ROW_VALUES, check_expansion, row_too_long
 from mrpo_pipeline.pairs.sources import PairFile, filesystem, unreachable
 
 _CHUNK = 1 << 20  # bytes read at a time from a list
-# A packed file of a megabyte can unpack to a line of gigabytes. Texts of 10 MB are pairs still.
-MAX_ROW_BYTES = 64 << 20
 _SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 
@@ -60,7 +64,7 @@ def _download(url: str, folder: str) -> str:
 
 def _read(file: PairFile, path: str) -> Iterator[Record]:
     try:
-        with _open(path, file.suffix.endswith(".gz")) as stream:
+        with _open(path, file.suffix.endswith(".gz"), file.name) as stream:
             may_be_list = file.suffix in (".json", ".json.gz")
             is_list = may_be_list and _begins_list(stream)
             elements = split_list(stream, file.name) if is_list else split_lines(stream, file.part, name=file.name)
@@ -81,8 +85,39 @@ def _read(file: PairFile, path: str) -> Iterator[Record]:
         ) from error
 
 
-def _open(path: str, packed: bool) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if packed else open(path, "rb", buffering=_CHUNK)
+def _open(path: str, packed: bool, name: str) -> IO[bytes]:
+    if not packed:
+        return open(path, "rb", buffering=_CHUNK)
+    return io.BufferedReader(_Unpacked(cast(io.RawIOBase, gzip.open(path, "rb")), name, os.path.getsize(path)), _CHUNK)
+
+
+class _Unpacked(io.RawIOBase):
+    """An unpacked stream that ends with an error where it becomes too long for what is stored."""
+
+    def __init__(self, stream: io.RawIOBase, name: str, stored: int) -> None:
+        self._stream, self._name, self._stored = stream, name, stored
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer)) or b""
+        buffer[: len(data)] = data
+        check_expansion(self._name, self._stored, self._stream.tell())
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def _begins_list(stream: IO[bytes]) -> bool:
@@ -116,15 +151,8 @@ def split_lines(
 def _whole_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
     while line := stream.readline(MAX_ROW_BYTES + 1):
         if len(line) > MAX_ROW_BYTES:
-            raise _too_long(name)
+            raise row_too_long(name)
         yield line
-
-
-def _too_long(name: str) -> UserError:
-    return UserError(
-        f"{name}: a row of this file has more than {MAX_ROW_BYTES >> 20} MiB, which no pair has; expected one JSON object per "
-        "line, or (`.json`) a list of them. Check what the file holds, and write it again."
-    )
 
 
 def _lines_within(stream: IO[bytes], name: str, begin: int, end: int) -> Iterator[bytes]:
@@ -137,7 +165,7 @@ def _lines_within(stream: IO[bytes], name: str, begin: int, end: int) -> Iterato
         if not line:
             return
         if len(line) > MAX_ROW_BYTES:
-            raise _too_long(name)
+            raise row_too_long(name)
         at += len(line)
         yield line
 
@@ -211,7 +239,7 @@ def split_list(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
                     return
         pieces.append(chunk[begin:])
         if sum(map(len, pieces)) > MAX_ROW_BYTES:
-            raise _too_long(name)
+            raise row_too_long(name)
     raise UserError(
         f"{name}: the JSON list that this file begins with is never closed, though a `]` is expected at its end; the file looks cut short. "
         "Fetch it again."
@@ -237,49 +265,113 @@ def decode_object(data: bytes) -> dict[str, Any]:
         raise BadRowError(
             "invalid UTF-8", f"byte {error.start} of the row (0x{data[error.start]:02x}) is no UTF-8: {error.reason}"
         ) from None
+    _refuse_many_values(data)
     try:
-        value = _DECODER.decode(text)
+        value = _decode(text)
     except json.JSONDecodeError as error:
         raise BadRowError("invalid JSON", f"{error.msg} at character {error.pos} of {quoted(text.strip())}") from None
     except RecursionError:
         raise BadRowError("invalid JSON", "nested too deep") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise BadRowError("invalid JSON", str(error)) from None
     if not isinstance(value, dict):
         raise BadRowError("not an object", f"the row is {found(value)}; expected an object with named values")
-    if "\\ud" in text or "\\uD" in text:
-        _refuse_lone_surrogates(value)
-    return value
+    return _without_lone_surrogates(value) if "\\ud" in text or "\\uD" in text else value
 
 
-def _refuse_lone_surrogates(value: dict[str, Any]) -> None:
+def _refuse_many_values(data: bytes) -> None:
+    if len(data) <= MAX_ROW_VALUES:
+        return
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_ROW_VALUES:  # some of them in texts
+        values = 0
+        for token in _STRUCTURE_OR_STRING.finditer(data):
+            values += token.group()[:1] != b'"'
+            if values > MAX_ROW_VALUES:
+                raise BadRowError("too many values", f"the row holds over {MAX_ROW_VALUES:,} values, which no pair has")
+
+
+_STRUCTURE_OR_STRING = re.compile(rb'[,\[{]|"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+
+
+class _Twins(dict[str, Any]):
+    """An object in which a key occurs twice; the last value counts, as in Python's own decoder."""
+
+    twice: set[str]
+
+
+class _TwinsError(Exception):
+    """The quick decoder found an object of that kind."""
+
+
+def _decode(text: str) -> Any:
     try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(error.object[error.start])
-        raise BadRowError("lone surrogate", f"\\u{code:04x} stands without its other half: no valid text") from None
-    except RecursionError:
-        raise BadRowError("invalid JSON", "nested too deep") from None
+        return _DECODER.decode(text)
+    except _TwinsError:
+        pass
+    value = _TWINS_DECODER.decode(text)
+    if not isinstance(value, dict):
+        return value
+    own = value.twice if isinstance(value, _Twins) else set()
+    twice = {key: key if key in own else _key_twice(inner) for key, inner in value.items()}
+    return {
+        key: value[key]
+        if one is None
+        else BadRowError("duplicate key", f"the key {quoted(one)} stands twice in one object")
+        for key, one in twice.items()
+    }
+
+
+def _key_twice(value: Any) -> str | None:
+    """A key that occurs twice in one of the objects inside a value."""
+    inside = [value]
+    while inside:
+        one = inside.pop()
+        if isinstance(one, _Twins):
+            return min(one.twice)
+        if isinstance(one, dict | list):
+            inside.extend(one.values() if isinstance(one, dict) else one)
+    return None
 
 
 def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(items)
     if len(value) != len(items):
-        keys = [key for key, _ in items]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadRowError("duplicate key", f"the key {quoted(twice)} stands twice in one object")
+        raise _TwinsError
     return value
 
 
-def _constant(word: str) -> Any:
-    raise BadRowError("not a finite number", f"{word} is no JSON")
+def _object_with_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(items)
+    if len(value) == len(items):
+        return value
+    twins = _Twins(value)
+    twins.twice = {key for key, count in Counter(key for key, _ in items).items() if count > 1}
+    return twins
 
 
-def _float(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise BadRowError("not a finite number", f"{digits[:30]} is beyond a double")
-    return number
+def _without_lone_surrogates(value: dict[str, Any]) -> dict[str, Any]:
+    return {
+        # A key of that kind is no name of ours; it is kept in a form that can be written.
+        key.encode("utf-8", "replace").decode("utf-8"): _lone_surrogate({key: inner}) or inner
+        for key, inner in value.items()
+    }
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+def _lone_surrogate(value: Any) -> BadRowError | None:
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        return BadRowError("lone surrogate", f"\\u{code:04x} stands without its other half: no valid text")
+    except RecursionError:
+        return BadRowError("invalid JSON", "nested too deep")
+    return None
+
+
+def _whole_number(digits: str) -> int | float:
+    try:
+        return int(digits)
+    except ValueError:  # thousands of digits
+        return math.inf
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole_number)
+_TWINS_DECODER = json.JSONDecoder(object_pairs_hook=_object_with_twins, parse_int=_whole_number)

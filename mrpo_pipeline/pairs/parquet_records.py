@@ -6,8 +6,10 @@ from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.one_line import one_line
-from mrpo_pipeline.pairs.bad_row import BadRowError
+from mrpo_pipeline.pairs.arrow_rows import arrow_rows
+from mrpo_pipeline.pairs.bounds import check_expansion
 from mrpo_pipeline.pairs.json_records import Record
+from mrpo_pipeline.pairs.parquet_pages import check_columns, check_footer, check_pages
 from mrpo_pipeline.pairs.sources import PairFile, unreachable
 
 _BATCH_ROWS = 4096
@@ -18,30 +20,49 @@ _PATH = "__mrpo_file__"
 def parquet_records(file: PairFile) -> Iterator[Record]:
     """The rows of a Parquet file, local (pyarrow) or by URL (polars, which also expands a glob in it).
 
-    Raises UserError: the file cannot be opened, is damaged, or names one column twice.
+    Raises UserError: the file cannot be opened, is damaged, names one column twice, or unpacks to far more than data do.
     """
     return _remote(file) if file.remote else _local(file)
 
 
 def _local(file: PairFile) -> Iterator[Record]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    row = 0
+    row = unpacked = 0
     try:
-        # Without pre_buffer: it would hold every row group of the file at once.
-        with pq.ParquetFile(file.name, pre_buffer=False) as parquet:
-            _refuse_twins(file.name, parquet.schema_arrow.names)
-            groups = None if file.part is None else list(range(*file.part))
-            size = _batch_rows(parquet.metadata)
-            for batch in parquet.iter_batches(batch_size=size, row_groups=groups, use_threads=False):
-                for value in _rows(batch):
+        with open(file.name, "rb") as stream:
+            stored = stream.seek(0, 2)
+            for batch in _batches(stream, file):
+                for value, size in arrow_rows(batch):
+                    unpacked += size
+                    check_expansion(file.name, stored, unpacked)
                     yield Record(file.name, row, None, value)
                     row += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{file.name}: this Parquet file is damaged or cannot be read ({one_line(error)}). Fetch or write it again."
         ) from error
+
+
+def _batches(stream: Any, file: PairFile) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    check_footer(stream, file.name)
+    metadata = pq.read_metadata(stream)
+    check_columns(file.name, metadata.num_columns, metadata.schema)
+    groups = range(metadata.num_row_groups) if file.part is None else range(*file.part)
+    most, repeating = check_pages(stream, file.name, metadata, groups)
+    size = min(_batch_rows(metadata), most)
+    leaves = [metadata.schema.column(index) for index in range(len(metadata.schema)) if index not in repeating]
+    # A text that occurs once in a file's dictionary stays one, however many rows name it.
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    # pyarrow joins no dictionaries inside lists, and each row group has its own.
+    nested = any("." in path for path in texts)
+    # Without pre_buffer: it would hold every row group of the file at once.
+    with pq.ParquetFile(stream, metadata=metadata, pre_buffer=False, read_dictionary=texts) as parquet:
+        _refuse_twins(file.name, parquet.schema_arrow.names)
+        for some in [[group] for group in groups] if nested else [list(groups)]:
+            yield from parquet.iter_batches(batch_size=size, row_groups=some, use_threads=False)
 
 
 def _remote(file: PairFile) -> Iterator[Record]:
@@ -51,7 +72,7 @@ def _remote(file: PairFile) -> Iterator[Record]:
     try:
         batches = pl.scan_parquet(file.name, include_file_paths=_PATH).collect_batches(chunk_size=_BATCH_ROWS)
         for frame in batches:
-            values = (value for batch in frame.drop(_PATH).to_arrow().to_batches() for value in _rows(batch))
+            values = (row for batch in frame.drop(_PATH).to_arrow().to_batches() for row, _ in arrow_rows(batch))
             for name, value in zip(frame[_PATH].to_list(), values, strict=True):
                 row = rows.get(name, 0)
                 rows[name] = row + 1
@@ -70,42 +91,3 @@ def _batch_rows(metadata: Any) -> int:
     """Rows per batch: fewer where rows are long, by the file's own account of its size."""
     size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
     return int(max(1, min(_BATCH_ROWS, _BATCH_BYTES * metadata.num_rows // max(1, size))))
-
-
-def _rows(batch: Any) -> Iterator[dict[str, Any] | BadRowError]:
-    """The rows of a record batch as dicts. A row with a value that has no Python form is a bad row, alone."""
-    import pyarrow as pa
-
-    columns = [_plain(column) for column in batch.columns]
-    names = batch.schema.names
-    try:
-        lists = [column.to_pylist() for column in columns]
-    except (ValueError, pa.ArrowException):
-        yield from (_row(names, columns, index) for index in range(batch.num_rows))
-        return
-    for values in zip(*lists, strict=True):
-        yield dict(zip(names, values, strict=True))
-
-
-def _row(names: list[str], columns: list[Any], index: int) -> dict[str, Any] | BadRowError:
-    import pyarrow as pa
-
-    value = {}
-    for name, column in zip(names, columns, strict=True):
-        try:
-            value[name] = column[index].as_py()
-        except UnicodeDecodeError as error:
-            return BadRowError("invalid UTF-8", f"`{name}` holds bytes that are no UTF-8: {one_line(error)}")
-        except (ValueError, pa.ArrowException) as error:
-            return BadRowError("unreadable value", f"`{name}` cannot be read: {one_line(error)}")
-    return value
-
-
-def _plain(column: Any) -> Any:
-    """Dates and times as text: Python's own types have no nanoseconds, and these columns are only carried along."""
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
-        return column.cast(pa.string())
-    return column

@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from mrpo_pipeline.pairs.bad_row import BadRowError, found
+from mrpo_pipeline.pairs.bounds import MAX_ROW_COMPLETIONS
 
 
 def strict_pairs(count: int, ranks: Any, scores: Any) -> list[tuple[int, int]]:
@@ -17,6 +18,10 @@ def strict_pairs(count: int, ranks: Any, scores: Any) -> list[tuple[int, int]]:
     """
     if count < 2:
         raise BadRowError("too few completions", f"`completions` holds {count}; a preference needs two at least")
+    if count > MAX_ROW_COMPLETIONS:
+        raise BadRowError(
+            "too many completions", f"`completions` holds {count}; expected {MAX_ROW_COMPLETIONS} at most"
+        )
     if ranks is None and scores is None:
         raise BadRowError("no ranks or scores", "`completions` without `ranks` or `scores`: no preference is told")
     costs = None if ranks is None else _numbers(ranks, "ranks", count)

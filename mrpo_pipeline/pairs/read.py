@@ -1,23 +1,27 @@
 """Reading preference pairs: files into a checked table."""
 
 import base64
+import datetime
 import difflib
 import json
 import math
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, get_args
 
 import polars as pl
 
 from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs.bad_row import BadRowError, found
+from mrpo_pipeline.pairs.bad_row import BadRowError, found, quoted
+from mrpo_pipeline.pairs.bounds import MAX_ROW_PAIR_BYTES
 from mrpo_pipeline.pairs.identity import pair_id
 from mrpo_pipeline.pairs.json_records import Record, json_records
 from mrpo_pipeline.pairs.parquet_records import parquet_records
-from mrpo_pipeline.pairs.rows import Strings, is_ranked, pairs_of_row
+from mrpo_pipeline.pairs.rows import Pair, Strings, is_ranked, pairs_of_row
 from mrpo_pipeline.pairs.sources import PairFile, find_files
 from mrpo_pipeline.pairs.table import PairTable, TableBuilder
 
@@ -141,8 +145,9 @@ def _check_mapped(file: str, renamed: Mapping[str, str], seen: Mapping[str, None
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    listed = ", ".join(repr(one) for one in names[:30]) + (", …" if len(names) > 30 else "")
+    # Names come from a file: there may be very many, and very long ones.
+    close = difflib.get_close_matches(name, [one for one in names[:1000] if len(one) <= 100], n=1, cutoff=0.5)
+    listed = ", ".join(quoted(one) for one in names[:30]) + (", …" if len(names) > 30 else "")
     return f"; did you mean {close[0]!r}? There are: {listed}" if close else f"; there are: {listed}"
 
 
@@ -160,7 +165,8 @@ def _add_row(
     used = _RANKED_COLUMNS if is_ranked(fields) else _PAIR_COLUMNS
     taken = {renamed.get(ours, ours) for ours in used} if renamed else used
     others = {key: other for key, other in value.items() if key not in taken and other is not None}
-    extra = _json(others) if others else None
+    extra = _extra(others, notices) if others else None
+    _refuse_expansion(pairs)
     for number, (prompt, chosen, rejected) in enumerate(pairs):
         name = pair_id(prompt, chosen, rejected)
         builder.add(record.file, (record.row, number, row_id, name, prompt, chosen, rejected, extra))
@@ -180,7 +186,46 @@ def _row_id(value: Any) -> str | None:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    # pandas turns whole numbers into floats where a row has none; beyond 2^53 a float is not one whole number.
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        return str(int(value))
+    if isinstance(value, datetime.date | Decimal | uuid.UUID):
+        return str(value)
     raise BadRowError("wrong type", f"`id` is {found(value)}; expected a string or a whole number")
+
+
+def _refuse_expansion(pairs: Sequence[Pair]) -> None:
+    if len(pairs) > 1:
+        size = sum(len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs)
+        if size > MAX_ROW_PAIR_BYTES:
+            raise BadRowError(
+                "too many pairs",
+                f"the row makes {len(pairs):,} pairs of {size:,} characters together; expected {MAX_ROW_PAIR_BYTES:,} at most",
+            )
+
+
+def _extra(others: dict[str, Any], notices: Counter[str]) -> str | None:
+    """A row's other columns as JSON. A value that cannot be read is left out and counted: no pair needs it."""
+    kept = {}
+    for key, value in others.items():
+        if isinstance(value, BadRowError):
+            notices[f"a column that no pair needs is left out, as its value cannot be kept: {value.reason}"] += 1
+            continue
+        kept[key] = value
+    try:
+        return _json(kept) if kept else None
+    except RecursionError:
+        return _extra({key: _if_flat(value) for key, value in kept.items()}, notices)
+
+
+def _if_flat(value: Any) -> Any:
+    try:
+        _json({"": value})
+    except RecursionError:
+        return BadRowError("unreadable value", "nested too deep")
+    return value
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -1,0 +1,153 @@
+"""What the pages of a Parquet file unpack to, by their own headers: the decoder takes memory by these, and not by the footer."""
+
+from typing import IO, Any
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.pairs.bounds import MAX_COLUMNS, MAX_FOOTER_BYTES, MAX_NESTING, MAX_ROW_BYTES, check_expansion
+
+_ROW_BYTES = 64  # that a row of three short values takes at the least
+_VALUE_BYTES = 8
+_NO_DICTIONARY = (6, 7)  # DELTA_LENGTH_BYTE_ARRAY and DELTA_BYTE_ARRAY; in the latter a value repeats the one before
+_HEADER_BYTES = 1 << 20
+
+
+def check_footer(stream: IO[bytes], name: str) -> None:
+    """Refuse a footer that is too large, before it is decoded. Raises UserError; what else is wrong with it is left to the decoder."""
+    size = stream.seek(0, 2)
+    stream.seek(max(size - 8, 0))
+    footer = int.from_bytes(stream.read(4), "little")
+    if stream.read(4) == b"PAR1" and MAX_FOOTER_BYTES < footer < size:
+        raise UserError(
+            f"{name}: the footer of this Parquet file has {footer:,} bytes; expected {MAX_FOOTER_BYTES:,} at most. It has very "
+            "many columns or row groups: write it again with fewer."
+        )
+
+
+def check_columns(name: str, count: int, schema: Any) -> None:
+    """Refuse very many columns, or ones nested very deep. Raises UserError."""
+    leaves = (schema.column(index) for index in range(len(schema)))
+    deepest = max((max(leaf.max_definition_level, leaf.path.count(".") // 2) for leaf in leaves), default=0)
+    if count > MAX_COLUMNS or deepest > MAX_NESTING:
+        found = f"{count:,} columns" if count > MAX_COLUMNS else f"a column nested {deepest} levels deep"
+        raise UserError(
+            f"{name}: this Parquet file has {found}; expected {MAX_COLUMNS:,} columns and {MAX_NESTING} levels at most. Write "
+            "it again with the columns that pairs need."
+        )
+
+
+def check_pages(stream: IO[bytes], name: str, metadata: Any, groups: range) -> tuple[int, set[int]]:
+    """Refuse pages that unpack to far more than data do.
+
+    Returns how many rows to decode at a time at most, and the columns with values that repeat the beginning of the one before:
+    these the decoder cannot leave in a dictionary. Raises UserError. Raises ValueError, EOFError: a page's header is damaged.
+    """
+    size = stream.seek(0, 2)
+    rows = sum(metadata.row_group(group).num_rows for group in groups)
+    check_expansion(name, size, rows * _ROW_BYTES)
+    longest, repeating = 1, set()
+    for group in groups:
+        columns = metadata.row_group(group)
+        for index in range(columns.num_columns):
+            column = columns.column(index)
+            begin = column.data_page_offset
+            if column.has_dictionary_page and column.dictionary_page_offset:
+                begin = min(begin, column.dictionary_page_offset)
+            page, repeats = _check_chunk(stream, name, begin, column.total_compressed_size, column.num_values)
+            if repeats:
+                longest = max(longest, page)
+                repeating.add(index)
+    return max(1, MAX_ROW_BYTES // longest), repeating
+
+
+def _check_chunk(stream: IO[bytes], name: str, begin: int, size: int, expected: int) -> tuple[int, bool]:
+    """Check one column of one row group; the size of its longest page, and whether values repeat each other."""
+    at, values, longest, repeats = begin, 0, 1, False
+    while at < begin + size and values < expected:
+        header, length = _page_header(stream, at)
+        packed, unpacked = header.get(3, 0), header.get(2, 0)
+        if packed < 0 or unpacked < 0:
+            raise ValueError("a page of negative size")
+        check_expansion(name, packed, unpacked, "a page of this Parquet file")
+        data = header.get(5) or header.get(8) or {}
+        count = data.get(1, 0)
+        values += max(0, count)
+        longest = max(longest, unpacked)
+        repeats = repeats or data.get(4 if 8 in header else 2) in _NO_DICTIONARY
+        at += length + packed
+    check_expansion(name, size, values * _VALUE_BYTES, "a column of this Parquet file")
+    return longest, repeats
+
+
+def _page_header(stream: IO[bytes], at: int) -> tuple[dict[int, Any], int]:
+    for size in (256, _HEADER_BYTES):  # the smallest and largest values of a page stand in it
+        stream.seek(at)
+        reader = _CompactReader(stream.read(size))
+        try:
+            return reader.struct(0), reader.at
+        except IndexError:
+            continue
+    raise EOFError("a page's header is cut short")
+
+
+class _CompactReader:
+    """Whole numbers and structures of Thrift's compact protocol, by their field number; all else is passed over."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.at = 0
+
+    def struct(self, depth: int) -> dict[int, Any]:
+        if depth > 8:
+            raise ValueError("a page's header is nested too deep")
+        fields: dict[int, Any] = {}
+        number = 0
+        while head := self._byte():
+            kind = head & 15
+            number = number + (head >> 4) if head >> 4 else self._zigzag()
+            value = self._value(kind, depth)
+            if value is not None:
+                fields[number] = value
+        return fields
+
+    def _value(self, kind: int, depth: int, *, in_list: bool = False) -> Any:
+        if kind in (1, 2):  # a boolean: in a structure the kind is the value
+            return self._byte() if in_list else None
+        if kind == 3:
+            return self._byte()
+        if kind in (4, 5, 6):
+            return self._zigzag()
+        if kind == 7:
+            self.at += 8
+        elif kind == 8:
+            size = self._varint()
+            self.at += size
+        elif kind in (9, 10):
+            head = self._byte()
+            count = self._varint() if head >> 4 == 15 else head >> 4
+            for _ in range(min(count, _HEADER_BYTES)):
+                self._value(head & 15, depth + 1, in_list=True)
+        elif kind == 12:
+            return self.struct(depth + 1)
+        else:
+            raise ValueError(f"a page's header holds the type {kind}")
+        return None
+
+    def _byte(self) -> int:
+        value = self._data[self.at]
+        self.at += 1
+        return value
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+            if shift > 63:
+                raise ValueError("a number of a page's header is too long")
+
+    def _zigzag(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
