@@ -17,7 +17,7 @@ from mrpo_pipeline.pairs import PairTable, completion_id
 from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.progress import track
 from mrpo_pipeline.recipe import Limits
-from mrpo_pipeline.rendering import Rendered, Renderer, cut_offset, cut_prompt, tokens_counted
+from mrpo_pipeline.rendering import Rendered, Renderer, cut_offset, cut_prompt, own_rendering_test, tokens_counted
 
 log = logging.getLogger("mrpo")
 
@@ -69,7 +69,13 @@ class Prepared:
 
 
 def prepare(
-    table: PairTable, renderer: Renderer, limits: Limits, *, what: str = "pairs", on_bad_row: OnBadRow = "error"
+    table: PairTable,
+    renderer: Renderer,
+    limits: Limits,
+    *,
+    what: str = "pairs",
+    on_bad_row: OnBadRow = "error",
+    refuse_rendered: bool = True,
 ) -> Prepared:
     """Cut and tokenize every pair by the policy's tokenizer.
 
@@ -79,12 +85,15 @@ def prepare(
         limits: lengths in the policy's tokens.
         what: named in the progress line.
         on_bad_row: what to do with a pair that the policy's template does not write: stop, or leave it out and count it.
+        refuse_rendered: stop at prompts that the policy's own template has rendered already.
 
     Raises:
-        UserError: for such a pair, where it is not to be skipped; names its file and row.
+        UserError: for such a pair, where it is not to be skipped, and for a rendered prompt; names its file and row.
     """
     frame = table.frame
     prepared = Prepared(frame, frame.height, skipped_rows=dict(table.skipped))
+    if refuse_rendered:
+        frame = _without_rendered(frame, renderer, prepared, on_bad_row)
     parts: list[pl.DataFrame] = []
     with track(f"reading {what}", total=frame.height, unit="pairs") as progress:
         for start in range(0, frame.height, BATCH):
@@ -97,6 +106,27 @@ def prepare(
     for notice in renderer.notices:
         log.info("policy: %s", notice)
     return prepared
+
+
+def _without_rendered(
+    frame: pl.DataFrame, renderer: Renderer, prepared: Prepared, on_bad_row: OnBadRow
+) -> pl.DataFrame:
+    """The pairs without those whose prompt the policy's own template has rendered already."""
+    is_rendered = own_rendering_test(renderer)
+    prompts = [prompt for prompt in frame["prompt"].unique(maintain_order=True) if is_rendered(prompt)]
+    if not prompts:
+        return frame
+    rendered = frame["prompt"].is_in(prompts)
+    if on_bad_row == "skip":
+        prepared.dropped["rendered by the policy's chat template"] = int(rendered.sum())
+        return frame.filter(~rendered)
+    file, row = frame.filter(rendered).select("file", "row").row(0)
+    raise UserError(
+        f"{file}: row {row}: the prompt is rendered by the policy's own chat template (so are {int(rendered.sum()):,} of "
+        f"{frame.height:,} pairs): its control tokens would be read as text, and each reference has a template of its own. Expected "
+        "messages (role and content) or plain text. Give what the prompts were made of, pass --on-bad-row skip to leave such rows "
+        "out, or set pairs.serialized: text if they are content."
+    )
 
 
 def _drop(prepared: Prepared, reason: str) -> None:

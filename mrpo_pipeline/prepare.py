@@ -50,11 +50,8 @@ def read_splits(settings: Pairs) -> dict[str, PairTable]:
     splits: dict[str, PairTable] = {}
     for split, source in (("train", settings.train), ("eval", settings.eval)):
         if source is not None:
-            columns = {str(name): column for name, column in settings.columns.items()}
-            splits[split] = read_pairs(
-                source, columns=columns, strings=settings.strings, on_bad_row=settings.on_bad_row
-            )
-            for notice in splits[split].notices:
+            splits[split] = read_pairs(source, **settings.reading())
+            for notice in (*splits[split].read_as, *splits[split].notices):
                 log.info("%s: %s", split, notice)
     splits = hold_out(settings, splits)
     if settings.eval is not None and "train" in splits:
@@ -158,7 +155,14 @@ def _read_and_prepare(recipe: Recipe, renderer: Renderer | None) -> dict[str, Pr
     splits = read_splits(recipe.pairs)
     renderer = renderer or policy_renderer(recipe)
     return {
-        split: prepare(table, renderer, recipe.limits, what=f"{split} pairs", on_bad_row=recipe.pairs.on_bad_row)
+        split: prepare(
+            table,
+            renderer,
+            recipe.limits,
+            what=f"{split} pairs",
+            on_bad_row=recipe.pairs.on_bad_row,
+            refuse_rendered=recipe.pairs.serialized != "text",
+        )
         for split, table in splits.items()
     }
 

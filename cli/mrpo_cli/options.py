@@ -40,6 +40,9 @@ PAIRS = (
     RecipeOption(
         "--weights-fraction", "pairs.weights_fraction", float, "And so many for weights that look at held-out pairs."
     ),
+    RecipeOption(
+        "--layout", "pairs.layout", str, "A known set's columns: auto, as-is, or a name of `mrpo recipes layouts`."
+    ),
     RecipeOption("--strings", "pairs.strings", str, "How strings are read: text (raw) or messages."),
     RecipeOption("--on-bad-row", "pairs.on_bad_row", str, "error (stop) or skip (count and go on)."),
     RecipeOption("--model", "policy.model", str, "The policy's start: folder or hub name."),

@@ -10,7 +10,9 @@ import typer
 
 from mrpo_pipeline.errors import UserError
 
-app = typer.Typer(help="The recipes that ship: list them, copy one.", invoke_without_command=True)
+app = typer.Typer(
+    help="The recipes that ship: list them, copy one; layouts of pairs that are known.", invoke_without_command=True
+)
 
 
 @app.callback()
@@ -23,6 +25,17 @@ def list_recipes(context: typer.Context) -> None:
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         print(f"{name:16} {first}")
+
+
+@app.command("layouts")
+def layouts() -> None:
+    """List the data sets' layouts that `pairs.layout` takes, with their columns."""
+    from mrpo_pipeline.pairs.layouts import AS_IS, LAYOUTS
+
+    print(f"{'auto':28} recognises one of these by its columns, else as-is")
+    print(f"{AS_IS:28} prompt, chosen, rejected, or prompt, completions, and ranks or scores")
+    for layout in LAYOUTS:
+        print(f"{layout.name:28} {layout.about}")
 
 
 @app.command("copy")

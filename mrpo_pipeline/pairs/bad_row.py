@@ -17,6 +17,10 @@ class BadRowError(Exception):
         self.detail = detail
 
 
+class NoPreferenceError(BadRowError):
+    """A sound row that holds no preference, as its data set has them: a tie, no label. Counted by reason, never refused."""
+
+
 def found(value: Any) -> str:
     """What a value of the wrong type is, in JSON's words: `a number (5)`, `null`, `a list`.
 

@@ -1,5 +1,6 @@
 """Chat messages in a row: checked, and brought to plain `{"role", "content"}`.
 
+Messages of ShareGPT's `from` and `value` are read as such.
 Keys other than these two (`name`, `weight`, timestamps and the like) are left out, so they change neither the
 rendering nor an id. Keys that carry part of the conversation in another form (tool calls, images, reasoning) refuse
 the row by name where they hold anything; null and empty values count as absent, as Parquet writes them so.
@@ -12,6 +13,9 @@ from mrpo_pipeline.pairs.bad_row import BadRowError, check_text, found, quoted
 Message = dict[str, str]
 
 ROLES = ("system", "user", "assistant")
+# ShareGPT's names, in messages of `from` and `value`.
+_FROM = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "observation": "tool",
+         "function_call": "function", "function_response": "tool"}  # fmt: skip
 
 # Key of a message, or type of a content part → the reason it is refused by.
 _UNSUPPORTED = {
@@ -57,12 +61,14 @@ def read_message(item: Any, where: str) -> Message:
         raise BadRowError("wrong type", f"`{where}` is {found(item)}; expected a message with role and content")
     if len(item) > 2:
         _refuse_unsupported(item, where)
+    if "from" in item and "value" in item and item.get("role") is None and item.get("content") is None:
+        spoken = item["from"]
+        item = {"role": _FROM.get(spoken, spoken) if isinstance(spoken, str) else spoken, "content": item["value"]}
     role = item.get("role")
     if role in _TOOL_ROLES:
         raise BadRowError("tool call", f"`{where}` has the role {role}; tool calls are not supported")
     if role is None and "role" not in item:
-        hint = "; `from` and `value` must be renamed to `role` and `content`" if "from" in item else ""
-        raise BadRowError("message without role", f"`{where}` is {found(item)}; expected role and content{hint}")
+        raise BadRowError("message without role", f"`{where}` is {found(item)}; expected role and content")
     if role not in ROLES:
         text = quoted(role) if isinstance(role, str) else found(role)
         raise BadRowError("unknown role", f"`{where}` has the role {text}; expected {', '.join(ROLES)}")

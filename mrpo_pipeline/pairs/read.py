@@ -2,66 +2,90 @@
 
 import base64
 import datetime
-import difflib
 import json
 import math
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from itertools import chain, islice
 from typing import Any, Literal, get_args
 
 import polars as pl
 
 from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs.bad_row import BadRowError, found, quoted
+from mrpo_pipeline.pairs.bad_row import BadRowError, NoPreferenceError, found
 from mrpo_pipeline.pairs.bounds import MAX_ROW_PAIR_BYTES
+from mrpo_pipeline.pairs.columns import COLUMNS, Columns, check_columns, nearest
 from mrpo_pipeline.pairs.identity import pair_id
 from mrpo_pipeline.pairs.json_records import Record, json_records
 from mrpo_pipeline.pairs.parquet_records import parquet_records
+from mrpo_pipeline.pairs.prompt_parts import refuse_unused
+from mrpo_pipeline.pairs.reading import Reading
+from mrpo_pipeline.pairs.recognise import reading_of
 from mrpo_pipeline.pairs.rows import Pair, Strings, is_ranked, pairs_of_row
+from mrpo_pipeline.pairs.serialized import Serialized
 from mrpo_pipeline.pairs.sources import PairFile, find_files
 from mrpo_pipeline.pairs.table import PairTable, TableBuilder
 
 OnBadRow = Literal["error", "skip"]
 
-COLUMNS = ("prompt", "chosen", "rejected", "completions", "ranks", "scores", "id")
-_PAIR_COLUMNS = frozenset({"prompt", "chosen", "rejected", "id"})
-_RANKED_COLUMNS = frozenset({"prompt", "completions", "ranks", "scores", "id"})
-_LISTED = 10  # bad rows told in full
+_HEAD = 16  # rows that show which columns a file has
+_LISTED = 10  # bad rows listed in full
+
+__all__ = ["COLUMNS", "OnBadRow", "read_files", "read_pairs"]
 
 
 def read_pairs(
     source: str | Sequence[str],
     *,
-    columns: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
     strings: Strings = "text",
     on_bad_row: OnBadRow = "error",
+    layout: str = "auto",
+    ignore_columns: Sequence[str] = (),
+    serialized: Serialized = "error",
 ) -> PairTable:
     """Read preference pairs.
 
     `source`: a file (`.jsonl`, `.json`, either with `.gz`, `.parquet`), a folder or glob of those, a URL, or a list.
-    `columns`: this project's names (`COLUMNS`) to the file's, where they differ.
+    `columns`: this project's names (`COLUMNS`) to the file's, where they differ; for `prompt` also a list of columns,
+    joined by a blank line.
     `strings`: what strings are: "text", raw; "messages", a prompt is one user turn and a completion the assistant's.
     `on_bad_row`: "error" refuses the whole when a row cannot be used, after reading everything; "skip" leaves such
     rows out and counts them in `PairTable.skipped`.
+    `layout`: "auto" (by the file's columns), "as-is", or a name of `layouts.BY_NAME`.
+    `ignore_columns`: columns that may hold a part of the prompt and are left out of it.
+    `serialized`: strings that hold messages as JSON or Python text: "error", "parse", or "text"; see `serialized`.
 
     A row is `chosen` and `rejected` with or without a `prompt`, or K-wise: `prompt`, `completions` and `ranks` or
-    `scores`; with `chosen` or `rejected` present, `completions` is just another column.
-    Raises UserError: a file that is missing, damaged or empty, a mapped column that no row has, bad rows, no pair left.
+    `scores`; with `chosen` or `rejected` present, `completions` is just another column unless it is mapped.
+    Raises UserError: a file that is missing, damaged or empty, a mapped column that no row has, a part of the prompt
+    that is not used, bad rows, no pair left.
     """
-    _check_options(columns, strings, on_bad_row)
-    return read_files(find_files(source), columns=columns, strings=strings, on_bad_row=on_bad_row)
+    options = {
+        "columns": columns,
+        "strings": strings,
+        "on_bad_row": on_bad_row,
+        "layout": layout,
+        "ignore_columns": ignore_columns,
+        "serialized": serialized,
+    }
+    _check_options(**options)  # type: ignore[arg-type]
+    return read_files(find_files(source), **options)  # type: ignore[arg-type]
 
 
 def read_files(
     files: Sequence[PairFile],
     *,
-    columns: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
     strings: Strings = "text",
     on_bad_row: OnBadRow = "error",
+    layout: str = "auto",
+    ignore_columns: Sequence[str] = (),
+    serialized: Serialized = "error",
     sink: Callable[[pl.DataFrame], None] | None = None,
 ) -> PairTable:
     """Read files, or parts of files, that were found; see `read_pairs`.
@@ -69,16 +93,19 @@ def read_files(
     `sink`: takes the pairs, a frame of a few thousand at a time; the table that is given back then holds none.
     Rows of a part are counted from its first.
     """
-    # An identity mapping says nothing: `{id: id}` must not make an optional column a required one.
-    renamed = {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs}
+    _check_options(columns, strings, on_bad_row, layout, ignore_columns, serialized)
     builder = TableBuilder(sink)
     bad = _BadRows()
     notices: Counter[str] = Counter()
+    readings: Counter[str] = Counter()
     rows = used = 0
     for file in files:
+        records, head = _with_head(file)
+        reading = reading_of(file.name, head, columns or {}, layout, ignore_columns, decode=serialized == "parse")
+        turns: Strings = "messages" if reading.is_chat else strings
         seen: dict[str, None] = {}
         before, objects = rows, 0
-        for record in _records(file):
+        for record in records:
             rows += 1
             value = record.value
             if isinstance(value, BadRowError):
@@ -88,12 +115,12 @@ def read_files(
                 seen.update(dict.fromkeys(value))
             objects += 1
             if objects == 1 and file.suffix == ".parquet":
-                _check_mapped(file.name, renamed, seen)
+                reading.check_seen(seen)
             try:
-                _add_row(builder, record, value, renamed, strings, notices)
+                _add_row(builder, record, value, reading, turns, notices, serialized)
                 used += 1
             except BadRowError as error:
-                bad.add(record, error)
+                bad.add(record, reading.left_out(error))
             except RecursionError:
                 bad.add(record, BadRowError("invalid JSON", "nested too deep"))
         if rows == before and file.part is None:
@@ -102,8 +129,9 @@ def read_files(
                 "write it again, or name another."
             )
         if objects:
-            _check_mapped(file.name, renamed, seen)
-            bad.note_columns(file.name, seen, renamed)
+            reading.check_seen(seen)
+            bad.note_columns(file.name, seen, reading)
+            readings[reading.report(strings, seen)] += objects
     frame = builder.finish()
     if bad.total and on_bad_row == "error":
         raise bad.refusal(rows)
@@ -112,73 +140,64 @@ def read_files(
         require_balance("reading pairs", builder.pairs, frame.height)
     if not builder.pairs:
         raise UserError(f"No pair is left of {rows} rows: {bad.counts()}.{bad.hints()}")
-    return PairTable(frame, dict(bad.reasons), rows, dict(notices))
+    return PairTable(frame, dict(bad.reasons), rows, dict(notices), dict(readings))
 
 
 def _records(file: PairFile) -> Iterator[Record]:
     return parquet_records(file) if file.suffix == ".parquet" else json_records(file)
 
 
-def _check_options(columns: Mapping[str, str] | None, strings: str, on_bad_row: str) -> None:
+def _with_head(file: PairFile) -> tuple[Iterator[Record], list[Mapping[str, Any]]]:
+    """The records, and the first rows of the file: the same ones for each of its parts."""
+    records = _records(file)
+    if file.part is None:
+        first = list(islice(records, _HEAD))
+        records = chain(first, records)
+    else:
+        first = list(islice(_records(replace(file, part=None)), _HEAD))
+    return records, [record.value for record in first if isinstance(record.value, dict)]
+
+
+def _check_options(
+    columns: Columns | None,
+    strings: str,
+    on_bad_row: str,
+    layout: str,
+    ignore_columns: Sequence[str],
+    serialized: str,
+) -> None:
     for name, value, allowed in (
         ("strings", strings, get_args(Strings)),
         ("on_bad_row", on_bad_row, get_args(OnBadRow)),
+        ("serialized", serialized, get_args(Serialized)),
     ):
         if value not in allowed:
             raise UserError(f"`{name}` is {value!r}; expected {' or '.join(allowed)}. Correct it.")
-    for ours, theirs in (columns or {}).items():
-        if ours not in COLUMNS:
-            raise UserError(
-                f"`columns` maps {ours!r}, which is no column of pairs{_nearest(ours, COLUMNS)}. Correct it."
-            )
-        if not isinstance(theirs, str):
-            raise UserError(f"`columns` maps {ours!r} to {found(theirs)}; expected the name of a column. Correct it.")
-
-
-def _check_mapped(file: str, renamed: Mapping[str, str], seen: Mapping[str, None]) -> None:
-    for ours, theirs in renamed.items():
-        if theirs not in seen:
-            raise UserError(
-                f"{file}: no row has the column {theirs!r}, which `columns` maps {ours!r} to"
-                f"{_nearest(theirs, list(seen))}. Correct `pairs.columns`."
-            )
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    # Names come from a file: there may be very many, and very long ones.
-    close = difflib.get_close_matches(name, [one for one in names[:1000] if len(one) <= 100], n=1, cutoff=0.5)
-    listed = ", ".join(quoted(one) for one in names[:30]) + (", …" if len(names) > 30 else "")
-    return f"; did you mean {close[0]!r}? There are: {listed}" if close else f"; there are: {listed}"
+    check_columns(columns or {}, layout)
 
 
 def _add_row(
     builder: TableBuilder,
     record: Record,
     value: dict[str, Any],
-    renamed: Mapping[str, str],
+    reading: Reading,
     strings: Strings,
     notices: Counter[str],
+    serialized: Serialized,
 ) -> None:
-    fields = value if not renamed else _rename(value, renamed)
-    pairs = pairs_of_row(fields, strings, notices)
+    fields = reading.fields(value)
+    pairs = pairs_of_row(fields, strings, notices, serialized)
+    unused = reading.unused_parts(value)
+    if unused:
+        refuse_unused(record.file, record.row, value, unused, pairs)
     row_id = _row_id(fields.get("id"))
-    used = _RANKED_COLUMNS if is_ranked(fields) else _PAIR_COLUMNS
-    taken = {renamed.get(ours, ours) for ours in used} if renamed else used
+    taken = reading.taken(is_ranked(fields))
     others = {key: other for key, other in value.items() if key not in taken and other is not None}
     extra = _extra(others, notices) if others else None
     _refuse_expansion(pairs)
     for number, (prompt, chosen, rejected) in enumerate(pairs):
         name = pair_id(prompt, chosen, rejected)
         builder.add(record.file, (record.row, number, row_id, name, prompt, chosen, rejected, extra))
-
-
-def _rename(value: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    """The row under this project's names; what stood under a name that is mapped elsewhere is no such column."""
-    fields = {key: other for key, other in value.items() if key not in renamed}
-    for ours, theirs in renamed.items():
-        if theirs in value:
-            fields[ours] = value[theirs]
-    return fields
 
 
 def _row_id(value: Any) -> str | None:
@@ -257,12 +276,15 @@ def _plain(value: Any) -> Any:
 class _BadRows:
     """The rows that cannot be used: all counted, few remembered."""
 
-    total: int = 0
+    total: int = 0  # without those that their set leaves without a preference
     reasons: Counter[str] = field(default_factory=Counter)
     listed: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
 
     def add(self, record: Record, error: BadRowError) -> None:
+        if isinstance(error, NoPreferenceError):
+            self.reasons[error.reason] += 1
+            return
         # The first ten whatever they are, then the first of each further reason.
         if len(self.listed) < _LISTED or error.reason not in self.reasons:
             line = "" if record.line is None else f" (line {record.line})"
@@ -270,17 +292,14 @@ class _BadRows:
         self.total += 1
         self.reasons[error.reason] += 1
 
-    def note_columns(self, file: str, seen: Mapping[str, None], renamed: Mapping[str, str]) -> None:
+    def note_columns(self, file: str, seen: Mapping[str, None], reading: Reading) -> None:
         """Remember a file in which no row has what a pair needs: its columns may have other names."""
-        names = [renamed.get(ours, ours) for ours in ("chosen", "rejected", "completions")]
-        chosen, rejected, completions = (name in seen for name in names)
-        if completions or (chosen and rejected):
-            return
-        lacking = names[0] if not chosen else names[1]
-        self.columns.append(
-            f" In {file} no row has the column {lacking!r}{_nearest(lacking, list(seen))}; "
-            "`columns` maps a name such as `chosen` to the file's own."
-        )
+        lacking = reading.lacking(seen)
+        if lacking:
+            self.columns.append(
+                f" In {file} no row has the column {lacking!r}{nearest(lacking, list(seen))}; `columns` maps a name such as "
+                "`chosen` to the file's own, and `mrpo recipes layouts` lists the sets that are known by name."
+            )
 
     def counts(self) -> str:
         return ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())

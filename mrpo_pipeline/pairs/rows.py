@@ -8,6 +8,7 @@ from mrpo_pipeline.pairs.bad_row import BadRowError, check_text, found
 from mrpo_pipeline.pairs.identity import Prompt, dump_prompt
 from mrpo_pipeline.pairs.messages import Message, read_message, read_messages
 from mrpo_pipeline.pairs.ranked import strict_pairs
+from mrpo_pipeline.pairs.serialized import Serialized, admit, refuse_end_tokens
 from mrpo_pipeline.pairs.transcripts import common_prompt, ends_in_marker, holds_marker
 
 Strings = Literal["text", "messages"]
@@ -31,12 +32,15 @@ def is_ranked(fields: Mapping[str, Any]) -> bool:
     return fields.get("completions") is not None and fields.get("chosen") is None and fields.get("rejected") is None
 
 
-def pairs_of_row(fields: Mapping[str, Any], strings: Strings, notices: Counter[str]) -> list[Pair]:
+def pairs_of_row(
+    fields: Mapping[str, Any], strings: Strings, notices: Counter[str], serialized: Serialized = "error"
+) -> list[Pair]:
     """Every pair of one row; `fields` holds the row's values under this project's names.
 
     A row with `chosen` and `rejected` gives one pair. A K-wise row gives one for every two completions of different
-    rank, in the order (0, 1), (0, 2) … (1, 2) … of their places in `completions`. What is legal and yet worth saying
-    is counted in `notices`.
+    rank, in the order (0, 1), (0, 2) … (1, 2) … of their places in `completions`. A `system` text becomes the first
+    message, and makes a prompt string a user's message; a `begun` text is put in front of every completion, and so is a
+    last assistant message of the prompt where `continued` is true. What is legal and yet worth saying is counted in `notices`.
     Raises BadRowError: the row cannot be used.
     """
     for media in ("images", "image"):
@@ -44,36 +48,40 @@ def pairs_of_row(fields: Mapping[str, Any], strings: Strings, notices: Counter[s
             raise BadRowError("image", f"`{media}` holds {found(fields[media])}; images are not supported")
     if fields.get("tools"):
         raise BadRowError("tool call", f"`tools` holds {found(fields['tools'])}; tool calls are not supported")
+    order: list[tuple[int, int]] | None = None
     if is_ranked(fields):
-        return _ranked_pairs(fields, strings, notices)
-    sides = [_side(_present(fields, name), name) for name in ("chosen", "rejected")]
-    names = ["chosen", "rejected"]
-    if fields.get("prompt") is None:
+        values = fields["completions"]
+        if not isinstance(values, list):
+            raise BadRowError("wrong type", f"`completions` is {found(values)}; expected a list")
+        order = strict_pairs(len(values), fields.get("ranks"), fields.get("scores"))
+        names = [f"completions[{index}]" for index in range(len(values))]
+    else:
+        names = ["chosen", "rejected"]
+        values = [_present(fields, name) for name in names]
+    implicit = fields.get("prompt") is None and order is None
+    asked = None if implicit else _prompt_value(admit(_present(fields, "prompt"), "prompt", serialized))
+    sides = [_side(admit(value, name, serialized), name) for name, value in zip(names, values, strict=True)]
+    if asked is None:
         prompt, completions = _implicit(sides, names)
     else:
-        prompt, completions = _explicit(fields["prompt"], sides, names, notices)
+        prompt, completions = _explicit(asked, sides, names, notices)
+    if fields.get("continued") and not isinstance(prompt, str):
+        prompt, completions = _with_begun_answer(prompt, completions)
+    if fields.get("begun"):
+        begun = _text(fields["begun"], "the beginning of the answers")
+        completions = [begun + completion for completion in completions]
     for name, completion in zip(names, completions, strict=True):
         _refuse_empty(completion, name)
-    chosen, rejected = completions
-    if chosen == rejected:
-        raise BadRowError("chosen equals rejected", "`chosen` and `rejected` are the same text: no preference to learn")
-    return [Pair(_canonical(prompt, strings, notices), chosen, rejected)]
-
-
-def _ranked_pairs(fields: Mapping[str, Any], strings: Strings, notices: Counter[str]) -> list[Pair]:
-    value = fields["completions"]
-    if not isinstance(value, list):
-        raise BadRowError("wrong type", f"`completions` is {found(value)}; expected a list")
-    prompt_value = _present(fields, "prompt")
-    order = strict_pairs(len(value), fields.get("ranks"), fields.get("scores"))
-    names = [f"completions[{index}]" for index in range(len(value))]
-    sides = [
-        [read_message(item, name)] if isinstance(item, dict) else _side(item, name)
-        for name, item in zip(names, value, strict=True)
-    ]
-    prompt, completions = _explicit(prompt_value, sides, names, notices)
-    for name, completion in zip(names, completions, strict=True):
-        _refuse_empty(completion, name)
+    if serialized != "text":
+        refuse_end_tokens(completions, names)
+    prompt = _with_system(prompt, fields.get("system"))
+    if order is None:
+        chosen, rejected = completions
+        if chosen == rejected:
+            raise BadRowError(
+                "chosen equals rejected", "`chosen` and `rejected` are the same text: no preference to learn"
+            )
+        return [Pair(_canonical(prompt, strings, notices), chosen, rejected)]
     distinct = [(better, worse) for better, worse in order if completions[better] != completions[worse]]
     notices[EQUAL_COMPLETIONS] += len(order) - len(distinct)
     if not distinct:
@@ -91,6 +99,18 @@ def _present(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def _side(value: Any, name: str) -> Prompt:
+    """A completion, or a conversation that ends in it: a string, messages, or one message."""
+    if isinstance(value, dict):
+        return [read_message(value, name)]
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value):
+        raise BadRowError(
+            "several completions",
+            f"`{name}` holds {len(value)} texts; expected one completion, or a row for each, or `completions` with `ranks`",
+        )
+    return _prompt_value(value, name)
+
+
+def _prompt_value(value: Any, name: str = "prompt") -> Prompt:
     if isinstance(value, str):
         return check_text(value, name)
     if isinstance(value, list):
@@ -98,11 +118,43 @@ def _side(value: Any, name: str) -> Prompt:
     raise BadRowError("wrong type", f"`{name}` is {found(value)}; expected a string or a list of messages")
 
 
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRowError("wrong type", f"{name} is {found(value)}; expected a string")
+    return check_text(value, name)
+
+
+def _with_system(prompt: Prompt, system: Any) -> Prompt:
+    """The prompt with the text of a system column as its first message; one that it opens with already is not repeated."""
+    if system is None or system == "":
+        return prompt
+    text = _text(system, "`system`")
+    if not text.strip():
+        return prompt
+    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if messages and messages[0]["role"] == "system":
+        if messages[0]["content"].strip() != text.strip():
+            raise BadRowError("two system messages", "the prompt opens with one, and `system` holds another")
+        return messages
+    return [{"role": "system", "content": text}, *messages]
+
+
+def _with_begun_answer(prompt: list[Message], completions: list[str]) -> tuple[list[Message], list[str]]:
+    """A last assistant message of the prompt as the beginning of every answer."""
+    if len(prompt) < 2 or prompt[-1]["role"] != "assistant" or prompt[-2]["role"] != "user":
+        return prompt, completions
+    begun = prompt[-1]["content"]
+    if any(begun.strip() == completion.strip() for completion in completions):
+        raise BadRowError(
+            "prompt holds the answer", "the prompt's last message is one of the answers; expected a user's message"
+        )
+    return prompt[:-1], [begun + completion for completion in completions]
+
+
 def _explicit(
-    value: Any, sides: Sequence[Prompt], names: Sequence[str], notices: Counter[str]
+    prompt: Prompt, sides: Sequence[Prompt], names: Sequence[str], notices: Counter[str]
 ) -> tuple[Prompt, list[str]]:
     """Prompt and completions of a row that has a `prompt`; a prompt repeated in the sides is taken off once."""
-    prompt = _side(value, "prompt")
     texts = [side for side in sides if isinstance(side, str)]
     chats = [side for side in sides if not isinstance(side, str)]
     if texts and chats:

@@ -35,21 +35,34 @@ class PairTable:
     `pair_id`: 32 hex digits; `prompt`: canonical JSON text; `chosen`, `rejected`: text; `extra`: the row's other
     columns as a JSON object, or null."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """Bad rows that were left out, by reason; empty unless they were to be skipped."""
+    """Rows that were left out, by reason: bad ones where they were to be skipped, and those that their set leaves without
+    a preference (a tie, no label)."""
     rows: int = 0
     """Rows read, the skipped ones included."""
     noted: dict[str, int] = field(default_factory=dict)
     """What is legal and yet worth telling the user, and how many rows it holds for."""
 
+    readings: dict[str, int] = field(default_factory=dict)
+    """How files were read (layout, and which columns became what), and how many rows."""
+
+    @property
+    def read_as(self) -> tuple[str, ...]:
+        """How files were read, one sentence each."""
+        return _counted(self.readings)
+
     @property
     def notices(self) -> tuple[str, ...]:
         """What is legal and yet worth telling the user, one sentence each."""
-        return tuple(f"{count} row{'s' if count > 1 else ''}: {text}" for text, count in self.noted.items() if count)
+        return _counted(self.noted)
 
     @property
     def duplicates(self) -> int:
         """Pairs whose content stands in an earlier place too. They are kept: a repeated pair weighs more."""
         return self.frame.height - self.frame["pair_id"].n_unique()
+
+
+def _counted(texts: dict[str, int]) -> tuple[str, ...]:
+    return tuple(f"{count} row{'s' if count > 1 else ''}: {text}" for text, count in texts.items() if count)
 
 
 class TableBuilder:

@@ -60,6 +60,7 @@ class Collected:
     rows: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     noted: dict[str, int] = field(default_factory=dict)
+    readings: dict[str, int] = field(default_factory=dict)
 
 
 def prompts_at(frame: pl.DataFrame, level: int) -> pl.DataFrame:
@@ -153,7 +154,7 @@ def collect(files: Sequence[PairFile], settings: Mapping[str, Any], limits: Limi
     """Read files in this process.
 
     Args:
-        settings: ``columns``, ``strings``, ``on_bad_row`` of ``pairs.read_pairs``.
+        settings: options of ``pairs.read_pairs``.
 
     Raises:
         UserError: see ``pairs.read_pairs``.
@@ -161,7 +162,7 @@ def collect(files: Sequence[PairFile], settings: Mapping[str, Any], limits: Limi
     collector = Collector(limits, salts)
     table = read_files(files, **settings, sink=collector.take)
     found = collector.finish()
-    found.rows, found.skipped, found.noted = table.rows, table.skipped, table.noted
+    found.rows, found.skipped, found.noted, found.readings = table.rows, table.skipped, table.noted, table.readings
     return found
 
 
@@ -194,7 +195,7 @@ def main() -> None:
     found = collect(files, task["settings"], Limits(**task["limits"]), task["salts"])
     for name in _FRAMES:
         getattr(found, name).write_ipc(folder / f"{name}.arrow")
-    about = {name: getattr(found, name) for name in ("level", "rows", "skipped", "noted")}
+    about = {name: getattr(found, name) for name in ("level", "rows", "skipped", "noted", "readings")}
     (folder / "found.json").write_text(json.dumps(about), encoding="utf-8")
 
 

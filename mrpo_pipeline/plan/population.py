@@ -90,11 +90,7 @@ def read_population(settings: Pairs, *, exact: bool = False) -> Population:
     limits = Limits() if exact else COUNTED
     fractions = {"eval": settings.eval_fraction, "weights": settings.weights_fraction}
     salts = [split for split, fraction in fractions.items() if fraction]
-    options = {
-        "columns": {str(name): column for name, column in settings.columns.items()},
-        "strings": settings.strings,
-        "on_bad_row": settings.on_bad_row,
-    }
+    options = settings.reading()
     read = {
         name: _read(find_files(source), options, limits, salts if name == "train" else [])
         for name, source in (("train", settings.train), ("eval", settings.eval))
@@ -105,11 +101,14 @@ def read_population(settings: Pairs, *, exact: bool = False) -> Population:
     splits = _hold_out(settings, splits) if level == 0 else _hold_out_by_place(fractions, splits)
     skipped: Counter[str] = Counter()
     noted: Counter[str] = Counter()
+    readings: Counter[str] = Counter()
     for part in read.values():
         skipped.update(part.skipped)
         noted.update(part.noted)
+        readings.update(part.readings)
     rows = sum(part.rows for part in read.values())
-    return Population(splits, 2.0**-level, rows, dict(skipped), PairTable(pl.DataFrame(), noted=dict(noted)).notices)
+    told = PairTable(pl.DataFrame(), noted=dict(noted), readings=dict(readings))
+    return Population(splits, 2.0**-level, rows, dict(skipped), (*told.read_as, *told.notices))
 
 
 def _level(parts: Sequence[Collected]) -> int:
@@ -200,7 +199,7 @@ def _merge(parts: Sequence[Collected], limits: Limits) -> Collected:
         level,
         sum(part.rows for part in parts),
     )
-    for name in ("skipped", "noted"):
+    for name in ("skipped", "noted", "readings"):
         counts: Counter[str] = Counter()
         for part in parts:
             counts.update(getattr(part, name))

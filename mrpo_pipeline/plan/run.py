@@ -41,7 +41,9 @@ def plan_run(
     sources = recipe.sources()
     population = read_population(recipe.pairs, exact=exact)
     renderer = policy_renderer(recipe)
-    prepared, longest = prepare_population(population, renderer, recipe.limits, recipe.pairs.on_bad_row)
+    prepared, longest = prepare_population(
+        population, renderer, recipe.limits, recipe.pairs.on_bad_row, recipe.pairs.serialized != "text"
+    )
     wanted = wanted_of(population, prepared)
     planner = ReferencePlanner(recipe.cache, wanted, machine, recipe.pairs.on_bad_row)
     references = [planner.plan(source, recipe.scoring_of(source.name)) for source in sources]

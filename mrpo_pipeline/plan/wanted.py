@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,11 +52,16 @@ class Wanted:
 
 
 def prepare_population(
-    population: Population, renderer: Renderer, limits: Limits, on_bad_row: OnBadRow = "error"
+    population: Population,
+    renderer: Renderer,
+    limits: Limits,
+    on_bad_row: OnBadRow = "error",
+    refuse_rendered: bool = True,
 ) -> tuple[dict[str, Prepared], dict[str, Prepared]]:
     """The sampled pairs of every split, and the longest training pairs, cut and tokenized as a run would do it."""
+    options: Any = {"on_bad_row": on_bad_row, "refuse_rendered": refuse_rendered}
     sampled = {
-        name: prepare(split.table(split.sample), renderer, limits, what=f"{name} pairs", on_bad_row=on_bad_row)
+        name: prepare(split.table(split.sample), renderer, limits, what=f"{name} pairs", **options)
         for name, split in population.splits.items()
     }
     longest = {}
@@ -64,7 +70,7 @@ def prepare_population(
         longest["train"] = (
             sampled["train"]
             if population.share >= 1
-            else prepare(train.table(train.longest), renderer, limits, what="the longest pairs", on_bad_row=on_bad_row)
+            else prepare(train.table(train.longest), renderer, limits, what="the longest pairs", **options)
         )
     return sampled, longest
 

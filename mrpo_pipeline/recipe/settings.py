@@ -50,12 +50,27 @@ class Pairs(Settings):
     """Hold this share of the training prompts out for evaluation; splits are by prompt, never by row."""
     weights_fraction: float = Field(0.0, ge=0, lt=1)
     """Hold this share out as a third split, for weights that look at held-out pairs and for sweeps."""
-    columns: dict[Literal["prompt", "chosen", "rejected", "id", "completions", "ranks", "scores"], str] = {}
-    """Our name: the file's name, for columns that are called otherwise there."""
+    columns: dict[
+        Literal["prompt", "system", "chosen", "rejected", "id", "completions", "ranks", "scores"], str | list[str]
+    ] = {}
+    """Our name: the file's name, for columns that have other names there; for `prompt` also a list, joined by a blank line."""
+    layout: str = "auto"
+    """The columns of a well-known set (`mrpo recipes layouts`): `auto` recognises them, `as-is` takes our names."""
+    ignore_columns: list[str] = []
+    """Columns that usually hold a part of the prompt (`system`, `input`, `context`, …) and are left out on purpose."""
+    serialized: Literal["error", "parse", "text"] = "error"
+    """Strings that hold a conversation as JSON or Python text: refuse them, read the messages, or take them as text. A prompt
+    that a chat template has rendered is refused but for `text`."""
     strings: Literal["text", "messages"] = "text"
     """How string columns are read: raw text without a template (TRL's habit), or one user and one assistant turn."""
     on_bad_row: Literal["error", "skip"] = "error"
     """A row that can't be used: stop before any model loads, or count it by its reason and go on."""
+
+    def reading(self) -> dict[str, Any]:
+        """How files are read: the options of ``pairs.read_pairs``."""
+        return self.model_dump(
+            include={"columns", "layout", "ignore_columns", "serialized", "strings", "on_bad_row"}, mode="json"
+        )
 
 
 class Lora(Settings):

@@ -112,6 +112,7 @@ class Renderer:
         self._seam = Seam(backend)
         self._eos_id: int | None = tokenizer.eos_token_id
         self._prepended = _prepended_ids(tokenizer)
+        self.bos = str(tokenizer.bos_token or "")
         self._context_id = next((i for i in (tokenizer.bos_token_id, self._eos_id) if i is not None), None)
         self._frames: OrderedDict[tuple[str, str], _Prompt] = OrderedDict()
         self._identity = self._describe(tokenizer, backend)
@@ -192,6 +193,19 @@ class Renderer:
     def control_strings(self, text: str) -> list[str]:
         """Control tokens of this tokenizer that stand in the text, each once, in order of appearance."""
         return self._clones.control_strings(text)
+
+    def round_user_message(self) -> tuple[str, str]:
+        """What the template writes before and after a single user's message when an answer is asked for, without BOS.
+
+        Both empty for the plain template. Raises UserError: the template does not write the message once.
+        """
+        if self._template.is_plain:
+            return "", ""
+        mark = "qZquestionX7"
+        parts = self._template.generation_prompt([{"role": "user", "content": mark}]).split(mark)
+        if len(parts) != 2:
+            raise UserError(f"{self._template.name} writes a user's message {len(parts) - 1} times; expected once.")
+        return parts[0].removeprefix(self.bos), parts[1]
 
     def identity(self) -> dict[str, str]:
         """What decides the ids, as fields of a fingerprint.

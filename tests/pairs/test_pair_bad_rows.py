@@ -58,7 +58,9 @@ BAD: list[tuple[str, str, Any]] = [
     ("unknown role", "'Assistant'", row(chosen=[{"role": "Assistant", "content": "x"}])),
     ("unknown role", "null", row(chosen=[{"role": None, "content": "x"}])),
     ("unknown role", "a list", row(chosen=[{"role": ["user"], "content": "x"}])),
-    ("message without role", "`from` and `value`", row(chosen=[{"from": "gpt", "value": "x"}])),
+    ("message without role", "keys 'from', 'content'", row(chosen=[{"from": "gpt", "content": "x"}])),
+    ("unknown role", "'bot'", row(chosen=[{"from": "bot", "value": "x"}])),
+    ("tool call", "role tool", row(chosen=[{"from": "observation", "value": "x"}])),
     ("message without content", "keys 'role'", row(chosen=[{"role": "assistant"}])),
     ("system message not first", "`prompt[1]`", row(prompt=[USER, {"role": "system", "content": "s"}])),
     ("tool call", "role tool", row(prompt=[USER, {"role": "tool", "content": "42"}])),
@@ -90,7 +92,11 @@ BAD: list[tuple[str, str, Any]] = [
     ("empty prompt", "white space", {"prompt": "\n", "chosen": "a", "rejected": "b"}),
     ("no prompt", "share no first message", row(prompt=...)),
     ("no prompt", "\\n\\nAssistant:", {"chosen": "The sky is blue", "rejected": "The sky is green"}),
-    ("no prompt", "give messages", {"chosen": "<|im_start|>assistant\na", "rejected": "<|im_start|>assistant\nb"}),
+    (
+        "rendered by a chat template",
+        "Give the messages",
+        {"chosen": "<|im_start|>assistant\na", "rejected": "<|im_start|>assistant\nb"},
+    ),
     ("several turns", "'Human:'", {"chosen": "\n\nAssistant: a\n\nHuman: more", "rejected": "\n\nAssistant: b"}),
     ("conversations differ", "`rejected`", row(prompt="Q", chosen=[USER, *answer("a")])),
     (

@@ -1,0 +1,220 @@
+"""Columns of well-known preference sets, as a table.
+
+A layout names the columns that hold the prompt and the answers, and what a label, rank or score means there: the
+polarity is the set's own documentation, never a guess. Paths are those of `paths.value_at`; `a|b` is whichever the file has.
+"""
+
+from dataclasses import dataclass, field
+
+from mrpo_pipeline.pairs.labels import Higher, Label, Named, OneHot, Signed
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The better and the worse answer, each in a column."""
+
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Two answers and a label."""
+
+    first: str
+    second: str
+    label: Label
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A list of answers: objects with a rank or score in each (`text` names the answer's key), or parallel lists.
+
+    `ranks`: lower is better; `scores`: higher is better.
+    """
+
+    answers: str
+    text: str = ""
+    ranks: str = ""
+    scores: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One set's columns.
+
+    Attributes:
+        needs: filled in a file of this layout; they recognise it.
+        without: not filled in one.
+        prompt: parts joined by a blank line; empty where the answers hold whole conversations. A part with braces is a
+            text with one path in it, left out where that is empty.
+        closing: a last line of the prompt.
+        history: earlier turns, pairs of a user's and an assistant's text.
+        begun: how both answers begin; put in front of them.
+        turns: prompt and answers are lists of texts, one for each turn.
+        left_out: reasons of bad rows that are part of the set → how they are counted; such rows are not refused.
+        notice: what a user has to know.
+    """
+
+    name: str
+    about: str
+    needs: tuple[str, ...]
+    answers: Sides | Choice | Ranked = field(default_factory=Sides)
+    prompt: tuple[str, ...] = ("prompt",)
+    closing: str = ""
+    system: str = ""
+    history: str = ""
+    begun: str = ""
+    without: tuple[str, ...] = ()
+    turns: bool = False
+    left_out: tuple[tuple[str, str], ...] = ()
+    notice: str = ""
+
+
+AS_IS = "as-is"
+_SIDES = ("chosen", "rejected")
+_ARENA = Named("winner", ("model_a",), ("model_b",), ("tie", "tie (bothbad)", "both_bad", "bothbad"))
+_EARLIER_TURNS = (("several messages", "earlier turns differ"), ("no prompt", "first messages differ"))
+_TIED = (("no strict preference", "tie"), ("too few completions", "fewer than two answers"))
+
+LAYOUTS = (
+    # Chosen and rejected, and the prompt in other columns.
+    Layout("truthy_dpo", "system, prompt, chosen, rejected", ("system", "prompt", *_SIDES), system="system"),
+    Layout("system_prompt", "system_prompt or system_message beside prompt, chosen, rejected",
+           ("system_prompt|system_message", "prompt", *_SIDES), system="system_prompt|system_message"),
+    Layout("intel_orca_dpo", "system, question, chosen, rejected", ("system", "question", *_SIDES),
+           prompt=("question",), system="system", without=("prompt",)),
+    Layout("question", "question (or query), chosen, rejected", ("question|query", *_SIDES), prompt=("question|query",),
+           without=("prompt", "system")),
+    Layout("distilabel_orca", "system, input, chosen, rejected", ("system", "input", *_SIDES), prompt=("input",),
+           system="system", without=("prompt", "instruction", "question")),
+    Layout("input", "input, chosen, rejected", ("input", *_SIDES), prompt=("input",),
+           without=("prompt", "instruction", "question|query", "system")),
+    Layout("llamafactory_alpaca", "instruction, input, chosen, rejected; also system and history",
+           ("instruction", *_SIDES), prompt=("instruction", "input"), system="system", history="history",
+           without=("prompt",)),
+    Layout("llamafactory_output", "instruction, input, output: a list of the better and the worse answer",
+           ("instruction", "output[0]", "output[1]"), Sides("output[0]", "output[1]"), prompt=("instruction", "input"),
+           system="system", history="history", without=("prompt", "output[2]", "chosen")),
+    Layout("llamafactory_sharegpt", "conversations (from, value), chosen, rejected; also system",
+           ("conversations", *_SIDES), prompt=("conversations",), system="system", without=("prompt", "chosen[1]")),
+    Layout("axolotl_chat_template", "messages, and one message in chosen and rejected", ("messages", *_SIDES),
+           prompt=("messages",), system="system", without=("prompt", "chosen[1]")),
+    Layout("ultrainteract", "trajectory, chosen, rejected", ("trajectory", *_SIDES), prompt=("trajectory",),
+           without=("prompt",)),
+    Layout("code_preference", "input, accepted, rejected", ("input", "accepted", "rejected"),
+           Sides("accepted", "rejected"), prompt=("input",), without=("chosen", "prompt")),
+    Layout("argilla", "instruction, chosen_response, rejected_response",
+           ("instruction|prompt", "chosen_response", "rejected_response"), Sides("chosen_response", "rejected_response"),
+           prompt=("instruction|prompt",)),
+    Layout("stack_exchange_paired", "question, response_j (better), response_k", ("question", "response_j", "response_k"),
+           Sides("response_j", "response_k"), prompt=("question",)),
+    Layout("step_dpo", "prompt, initial_reason_steps: how both answers begin, chosen, rejected",
+           ("prompt", "initial_reason_steps", *_SIDES), begun="initial_reason_steps",
+           notice="both answers begin with `initial_reason_steps`"),
+    # Two answers and a label.
+    Layout("shp", "history, human_ref_A, human_ref_B, labels", ("history", "human_ref_A", "human_ref_B", "labels"),
+           Choice("human_ref_A", "human_ref_B", Named("labels", ("1",), ("0",))), prompt=("history",)),
+    Layout("pku_saferlhf", "prompt, response_0, response_1, better_response_id (the more helpful one)",
+           ("prompt", "response_0", "response_1", "better_response_id"),
+           Choice("response_0", "response_1", Named("better_response_id", ("0",), ("1",)))),
+    Layout("pku_saferlhf_safety", "prompt, response_0, response_1, safer_response_id (the safer one)",
+           ("prompt", "response_0", "response_1", "safer_response_id"),
+           Choice("response_0", "response_1", Named("safer_response_id", ("0",), ("1",))),
+           without=("better_response_id",)),
+    Layout("helpsteer2_preference", "prompt, response_1, response_2, preference_strength (-3 to 3)",
+           ("prompt", "response_1", "response_2", "preference_strength"),
+           Choice("response_1", "response_2", Signed("preference_strength"))),
+    Layout("helpsteer3", "context, response1, response2, overall_preference (-3 to 3)",
+           ("context", "response1", "response2", "overall_preference"),
+           Choice("response1", "response2", Signed("overall_preference")), prompt=("context",)),
+    Layout("arena", "conversation_a, conversation_b, winner (model_a, model_b, tie)",
+           ("conversation_a", "conversation_b", "winner"), Choice("conversation_a", "conversation_b", _ARENA), prompt=(),
+           left_out=_EARLIER_TURNS),
+    Layout("arena_responses", "prompt, response_a, response_b, winner (model_a, model_b, tie)",
+           ("prompt", "response_a", "response_b", "winner"), Choice("response_a", "response_b", _ARENA)),
+    Layout("arena_55k", "prompt, response_a, response_b as lists of turns; winner_model_a, winner_model_b, winner_tie",
+           ("prompt", "response_a", "response_b", "winner_model_a"),
+           Choice("response_a", "response_b", OneHot("winner_model_a", "winner_model_b", "winner_tie")),
+           turns=True, left_out=_EARLIER_TURNS),
+    Layout("summarize_feedback", "info (post or article), summaries, choice",
+           ("info", "summaries[0].text", "summaries[1].text", "choice"),
+           Choice("summaries[0].text", "summaries[1].text", Named("choice", ("0",), ("1",))),
+           prompt=("SUBREDDIT: r/{info.subreddit}", "TITLE: {info.title}", "POST: {info.post}", "{info.article}"),
+           closing="TL;DR:"),
+    Layout("webgpt", "question, answer_0, answer_1, score_0, score_1",
+           ("question", "answer_0", "answer_1", "score_0", "score_1"),
+           Choice("answer_0", "answer_1", Higher("score_0", "score_1")), prompt=("question.full_text|question",)),
+    Layout("alpaca_farm", "instruction, input, output_1, output_2, preference (1 or 2)",
+           ("instruction", "output_1", "output_2", "preference"),
+           Choice("output_1", "output_2", Named("preference", ("1",), ("2",))), prompt=("instruction", "input")),
+    Layout("llmbar", "input (or instruction), output_1, output_2, label (1 or 2)",
+           ("input|instruction", "output_1", "output_2", "label"),
+           Choice("output_1", "output_2", Named("label", ("1",), ("2",))), prompt=("instruction", "input")),
+    Layout("preference_collection", "orig_instruction, orig_response_A, orig_response_B, orig_preference (A or B)",
+           ("orig_instruction", "orig_response_A", "orig_response_B", "orig_preference"),
+           Choice("orig_response_A", "orig_response_B", Named("orig_preference", ("A",), ("B",))),
+           prompt=("orig_instruction",)),
+    Layout("unified_feedback", "conv_A, conv_B, conv_A_rating, conv_B_rating",
+           ("conv_A", "conv_B", "conv_A_rating", "conv_B_rating"),
+           Choice("conv_A", "conv_B", Higher("conv_A_rating", "conv_B_rating")), prompt=(), left_out=_EARLIER_TURNS),
+    # Several answers with ranks or scores.
+    Layout("nectar", "prompt, answers: objects with answer and rank", ("prompt", "answers[0].answer", "answers[0].rank"),
+           Ranked("answers", text="answer", ranks="rank"), left_out=_TIED),
+    Layout("ultrafeedback", "instruction, completions: objects with response and overall_score",
+           ("completions[0].response", "completions[0].overall_score"),
+           Ranked("completions", text="response", scores="overall_score"), prompt=("instruction|prompt",), left_out=_TIED,
+           notice="a `custom_system_prompt` of single answers is left out: pairs share the instruction alone"),
+    Layout("nemo_rl", "context (or prompt), completions: objects with completion and rank",
+           ("completions[0].completion", "completions[0].rank"), Ranked("completions", text="completion", ranks="rank"),
+           prompt=("context|prompt",), left_out=_TIED),
+    Layout("stack_exchange_preferences", "question, answers: objects with text and pm_score",
+           ("question", "answers[0].text", "answers[0].pm_score"), Ranked("answers", text="text", scores="pm_score"),
+           prompt=("question",), left_out=_TIED),
+    Layout("armorm", "prompt, all_generated_responses, all_rm_scores",
+           ("prompt", "all_generated_responses", "all_rm_scores"),
+           Ranked("all_generated_responses", scores="all_rm_scores"), left_out=_TIED),
+    Layout("openhermes_preferences", "prompt, candidates_completions, ranks",
+           ("prompt", "candidates_completions", "ranks"), Ranked("candidates_completions", ranks="ranks"), left_out=_TIED),
+    Layout("distilabel_ratings", "instruction (or input), generations, ratings (or rating)",
+           ("instruction|input", "generations[1]", "ratings[1]|rating[1]"),
+           Ranked("generations", scores="ratings|rating"), prompt=("instruction|input",), left_out=_TIED),
+    Layout("hhh_alignment", "input, targets: choices and labels",
+           ("input", "targets.choices", "targets.labels"), Ranked("targets.choices", scores="targets.labels"),
+           prompt=("input",), left_out=_TIED),
+)  # fmt: skip
+BY_NAME = {layout.name: layout for layout in LAYOUTS}
+
+
+@dataclass(frozen=True)
+class NoPairs:
+    """A form of data that holds no pairs of answers to one prompt."""
+
+    needs: tuple[str, ...]
+    without: tuple[str, ...]
+    why: str
+
+
+# Judged only where a file has no pair of sides, in this order.
+NO_PAIRS = (
+    NoPairs(("completions", "labels"), ("ranks", "scores"), "steps of one answer with a label each (a process reward model's data)"),
+    NoPairs(("prompt", "completion", "label"), (), "single answers with a label (unpaired, KTO's form)"),
+    NoPairs(("messages|conversations|prompt|instruction", "kto_tag|label"), (), "single answers with a label (unpaired, KTO's form)"),
+    NoPairs(("prompt", "response", "helpfulness"), (), "single answers with ratings"),
+    NoPairs(("prompt", "completion"), (), "single answers (supervised fine-tuning's form)"),
+    NoPairs(("instruction", "output|response"), (), "single answers (supervised fine-tuning's form)"),
+    NoPairs(("messages|conversations",), (), "conversations without a second answer (supervised fine-tuning's form)"),
+)  # fmt: skip
+NO_PAIRS_HINT = (
+    "Expected two answers to one prompt in each row (chosen and rejected, two answers and a label, or several answers with "
+    "ranks or scores). Make pairs of the answers that share a prompt, or name a set of pairs."
+)
+
+PROMPT_PARTS = frozenset({
+    "system", "system_prompt", "system_message", "sys_prompt", "custom_system_prompt",
+    "instruction", "instructions", "input", "inputs", "question", "query",
+    "history", "context", "dialogue", "dialog", "conversation", "conversations", "messages", "trajectory",
+    "passage", "document", "documents", "article", "post", "background",
+    "initial_reason_steps", "initial_reasoning_steps", "initial_reasoning", "prefix", "partial_response", "response_prefix",
+})  # fmt: skip
+"""Columns, in lower case, that well-known sets use for a part of the prompt (or for how the answer begins)."""

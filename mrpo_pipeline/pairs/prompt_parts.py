@@ -1,0 +1,66 @@
+"""Columns that well-known sets use for a part of the prompt, and that no pair has read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.pairs.bad_row import quoted
+from mrpo_pipeline.pairs.identity import parse_prompt
+from mrpo_pipeline.pairs.rows import Pair
+
+_LONG = 24  # characters of a text that is hardly found in another by chance
+_NO_TEXT = frozenset({"role", "from", "name", "type", "id", "weight", "train", "loss"})
+_SYSTEM = ("system", "system_prompt", "system_message", "sys_prompt", "custom_system_prompt")
+
+
+def refuse_unused(file: str, row: int, value: Mapping[str, Any], columns: Sequence[str], pairs: Sequence[Pair]) -> None:
+    """Refuse a row of which such a column holds text that its prompt lacks.
+
+    A column that repeats the prompt, or messages that repeat prompt and answer, lose nothing.
+    Raises UserError.
+    """
+    prompt = parse_prompt(pairs[0].prompt)
+    asked = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    answers = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    for column in columns:
+        repeated = asked if isinstance(value[column], str) else [*asked, *answers]
+        missing = next((text for text in _texts(value[column]) if not _holds(repeated, text)), None)
+        if missing is not None:
+            raise UserError(
+                f"{file}: row {row}: the column {column!r} holds {quoted(missing)}, which the prompt does not have: a part of the "
+                f"prompt would be dropped. {_way_out(column)}, or leave it out on purpose by `pairs.ignore_columns: [{column}]`."
+            )
+
+
+def _way_out(column: str) -> str:
+    name = column.lower()
+    if name in _SYSTEM:
+        return f"Map it (`pairs.columns: {{system: {column}}}`)"
+    if name.startswith(("initial_reason", "prefix", "partial_", "response_prefix")):
+        return "If it begins both answers, name `pairs.layout: step_dpo`, or write it into both"
+    return (
+        f"Build the prompt of it (`pairs.columns: {{prompt: [{column}, …]}}`, joined by a blank line), name a layout "
+        "(`mrpo recipes layouts`)"
+    )
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value.strip()] if value.strip() else []
+    if isinstance(value, Mapping):
+        return [text for key, inner in value.items() if key not in _NO_TEXT for text in _texts(inner)]
+    return [text for inner in value for text in _texts(inner)] if isinstance(value, list | tuple) else []
+
+
+def _holds(texts: Sequence[str], wanted: str) -> bool:
+    """Whether one of the texts has it: as lines of its own, or anywhere where it is too long for chance."""
+    for text in texts:
+        start = text.find(wanted)
+        while start >= 0:
+            end = start + len(wanted)
+            if len(wanted) >= _LONG or (
+                text[:start].strip(" \t")[-1:] in ("", "\n") and text[end:].lstrip(" \t")[:1] in ("", "\n")
+            ):
+                return True
+            start = text.find(wanted, start + 1)
+    return False

@@ -1,0 +1,287 @@
+"""The rows of one file under this project's names."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.pairs.bad_row import BadRowError, NoPreferenceError, found
+from mrpo_pipeline.pairs.columns import RANKED, Columns, nearest
+from mrpo_pipeline.pairs.layouts import PROMPT_PARTS, Choice, Layout, Ranked, Sides
+from mrpo_pipeline.pairs.paths import column_of, is_filled, value_at
+from mrpo_pipeline.pairs.turns import as_list, as_number, dialogue, joined_turns, objects_in, texts_of
+
+_ALWAYS = ("tools", "images", "image")  # refused by name where they hold anything
+FORM = re.compile(r"\{([^}]+)\}")
+
+
+@dataclass
+class Reading:
+    """How the rows of one file are read. `layout` is resolved, or None for this project's names."""
+
+    file: str
+    layout: Layout | None
+    mapped: Columns
+    ignored: frozenset[str]
+    named: bool
+    decode: bool
+    continued: bool = False
+    """The last message of each prompt is the assistant's: it begins every answer."""
+    used: frozenset[str] = field(init=False)
+    """Columns whose text a pair holds: they are not carried along beside it."""
+    _parts: dict[str, bool] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        paths = [*self._prompt_paths, self._system, *self._answer_paths(), self._of("id")]
+        if self.layout is not None:
+            paths += [self.layout.history, self.layout.begun]
+        self.used = frozenset(path for path in paths if path)
+        self._read = self.used | frozenset(map(column_of, self.used))
+
+    def _of(self, name: str) -> str:
+        given = self.mapped.get(name, name)
+        return given if isinstance(given, str) else ""
+
+    @cached_property
+    def _system(self) -> str:
+        return self._of("system") if "system" in self.mapped else self.layout.system if self.layout else ""
+
+    @cached_property
+    def _prompt_parts(self) -> tuple[str, ...]:
+        if "prompt" in self.mapped:
+            given = self.mapped["prompt"]
+            return (given,) if isinstance(given, str) else tuple(given)
+        return self.layout.prompt if self.layout else ("prompt",)
+
+    @cached_property
+    def _prompt_paths(self) -> list[str]:
+        return [path for part in self._prompt_parts for path in (FORM.findall(part) or [part])]
+
+    @cached_property
+    def ranked(self) -> bool | None:
+        """Whether rows are K-wise; None where each row decides."""
+        if any(name in self.mapped for name in RANKED):
+            return True
+        if self.layout is not None:
+            return isinstance(self.layout.answers, Ranked)
+        return False if any(name in self.mapped for name in ("chosen", "rejected")) else None
+
+    def _answer_paths(self) -> list[str]:
+        answers = self.layout.answers if self.layout else None
+        if isinstance(answers, Choice):
+            return [answers.first, answers.second]
+        if isinstance(answers, Ranked):
+            return [answers.answers, *([] if answers.text else [answers.ranks, answers.scores])]
+        if isinstance(answers, Sides):
+            return [answers.chosen, answers.rejected]
+        if self.ranked:
+            return [self._of(name) for name in RANKED]
+        return [self._of(name) for name in ("chosen", "rejected")]
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether strings are turns whatever `strings` says: a system message or history has no place in raw text."""
+        return bool(self._system or (self.layout and self.layout.history))
+
+    def taken(self, ranked: bool) -> frozenset[str]:
+        """Columns that are not kept beside the pair."""
+        if self.layout is None and self.ranked is None and ranked:
+            return frozenset({*self._prompt_paths, *RANKED, self._of("id"), self._system})
+        return self.used
+
+    def check_seen(self, seen: Mapping[str, Any]) -> None:
+        """Refuse a mapping to a column that no row has, and one that is not used.
+
+        Raises UserError.
+        """
+        for ours, given in self.mapped.items():
+            for theirs in [given] if isinstance(given, str) else given:
+                if theirs == ours and ours not in RANKED and ours != "system":
+                    continue
+                if theirs not in seen and column_of(theirs) not in seen:
+                    raise UserError(
+                        f"{self.file}: no row has the column {theirs!r}, which `columns` maps {ours!r} to"
+                        f"{nearest(theirs, list(seen))}. Correct `pairs.columns`."
+                    )
+        ranked = [name for name in RANKED if name in self.mapped]
+        if ranked and self._of("completions") not in seen:
+            raise UserError(
+                f"{self.file}: `columns` maps {ranked[0]!r}, which ranks the answers of `completions`, and no row has the column "
+                f"{self._of('completions')!r}: the mapping would not be used. Map `completions` too, or take {ranked[0]!r} out."
+            )
+        if ranked and not any(self._of(name) in seen for name in ("ranks", "scores")):
+            raise UserError(
+                f"{self.file}: `columns` maps 'completions', and no row has the column {self._of('ranks')!r} or "
+                f"{self._of('scores')!r}: no preference among them is given. Map `ranks` (lower is better) or `scores` "
+                "(higher is better)."
+            )
+
+    def lacking(self, seen: Mapping[str, Any]) -> str | None:
+        """The column that no row has and a pair needs; None for a layout, which was recognised by its columns."""
+        if self.layout is not None or self._of("completions") in seen:
+            return None
+        return next((name for name in map(self._of, ("chosen", "rejected")) if name not in seen), None)
+
+    def fields(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row's values under this project's names.
+
+        Raises BadRowError; NoPreferenceError for a row that its set leaves without a preference.
+        """
+        fields = {name: row[name] for name in _ALWAYS if is_filled(as_list(row.get(name)))}
+        for name in ("id",) if self._of("id") in row else ():
+            fields[name] = row[self._of("id")]
+        prompt = self._prompt(row)
+        if prompt is not None or any(path in row for path in self._prompt_paths):
+            fields["prompt"] = prompt
+        if self._system:
+            fields["system"] = self._at(row, self._system)
+        if self.layout is not None and self.layout.begun:
+            fields["begun"] = self._at(row, self.layout.begun)
+        if self.continued:
+            fields["continued"] = True
+        self._add_answers(fields, row)
+        return fields
+
+    def ends_in_answer(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row's prompt is messages of which the last is the assistant's."""
+        value = self._at(row, self._prompt_parts[0]) if len(self._prompt_parts) == 1 else None
+        last = value[-1] if isinstance(value, list) and len(value) > 1 else None
+        return isinstance(last, dict) and (last.get("role") or last.get("from")) in ("assistant", "gpt")
+
+    def _at(self, row: Mapping[str, Any], path: str) -> Any:
+        return value_at(row, path, decode=self.decode)
+
+    def _prompt(self, row: Mapping[str, Any]) -> Any:
+        parts = self._prompt_parts
+        if len(parts) == 1 and not (self.layout and (self.layout.closing or self.layout.history)):
+            return self._at(row, parts[0])
+        values = [value for part in parts if is_filled(value := self._part(row, part))]
+        turns = self._history(row)
+        if any(isinstance(value, list) for value in values):
+            return [*turns, *joined_turns(values)]
+        if not all(isinstance(value, str) for value in values):
+            wrong = next(value for value in values if not isinstance(value, str))
+            raise BadRowError("wrong type", f"a part of the prompt is {found(wrong)}; expected strings")
+        if not values:
+            return None
+        text = "\n\n".join([*values, *([self.layout.closing] if self.layout and self.layout.closing else [])])
+        return [*turns, {"role": "user", "content": text}] if turns else text
+
+    def _part(self, row: Mapping[str, Any], part: str) -> Any:
+        paths = FORM.findall(part)
+        if not paths:
+            return self._at(row, part)
+        value = self._at(row, paths[0])
+        return part.replace("{" + paths[0] + "}", value) if isinstance(value, str) and value.strip() else None
+
+    def _history(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        value = self._at(row, self.layout.history) if self.layout and self.layout.history else None
+        if not is_filled(value):
+            return []
+        if not isinstance(value, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in value):
+            raise BadRowError(
+                "wrong type", f"`history` is {found(value)}; expected pairs of a user's and an assistant's text"
+            )
+        roles = ("user", "assistant")
+        return [{"role": role, "content": text} for turn in value for role, text in zip(roles, turn, strict=True)]
+
+    def _add_answers(self, fields: dict[str, Any], row: Mapping[str, Any]) -> None:
+        answers = self.layout.answers if self.layout else None
+        if isinstance(answers, Choice):
+            first, second = self._at(row, answers.first), self._at(row, answers.second)
+            if self.layout and self.layout.turns:
+                asked = texts_of(fields.pop("prompt", None), "prompt")
+                first, second = (
+                    dialogue(asked, texts_of(side, name), name)
+                    for side, name in ((first, answers.first), (second, answers.second))
+                )
+            wins = answers.label.first_wins(lambda path: self._at(row, path))
+            fields["chosen"], fields["rejected"] = (first, second) if wins else (second, first)
+        elif isinstance(answers, Ranked):
+            items = self._at(row, answers.answers)
+            fields["completions"] = as_list(items)
+            if answers.text and isinstance(fields["completions"], list):
+                objects = objects_in(fields["completions"], answers.answers)
+                fields["completions"] = [one.get(answers.text) for one in objects]
+                name, key = ("ranks", answers.ranks) if answers.ranks else ("scores", answers.scores)
+                fields[name] = [as_number(one.get(key)) for one in objects]
+            else:
+                for name, path in (("ranks", answers.ranks), ("scores", answers.scores)):
+                    if path:
+                        fields[name] = as_list(self._at(row, path))
+        elif isinstance(answers, Sides):
+            for name, path in (("chosen", answers.chosen), ("rejected", answers.rejected)):
+                if path in row or self._at(row, path) is not None:
+                    fields[name] = self._at(row, path)
+        else:
+            self._add_own(fields, row)
+
+    def _add_own(self, fields: dict[str, Any], row: Mapping[str, Any]) -> None:
+        sides = ("chosen", "rejected") if self.ranked is not True else ()
+        for name in (*sides, *(RANKED if self.ranked is not False else ())):
+            path = self._of(name)
+            value = self._at(row, path)
+            if path in row or value is not None:
+                fields[name] = as_list(value) if name in RANKED and self.decode else value
+
+    def unused_parts(self, row: Mapping[str, Any]) -> list[str]:
+        """Columns of `PROMPT_PARTS` that hold something here and are neither used nor ignored."""
+        known = self._parts
+        names = []
+        for name, value in row.items():
+            is_part = known.get(name)
+            if is_part is None:
+                is_part = name.lower() in PROMPT_PARTS and name not in self._read and name not in self.ignored
+                known[name] = is_part
+            if is_part and isinstance(value, BadRowError):  # it cannot be read, so nobody knows what is lost
+                raise value
+            if is_part and is_filled(value):
+                names.append(name)
+        return names
+
+    def left_out(self, error: BadRowError) -> BadRowError:
+        """The error, as a row that its set leaves without a preference where the layout knows it as one."""
+        reason = dict(self.layout.left_out).get(error.reason) if self.layout else None
+        return error if reason is None else NoPreferenceError(reason, error.detail)
+
+    def report(self, strings: str, seen: Mapping[str, Any]) -> str:
+        """One line: the layout, and what became what."""
+        how = "columns as they are" if self.layout is None else f"layout {self.layout.name}"
+        if self.layout is None and self.mapped:
+            how = "columns as mapped"
+        elif self.layout is not None:
+            how += " (as named)" if self.named else " (recognised by its columns)"
+        prompt = " + ".join(f"`{path}`" for path in self._prompt_paths)
+        has_prompt = any(path in seen or column_of(path) in seen for path in self._prompt_paths)
+        parts = [f"prompt {prompt}" if has_prompt else "prompt: what both answers begin with"]
+        if self._system:
+            parts.append(f"system `{self._system}`")
+        if self.layout is not None and self.layout.history:
+            parts.append(f"earlier turns `{self.layout.history}`")
+        parts.append(self._describe_answers())
+        if self.continued:
+            parts.append(
+                "the last message of a prompt, an assistant's, begins both answers and is put in front of each"
+            )
+        if self.layout is not None and self.layout.notice:
+            parts.append(self.layout.notice)
+        if self.is_chat and strings == "text":
+            parts.append("strings are read as turns, since a system message or history has no place in raw text")
+        return f"{how}: {'; '.join(parts)}"
+
+    def _describe_answers(self) -> str:
+        answers = self.layout.answers if self.layout else None
+        if isinstance(answers, Choice):
+            return f"chosen of `{answers.first}` and `{answers.second}` by {answers.label.describe(answers.first, answers.second)}"
+        if isinstance(answers, Ranked):
+            order = (
+                f"`{answers.ranks}` (lower is better)" if answers.ranks else f"`{answers.scores}` (higher is better)"
+            )
+            return f"every strict pair of `{answers.answers}` by {order}"
+        if isinstance(answers, Sides):
+            return f"chosen `{answers.chosen}`; rejected `{answers.rejected}`"
+        if self.ranked:
+            return f"every strict pair of `{self._of('completions')}`"
+        return f"chosen `{self._of('chosen')}`; rejected `{self._of('rejected')}`"
