@@ -65,7 +65,7 @@ def recipe(folder: str, references: int, steps: int) -> Any:
         {
             "pairs": {"train": str(Path(folder) / "rows.parquet")},
             "limits": {"max_length": 512},
-            "policy": {"model": policy},
+            "policy": {"model": policy, "check_anchor": False},
             "references": {f"r{number}": {"model": policy} for number in range(references)},
             "cache": str(Path(folder) / "cache"),
             "output_dir": str(Path(folder) / "output"),
@@ -135,7 +135,7 @@ def train(folder: str, references: int, steps: int) -> dict[str, float]:
 
     original = training._trainer
     training._trainer = lambda *args, **options: _watched(original(*args, **options), FirstStep())
-    results = train_recipe(recipe(folder, references, steps), check_anchor=False)
+    results = train_recipe(recipe(folder, references, steps))
     return {**found, "peak_mb": peak_rss_mb(), "loss": results["train_loss"]}
 
 

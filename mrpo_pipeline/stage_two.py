@@ -29,9 +29,9 @@ from mrpo_pipeline.objectives import check_objectives, first_weight
 from mrpo_pipeline.outputs import check_output_folder, report_earlier_run
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
+from mrpo_pipeline.policy_start import reading_differences, start_differences, start_notice
 from mrpo_pipeline.prepare import Prepared, prepare_splits
 from mrpo_pipeline.recipe import Method, Recipe
-from mrpo_pipeline.references import same_model
 from mrpo_pipeline.targets import Targets
 
 log = logging.getLogger("mrpo")
@@ -72,18 +72,20 @@ def loss_settings(method: Method) -> LossSettings:
     )
 
 
-def policy_settings(recipe: Recipe, caches: list[Any] | None = None, *, check_anchor: bool = True) -> PolicySettings:
-    """The recipe's policy as stage two takes it."""
+def policy_settings(recipe: Recipe, caches: list[Any] | None = None) -> PolicySettings:
+    """The recipe's policy as stage two takes it; what of it concerns the anchor needs the caches."""
     policy = recipe.required_policy()
-    anchor = recipe.sources()[0]
     manifest = caches[0].manifest() if caches else None
+    differences = (
+        [] if manifest is None else start_differences(recipe) + reading_differences(recipe, manifest.fingerprint)
+    )
     shared = {"model", "revision", "adapter", "tokenizer", "template", "dtype", "quantization", "trust_remote_code"}
     return PolicySettings(
         **policy.model_dump(include=shared),
         lora=LoraSettings(**policy.lora.model_dump()),
-        starts_at_anchor=same_model(policy.source("policy"), anchor) and policy.quantization == anchor.quantization,
-        check_anchor=check_anchor and policy.check_anchor,
+        check_anchor=policy.check_anchor,
         anchor_dtype=manifest.fingerprint.get("dtype") if manifest else None,
+        anchor_differences=tuple(differences),
     )
 
 
@@ -144,7 +146,7 @@ def _on_beta(method: Method, targets: Targets) -> Iterator[str]:
     )
 
 
-def train_recipe(recipe: Recipe, *, resume: bool = False, check_anchor: bool = True) -> dict[str, float]:
+def train_recipe(recipe: Recipe, *, resume: bool = False) -> dict[str, float]:
     """Train the policy as the recipe says; see ``mrpo_pipeline.policy.train`` for what lies in the output folder.
 
     Under torchrun or accelerate launch every process calls this. One process of each machine reads pairs and caches, the
@@ -168,9 +170,9 @@ def train_recipe(recipe: Recipe, *, resume: bool = False, check_anchor: bool = T
     if rank() == 0 and not resume:
         report_earlier_run(Path(recipe.output_dir))
     given = read_once(
-        lambda: _training_input(recipe, check_anchor=check_anchor),
+        lambda: _training_input(recipe),
         _TrainingInput.write,
-        lambda folder: _TrainingInput.open(folder, policy_settings(recipe, check_anchor=check_anchor)),
+        lambda folder: _TrainingInput.open(folder, policy_settings(recipe)),
     )
     kept = (
         "Checkpoints that were written whole stay. Make room or give write access there, then run the same command again with "
@@ -236,24 +238,27 @@ class _TrainingInput:
         self.examples.write(folder / "train")
         if self.eval_examples is not None:
             self.eval_examples.write(folder / "eval")
-        (folder / "anchor_dtype.json").write_text(json.dumps(self.policy.anchor_dtype), encoding="utf-8")
+        anchor = {name: getattr(self.policy, name) for name in ("anchor_dtype", "anchor_differences")}
+        (folder / "anchor.json").write_text(json.dumps(anchor), encoding="utf-8")
 
     @classmethod
     def open(cls, folder: Path, policy: PolicySettings) -> _TrainingInput:
-        dtype = json.loads((folder / "anchor_dtype.json").read_text(encoding="utf-8"))
+        anchor = json.loads((folder / "anchor.json").read_text(encoding="utf-8"))
         held_out = PreferenceExamples.open(folder / "eval") if (folder / "eval").is_dir() else None
-        return cls(replace(policy, anchor_dtype=dtype), PreferenceExamples.open(folder / "train"), held_out)
+        return cls(replace(policy, **anchor), PreferenceExamples.open(folder / "train"), held_out)
 
 
-def _training_input(recipe: Recipe, *, check_anchor: bool) -> _TrainingInput:
+def _training_input(recipe: Recipe) -> _TrainingInput:
     check_method(recipe, recipe.method)
     caches = open_caches(recipe)
     splits = load_splits(recipe, caches, "train")
     examples, targets = examples_of(splits["train"], recipe.method)
     held_out = examples_of(splits["eval"], recipe.method, say=False) if "eval" in splits else None
     eval_examples, eval_targets = held_out or (None, None)
+    if not recipe.required_policy().check_anchor:
+        log.warning("%s", start_notice(recipe))
     return _TrainingInput(
-        policy_settings(recipe, caches, check_anchor=check_anchor),
+        policy_settings(recipe, caches),
         examples,
         eval_examples,
         card=card_of(recipe, splits),
@@ -318,6 +323,11 @@ def card_of(recipe: Recipe, splits: dict[str, Split]) -> dict[str, Any]:
     return {
         "method": describe(recipe.method),
         "recipe": recipe.dump(),
+        **(
+            {}
+            if recipe.required_policy().check_anchor
+            else {"start": f"The first is the anchor. {start_notice(recipe)}"}
+        ),
         "references": [{"name": source.name, "model": source.model} for source in recipe.sources()],
         "data": {f"{name}: {what}": count for name, split in splits.items() for what, count in split.counts().items()},
     }

@@ -78,7 +78,8 @@ def test_a_policy_with_another_template_than_the_anchor_is_stopped(tmp_path: Pat
     document["policy"]["template"] = "plain"
     with pytest.raises(UserError, match="template"):
         train_recipe(parse_recipe(document))
-    assert train_recipe(parse_recipe(document), check_anchor=False)["train_loss"] > 0
+    document["policy"]["check_anchor"] = False
+    assert train_recipe(parse_recipe(document))["train_loss"] > 0
 
 
 def test_training_needs_no_reference_but_the_policy_on_the_disk(tmp_path: Path) -> None:

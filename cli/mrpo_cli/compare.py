@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrpo_cli.options import COMPARE, METHOD, OUTPUT, PAIRS, TRAINING, report_ignored, takes_recipe
+from mrpo_cli.options import ANCHOR, COMPARE, METHOD, OUTPUT, PAIRS, TRAINING, report_ignored, takes_recipe
 from mrpo_pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mrpo")
 
 
-@takes_recipe(COMPARE, PAIRS, METHOD, TRAINING, OUTPUT)
+@takes_recipe(COMPARE, PAIRS, ANCHOR, METHOD, TRAINING, OUTPUT)
 def compare(
     recipe: "Recipe",
     overrides: dict[str, Any],

@@ -50,6 +50,14 @@ PAIRS = (
     RecipeOption("--max-prompt-length", "limits.max_prompt_length", int, "In the policy's tokens."),
     RecipeOption("--max-length", "limits.max_length", int, "Prompt and completion, in the policy's tokens."),
 )
+ANCHOR = (
+    RecipeOption(
+        "--check-anchor/--no-check-anchor",
+        "policy.check_anchor",
+        bool,
+        "Compare the policy's start with the cached anchor, or let it start elsewhere.",
+    ),
+)
 SCORING = (
     RecipeOption("--engine", "scoring.engine", str, "auto, vllm or transformers."),
     RecipeOption("--runtime", "scoring.runtime", str, "local (this machine) or ray (the cluster Ray is connected to)."),
@@ -144,7 +152,7 @@ def takes_recipe(
     the command line sets, by the recipe's dotted keys. ``default_recipe`` gives the recipe's file where none is named, from the
     command's arguments.
     """
-    options = {option.flag[2:].replace("-", "_"): option for group in groups for option in group}
+    options = {option.flag.partition("/")[0][2:].replace("-", "_"): option for group in groups for option in group}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command)

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrpo_cli.options import METHOD, PAIRS, SCORING, TRAINING, takes_recipe
+from mrpo_cli.options import ANCHOR, METHOD, PAIRS, SCORING, TRAINING, takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
 
 
-@takes_recipe(PAIRS, SCORING, METHOD, TRAINING)
+@takes_recipe(PAIRS, ANCHOR, SCORING, METHOD, TRAINING)
 def plan(
     recipe: "Recipe",
     gpu: Annotated[

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrpo_cli.options import LOSS_KEYS, METHOD, PAIRS, SCORING, report_ignored, report_unread, takes_recipe
+from mrpo_cli.options import ANCHOR, LOSS_KEYS, METHOD, PAIRS, SCORING, report_ignored, report_unread, takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
 
 
-@takes_recipe(PAIRS, SCORING)
+@takes_recipe(PAIRS, ANCHOR, SCORING)
 def score_refs(
     recipe: "Recipe",
     only: Annotated[list[str], typer.Option("--only", metavar="NAME", help="Score this reference only.")] = [],  # noqa: B006

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrpo_cli.options import METHOD, OUTPUT, PAIRS, TASKS, report_unread, takes_recipe
+from mrpo_cli.options import ANCHOR, METHOD, OUTPUT, PAIRS, TASKS, report_unread, takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
@@ -21,7 +21,7 @@ def _beside_the_adapter(given: Mapping[str, Any]) -> Path | None:
     return path if path.is_file() else None
 
 
-@takes_recipe(PAIRS, METHOD, OUTPUT, TASKS, default_recipe=_beside_the_adapter)
+@takes_recipe(PAIRS, ANCHOR, METHOD, OUTPUT, TASKS, default_recipe=_beside_the_adapter)
 def evaluate(
     recipe: "Recipe",
     overrides: dict[str, Any],

@@ -7,21 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrpo_cli import interrupts
-from mrpo_cli.options import METHOD, OUTPUT, PAIRS, TRAINING, report_ignored, takes_recipe
+from mrpo_cli.options import ANCHOR, METHOD, OUTPUT, PAIRS, TRAINING, report_ignored, takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
 
 
-@takes_recipe(PAIRS, METHOD, TRAINING, OUTPUT)
+@takes_recipe(PAIRS, ANCHOR, METHOD, TRAINING, OUTPUT)
 def train(
     recipe: "Recipe",
     overrides: dict[str, Any],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole checkpoint.")] = False,
-    check_anchor: Annotated[
-        bool,
-        typer.Option("--check-anchor/--no-check-anchor", help="Compare the policy's start with the cached anchor."),
-    ] = True,
 ) -> None:
     """Stage two: train the policy with LoRA against the cached references.
 
@@ -33,7 +29,7 @@ def train(
     from mrpo_pipeline.policy.processes import rank
     from mrpo_pipeline.stage_two import train_recipe
 
-    metrics = train_recipe(recipe, resume=resume, check_anchor=check_anchor)
+    metrics = train_recipe(recipe, resume=resume)
     if rank():
         return
     for name in ("train_loss", "eval_loss", "eval_accuracy/policy", "eval_accuracy/anchor", "eval_rewards/accuracies"):

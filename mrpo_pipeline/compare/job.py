@@ -128,7 +128,8 @@ def _measure(job: Job, policy: PolicySettings, loss: LossSettings) -> dict[str, 
     """The policy's figures on the held-out pairs, its sums of each in ``pairs.parquet``; and what a sweep asks of others."""
     import polars as pl
 
-    from mrpo_pipeline.evaluation.preferences import device_of_choice, evaluate_policy
+    from mrpo_pipeline.evaluation.preferences import device_of_choice, dtype_of, evaluate_policy
+    from mrpo_pipeline.policy.anchor import compare_start
     from mrpo_pipeline.policy.carried import AT_START, read_figures
     from mrpo_pipeline.policy.examples import PreferenceExamples
     from mrpo_pipeline.policy.model import load_policy
@@ -138,6 +139,8 @@ def _measure(job: Job, policy: PolicySettings, loss: LossSettings) -> dict[str, 
     examples = PreferenceExamples.open(Path(job.held_out))
     carried = AT_START if job.name == START else read_figures(job.folder)
     figures = evaluate_policy(model, examples, loss, carried)
+    if job.name == START:
+        compare_start(examples, figures.chosen, figures.rejected, policy, dtype_of(model))
     table = {"pair_id": list(examples.pair_ids), "logps_chosen": figures.chosen, "logps_rejected": figures.rejected}
     pl.DataFrame(table).write_parquet(Path(job.folder) / PAIRS)
     result: dict[str, Any] = {"metrics": figures.metrics}

@@ -22,6 +22,7 @@ from mrpo_pipeline.compare.sweep import choose
 from mrpo_pipeline.counting import in_words
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.outputs import check_output_folder
+from mrpo_pipeline.policy_start import start_notice
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.stage_two import Split, check_method, check_training, load_splits, policy_settings
 from mrpo_pipeline.whole_files import write_whole_json
@@ -63,6 +64,8 @@ def compare_recipe(recipe: Recipe) -> Comparison:
         )
     arguments = check_training(recipe)
     caches = open_caches(recipe)
+    if not recipe.required_policy().check_anchor:
+        log.warning("%s", start_notice(recipe))
     splits = load_splits(recipe, caches, "train", "eval")
     require_full_batch(arguments, splits["train"].pairs.frame.height)
     folder = Path(recipe.output_dir)

@@ -33,6 +33,11 @@ def device_of_choice() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def dtype_of(model: Any) -> str:
+    """Of the base weights, the first of its parameters: ``float32``, ``bfloat16``, …"""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
 def evaluate_policy(
     model: Any,
     examples: PreferenceExamples,
@@ -67,7 +72,7 @@ def evaluate_policy(
 
     model.eval()
     parameter = next(model.parameters())
-    dtype = str(parameter.dtype).removeprefix("torch.")
+    dtype = dtype_of(model)
     require_causal(model, "of the policy", dtype)
     forward = PolicyForward(Head.of(model))
     sums = torch.full((2, len(examples)), torch.nan, dtype=torch.float64)

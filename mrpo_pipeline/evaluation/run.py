@@ -12,7 +12,7 @@ from typing import Any
 from mrpo_pipeline.counting import in_words
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation.measured import ANSWERS, EVALUATION, SAMPLES, adapter_content, how_asked
-from mrpo_pipeline.evaluation.preferences import PolicyFigures, device_of_choice, evaluate_policy
+from mrpo_pipeline.evaluation.preferences import PolicyFigures, device_of_choice, dtype_of, evaluate_policy
 from mrpo_pipeline.evaluation.samples import Sample, as_markdown, generate, readable
 from mrpo_pipeline.evaluation.task_changes import TaskChange, table_of, task_changes, write_answers
 from mrpo_pipeline.evaluation.tasks import TaskModel, TaskScores, check_tasks, evaluate_tasks
@@ -142,13 +142,17 @@ def _check_output(recipe: Recipe, output: Path) -> None:
 
 def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evaluation) -> None:
     from mrpo_pipeline.cached_logps import open_caches, target_settings
+    from mrpo_pipeline.policy.anchor import compare_start
     from mrpo_pipeline.policy.carried import AT_START, read_figures
     from mrpo_pipeline.policy.model import load_policy
+    from mrpo_pipeline.policy_start import start_notice
     from mrpo_pipeline.prepare import as_arrays, policy_tokenizer
     from mrpo_pipeline.stage_two import check_method, examples_of, load_splits, loss_settings, policy_settings, trained
 
     check_method(recipe, recipe.method)
     caches = open_caches(recipe)
+    if not recipe.required_policy().check_anchor:
+        log.warning("%s", start_notice(recipe))
     # The training pairs are not looked at, unless the held-out ones are a part of them, or those that weights look at.
     needed = target_settings(recipe.method, list(recipe.references)).needs_held_out
     if recipe.pairs.eval is not None and not needed:
@@ -170,6 +174,8 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evalua
         figures[moment] = evaluate_policy(
             model, examples, loss_settings(recipe.method), carried, what=f"evaluating {moment} training"
         )
+        if moment == "before":
+            compare_start(examples, figures[moment].chosen, figures[moment].rejected, start, dtype_of(model))
         prompts = as_arrays(chosen["prompt_ids"])
         answers = generate(model, tokenizer, prompts, max_new_tokens=recipe.evaluation.max_new_tokens)
         for sample, answer in zip(samples, answers, strict=True):

@@ -158,6 +158,7 @@ class Plan:
     gpu: GpuPlan | None
     device: str
     seconds: float = 0.0
+    notices: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON: an estimate under its own name, and the half width of its 95% interval under ``NAME_error``."""

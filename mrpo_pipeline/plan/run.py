@@ -13,6 +13,7 @@ from mrpo_pipeline.plan.report import Plan
 from mrpo_pipeline.plan.stage_one import ReferencePlanner
 from mrpo_pipeline.plan.stage_two import TrainingData, plan_training
 from mrpo_pipeline.plan.wanted import describe_data, prepare_population, wanted_of
+from mrpo_pipeline.policy_start import start_notice
 from mrpo_pipeline.prepare import policy_renderer
 from mrpo_pipeline.recipe import Recipe
 
@@ -58,4 +59,5 @@ def plan_run(
         machine.describe(),
         machine.device,
         float(np.round(time.monotonic() - began, 1)),
+        tuple(notice for notice in [start_notice(recipe)] if notice),
     )

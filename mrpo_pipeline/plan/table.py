@@ -18,6 +18,7 @@ def plan_table(plan: Plan) -> str:
     notes = [f"{one.name}: unknown: {reason}" for one in plan.references for reason in one.unknown] + (
         [f"training: unknown: {reason}" for reason in plan.training.unknown] if plan.training else []
     )
+    notes = [*plan.notices, *notes]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else []), "\n".join(_footnotes(plan))])
 
 

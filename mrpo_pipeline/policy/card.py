@@ -16,8 +16,8 @@ def model_card(card: Mapping[str, Any], *, base_model: str, metrics: Mapping[str
 
     Args:
         card: any of ``title`` (str), ``method`` (str: one line that says what was trained against), ``recipe`` (YAML
-            text), ``references`` (a mapping for each, ``name`` and ``model`` at least), ``data`` (counts by what they
-            count), ``notes`` (sentences).
+            text), ``references`` (a mapping for each, ``name`` and ``model`` at least), ``start`` (a sentence on the anchor
+            and the policy's start), ``data`` (counts by what they count), ``notes`` (sentences).
         base_model: a hub name or folder. metrics: what training and evaluation gave.
     """
     header = {
@@ -39,7 +39,7 @@ def model_card(card: Mapping[str, Any], *, base_model: str, metrics: Mapping[str
     lines += ["## Use", "", "```python", *_usage(base_model), "```", ""]
     references: Sequence[Mapping[str, Any]] = card.get("references") or []
     if references:
-        lines += ["## References", "", "The first is the anchor: the policy's starting point.", ""]
+        lines += ["## References", "", str(card.get("start") or "The first is the anchor."), ""]
         columns = list(dict.fromkeys(key for reference in references for key in reference))
         lines += _table(columns, [[reference.get(column) for column in columns] for reference in references])
     if card.get("data"):

@@ -44,12 +44,12 @@ class PolicySettings:
     """Of the frozen base: ``nf4``, 4 bits with double quantization (QLoRA, arXiv 2305.14314), on a GPU; None for none."""
     trust_remote_code: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
-    starts_at_anchor: bool = False
-    """The policy's start and the anchor are the same model: then the two must give the same log-probs."""
-    check_anchor: bool = True
-    """Stop before the first step where they do not."""
+    check_anchor: bool = False
+    """Compare the policy's start with the cached anchor, and stop before the first step where they differ."""
     anchor_dtype: str | None = None
     """The dtype in which the anchor was scored; None for the policy's own."""
+    anchor_differences: Sequence[str] = ()
+    """What is known to make the two differ, one clause for each: the cause, where they do."""
 
 
 @dataclass(frozen=True, slots=True)

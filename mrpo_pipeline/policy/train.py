@@ -85,8 +85,13 @@ def train_policy(
         trainer = _trainer(policy, examples, eval_examples, method, arguments, identity, fast)
         for callback in callbacks:
             trainer.add_callback(callback)
-        if policy.starts_at_anchor and policy.check_anchor and checkpoint is None:
-            trainer.add_callback(StartCheck(trainer, dtype, policy.anchor_dtype))
+        start = StartCheck(trainer, policy, dtype) if policy.check_anchor else None
+        if start is not None and checkpoint is None:
+            trainer.add_callback(start)
+        elif start is not None and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            start.compare()  # while the model is as it was loaded: the checkpoint's weights come later
+        elif start is not None:
+            log.info("The policy's start is not compared with the anchor again: weights are spread over processes.")
         if checkpoint is not None:
             if arguments.ignore_data_skip and examples.step_settings is not None:
                 raise UserError(
@@ -116,9 +121,18 @@ def train_policy(
             trainer.carried.write(output_dir)
             save_tokenizer(policy, output_dir)
             base_model = trainer.model.active_peft_config.base_model_name_or_path
+            if start is not None and start.difference is not None:
+                card = {**(card or {}), "start": _agreed(start.difference)}
             text = model_card(card or {}, base_model=base_model, metrics=results)
             (output_dir / "README.md").write_text(text, encoding="utf-8")
     return results
+
+
+def _agreed(difference: float) -> str:
+    return (
+        "The first is the anchor, the policy's starting point: their log-probs agreed within "
+        f"{difference:.1g} nats per token before the first step."
+    )
 
 
 def _trainer(
@@ -172,7 +186,7 @@ def _last_evaluation(trainer: Any) -> dict[str, float] | None:
 def _identifying(policy: PolicySettings) -> dict[str, Any]:
     """The policy's settings that change what is trained."""
     settings = dataclasses.asdict(policy)
-    for name in ("tokenizer", "template", "starts_at_anchor", "check_anchor", "anchor_dtype", "trust_remote_code"):
+    for name in ("tokenizer", "template", "check_anchor", "anchor_dtype", "anchor_differences", "trust_remote_code"):
         del settings[name]
     return settings
 

@@ -127,7 +127,8 @@ class Policy(Model):
     lora: Lora = Lora()
     """The adapter that is trained."""
     check_anchor: bool = True
-    """Compare the policy's start with the cached anchor before the first step, and stop where they differ."""
+    """Compare the policy's start with the cached anchor before the first step, and stop where they differ. `false` where the
+    policy starts elsewhere by intent: plan, score-refs, train and the model card then report it."""
 
 
 class Limits(Settings):

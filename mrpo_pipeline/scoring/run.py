@@ -12,6 +12,7 @@ import polars as pl
 
 from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.policy_start import start_notice
 from mrpo_pipeline.prepare import prepare_splits, wanted_completions
 from mrpo_pipeline.progress import track
 from mrpo_pipeline.recipe import Recipe, Scoring
@@ -51,6 +52,9 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
 
         require_ray()
     prepared = prepare_splits(recipe)
+    notice = start_notice(recipe)
+    if notice:
+        log.warning("%s", notice)
     wanted = wanted_completions(list(prepared.values()))
     jobs = [job_of(source, settings[source.name], recipe.cache, wanted, recipe.pairs.on_bad_row) for source in chosen]
     for job in jobs:

@@ -57,7 +57,7 @@ def test_a_start_from_an_adapter_says_what_base_and_adapter_merged_say(llama, tm
     moved.save_pretrained(tmp_path / "adapter")
     merged = moved.merge_and_unload()
     examples = make_examples(8, base=merged)
-    start = PolicySettings(str(llama), adapter=str(tmp_path / "adapter"), starts_at_anchor=True)
+    start = PolicySettings(str(llama), adapter=str(tmp_path / "adapter"), check_anchor=True)
     found = losses(start, tmp_path / "out", examples)
     assert found[0] == pytest.approx(0.6931472, abs=1e-5)
     assert found[2] < found[0] - 1e-3
