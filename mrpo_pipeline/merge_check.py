@@ -89,8 +89,11 @@ def fingerprint(model: torch.nn.Module) -> dict[str, str]:
     return found
 
 
-def merge_layer(name: str, layer: Any) -> None:
+def merge_layer(name: str, layer: Any) -> tuple[float, float]:
     """Merge one of peft's layers in float32, and round its weights once to the dtypes they had.
+
+    Returns:
+        sums of squares over the weights: of the adapter's change, and of the rounding.
 
     Raises:
         NotMergeableError: peft cannot merge it, or its output is another one afterwards.
@@ -98,6 +101,7 @@ def merge_layer(name: str, layer: Any) -> None:
     base = layer.get_base_layer()
     dtypes = [(parameter, parameter.dtype) for parameter in base.parameters()]
     layer.float()
+    unchanged = [parameter.detach().clone() for parameter, _ in dtypes]
     example = _example(base)
     before = None if example is None else layer(example)
     try:
@@ -108,8 +112,13 @@ def merge_layer(name: str, layer: Any) -> None:
         moved = float((layer(example) - before).abs().max())
         if not moved <= _LAYER * max(float(before.abs().max()), 1e-6):
             raise NotMergeableError(f"peft merges {name} into another layer: its output moves by {moved:.2g}")
-    for parameter, dtype in dtypes:
-        parameter.data = parameter.data.to(dtype)
+    change = rounding = 0.0
+    for (parameter, dtype), start in zip(dtypes, unchanged, strict=True):
+        wide = parameter.data
+        parameter.data = wide.to(dtype)
+        change += float((wide - start).square().sum())
+        rounding += float((parameter.data.float() - wide).square().sum())
+    return change, rounding
 
 
 def _example(layer: Any) -> torch.Tensor | None:

@@ -46,6 +46,7 @@ class Adapted:
     Attributes:
         rows: token ids of the texts. logps: (N, V) log-probs after every position of them, nats; base: the base's alone.
         short: log-probs of `probe_ids(vocab_size)`, but the first.
+        lost: size of the rounding of the merged weights, as a share of the adapter's change of them.
         weights: hash of every tensor as merged. settings: the configuration as merged.
     """
 
@@ -55,6 +56,7 @@ class Adapted:
     base: torch.Tensor
     vocab_size: int
     short: list[float]
+    lost: float
     weights: Mapping[str, str]
     settings: Mapping[str, Any]
 
@@ -100,14 +102,18 @@ def merge(
         with model.disable_adapter():
             base = logps(model, rows)
         tied = _separate_shared_weights(model)
-        for name, layer in model.named_modules():
-            if isinstance(layer, BaseTunerLayer):
-                merge_layer(name.removeprefix("base_model.model."), layer)
+        squares = [
+            merge_layer(name.removeprefix("base_model.model."), layer)
+            for name, layer in model.named_modules()
+            if isinstance(layer, BaseTunerLayer)
+        ]
+        change, rounding = sum(one[0] for one in squares), sum(one[1] for one in squares)
+        lost = (rounding / change) ** 0.5 if change else 0.0
         merged = model.merge_and_unload()
         if tied:
             _settle_ties(merged)
         adapted = Adapted(
-            dtype, rows, expected, base, vocab_size, short.tolist(), fingerprint(merged), merged.config.to_dict()
+            dtype, rows, expected, base, vocab_size, short.tolist(), lost, fingerprint(merged), merged.config.to_dict()
         )
         write_config(merged, base_folder, before, dtype, folder)
         _write_weights(merged, folder)

@@ -57,7 +57,8 @@ def merge(
         print(f"mrpo: {notice}", file=sys.stderr)
     found = merged.differences
     print(
-        f"The adapter changes log-probs by {found.effect:.2g} nats per token; merged, they differ by {found.rounding:.2g} more."
+        f"Log-probs, in nats per token: the adapter changes the base's by {found.effect:.2g}, and the merged model's differ from "
+        f"the adapted one's by {found.rounding:.2g}, as {merged.dtype} rounds."
     )
     print(
         f"The merged model is in {output} ({merged.dtype}); it loads as any model: `model: {output}` in a recipe, say."

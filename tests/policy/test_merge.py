@@ -106,7 +106,7 @@ def test_a_base_in_shards_and_another_dtype(tmp_path):
     train(tmp_path, base=base)
     assert (base / "model.safetensors.index.json").is_file()
     merged = merge_adapter(tmp_path / "out", tmp_path / "merged")
-    assert merged.dtype == "bfloat16"
+    assert merged.dtype == "bfloat16" and merged.notices == []
     assert json.loads((merged.folder / "config.json").read_text())["dtype"] == "bfloat16"
     assert not (merged.folder / "model.safetensors.index.json").exists()
     wide = merge_adapter(tmp_path / "out", tmp_path / "wide", dtype="float32")
@@ -124,7 +124,7 @@ def test_an_adapter_that_16_bits_round_away_is_reported(tmp_path):
                 parameter.mul_(1e-4)
     policy.save_pretrained(tmp_path / "out")
     (notice,) = merge_adapter(tmp_path / "out", tmp_path / "merged").notices
-    assert "little of its change is left. --dtype float32 keeps it" in notice
+    assert "Rounding the merged weights to bfloat16" in notice and "--dtype float32 keeps it" in notice
     assert merge_adapter(tmp_path / "out", tmp_path / "wide", dtype="float32").notices == []
 
 
