@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mrpo_pipeline.cache import check_location, refuse_files
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs.sources import find_files
+from mrpo_pipeline.prepare import files_of
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.recipe.plain_yaml import read_yaml, write_yaml
 
@@ -68,8 +68,7 @@ def check_output_file(path: Path, key: str, recipe: Recipe) -> None:
     refuse_files(key, path.parents)
     if path.is_dir():
         raise UserError(f"{key}: {path} is a folder: expected a file's name. Give one.")
-    sources = [source for source in (recipe.pairs.train, recipe.pairs.eval) if source is not None]
-    files = [file.name for source in sources for file in find_files(source) if not file.remote]
+    files = [file.name for file in files_of(recipe.pairs) if not file.remote]
     if path.exists() and any(os.path.samefile(path, file) for file in files):
         raise UserError(
             f"{key}: {path} is a file of the recipe's pairs, which it would replace: expected a name that is free. Give another one."

@@ -17,7 +17,7 @@ from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.cut_pairs import Prepared, prepare
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import PairTable, read_pairs, split_by_prompt
-from mrpo_pipeline.pairs.sources import find_files, looks_right
+from mrpo_pipeline.pairs.sources import PairFile, find_files, looks_right
 from mrpo_pipeline.recipe import Pairs, Recipe
 from mrpo_pipeline.references import ModelSource
 from mrpo_pipeline.rendering import Renderer
@@ -25,6 +25,7 @@ from mrpo_pipeline.rendering import Renderer
 __all__ = [
     "Prepared",
     "as_arrays",
+    "files_of",
     "hold_out",
     "policy_renderer",
     "policy_tokenizer",
@@ -50,7 +51,9 @@ def read_splits(settings: Pairs) -> dict[str, PairTable]:
     splits: dict[str, PairTable] = {}
     for split, source in (("train", settings.train), ("eval", settings.eval)):
         if source is not None:
-            splits[split] = read_pairs(source, **settings.reading())
+            held_out = split == "eval"
+            chosen = settings.eval_split if held_out else settings.split
+            splits[split] = read_pairs(source, split=chosen, held_out=held_out, **settings.reading())
             for notice in (*splits[split].read_as, *splits[split].notices):
                 log.info("%s: %s", split, notice)
     splits = hold_out(settings, splits)
@@ -62,6 +65,12 @@ def read_splits(settings: Pairs) -> dict[str, PairTable]:
                 f"{shared.height:,}",
             )
     return splits
+
+
+def files_of(settings: Pairs) -> list[PairFile]:
+    """Every file of the recipe's pairs. Raises UserError: see ``find_files``."""
+    train = [] if settings.train is None else find_files(settings.train, settings.split)
+    return train if settings.eval is None else train + find_files(settings.eval, settings.eval_split, held_out=True)
 
 
 def hold_out(settings: Pairs, splits: dict[str, PairTable]) -> dict[str, PairTable]:
@@ -179,9 +188,8 @@ def _from_kept(kept: kept_pairs.KeptPairs) -> dict[str, Prepared]:
 
 def _files_worth_keeping(pairs: Pairs) -> list[str] | None:
     """The pairs files, where all are of this machine and large together."""
-    sources = [source for source in (pairs.train, pairs.eval) if source is not None]
     try:
-        files = [file for source in sources for file in find_files(source)]
+        files = files_of(pairs)
         if any(file.remote for file in files):
             return None
         names = [file.name for file in files]

@@ -36,6 +36,8 @@ class RecipeOption:
 PAIRS = (
     RecipeOption("--train-file", "pairs.train", str, "Training pairs: file, folder, glob or URL."),
     RecipeOption("--eval-file", "pairs.eval", str, "Held-out pairs."),
+    RecipeOption("--split", "pairs.split", str, "The split of a data set to train on."),
+    RecipeOption("--eval-split", "pairs.eval_split", str, "The split of a data set to evaluate on."),
     RecipeOption("--eval-fraction", "pairs.eval_fraction", float, "Hold this share of the prompts out."),
     RecipeOption(
         "--weights-fraction", "pairs.weights_fraction", float, "And so many for weights that look at held-out pairs."

@@ -47,6 +47,7 @@ def check_expansion(name: str, stored: int, unpacked: int, what: str = "this fil
 def row_too_long(name: str) -> UserError:
     """The refusal of a file with a row of more than MAX_ROW_BYTES."""
     return UserError(
-        f"{name}: a row of this file has more than {MAX_ROW_BYTES >> 20} MiB, which no pair has; expected one JSON object per "
-        "line, or (`.json`) a list of them. Check what the file holds, and write it again."
+        f"{name}: a row of this file has more than {MAX_ROW_BYTES >> 20} MiB or a million values or lines, which no pair has; "
+        "expected one JSON object per line, (`.json`) a list of them, or CSV whose quotes are closed. Check what the file holds, and "
+        "write it again."
     )

@@ -8,27 +8,24 @@ one object. Its value is then a BadRowError, which refuses the row where that co
 a double (`json.dumps` writes the first two) are Python's own nan and inf, which no column that is needed may hold.
 """
 
-import gzip
-import io
 import json
 import math
 import os
 import re
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, NamedTuple, cast
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.pairs.bad_row import BadRowError, found, quoted
-from mrpo_pipeline.pairs.bounds import MAX_ROW_BYTES, MAX_ROW_VALUES, check_expansion, row_too_long
+from mrpo_pipeline.pairs.bounds import MAX_ROW_BYTES, MAX_ROW_VALUES, row_too_long
 from mrpo_pipeline.pairs.sources import PairFile, filesystem, unreachable
+from mrpo_pipeline.pairs.text_files import BOM, open_text
 
 _CHUNK = 1 << 20  # bytes read at a time from a list
 _SPACE = b" \t\r\n"
-_BOM = b"\xef\xbb\xbf"
 
 
 class Record(NamedTuple):
@@ -45,84 +42,38 @@ def json_records(file: PairFile) -> Iterator[Record]:
 
     Raises UserError: the file cannot be opened or unpacked, or its list is cut short.
     """
-    if file.remote:
-        with tempfile.TemporaryDirectory() as folder:
-            yield from _read(file, _download(file.name, folder))
-    else:
-        yield from _read(file, file.name)
+    with local_path(file) as path, open_text(path, file.suffix, file.name) as stream:
+        may_be_list = file.format == ".json"
+        is_list = may_be_list and _begins_list(stream)
+        elements = split_list(stream, file.name) if is_list else split_lines(stream, file.part, name=file.name)
+        for row, (line, data) in enumerate(elements):
+            if may_be_list and not is_list and row == 0 and data.strip(_SPACE) == b"{":
+                raise UserError(
+                    f"{file.name}: this file holds one JSON object over several lines. Expected a list of objects, "
+                    "one for each pair, or one object per line. Write it so."
+                )
+            yield Record(file.name, row, line, _decoded(data))
 
 
-def _download(url: str, folder: str) -> str:
-    target = os.path.join(folder, "pairs")
-    try:
-        system, path = filesystem(url)
-        system.get_file(path, target)
-    except Exception as error:  # every filesystem raises its own kinds
-        raise unreachable(url, error) from error
-    return target
-
-
-def _read(file: PairFile, path: str) -> Iterator[Record]:
-    try:
-        with _open(path, file.suffix.endswith(".gz"), file.name) as stream:
-            may_be_list = file.suffix in (".json", ".json.gz")
-            is_list = may_be_list and _begins_list(stream)
-            elements = split_list(stream, file.name) if is_list else split_lines(stream, file.part, name=file.name)
-            for row, (line, data) in enumerate(elements):
-                if may_be_list and not is_list and row == 0 and data.strip(_SPACE) == b"{":
-                    raise UserError(
-                        f"{file.name}: this file holds one JSON object over several lines. Expected a list of objects, "
-                        "one for each pair, or one object per line. Write it so."
-                    )
-                yield Record(file.name, row, line, _decoded(data))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{file.name}: this gzip file is damaged or cut short ({one_line(error)}). Fetch or pack it again."
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"{file.name}: this file of pairs cannot be read ({one_line(error)}). Check its disk and who may read it."
-        ) from error
-
-
-def _open(path: str, packed: bool, name: str) -> IO[bytes]:
-    if not packed:
-        return open(path, "rb", buffering=_CHUNK)
-    return io.BufferedReader(_Unpacked(cast(io.RawIOBase, gzip.open(path, "rb")), name, os.path.getsize(path)), _CHUNK)
-
-
-class _Unpacked(io.RawIOBase):
-    """An unpacked stream that ends with an error where it becomes too long for what is stored."""
-
-    def __init__(self, stream: io.RawIOBase, name: str, stored: int) -> None:
-        self._stream, self._name, self._stored = stream, name, stored
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer)) or b""
-        buffer[: len(data)] = data
-        check_expansion(self._name, self._stored, self._stream.tell())
-        return len(data)
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
+@contextmanager
+def local_path(file: PairFile) -> Iterator[str]:
+    """Where a text file lies on this machine; one behind a URL is fetched first. Raises UserError."""
+    if not file.remote:
+        yield file.name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        target = os.path.join(folder, "pairs")
+        try:
+            system, path = filesystem(file.name)
+            system.get_file(path, target)
+        except Exception as error:  # every filesystem raises its own kinds
+            raise unreachable(file.name, error) from error
+        yield target
 
 
 def _begins_list(stream: IO[bytes]) -> bool:
-    head = stream.read(len(_BOM))
-    head = b"" if head == _BOM else head
+    head = stream.read(len(BOM))
+    head = b"" if head == BOM else head
     while not head.strip(_SPACE):
         more = stream.read(4096)
         if not more:
@@ -143,7 +94,7 @@ def split_lines(
     lines = _whole_lines(stream, name) if part is None else _lines_within(stream, name, *part)
     for number, line in enumerate(lines, start=1):
         at_start = number == 1 and (part is None or part[0] == 0)
-        data = line.removeprefix(_BOM) if at_start else line
+        data = line.removeprefix(BOM) if at_start else line
         if data.strip(_SPACE):
             yield number, data
 

@@ -33,7 +33,7 @@ def in_parts(files: Sequence[PairFile], count: int) -> list[list[PairFile]]:
 
 
 def _parts(file: PairFile, size: int, count: int) -> list[PairFile]:
-    if file.suffix == ".jsonl":
+    if file.suffix in (".jsonl", ".ndjson"):
         whole = size
     elif file.suffix == ".parquet":
         import pyarrow.parquet as pq

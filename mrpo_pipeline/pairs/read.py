@@ -16,9 +16,11 @@ import polars as pl
 
 from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.pairs.arrow_records import arrow_records
 from mrpo_pipeline.pairs.bad_row import BadRowError, NoPreferenceError, found
 from mrpo_pipeline.pairs.bounds import MAX_ROW_PAIR_BYTES
 from mrpo_pipeline.pairs.columns import COLUMNS, Columns, check_columns, nearest
+from mrpo_pipeline.pairs.csv_records import csv_records
 from mrpo_pipeline.pairs.identity import pair_id
 from mrpo_pipeline.pairs.json_records import Record, json_records
 from mrpo_pipeline.pairs.parquet_records import parquet_records
@@ -47,10 +49,13 @@ def read_pairs(
     layout: str = "auto",
     ignore_columns: Sequence[str] = (),
     serialized: Serialized = "error",
+    split: str | None = None,
+    held_out: bool = False,
 ) -> PairTable:
     """Read preference pairs.
 
-    `source`: a file (`.jsonl`, `.json`, either with `.gz`, `.parquet`), a folder or glob of those, a URL, or a list.
+    `source`: a file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, each also with `.gz` or `.zst`; `.parquet`, `.arrow`), a
+    folder or glob of those, a folder that `datasets` saved, a URL, or a list. `split`, `held_out`: see `sources.find_files`.
     `columns`: this project's names (`COLUMNS`) to the file's, where they differ; for `prompt` also a list of columns,
     joined by a blank line.
     `strings`: what strings are: "text", raw; "messages", a prompt is one user turn and a completion the assistant's.
@@ -74,7 +79,7 @@ def read_pairs(
         "serialized": serialized,
     }
     _check_options(**options)  # type: ignore[arg-type]
-    return read_files(find_files(source), **options)  # type: ignore[arg-type]
+    return read_files(find_files(source, split, held_out=held_out), **options)  # type: ignore[arg-type]
 
 
 def read_files(
@@ -144,7 +149,8 @@ def read_files(
 
 
 def _records(file: PairFile) -> Iterator[Record]:
-    return parquet_records(file) if file.suffix == ".parquet" else json_records(file)
+    readers = {".parquet": parquet_records, ".arrow": arrow_records, ".csv": csv_records, ".tsv": csv_records}
+    return readers.get(file.format, json_records)(file)
 
 
 def _with_head(file: PairFile) -> tuple[Iterator[Record], list[Mapping[str, Any]]]:

@@ -92,8 +92,13 @@ def read_population(settings: Pairs, *, exact: bool = False) -> Population:
     salts = [split for split, fraction in fractions.items() if fraction]
     options = settings.reading()
     read = {
-        name: _read(find_files(source), options, limits, salts if name == "train" else [])
-        for name, source in (("train", settings.train), ("eval", settings.eval))
+        name: _read(
+            find_files(source, split, held_out=name == "eval"), options, limits, salts if name == "train" else []
+        )
+        for name, source, split in (
+            ("train", settings.train, settings.split),
+            ("eval", settings.eval, settings.eval_split),
+        )
         if source is not None
     }
     level = _level(list(read.values()))

@@ -46,6 +46,10 @@ class Pairs(Settings):
     """Training pairs: a file, folder, glob or URL, or a list of them."""
     eval: Name | list[Name] | None = None
     """Held-out pairs, likewise. Null: `eval_fraction` decides."""
+    split: Name | None = None
+    """The split that `train` takes of a data set with several; null: the one named train, or the only one."""
+    eval_split: Name | None = None
+    """The split that `eval` takes, likewise; null: the only one named test, validation or the like."""
     eval_fraction: float = Field(0.0, ge=0, lt=1)
     """Hold this share of the training prompts out for evaluation; splits are by prompt, never by row."""
     weights_fraction: float = Field(0.0, ge=0, lt=1)

@@ -141,7 +141,7 @@ def damaged(folder: Path, kind: str) -> tuple[Path, str]:
         "missing": (None, "no.jsonl", "there is no such file"),
         "missing folder": (None, "no/no.jsonl", "is not there either"),
         "no match": (None, "no*.jsonl", "no file of pairs matches"),
-        "unknown kind": (b"a,b", "pairs.csv", "of this kind (.csv) cannot be read"),
+        "unknown kind": (b"a,b", "pairs.xlsx", "of this kind (.xlsx) cannot be read"),
         "empty": (b"", "empty.jsonl", "is empty"),
         "blank": (b"\n \r\n\t\n", "blank.jsonl", "is empty"),
         "empty list": (b" [ ]\n", "list.json", "is empty"),
