@@ -60,7 +60,7 @@ class Prepared:
         """One line of counts: pairs in = pairs out + pairs dropped by reason."""
         parts = [f"{self.pairs_in:,} pairs read, {self.frame.height:,} kept"]
         parts += [f"{count:,} dropped ({reason})" for reason, count in self.dropped.items()]
-        parts += [f"{count:,} bad rows skipped ({reason})" for reason, count in self.skipped_rows.items()]
+        parts += [f"{count:,} rows left out ({reason})" for reason, count in self.skipped_rows.items()]
         if self.cut_prompts:
             parts.append(f"{self.cut_prompts:,} pairs with a cut prompt")
         if self.cut_completions:

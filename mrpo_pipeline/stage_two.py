@@ -52,7 +52,7 @@ class Split:
             "pairs in": self.prepared.pairs_in,
             "pairs out": self.pairs.frame.height,
             **{f"pairs dropped: {reason}": count for reason, count in dropped.items()},
-            **{f"bad rows skipped: {reason}": count for reason, count in self.prepared.skipped_rows.items()},
+            **{f"rows left out: {reason}": count for reason, count in self.prepared.skipped_rows.items()},
             "pairs with a cut prompt": self.prepared.cut_prompts,
             "completions cut": self.prepared.cut_completions,
         }

@@ -30,7 +30,7 @@ def _data(data: DataPlan) -> list[str]:
         f"{count(data.completions)} distinct completions to score for each reference, where the pairs have {sides:,} sides"
     )
     for reason, number in data.bad_rows.items():
-        lines.append(f"  bad rows skipped: {number:,} ({reason})")
+        lines.append(f"  rows left out: {number:,} ({reason})")
     for name, split in data.splits.items():
         for reason, dropped in split.dropped.items():
             lines.append(f"  {name}: {count(dropped)} pairs dropped ({reason})")
