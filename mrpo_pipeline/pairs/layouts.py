@@ -52,6 +52,7 @@ class Layout:
         history: earlier turns, pairs of a user's and an assistant's text.
         begun: how both answers begin; put in front of them.
         turns: prompt and answers are lists of texts, one for each turn.
+        turn_marks: the prompt is one text with such a mark before every turn but the first, the user's; it names the role.
         left_out: reasons of bad rows that are part of the set → how they are counted; such rows are not refused.
         notice: what a user has to know.
     """
@@ -67,13 +68,20 @@ class Layout:
     begun: str = ""
     without: tuple[str, ...] = ()
     turns: bool = False
+    turn_marks: str = ""
     left_out: tuple[tuple[str, str], ...] = ()
     notice: str = ""
 
 
 AS_IS = "as-is"
 _SIDES = ("chosen", "rejected")
-_ARENA = Named("winner", ("model_a",), ("model_b",), ("tie", "tie (bothbad)", "both_bad", "bothbad"))
+# Values that name the answer: whichever form a set writes, there is one reading.
+_ARENA = Named(
+    "winner",
+    ("model_a", "response_a", "a", "A"),
+    ("model_b", "response_b", "b", "B"),
+    ("tie", "tie (bothbad)", "both_bad", "bothbad"),
+)
 _EARLIER_TURNS = (("several messages", "earlier turns differ"), ("no prompt", "first messages differ"))
 _TIED = (("no strict preference", "tie"), ("too few completions", "fewer than two answers"))
 
@@ -85,7 +93,7 @@ LAYOUTS = (
     Layout("intel_orca_dpo", "system, question, chosen, rejected", ("system", "question", *_SIDES),
            prompt=("question",), system="system", without=("prompt",)),
     Layout("question", "question (or query), chosen, rejected", ("question|query", *_SIDES), prompt=("question|query",),
-           without=("prompt", "system")),
+           without=("prompt", "system", "initial_reason_steps")),
     Layout("distilabel_orca", "system, input, chosen, rejected", ("system", "input", *_SIDES), prompt=("input",),
            system="system", without=("prompt", "instruction", "question")),
     Layout("input", "input, chosen, rejected", ("input", *_SIDES), prompt=("input",),
@@ -110,7 +118,8 @@ LAYOUTS = (
     Layout("stack_exchange_paired", "question, response_j (better), response_k", ("question", "response_j", "response_k"),
            Sides("response_j", "response_k"), prompt=("question",)),
     Layout("step_dpo", "prompt, initial_reason_steps: how both answers begin, chosen, rejected",
-           ("prompt", "initial_reason_steps", *_SIDES), begun="initial_reason_steps",
+           ("prompt|question", "initial_reason_steps", *_SIDES), prompt=("prompt|question",),
+           begun="initial_reason_steps",
            notice="both answers begin with `initial_reason_steps`"),
     # Two answers and a label.
     Layout("shp", "history, human_ref_A, human_ref_B, labels", ("history", "human_ref_A", "human_ref_B", "labels"),
@@ -124,7 +133,8 @@ LAYOUTS = (
            without=("better_response_id",)),
     Layout("helpsteer2_preference", "prompt, response_1, response_2, preference_strength (-3 to 3)",
            ("prompt", "response_1", "response_2", "preference_strength"),
-           Choice("response_1", "response_2", Signed("preference_strength"))),
+           Choice("response_1", "response_2", Signed("preference_strength")),
+           turn_marks=r"\n?<extra_id_1>(User|Assistant)\n"),
     Layout("helpsteer3", "context, response1, response2, overall_preference (-3 to 3)",
            ("context", "response1", "response2", "overall_preference"),
            Choice("response1", "response2", Signed("overall_preference")), prompt=("context",)),
@@ -199,7 +209,7 @@ class NoPairs:
 NO_PAIRS = (
     NoPairs(("completions", "labels"), ("ranks", "scores"), "steps of one answer with a label each (a process reward model's data)"),
     NoPairs(("prompt", "completion", "label"), (), "single answers with a label (unpaired, KTO's form)"),
-    NoPairs(("messages|conversations|prompt|instruction", "kto_tag|label"), (), "single answers with a label (unpaired, KTO's form)"),
+    NoPairs(("messages|conversations|instruction", "kto_tag|label"), (), "single answers with a label (unpaired, KTO's form)"),
     NoPairs(("prompt", "response", "helpfulness"), (), "single answers with ratings"),
     NoPairs(("prompt", "completion"), (), "single answers (supervised fine-tuning's form)"),
     NoPairs(("instruction", "output|response"), (), "single answers (supervised fine-tuning's form)"),

@@ -13,8 +13,15 @@ _NO_TEXT = frozenset({"role", "from", "name", "type", "id", "weight", "train", "
 _SYSTEM = ("system", "system_prompt", "system_message", "sys_prompt", "custom_system_prompt")
 
 
-def refuse_unused(file: str, row: int, value: Mapping[str, Any], columns: Sequence[str], pairs: Sequence[Pair]) -> None:
-    """Refuse a row of which such a column holds text that its prompt lacks.
+def refuse_unused(
+    file: str,
+    row: int,
+    value: Mapping[str, Any],
+    columns: Sequence[str],
+    pairs: Sequence[Pair],
+    prompt_columns: Sequence[str],
+) -> None:
+    """Refuse a row of which one of `columns` holds text that its prompt, read from `prompt_columns`, lacks.
 
     A column that repeats the prompt, or messages that repeat prompt and answer, lose nothing.
     Raises UserError.
@@ -27,19 +34,21 @@ def refuse_unused(file: str, row: int, value: Mapping[str, Any], columns: Sequen
         missing = next((text for text in _texts(value[column]) if not _holds(repeated, text)), None)
         if missing is not None:
             raise UserError(
-                f"{file}: row {row}: the column {column!r} holds {quoted(missing)}, which the prompt does not have: a part of the "
-                f"prompt would be dropped. {_way_out(column)}, or leave it out on purpose by `pairs.ignore_columns: [{column}]`."
+                f"{file}: row {row}: the column {column!r} holds {quoted(missing)}, which the prompt does not have: a part of "
+                f"the prompt would be dropped. {_way_out(column, prompt_columns)}, or leave it out on purpose by "
+                f"`pairs.ignore_columns: [{column}]`."
             )
 
 
-def _way_out(column: str) -> str:
+def _way_out(column: str, prompt_columns: Sequence[str]) -> str:
     name = column.lower()
     if name in _SYSTEM:
         return f"Map it (`pairs.columns: {{system: {column}}}`)"
     if name.startswith(("initial_reason", "prefix", "partial_", "response_prefix")):
         return "If it begins both answers, name `pairs.layout: step_dpo`, or write it into both"
+    built = [*prompt_columns, column] if name in ("input", "inputs") else [column, *prompt_columns]
     return (
-        f"Build the prompt of it (`pairs.columns: {{prompt: [{column}, …]}}`, joined by a blank line), name a layout "
+        f"Build the prompt of both (`pairs.columns: {{prompt: [{', '.join(built)}]}}`, joined by a blank line) or name a layout "
         "(`mrpo recipes layouts`)"
     )
 
@@ -57,10 +66,8 @@ def _holds(texts: Sequence[str], wanted: str) -> bool:
     for text in texts:
         start = text.find(wanted)
         while start >= 0:
-            end = start + len(wanted)
-            if len(wanted) >= _LONG or (
-                text[:start].strip(" \t")[-1:] in ("", "\n") and text[end:].lstrip(" \t")[:1] in ("", "\n")
-            ):
+            before, after = text[:start].rstrip(" \t")[-1:], text[start + len(wanted) :].lstrip(" \t")[:1]
+            if len(wanted) >= _LONG or (before in ("", "\n") and after in ("", "\n")):
                 return True
             start = text.find(wanted, start + 1)
     return False

@@ -195,7 +195,7 @@ def _add_row(
     pairs = pairs_of_row(fields, strings, notices, serialized)
     unused = reading.unused_parts(value)
     if unused:
-        refuse_unused(record.file, record.row, value, unused, pairs)
+        refuse_unused(record.file, record.row, value, unused, pairs, reading.prompt_columns(value))
     row_id = _row_id(fields.get("id"))
     taken = reading.taken(is_ranked(fields))
     others = {key: other for key, other in value.items() if key not in taken and other is not None}

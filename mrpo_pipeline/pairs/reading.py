@@ -11,9 +11,10 @@ from mrpo_pipeline.pairs.bad_row import BadRowError, NoPreferenceError, found
 from mrpo_pipeline.pairs.columns import RANKED, Columns, nearest
 from mrpo_pipeline.pairs.layouts import PROMPT_PARTS, Choice, Layout, Ranked, Sides
 from mrpo_pipeline.pairs.paths import column_of, is_filled, value_at
-from mrpo_pipeline.pairs.turns import as_list, as_number, dialogue, joined_turns, objects_in, texts_of
+from mrpo_pipeline.pairs.turns import as_list, as_number, dialogue, joined_turns, marked_turns, objects_in, texts_of
 
 _ALWAYS = ("tools", "images", "image")  # refused by name where they hold anything
+_OWN = ("prompt", "chosen", "rejected", *RANKED, "id")
 FORM = re.compile(r"\{([^}]+)\}")
 
 
@@ -58,6 +59,10 @@ class Reading:
     @cached_property
     def _prompt_paths(self) -> list[str]:
         return [path for part in self._prompt_parts for path in (FORM.findall(part) or [part])]
+
+    def prompt_columns(self, row: Mapping[str, Any]) -> list[str]:
+        """The columns that the row's prompt is built of."""
+        return [path for path in self._prompt_paths if is_filled(self._at(row, path))]
 
     @cached_property
     def ranked(self) -> bool | None:
@@ -115,7 +120,7 @@ class Reading:
             raise UserError(
                 f"{self.file}: `columns` maps 'completions', and no row has the column {self._of('ranks')!r} or "
                 f"{self._of('scores')!r}: no preference among them is given. Map `ranks` (lower is better) or `scores` "
-                "(higher is better)."
+                "(higher is better); answers that are objects with a rank or score in them are read by a layout."
             )
 
     def lacking(self, seen: Mapping[str, Any]) -> str | None:
@@ -129,10 +134,15 @@ class Reading:
 
         Raises BadRowError; NoPreferenceError for a row that its set leaves without a preference.
         """
-        fields = {name: row[name] for name in _ALWAYS if is_filled(as_list(row.get(name)))}
+        fields = {name: row[name] for name in _ALWAYS if name in row and is_filled(as_list(row[name]))}
+        if self.layout is None and not (self.mapped or self.continued or self.decode):  # most files: our own names
+            fields.update((name, row[name]) for name in _OWN if name in row)
+            return fields
         for name in ("id",) if self._of("id") in row else ():
             fields[name] = row[self._of("id")]
         prompt = self._prompt(row)
+        if isinstance(prompt, str) and self.layout is not None and self.layout.turn_marks:
+            prompt = marked_turns(prompt, self.layout.turn_marks)
         if prompt is not None or any(path in row for path in self._prompt_paths):
             fields["prompt"] = prompt
         if self._system:

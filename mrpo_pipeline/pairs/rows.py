@@ -52,12 +52,14 @@ def pairs_of_row(
     if is_ranked(fields):
         values = fields["completions"]
         if not isinstance(values, list):
-            raise BadRowError("wrong type", f"`completions` is {found(values)}; expected a list")
+            hint = "; set `pairs.serialized: parse` to read lists written as JSON" if isinstance(values, str) else ""
+            raise BadRowError("wrong type", f"`completions` is {found(values)}; expected a list{hint}")
         order = strict_pairs(len(values), fields.get("ranks"), fields.get("scores"))
         names = [f"completions[{index}]" for index in range(len(values))]
     else:
         names = ["chosen", "rejected"]
         values = [_present(fields, name) for name in names]
+        _refuse_several(values, names)
     implicit = fields.get("prompt") is None and order is None
     asked = None if implicit else _prompt_value(admit(_present(fields, "prompt"), "prompt", serialized))
     sides = [_side(admit(value, name, serialized), name) for name, value in zip(names, values, strict=True)]
@@ -98,15 +100,19 @@ def _present(fields: Mapping[str, Any], name: str) -> Any:
     return fields[name]
 
 
+def _refuse_several(values: Sequence[Any], names: Sequence[str]) -> None:
+    for value, name in zip(values, names, strict=True):
+        if isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value):
+            raise BadRowError(
+                "several completions",
+                f"`{name}` holds {len(value)} texts; expected one completion: make a row for each, or `completions` with `ranks`",
+            )
+
+
 def _side(value: Any, name: str) -> Prompt:
     """A completion, or a conversation that ends in it: a string, messages, or one message."""
     if isinstance(value, dict):
         return [read_message(value, name)]
-    if isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value):
-        raise BadRowError(
-            "several completions",
-            f"`{name}` holds {len(value)} texts; expected one completion, or a row for each, or `completions` with `ranks`",
-        )
     return _prompt_value(value, name)
 
 

@@ -1,5 +1,6 @@
 """Cells of layouts that need more than their value: turns, lists of objects, lists and numbers written as text."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,3 +60,17 @@ def as_number(value: Any) -> Any:
         return float(value)
     except ValueError:
         return value
+
+
+def marked_turns(text: str, mark: str) -> str | list[dict[str, str]]:
+    """The messages of a text with a mark before every turn but the first; a text without one is no conversation.
+
+    `mark`: a regular expression with the role as its group.
+    """
+    first, *rest = re.split(mark, text)
+    if not rest:
+        return text
+    turns = [{"role": "user", "content": first}]
+    return turns + [
+        {"role": role.lower(), "content": content} for role, content in zip(rest[::2], rest[1::2], strict=True)
+    ]

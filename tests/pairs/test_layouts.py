@@ -66,11 +66,16 @@ ROWS: list[tuple[str, dict[str, Any], Any]] = [
     # HelpSteer2 and 3: negative, response 1 is better; positive, response 2
     ("helpsteer2_preference", {"prompt": Q, "response_1": GOOD, "response_2": BAD, "preference_strength": -1}, Q),
     ("helpsteer2_preference", {"prompt": Q, "response_1": BAD, "response_2": GOOD, "preference_strength": 3}, Q),
+    # HelpSteer2 writes several turns as one text, with a mark before each but the first
+    ("helpsteer2_preference", {"prompt": f"Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\n{Q}", "response_1": GOOD,
+                               "response_2": BAD, "preference_strength": -2},
+     [{"role": "user", "content": "Hi"}, answer("Hello"), USER]),
     ("helpsteer3", {"context": [USER], "response1": GOOD, "response2": BAD, "overall_preference": -3}, [USER]),
     ("helpsteer3", {"context": [USER], "response1": BAD, "response2": GOOD, "overall_preference": 1}, [USER]),
     ("arena", {"conversation_a": talk(BAD), "conversation_b": talk(GOOD), "winner": "model_b", "turn": 1}, [USER]),
     ("arena", {"conversation_a": talk(GOOD), "conversation_b": talk(BAD), "winner": "model_a", "turn": 1}, [USER]),
     ("arena_responses", {"prompt": Q, "response_a": BAD, "response_b": GOOD, "winner": "model_b"}, Q),
+    ("arena_responses", {"prompt": Q, "response_a": GOOD, "response_b": BAD, "winner": "A"}, Q),
     ("arena_55k", {"prompt": json.dumps([Q]), "response_a": json.dumps([BAD]), "response_b": json.dumps([GOOD]),
                    "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, [USER]),
     # summarize_from_feedback: "choice" is the number of the better summary
@@ -130,13 +135,13 @@ def test_a_begun_answer_opens_both_completions(tmp_path: Path) -> None:
     ("row", "changes", "reasons"),
     [
         (ROWS[21][1], [{"preference_strength": 0}, {"preference_strength": None}], {"tie": 1, "no label": 1}),
-        (ROWS[25][1], [{"winner": "tie"}, {"winner": "tie (bothbad)"}, {"winner": "both_bad"}, {"winner": None}],
+        (ROWS[26][1], [{"winner": "tie"}, {"winner": "tie (bothbad)"}, {"winner": "both_bad"}, {"winner": None}],
          {"tie": 3, "no label": 1}),
-        (ROWS[25][1], [{"conversation_a": [*talk("a"), *talk(GOOD)], "conversation_b": [*talk("b"), *talk(BAD)]}],
+        (ROWS[26][1], [{"conversation_a": [*talk("a"), *talk(GOOD)], "conversation_b": [*talk("b"), *talk(BAD)]}],
          {"earlier turns differ": 1}),
-        (ROWS[28][1], [{"winner_model_b": 0, "winner_tie": 1}], {"tie": 1}),
-        (ROWS[30][1], [{"score_0": 0, "score_1": 0}], {"tie": 1}),
-        (ROWS[35][1], [{"answers": [{"answer": "x", "rank": 1}, {"answer": "y", "rank": 1}]}, {"answers": []}],
+        (ROWS[30][1], [{"winner_model_b": 0, "winner_tie": 1}], {"tie": 1}),
+        (ROWS[32][1], [{"score_0": 0, "score_1": 0}], {"tie": 1}),
+        (ROWS[37][1], [{"answers": [{"answer": "x", "rank": 1}, {"answer": "y", "rank": 1}]}, {"answers": []}],
          {"tie": 1, "fewer than two answers": 1}),
     ],
 )  # fmt: skip
@@ -154,9 +159,9 @@ def test_ties_and_rows_without_a_label_are_counted_by_reason(
     [
         (ROWS[16][1], {"labels": 2}, "`labels` is a number (2); expected 1, 0"),
         (ROWS[21][1], {"preference_strength": -100}, "expected a number from -3 to 3"),
-        (ROWS[25][1], {"winner": "model_c"}, "'model_c'"),
-        (ROWS[28][1], {"winner_model_a": 1}, "expected one 1 and two 0"),
-        (ROWS[31][1], {"preference": 1.5}, "expected 1, 2"),
+        (ROWS[26][1], {"winner": "model_c"}, "'model_c'"),
+        (ROWS[30][1], {"winner_model_a": 1}, "expected one 1 and two 0"),
+        (ROWS[33][1], {"preference": 1.5}, "expected 1, 2"),
     ],
 )
 def test_a_label_outside_its_meaning_refuses_the_row(

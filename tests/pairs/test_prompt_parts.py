@@ -27,8 +27,8 @@ def prompt(table: PairTable) -> Any:
     ("column", "value", "way_out"),
     [
         ("sys_prompt", "Be brief.", "{system: sys_prompt}"),
-        ("input", "In France.", "{prompt: [input, …]}"),
-        ("Context", "In France.", "{prompt: [Context, …]}"),
+        ("input", "In France.", "{prompt: [prompt, input]}"),
+        ("Context", "In France.", "{prompt: [Context, prompt]}"),
         ("history", [["Hi", "Hello"]], "layout"),
         ("passage", "A text.", "ignore_columns: [passage]"),
         ("initial_reasoning", "Step 1:", "step_dpo"),
