@@ -27,6 +27,12 @@ def mrpo_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrpo"
 
 
+def sha256_of_small(path: Path) -> str:
+    """SHA-256 of a file that is read at once, 64 hex digits; nothing is remembered of it. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sha256_of_files(paths: Sequence[Path]) -> list[str]:
     """SHA-256 of each file, 64 hex digits.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mrpo_pipeline.cached_logps import (
 from mrpo_pipeline.counting import in_words, require_balance
 from mrpo_pipeline.disk_errors import telling
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.folder_lock import held
 from mrpo_pipeline.losses import check_loss
 from mrpo_pipeline.model_files import locate
 from mrpo_pipeline.objectives import check_objectives, first_weight
@@ -147,6 +149,19 @@ def _on_beta(method: Method, targets: Targets) -> Iterator[str]:
 
 
 def train_recipe(recipe: Recipe, *, resume: bool = False) -> dict[str, float]:
+    """Train as ``_train_recipe`` says, alone in the output folder: of several processes the first one holds it.
+
+    Raises:
+        UserError, RunError: as ``_train_recipe`` does, and where another command works in the folder.
+    """
+    from mrpo_pipeline.policy.processes import rank
+
+    check_output_folder(recipe)
+    with held(recipe.output_dir, "mrpo train") if rank() == 0 else nullcontext():
+        return _train_recipe(recipe, resume=resume)
+
+
+def _train_recipe(recipe: Recipe, *, resume: bool) -> dict[str, float]:
     """Train the policy as the recipe says; see ``mrpo_pipeline.policy.train`` for what lies in the output folder.
 
     Under torchrun or accelerate launch every process calls this. One process of each machine reads pairs and caches, the
@@ -161,7 +176,6 @@ def train_recipe(recipe: Recipe, *, resume: bool = False) -> dict[str, float]:
     from mrpo_pipeline.policy.quantization import check_quantization
     from mrpo_pipeline.policy.train import train_policy
 
-    check_output_folder(recipe)
     check_quantization(recipe.required_policy().quantization)
     training = recipe.training_arguments()
     join(training)

@@ -91,11 +91,11 @@ def write_whole_json(path: Path, document: Any) -> None:
 
 def temporary_name() -> str:
     """A name that no other file has and that tells which process of which machine made it."""
-    return f"{_machine_tag()}-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
+    return f"{machine_tag()}-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
 
 
 def remove_leftovers(folder: Path, prefix: str = "") -> int:
-    """Remove the temporary files and folders of processes that are dead, and those of other machines that are too old to belong to anyone.
+    """Remove the temporary files and folders of dead processes, and of other machines' those too old to belong to anyone.
 
     Those of this machine's living processes stay whatever their age: clocks jump. Where one may not be removed it stays, too.
 
@@ -112,14 +112,44 @@ def remove_leftovers(folder: Path, prefix: str = "") -> int:
         tag, _, rest = path.name.removeprefix(prefix).partition("-")
         pid = rest.partition("-")[0]
         with suppress(OSError):
-            if tag == _machine_tag() and pid.isdigit():
-                abandoned = not _is_alive(int(pid))
+            if tag == machine_tag() and pid.isdigit():
+                abandoned = not is_alive(int(pid))
             else:
                 abandoned = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
             if abandoned:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                if path.is_dir():
+                    remove_folder(path)
+                else:
+                    path.unlink()
                 removed += 1
     return removed
+
+
+@contextmanager
+def temporary_folder(folder: Path, prefix: str) -> Iterator[Path]:
+    """A folder in a folder, for as long as the block runs; one that is left behind is known to ``remove_leftovers``."""
+    made = folder / f"{prefix}{temporary_name()}"
+    made.mkdir(parents=True)
+    try:
+        yield made
+    finally:
+        remove_folder(made, ignore_errors=True)
+
+
+def remove_folder(folder: Path, *, ignore_errors: bool = False) -> None:
+    """Remove a folder with all that lies in it. Of a link the link alone goes, and what it points to stays.
+
+    Raises:
+        OSError: where something can't be removed, unless ``ignore_errors``.
+    """
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=ignore_errors)
+    except OSError:
+        if not ignore_errors:
+            raise
 
 
 def sync_file(path: Path) -> None:
@@ -140,7 +170,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @cache
-def _machine_tag() -> str:
+def machine_tag() -> str:
     """Tells apart the places in which a process id means something: host, boot and process namespace."""
     parts = [socket.gethostname()]
     with suppress(OSError):  # Linux has these two, other systems go by the host's name
@@ -148,7 +178,7 @@ def _machine_tag() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.compare.methods import START
+from mrpo_pipeline.content import sha256_of_small
 from mrpo_pipeline.evaluation.measured import forget
 from mrpo_pipeline.evaluation.outcomes import COMPARABLE
-from mrpo_pipeline.whole_files import write_whole_json
+from mrpo_pipeline.folder_lock import held
+from mrpo_pipeline.whole_files import remove_folder, whole_file, write_whole, write_whole_json
 
 if TYPE_CHECKING:
     from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
+
+log = logging.getLogger("mrpo")
 
 RESULT = "result.json"
 PAIRS = "pairs.parquet"
@@ -68,10 +73,28 @@ class Job:
 
 
 def finished(job: Job) -> dict[str, Any] | None:
-    """What an earlier call left of this very run; None where it left nothing or another run."""
+    """What an earlier call left of this very run; None where it left nothing or another run, or its sums are damaged."""
     place = Path(job.folder)
     result = _read(place / RESULT)
-    return result if result is not None and result.get("key") == job.key and (place / PAIRS).is_file() else None
+    if result is None or result.get("key") != job.key or not (place / PAIRS).is_file():
+        return None
+    if _is_sound(place, result):
+        return result
+    log.warning("%s: %s is not what was written there, and the run is made again.", job.title, place / PAIRS)
+    return None
+
+
+def _is_sound(place: Path, result: Mapping[str, Any]) -> bool:
+    """Whether the sums of the pairs are those that the run left. Runs of earlier versions have no checksum: theirs are read."""
+    import polars as pl
+
+    try:
+        if "pairs_sha256" in result:
+            return bool(result["pairs_sha256"] == sha256_of_small(place / PAIRS))
+        pl.read_parquet(place / PAIRS, columns=["pair_id", "logps_chosen", "logps_rejected"])
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+    return True
 
 
 def run_job(job: Job, tell: Tell) -> dict[str, Any]:
@@ -79,10 +102,14 @@ def run_job(job: Job, tell: Tell) -> dict[str, Any]:
 
     A run that was stopped goes on from its last whole checkpoint, where the recipe had it write some.
     """
+    with held(job.folder, "mrpo compare", within=True):
+        return _made(job, tell)
+
+
+def _made(job: Job, tell: Tell) -> dict[str, Any]:
     from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
 
     place = Path(job.folder)
-    place.mkdir(parents=True, exist_ok=True)
     policy = PolicySettings(**{**job.policy, "lora": LoraSettings(**job.policy["lora"])})
     loss = LossSettings(**job.loss)
     took = 0.0
@@ -92,13 +119,16 @@ def run_job(job: Job, tell: Tell) -> dict[str, Any]:
         took = time.monotonic() - began
         # What is measured is the adapter that lies on disk, loaded as a user would load it.
         policy = replace(policy, adapter=str(place))
-    result = {"key": job.key, **_measure(job, policy, loss), "train_seconds": took}
+    measured = _measure(job, policy, loss)
+    digest = sha256_of_small(place / PAIRS)
+    result = {"key": job.key, **measured, "train_seconds": took, "pairs_sha256": digest}
     write_whole_json(place / RESULT, result)
     (place / _RUNNING).unlink(missing_ok=True)
     return result
 
 
 def _train(job: Job, policy: PolicySettings, loss: LossSettings, tell: Tell) -> None:
+    from mrpo_pipeline.policy.checkpoints import DamagedCheckpointsError
     from mrpo_pipeline.policy.examples import PreferenceExamples
     from mrpo_pipeline.policy.train import train_policy
 
@@ -107,21 +137,27 @@ def _train(job: Job, policy: PolicySettings, loss: LossSettings, tell: Tell) -> 
     if not resume:
         _clear(place)
     write_whole_json(place / _RUNNING, {"key": job.key})
-    (place / "recipe.yaml").write_text(job.recipe, encoding="utf-8")
+    write_whole(place / "recipe.yaml", job.recipe)
     # Held-out pairs are looked at during training where the recipe says so; at the end, by `_measure`, in any case.
     along = job.training.get("eval_strategy", "no") != "no"
-    train_policy(
+    train = partial(
+        train_policy,
         policy,
         PreferenceExamples.open(Path(job.train)),
         PreferenceExamples.open(Path(job.held_out)) if along else None,
         loss,
         job.training,
         place,
-        resume=resume,
         card=job.card,
         diagnostics=job.diagnostics,
         callbacks=[_share_told(tell)],
     )
+    try:
+        train(resume=resume)
+    except DamagedCheckpointsError:
+        log.warning("%s: no checkpoint of it is sound, and it is trained from its start.", job.title)
+        _clear(place)
+        train(resume=False)
 
 
 def _measure(job: Job, policy: PolicySettings, loss: LossSettings) -> dict[str, Any]:
@@ -142,7 +178,8 @@ def _measure(job: Job, policy: PolicySettings, loss: LossSettings) -> dict[str, 
     if job.name == START:
         compare_start(examples, figures.chosen, figures.rejected, policy, dtype_of(model))
     table = {"pair_id": list(examples.pair_ids), "logps_chosen": figures.chosen, "logps_rejected": figures.rejected}
-    pl.DataFrame(table).write_parquet(Path(job.folder) / PAIRS)
+    with whole_file(Path(job.folder) / PAIRS) as temporary:
+        pl.DataFrame(table).write_parquet(temporary)
     result: dict[str, Any] = {"metrics": figures.metrics}
     if job.choice:
         choice = evaluate_policy(model, PreferenceExamples.open(Path(job.choice)), loss, carried)
@@ -162,8 +199,10 @@ def _share_told(tell: Tell) -> Any:
 
 def _clear(place: Path) -> None:
     """Take away what another run left under this name."""
-    for path in place.glob("checkpoint-*"):
-        shutil.rmtree(path)
+    from mrpo_pipeline.policy.checkpoints import checkpoints
+
+    for path in checkpoints(place):
+        remove_folder(path)
     for name in (RESULT, PAIRS, "weights.parquet", "carried.json", "train_results.json", "eval_results.json"):
         (place / name).unlink(missing_ok=True)
     forget(place)

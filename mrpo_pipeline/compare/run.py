@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,17 +13,18 @@ import polars as pl
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.cached_logps import CachedPairs, open_caches
 from mrpo_pipeline.compare.desk import Desk
-from mrpo_pipeline.compare.methods import contenders, settings_of
+from mrpo_pipeline.compare.methods import Contender, contenders, settings_of
 from mrpo_pipeline.compare.processes import Outcome
 from mrpo_pipeline.compare.results import Comparison, summarize
 from mrpo_pipeline.compare.sweep import choose
 from mrpo_pipeline.counting import in_words
 from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.folder_lock import held
 from mrpo_pipeline.outputs import check_output_folder
 from mrpo_pipeline.policy_start import start_notice
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.stage_two import Split, check_method, check_training, load_splits, policy_settings
-from mrpo_pipeline.whole_files import write_whole_json
+from mrpo_pipeline.whole_files import remove_leftovers, temporary_folder, whole_file, write_whole_json
 
 log = logging.getLogger("mrpo")
 
@@ -46,9 +45,7 @@ def compare_recipe(recipe: Recipe) -> Comparison:
         UserError: for a recipe, pairs or caches that are wrong.
         RunError: where a run failed; what is finished is kept, and a comparison of it is written where one can be made.
     """
-    from mrpo_pipeline.policy.argument_checks import require_full_batch
     from mrpo_pipeline.policy.processes import refuse_several
-    from mrpo_pipeline.report import write_report
 
     refuse_several("mrpo compare")
     began = time.monotonic()
@@ -56,6 +53,14 @@ def compare_recipe(recipe: Recipe) -> Comparison:
     for one in entrants:
         check_method(recipe, one.method)
     check_output_folder(recipe)
+    with held(recipe.output_dir, "mrpo compare"):
+        return _compare(recipe, entrants, began)
+
+
+def _compare(recipe: Recipe, entrants: list[Contender], began: float) -> Comparison:
+    from mrpo_pipeline.policy.argument_checks import require_full_batch
+    from mrpo_pipeline.report import write_report
+
     sweeps = any(len(settings_of(recipe, one)) > 1 for one in entrants)
     if sweeps and not recipe.pairs.weights_fraction:
         raise UserError(
@@ -72,10 +77,9 @@ def compare_recipe(recipe: Recipe) -> Comparison:
     recipe.write(folder)
     _write_held_out(folder / "held_out.parquet", splits["eval"].pairs)
     _audit(recipe, splits, caches, folder)
-    for left_behind in folder.glob(f"{_INPUTS}*"):
-        shutil.rmtree(left_behind)
-    with tempfile.TemporaryDirectory(prefix=_INPUTS, dir=folder) as inputs:
-        desk = Desk(recipe, splits, policy_settings(recipe, caches), folder, Path(inputs))
+    remove_leftovers(folder, _INPUTS)
+    with temporary_folder(folder, _INPUTS) as inputs:
+        desk = Desk(recipe, splits, policy_settings(recipe, caches), folder, inputs)
         desk.start()
         swept: list[dict[str, Any]] = []
         if sweeps:
@@ -116,7 +120,7 @@ def _write_held_out(path: Path, pairs: CachedPairs) -> None:
     """The held-out pairs as a person reads them, beside the anchor's sums."""
     from mrpo_pipeline.evaluation.samples import readable
 
-    pl.DataFrame(
+    table = pl.DataFrame(
         {
             "pair_id": pairs.frame["pair_id"],
             "prompt": [readable(prompt) for prompt in pairs.frame["prompt_read"]],
@@ -125,7 +129,9 @@ def _write_held_out(path: Path, pairs: CachedPairs) -> None:
             "anchor_logps_chosen": pairs.logps_chosen[:, 0],
             "anchor_logps_rejected": pairs.logps_rejected[:, 0],
         }
-    ).write_parquet(path)
+    )
+    with whole_file(path) as temporary:
+        table.write_parquet(temporary)
 
 
 def _audit(recipe: Recipe, splits: Mapping[str, Split], caches: Sequence[ReferenceCache], folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from mrpo_pipeline.compare.desk import Desk
 from mrpo_pipeline.compare.job import RESULT
 from mrpo_pipeline.compare.methods import Contender, settings_of
+from mrpo_pipeline.whole_files import remove_folder
 
 log = logging.getLogger("mrpo")
 
@@ -68,9 +69,8 @@ def _take_over(tried: Path, place: Path) -> None:
             return
     except (OSError, ValueError, KeyError):
         return
-    if place.exists():
-        shutil.rmtree(place)
+    remove_folder(place)
     partial = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_folder(partial, ignore_errors=True)
     shutil.copytree(tried, partial)
     partial.rename(place)

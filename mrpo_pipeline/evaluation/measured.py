@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.content import sha256_of_files
 from mrpo_pipeline.recipe import Evaluation
+from mrpo_pipeline.whole_files import remove_folder
 
 EVALUATION, SAMPLES, ANSWERS = "evaluation.json", "samples.md", "tasks"
 
@@ -28,8 +28,7 @@ def forget(folder: Path) -> None:
     """Take away what an evaluation left in the folder of an adapter that is to be trained again."""
     for name in (EVALUATION, SAMPLES):
         (folder / name).unlink(missing_ok=True)
-    if (folder / ANSWERS).is_dir():
-        shutil.rmtree(folder / ANSWERS)
+    remove_folder(folder / ANSWERS)
 
 
 def how_asked(settings: Evaluation) -> dict[str, Any]:

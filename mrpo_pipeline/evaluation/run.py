@@ -17,6 +17,7 @@ from mrpo_pipeline.evaluation.samples import Sample, as_markdown, generate, read
 from mrpo_pipeline.evaluation.task_changes import TaskChange, table_of, task_changes, write_answers
 from mrpo_pipeline.evaluation.tasks import TaskModel, TaskScores, check_tasks, evaluate_tasks
 from mrpo_pipeline.evaluation.trained_with import by_its_method
+from mrpo_pipeline.folder_lock import held
 from mrpo_pipeline.outputs import check_output_folder
 from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
 from mrpo_pipeline.recipe import Recipe
@@ -111,7 +112,12 @@ def evaluate_recipe(
     output = folder if output_dir is None else output_dir
     if output.resolve() != folder.resolve():
         _check_output(recipe, output)
-    recipe = by_its_method(recipe, folder, given or {})
+    with held(output, "mrpo evaluate"):
+        return _evaluate(recipe, folder, output, tasks_only=tasks_only, given=given or {})
+
+
+def _evaluate(recipe: Recipe, folder: Path, output: Path, *, tasks_only: bool, given: Mapping[str, Any]) -> Evaluation:
+    recipe = by_its_method(recipe, folder, given)
     tasks = recipe.evaluation.tasks
     if tasks_only and not tasks:
         raise UserError(

@@ -13,6 +13,7 @@ import polars as pl
 from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.evaluation.intervals import mean_known
 from mrpo_pipeline.evaluation.tasks import TaskScores
+from mrpo_pipeline.whole_files import whole_file
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def write_answers(scores: Mapping[str, TaskScores], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for task in dict.fromkeys(task for each in scores.values() for task in each.answers):
         rows = [{"model": name, **row} for name, each in scores.items() for row in each.answers.get(task, [])]
-        pl.DataFrame(rows, infer_schema_length=None).write_parquet(folder / f"{task.replace('/', '_')}.parquet")
+        with whole_file(folder / f"{task.replace('/', '_')}.parquet") as temporary:
+            pl.DataFrame(rows, infer_schema_length=None).write_parquet(temporary)
 
 
 def table_of(changes: list[TaskChange]) -> str:

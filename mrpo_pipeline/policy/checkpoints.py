@@ -1,7 +1,8 @@
 """Which checkpoints of a run can be gone on from.
 
 A checkpoint is whole when its marker is there, which is written after everything else, and the files it lists have the
-sizes it gives. A run that is killed while it writes one leaves a folder without a marker, which is passed over.
+sizes it gives; a run resumes from it when they have the checksums it gives, too. A run that is killed while it writes one
+leaves a folder without a marker, which is passed over.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mrpo_pipeline.content import sha256_of_small
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.id_rows import IdRows
-from mrpo_pipeline.whole_files import sync_file, write_whole_json
+from mrpo_pipeline.whole_files import remove_folder, sync_file, write_whole_json
+
+log = logging.getLogger("mrpo")
 
 MARKER = "complete.json"
 
@@ -53,6 +57,10 @@ NUMERIC_ARGUMENTS = (
     "train_sampling_strategy",
     "dataloader_drop_last",
 )
+
+
+class DamagedCheckpointsError(UserError):
+    """Every checkpoint that a run could resume from holds a file that training did not write."""
 
 
 def run_identity(
@@ -94,18 +102,50 @@ def examples_digest(examples: PreferenceExamples) -> str:
 
 def begin(checkpoint: Path) -> None:
     """Make room for a checkpoint: whatever an earlier run left under its name goes, the marker first."""
-    if checkpoint.is_dir():
-        _remove(checkpoint)
+    _remove(checkpoint)
 
 
 def mark_complete(checkpoint: Path, identity: Mapping[str, str]) -> None:
     """Write the marker: everything else in the folder has been written and is on the disk."""
-    sizes = {}
+    sizes, digests = {}, {}
     for path in sorted(checkpoint.rglob("*")):
         if path.is_file():
             sync_file(path)
-            sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
-    write_whole_json(checkpoint / MARKER, {"files": sizes, "run": dict(identity)})
+            name = path.relative_to(checkpoint).as_posix()
+            sizes[name], digests[name] = path.stat().st_size, sha256_of_small(path)
+    marker = {"files": sizes, "sha256": digests, "run": dict(identity)}
+    write_whole_json(checkpoint / MARKER, marker | {"marker_sha256": _digest_of(marker)})
+
+
+def _digest_of(marker: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Which file of a checkpoint with a marker is not what training wrote; None where all are, or there is no marker.
+
+    A checkpoint of an earlier version has no checksums: the sizes of its files are looked at, and that is logged.
+    """
+    path = checkpoint / MARKER
+    try:
+        marker = json.loads(path.read_text(encoding="utf-8"))
+        sizes, digests = marker["files"], marker.get("sha256")
+        own = marker.pop("marker_sha256", None)
+        if (own is not None or digests is not None) and own != _digest_of(marker):
+            return MARKER
+        for name, size in sizes.items():
+            file = checkpoint / name
+            if not file.is_file() or file.stat().st_size != size:
+                return str(name)
+            if digests is not None and digests[name] != sha256_of_small(file):
+                return str(name)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return MARKER
+    if digests is None:
+        log.warning("%s was written by an earlier version: of its files the sizes alone can be checked.", checkpoint)
+    return None
 
 
 def read_marker(checkpoint: Path) -> dict[str, str] | None:
@@ -131,15 +171,26 @@ def last_whole(output_dir: Path, identity: Mapping[str, str]) -> Path | None:
 
     Raises:
         UserError: where the whole checkpoints are all of runs with other settings or pairs, naming what differs.
+        DamagedCheckpointsError: where there are damaged ones and none that is sound, naming the files.
     """
     other: tuple[Path, dict[str, str]] | None = None
+    damaged: list[str] = []
     for checkpoint in reversed(checkpoints(output_dir)):
+        if name := damage(checkpoint):
+            damaged.append(f"{checkpoint / name}")
+            log.warning("%s is not what training wrote: this checkpoint is not used.", checkpoint / name)
+            continue
         run = read_marker(checkpoint)
         if run is None:
             continue
         if run == dict(identity):
             return checkpoint
         other = other or (checkpoint, run)
+    if other is None and damaged:
+        raise DamagedCheckpointsError(
+            f"--resume found no sound checkpoint in {output_dir}: {', '.join(damaged)} {'is' if len(damaged) == 1 else 'are'} not what "
+            "training wrote. Expected the files as they were. Put them back, or train from the start without --resume."
+        )
     if other is None:
         return None
     checkpoint, run = other
@@ -183,5 +234,6 @@ def rotate(
 
 
 def _remove(checkpoint: Path) -> None:
-    (checkpoint / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    if not checkpoint.is_symlink():
+        (checkpoint / MARKER).unlink(missing_ok=True)
+    remove_folder(checkpoint, ignore_errors=True)

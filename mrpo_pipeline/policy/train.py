@@ -20,7 +20,7 @@ from mrpo_pipeline.policy.pickled_state import data_only
 from mrpo_pipeline.policy.processes import explain_lost_processes, join, speak_once
 from mrpo_pipeline.policy.settings import FastPaths, LossSettings, PolicySettings
 from mrpo_pipeline.quiet import quiet_libraries
-from mrpo_pipeline.whole_files import write_whole_json
+from mrpo_pipeline.whole_files import write_whole, write_whole_json
 
 log = logging.getLogger("mrpo")
 
@@ -124,7 +124,7 @@ def train_policy(
             if start is not None and start.difference is not None:
                 card = {**(card or {}), "start": _agreed(start.difference)}
             text = model_card(card or {}, base_model=base_model, metrics=results)
-            (output_dir / "README.md").write_text(text, encoding="utf-8")
+            write_whole(output_dir / "README.md", text)
     return results
 
 

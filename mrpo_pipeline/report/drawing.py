@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.report import palette
 from mrpo_pipeline.report.svg import inline_svg
+from mrpo_pipeline.whole_files import whole_file, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,14 +48,15 @@ class Plot:
         with _look(self.name):
             figure = self.draw(True)
             drawn = _saved(figure, facecolor=palette.PAPER.light)
-            (folder / f"{self.name}.svg").write_text(drawn, encoding="utf-8")
-            figure.savefig(
-                folder / f"{self.name}.png",
-                format="png",
-                dpi=2.5 * _DPI,
-                facecolor=palette.PAPER.light,
-                metadata={"Software": None},
-            )
+            write_whole(folder / f"{self.name}.svg", drawn)
+            with whole_file(folder / f"{self.name}.png") as temporary:
+                figure.savefig(
+                    temporary,
+                    format="png",
+                    dpi=2.5 * _DPI,
+                    facecolor=palette.PAPER.light,
+                    metadata={"Software": None},
+                )
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrpo_pipeline.content import sha256_of_small
+from mrpo_pipeline.folder_lock import held
 from mrpo_pipeline.report.folder import Folder, read_folder
 from mrpo_pipeline.report.palette import css_variables
-from mrpo_pipeline.whole_files import write_whole
+from mrpo_pipeline.whole_files import write_whole, write_whole_json
+
+log = logging.getLogger("mrpo")
 
 REPORT = "report.html"
 PLOTS = "plots"
+LIST = "plots.json"
 _TEMPLATES = Path(__file__).parent / "templates"
 _DARK = (
     "color-scheme: dark; {variables} --page: #0e1013; --line: #2a3038; --soft: #1d2229; --link: #7db8ff; --good: #5fd3a8; "
@@ -41,18 +48,48 @@ def write_report(folder: str | Path) -> Path:
         UserError: where the folder holds no comparison that can be read.
     """
     found = read_folder(folder)
+    with held(found.path, "mrpo report"):
+        return _write(found)
+
+
+def _write(found: Folder) -> Path:
     page, plots = _page(found)
-    place = found.path / PLOTS
-    place.mkdir(exist_ok=True)
-    for plot in plots:
-        plot.write(place)
-    wanted = {f"{plot.name}.{kind}" for plot in plots for kind in ("svg", "png")}
-    for old in place.iterdir():
-        if old.suffix in (".svg", ".png") and old.name not in wanted:
-            old.unlink()  # of an earlier report, with other methods
+    _write_plots(found.path / PLOTS, plots)
     target = found.path / REPORT
     write_whole(target, page)
     return target
+
+
+def _write_plots(place: Path, plots: list[Any]) -> None:
+    """Write the plots, and remove those that an earlier report wrote and this one does not have.
+
+    What another hand put there stays: a list beside the plots says which files, with which content, are a report's. Nothing
+    is written through a link.
+    """
+    if place.is_symlink():
+        log.warning("%s is a link: no plots are written there, and those in %s are complete.", place, REPORT)
+        return
+    place.mkdir(exist_ok=True)
+    before = _listed(place)
+    for plot in plots:
+        plot.write(place)
+    names = [f"{plot.name}.{kind}" for plot in plots for kind in ("svg", "png")]
+    for name, digest in before.items():
+        old = place / name
+        if name not in names and old.is_file() and not old.is_symlink() and sha256_of_small(old) == digest:
+            old.unlink()
+    write_whole_json(place / LIST, {name: sha256_of_small(place / name) for name in names})
+
+
+def _listed(place: Path) -> dict[str, str]:
+    """The files that an earlier report wrote, with their SHA-256."""
+    try:
+        found = json.loads((place / LIST).read_text(encoding="utf-8"))
+        return {
+            name: digest for name, digest in found.items() if Path(name).suffix in (".svg", ".png") and "/" not in name
+        }
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _page(folder: Folder) -> tuple[str, list[Any]]:

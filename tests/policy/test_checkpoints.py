@@ -48,7 +48,66 @@ def test_a_file_that_shrank_after_the_marker_makes_it_no_longer_whole(tmp_path):
     (broken / "adapter_model.safetensors").write_bytes(b"w")
     assert last_whole(tmp_path, RUN) == expected
     (expected / MARKER).write_text("{")
-    assert last_whole(tmp_path, RUN) is None
+    with pytest.raises(UserError, match=r"checkpoint-1/complete\.json"):
+        last_whole(tmp_path, RUN)
+
+
+FILES = (
+    "adapter_model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "carried.json",
+)
+
+
+@pytest.mark.parametrize("name", [*FILES, MARKER])
+def test_a_byte_that_changed_is_found_the_one_before_is_taken_and_without_one_it_is_refused_by_name(
+    tmp_path, name, caplog
+):
+    for step in (1, 2):
+        checkpoint = write(tmp_path, step, whole=False)
+        for file in FILES:
+            (checkpoint / file).write_text(f'{{"global_step": {step}, "more": "training.learning_rate"}}')
+        mark_complete(checkpoint, RUN)
+    assert last_whole(tmp_path, RUN) == tmp_path / "checkpoint-2"
+    for step, taken in ((2, tmp_path / "checkpoint-1"), (1, None)):
+        flip(tmp_path / f"checkpoint-{step}" / name)
+        if taken is not None:
+            assert last_whole(tmp_path, RUN) == taken
+            assert f"checkpoint-2/{name} is not what training wrote" in caplog.text
+        else:
+            with pytest.raises(UserError, match=f"checkpoint-1/{name}"):
+                last_whole(tmp_path, RUN)
+
+
+def test_a_checkpoint_without_checksums_is_taken_and_that_is_logged(tmp_path, caplog):
+    checkpoint = write(tmp_path, 1)
+    marker = json.loads((checkpoint / MARKER).read_text())
+    (checkpoint / MARKER).write_text(json.dumps({"files": marker["files"], "run": marker["run"]}))
+    assert last_whole(tmp_path, RUN) == checkpoint
+    assert "the sizes alone" in caplog.text
+
+
+def test_of_a_checkpoint_that_is_a_link_the_link_alone_is_removed(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    write(elsewhere, 1)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "checkpoint-1").symlink_to(elsewhere / "checkpoint-1")
+    write(out, 2)
+    rotate(out, 1)
+    assert names(out) == ["checkpoint-2"]
+    assert last_whole(elsewhere, RUN) == elsewhere / "checkpoint-1"
+
+
+def flip(path):
+    """Change one digit, so that what is there can be read as before."""
+    text = path.read_text()
+    at = next(i for i in range(len(text) - 1, 0, -1) if text[i].isdigit())
+    path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
 
 
 def test_nothing_to_go_on_from_is_no_error(tmp_path):

@@ -49,6 +49,38 @@ def test_the_command_writes_the_report_again_and_says_where(tmp_path: Path) -> N
     assert isinstance(refused.exception, UserError)
 
 
+def test_plots_of_another_hand_stay_and_those_of_an_earlier_report_go(tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0,), stepwise=())
+    write_report(folder)
+    plots = folder / "plots"
+    mine = {path.name for path in plots.iterdir()}
+    listed = json.loads((plots / "plots.json").read_text())
+    name = next(name for name in listed if name.endswith(".svg"))
+    for made in ("stale.svg", "edited.svg"):  # as an earlier report with other methods left them
+        (plots / made).write_bytes((plots / name).read_bytes())
+    listed |= {"stale.svg": listed[name], "edited.svg": listed[name], "../../other.svg": listed[name]}
+    (plots / "plots.json").write_text(json.dumps(listed))
+    (plots / "edited.svg").write_text("edited")
+    (plots / "photo.png").write_bytes(b"a photo")
+    (tmp_path / "other.svg").write_bytes((plots / name).read_bytes())
+    (plots / name).unlink()
+    (plots / name).symlink_to(tmp_path / "other.svg")
+    (tmp_path / "other.svg").write_text("another's")
+    write_report(folder)
+    assert {path.name for path in plots.iterdir()} == mine | {"edited.svg", "photo.png"}
+    assert (tmp_path / "other.svg").read_text() == "another's" and not (plots / name).is_symlink()
+
+
+def test_through_a_link_no_plot_is_written_or_removed(tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0,), stepwise=())
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "photo.png").write_bytes(b"a photo")
+    (folder / "plots").symlink_to(pictures)
+    assert write_report(folder).is_file()
+    assert [path.name for path in pictures.iterdir()] == ["photo.png"]
+
+
 def test_a_method_whose_name_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     folder = make_comparison(tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0,), stepwise=())
     document = json.loads((folder / "comparison.json").read_text())

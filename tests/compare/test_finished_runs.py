@@ -1,0 +1,52 @@
+"""What an earlier call left of a run is taken when it is what was written, and made again when it is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mrpo_pipeline.compare.job import PAIRS, RESULT, Job, finished
+from mrpo_pipeline.content import sha256_of_small
+
+
+def run_left(folder: Path, *, checksum: bool) -> Job:
+    sums = {"pair_id": ["a", "b"], "logps_chosen": [-1.0, -2.0], "logps_rejected": [-3.0, -4.0]}
+    pl.DataFrame(sums).write_parquet(folder / PAIRS)
+    result = {"key": "k", "metrics": {}}
+    if checksum:
+        result["pairs_sha256"] = sha256_of_small(folder / PAIRS)
+    (folder / RESULT).write_text(json.dumps(result))
+    return Job("dpo", 0, str(folder), "held_out", {}, {}, "k")
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def change_a_number(path: Path) -> None:
+    frame = pl.read_parquet(path)
+    frame.with_columns(pl.col("logps_chosen") + 1).write_parquet(path)
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+@pytest.mark.parametrize("damage", [cut_short, empty, Path.unlink])
+def test_sums_that_are_damaged_are_made_again(tmp_path: Path, damage: Callable[[Path], None], checksum: bool) -> None:
+    job = run_left(tmp_path, checksum=checksum)
+    assert finished(job) is not None
+    damage(tmp_path / PAIRS)
+    assert finished(job) is None
+
+
+def test_sums_that_are_others_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    job = run_left(tmp_path, checksum=True)
+    change_a_number(tmp_path / PAIRS)
+    assert finished(job) is None
+    assert "dpo, seed 0" in caplog.text and "is made again" in caplog.text
