@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from mrpo_pipeline.output_edge import printable, stream_for_bars
+
 PLAIN_INTERVAL = 30.0
 QUICK = 2.0
-
-
-# What moves a terminal's cursor, colours it or rings its bell: never from a file's name or content.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    """The text with control characters written out (``\\x1b``), but for line feeds and tabs; text directions too."""
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class _Printable(logging.Formatter):
@@ -69,7 +61,7 @@ class _Lines:
             self._say(f"{self.done:,.0f} {self.unit} in {seconds:,.1f} s")
 
     def _say(self, text: str) -> None:
-        print(f"{self.what}: {text}", file=sys.stderr, flush=True)
+        print(printable(f"{self.what}: {text}"), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -91,16 +83,16 @@ def track(what: str, total: float, unit: str = "") -> Iterator[Progress]:
     from rich.console import Console
 
     columns = (
-        rich_progress.TextColumn("{task.description}"),
+        rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn(unit),
+        rich_progress.TextColumn(unit, markup=False),
         rich_progress.TextColumn("{task.fields[rate]}"),
         rich_progress.TimeElapsedColumn(),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total, rate="")
+    with rich_progress.Progress(*columns, console=Console(file=stream_for_bars())) as bar:
+        task = bar.add_task(printable(what), total=total, rate="")
 
         def advance(count: float) -> None:
             bar.update(task, advance=count)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.output_edge import guard_output
 from mrpo_pipeline.progress import show_messages
 from mrpo_pipeline.recipe import Recipe, load_recipe, shipped_recipes
 
@@ -135,6 +136,7 @@ def _heading(text: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run what is named (``demo`` where nothing is); the exit code is that of the ``mrpo`` command."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, before torch loads
+    guard_output()
     given = sys.argv[1:] if arguments is None else arguments
     show_messages()
     try:

@@ -10,6 +10,7 @@ import time
 from mrpo_cli import interrupts
 from mrpo_cli.interrupts import INTERRUPTED
 from mrpo_pipeline import python_processes
+from mrpo_pipeline.output_edge import guard_output, lost_output
 
 # The switches by which libraries send no usage reports. Whoever has set one keeps it.
 REPORTS_OFF = {
@@ -27,6 +28,7 @@ def main() -> None:
     """Run the command; exit code 0 done, 1 failed while running, 2 the user's input is wrong, 130 interrupted."""
     interrupts.before_work()
     python_processes.forget_current_folder()
+    guard_output()
     # Nothing is sent anywhere: the libraries' usage reports are off before any of them loads.
     for name, value in REPORTS_OFF.items():
         os.environ.setdefault(name, value)
@@ -53,10 +55,15 @@ def _run() -> None:
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:  # what typer makes of Ctrl-C
             _say_interrupted()
+        lost = lost_output()
+        if lost is not None and not leaving.code:
+            _fail(
+                f"mrpo: the work is done, and what it printed could not be written ({lost.strerror}): expected a file with room. Give "
+                "another one, and run the same command again.",
+                1,
+            )
         interrupts.done()
         raise
-    except BrokenPipeError:
-        os._exit(0)
     except Exception as error:
         if interrupts.told_to_end():  # what it became on its way, or what another process made of the same signal
             _say_interrupted()
@@ -89,14 +96,12 @@ def _let_the_first_speak() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    from mrpo_pipeline.progress import printable
-
     interrupts.let_speak()
     if os.environ.get("MRPO_VERBOSE") and sys.exc_info()[0] is not None:
         import traceback
 
         traceback.print_exc()
-    print(printable(message), file=sys.stderr)
+    print(message, file=sys.stderr)
     interrupts.done()
     raise SystemExit(code)
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.output_edge import guard_output
 from mrpo_pipeline.progress import show_messages
 
 
@@ -51,6 +52,7 @@ def _heading(number: str, text: str) -> None:
 def main() -> int:
     """Run the demo; the exit code is that of the `mrpo` command."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, before torch loads
+    guard_output()
     show_messages()
     try:
         if not Path("data/demo_train.jsonl").is_file():
