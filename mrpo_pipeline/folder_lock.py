@@ -40,24 +40,22 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def held(folder: str | Path, command: str, *, beside: bool = False, within: bool = False) -> Iterator[None]:
+def held(folder: str | Path, command: str, *, within: bool = False) -> Iterator[None]:
     """Hold a folder while the block runs; one that the same thread holds already is held on.
 
     Args:
         command: by which others know who holds it, ``mrpo train`` say.
-        beside: the lock lies beside the folder, for one that is made elsewhere and renamed.
         within: the folder lies in one that is held by the command that this process works for.
 
     Raises:
         RunError: where another command holds the folder, or one that it lies in.
     """
     place = Path(os.path.realpath(folder))
-    path = place.with_name(f".{place.name}{LOCK}") if beside else place / LOCK
     with ExitStack() as stack:
         for above in () if within else place.parents:
             if (above / LOCK).is_file():
                 stack.enter_context(_taken(above / LOCK, above, command, shared=True))
-        stack.enter_context(_taken(path, place, command))
+        stack.enter_context(_taken(place / LOCK, place, command))
         yield
 
 

@@ -23,7 +23,9 @@ def run(*arguments: str, program: str | None = None, **environment: str) -> subp
 
 def on_a_terminal(command: list[str]) -> str:
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "400"})
+    process = subprocess.Popen(
+        command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "400"}
+    )
     os.close(theirs)
     written = b""
     while True:
