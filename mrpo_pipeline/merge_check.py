@@ -20,9 +20,9 @@ _SPECIAL = 64  # of those that the adapter trains or adds, at most
 _LAYER = 1e-4
 # How far apart log-probs may be, mean over a text's positions or over a token's, in nats; by the dtype of the weights.
 # Measured (SmolLM2-135M, Gemma-3-270M, the demo's models; LoRA of any strength): 4e-5 in float32; in 16 bits it is the
-# rounding of weights and activations, 0.14 in float16 and 0.35 in bfloat16. What is lost in merging or saving shows in the
+# rounding of weights and activations, 0.14 in float16 and 0.7 in bfloat16. What is lost in merging or saving shows in the
 # comparisons of layers and tensors, however small; this one is for what neither sees.
-TOLERANCE = {"float64": 2e-3, "float32": 2e-3, "float16": 0.4, "bfloat16": 1.0}
+TOLERANCE = {"float64": 2e-3, "float32": 2e-3, "float16": 0.4, "bfloat16": 2.0}
 
 
 class NotMergeableError(Exception):
