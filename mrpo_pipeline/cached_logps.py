@@ -16,7 +16,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.objectives import objective_margins
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.id_rows import IdRows
-from mrpo_pipeline.prepare import Prepared, renderer_of
+from mrpo_pipeline.prepare import Prepared, renderer_of, report_reading
 from mrpo_pipeline.recipe import Method, Recipe
 from mrpo_pipeline.references import ModelSource, has_tokenizer, resolve
 from mrpo_pipeline.targets import Targets, TargetSettings, ValidationWeights, compute_targets, validation_weights
@@ -61,7 +61,9 @@ def _identity(source: ModelSource) -> dict[str, str] | None:
         UserError: for a tokenizer or template that is at hand and cannot be used: it is not the one that read the cache's text.
     """
     try:
-        return renderer_of(source).identity()
+        renderer = renderer_of(source)
+        report_reading(source.name, renderer)
+        return renderer.identity()
     except UserError as error:
         if has_tokenizer(source):
             raise

@@ -21,6 +21,7 @@ from mrpo_pipeline.pairs.sources import PairFile, find_files, looks_right
 from mrpo_pipeline.recipe import Pairs, Recipe
 from mrpo_pipeline.references import ModelSource
 from mrpo_pipeline.rendering import Renderer
+from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer
 
 __all__ = [
     "Prepared",
@@ -33,6 +34,7 @@ __all__ = [
     "prepare_splits",
     "read_splits",
     "renderer_of",
+    "report_reading",
     "wanted_completions",
 ]
 
@@ -107,6 +109,7 @@ def renderer_of(source: ModelSource) -> Renderer:
         source.model,
         revision=source.revision,
         tokenizer=source.tokenizer,
+        adapter=source.adapter,
         template=source.template,
         trust_remote_code=source.trust_remote_code,
         name=source.name,
@@ -120,14 +123,21 @@ def policy_renderer(recipe: Recipe) -> Renderer:
 
 def policy_tokenizer(recipe: Recipe) -> Any:
     """The policy's tokenizer as transformers gives it."""
-    from transformers import AutoTokenizer
-
     policy = recipe.required_policy()
-    return AutoTokenizer.from_pretrained(
-        policy.tokenizer or policy.model,
-        revision=None if policy.tokenizer else policy.revision,
+    return load_tokenizer(
+        policy.model,
+        revision=policy.revision,
+        tokenizer=policy.tokenizer,
+        adapter=policy.adapter,
         trust_remote_code=policy.trust_remote_code,
-    )
+        name="policy",
+    )[0]
+
+
+def report_reading(name: str, renderer: Renderer) -> None:
+    """Report, in one line, a model that does not read conversations by its own tokenizer and template."""
+    if renderer.reading:
+        log.info("%s: %s.", name, "; ".join(renderer.reading))
 
 
 def prepare_splits(recipe: Recipe, *, say: bool = True) -> dict[str, Prepared]:
@@ -163,6 +173,7 @@ def prepare_splits(recipe: Recipe, *, say: bool = True) -> dict[str, Prepared]:
 def _read_and_prepare(recipe: Recipe, renderer: Renderer | None) -> dict[str, Prepared]:
     splits = read_splits(recipe.pairs)
     renderer = renderer or policy_renderer(recipe)
+    report_reading("policy", renderer)
     return {
         split: prepare(
             table,

@@ -110,6 +110,8 @@ def resolve(source: ModelSource, renderer_identity: Mapping[str, str] | None = N
 def has_tokenizer(source: ModelSource) -> bool:
     """Whether what the reference reads text by is on this machine: tokenizer files, and the Jinja file where one is named."""
     folder = locate(source.tokenizer) if source.tokenizer else locate(source.model, source.revision)
+    if source.adapter and not source.tokenizer and locate(source.adapter) is None:  # it may bring one
+        return False
     if folder is None or (source.template not in ("auto", "plain") and _template_file(source) is None):
         return False
     return any((folder / name).is_file() for name in TOKENIZER_FILES)

@@ -59,5 +59,7 @@ def plan_run(
         machine.describe(),
         machine.device,
         float(np.round(time.monotonic() - began, 1)),
-        tuple(notice for notice in [start_notice(recipe)] if notice),
+        tuple(notice for notice in [start_notice(recipe)] if notice)
+        + tuple(f"policy: {line}." for line in renderer.reading)
+        + tuple(planner.notices),
     )

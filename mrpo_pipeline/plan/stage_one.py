@@ -44,6 +44,7 @@ class ReferencePlanner:
         self._memory = ScoringMemory(machine)
         self._lengths: dict[Hashable, Lengths] = {}
         self._architectures: dict[Hashable, Architecture] = {}
+        self.notices: list[str] = []
         self.unfit: set[str] = set()
         """Completions that some reference can't read whole."""
 
@@ -56,6 +57,7 @@ class ReferencePlanner:
         frame, count = self._wanted.frame, self._wanted.count
         unknown: list[str] = []
         renderer = _renderer(source, unknown)
+        self.notices += [f"{source.name}: {line}." for line in renderer.reading] if renderer else []
         cache = ReferenceCache.open(self._root, source.name)
         if cache.manifest() is not None:
             cache.check(resolve(source, renderer.identity() if renderer else None))

@@ -226,14 +226,16 @@ def _mean_loss(history: list[dict[str, float]]) -> float | None:
 
 def save_tokenizer(policy: PolicySettings, output_dir: Path) -> None:
     """Save the tokenizer with the chat template that the policy was trained with, so that it is served with it."""
-    from transformers import AutoTokenizer
-
     from mrpo_pipeline.rendering.templates import PLAIN_TEMPLATE
+    from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        policy.tokenizer or policy.model,
-        revision=None if policy.tokenizer else policy.revision,
+    tokenizer, _ = load_tokenizer(
+        policy.model,
+        revision=policy.revision,
+        tokenizer=policy.tokenizer,
+        adapter=policy.adapter,
         trust_remote_code=policy.trust_remote_code,
+        name="policy",
     )
     if policy.template == "plain" or (policy.template == "auto" and not tokenizer.chat_template):
         tokenizer.chat_template = PLAIN_TEMPLATE

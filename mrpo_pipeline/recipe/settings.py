@@ -104,9 +104,9 @@ class Model(Settings):
     adapter: Name | None = None
     """A LoRA adapter on the model: a folder or a hub name. A policy goes on training it."""
     tokenizer: Name | None = None
-    """Where the tokenizer is to be had, if not from the model."""
+    """Where the tokenizer is to be had. Null: from the adapter's folder where it brings one, else from the model."""
     template: Name = "auto"
-    """The chat template: `auto` (the tokenizer's own, else a plain one), `plain`, or a Jinja file."""
+    """The chat template: `auto` (the adapter's or the tokenizer's own, else a plain one), `plain`, or a Jinja file."""
     dtype: str = "auto"
     """`auto` (the checkpoint's own where the machine is good at it), `float32`, `bfloat16` or `float16`."""
     quantization: str | None = None

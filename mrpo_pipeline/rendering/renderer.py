@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mrpo_pipeline.broken_models import reason_of
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.model_files import locate, read_config, refuse_gguf
+from mrpo_pipeline.model_files import refuse_gguf
 from mrpo_pipeline.pairs.identity import parse_prompt
 from mrpo_pipeline.rendering.byte_ends import TokenBytes, byte_ends
 from mrpo_pipeline.rendering.private_clone import CloneSet, PrivateClone, control_tokens, role_markers, text_pieces
@@ -26,6 +25,7 @@ from mrpo_pipeline.rendering.templates import (
     UnboundedTemplateError,
     uses_date,
 )
+from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer
 
 # Goes into the identity: raise it when a change here gives other ids for the same text.
 RULES = "1"
@@ -100,6 +100,11 @@ class Renderer:
                 "(`tokenizer:`), for instance one saved by `convert_slow_tokenizer`."
             )
         self._template = ChatTemplate(tokenizer, template, self.name)
+        self.reading: list[str] = []
+        """How the model reads conversations where that is not by its own tokenizer and template: for a user to know."""
+        if self._template.is_plain:
+            why = "" if template == "plain" else ", as its tokenizer has no chat template"
+            self.reading.append(f"conversations are read by the plain template{why}")
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         scaffold = ""
         with contextlib.suppress(UserError):  # a template for one turn only has no scaffold between turns
@@ -124,34 +129,29 @@ class Renderer:
         *,
         revision: str | None = None,
         tokenizer: str | None = None,
+        adapter: str | None = None,
         template: str = "auto",
         trust_remote_code: bool = False,
         name: str = "",
     ) -> "Renderer":
-        """Renderer of a model folder or hub name; `tokenizer` names another place for the tokenizer alone.
+        """Renderer of a model folder or hub name; `tokenizer` names another place for the tokenizer alone, and `adapter` what
+        may bring one (see `load_tokenizer`).
 
         `revision` is the model's; it holds for its own tokenizer only.
         """
-        from transformers import AutoTokenizer
-
-        source = tokenizer or model
-        refuse_gguf(name or model, source)
-        folder = locate(source, None if tokenizer else revision)
-        if folder is not None:  # files that are there and no JSON are told of by name
-            for file in ("config.json", "tokenizer_config.json"):
-                read_config(name or model, folder / file)
-        try:
-            loaded = AutoTokenizer.from_pretrained(
-                source, revision=None if tokenizer else revision, trust_remote_code=trust_remote_code
-            )
-        except (
-            Exception
-        ) as error:  # the Rust library raises bare ones, transformers any kind over files that are broken
-            raise UserError(
-                f"The tokenizer of {name or model} cannot be loaded from {source!r} ({reason_of(error)}): expected a folder with "
-                "tokenizer files or a name on the hub: mend `model:` or `tokenizer:` of this model."
-            ) from error
-        return cls(loaded, template=template, name=name or model)
+        refuse_gguf(name or model, tokenizer or model)
+        loaded, notices = load_tokenizer(
+            model,
+            revision=revision,
+            tokenizer=tokenizer,
+            adapter=adapter,
+            trust_remote_code=trust_remote_code,
+            name=name,
+        )
+        renderer = cls(loaded, template=template, name=name or model)
+        if template == "auto":
+            renderer.reading += notices
+        return renderer
 
     def render(self, items: Sequence[tuple[str, str]]) -> list[Rendered]:
         """Render (canonical prompt, completion) pairs; completions of one prompt are cheapest side by side."""

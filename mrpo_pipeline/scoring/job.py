@@ -10,7 +10,7 @@ import polars as pl
 from mrpo_pipeline.cache import ReferenceCache, check_location
 from mrpo_pipeline.model_files import is_folder
 from mrpo_pipeline.pairs.read import OnBadRow
-from mrpo_pipeline.prepare import renderer_of
+from mrpo_pipeline.prepare import renderer_of, report_reading
 from mrpo_pipeline.recipe import Scoring
 from mrpo_pipeline.references import ModelSource, fetch, resolve
 from mrpo_pipeline.rendering import Renderer
@@ -69,6 +69,7 @@ def job_of(
         UserError: where the cache was computed by another reference than this.
     """
     renderer = renderer_of(source)
+    report_reading(source.name, renderer)
     cache = ReferenceCache.open(cache_root, source.name)
     cache.check(resolve(source, renderer.identity()))
     missing = cache.missing(wanted)
