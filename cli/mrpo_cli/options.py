@@ -154,11 +154,13 @@ def takes_recipe(
     the command line sets, by the recipe's dotted keys. ``default_recipe`` gives the recipe's file where none is named, from the
     command's arguments.
     """
-    options = {option.flag.partition("/")[0][2:].replace("-", "_"): option for group in groups for option in group}
+    every = {option.flag.partition("/")[0][2:].replace("-", "_"): option for group in groups for option in group}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command)
         own = list(signature.parameters.values())[1:]
+        # `mrpo targets --split` is the part of the recipe's pairs to write; the data set's split is `--set pairs.split=NAME` there.
+        options = {name: option for name, option in every.items() if name not in signature.parameters}
         keyword = inspect.Parameter.KEYWORD_ONLY
         added = [
             inspect.Parameter(
