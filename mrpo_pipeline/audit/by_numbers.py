@@ -29,8 +29,7 @@ def fault_by_numbers(one: Evidence) -> Finding | None:
             f"of other completions. {again(one.name)}",
         )
     knows = patterns.rest_over_table < 0
-    late = patterns.last > 4 and patterns.last > 3 * patterns.rest
-    surprised = patterns.first_over_text - 2 * patterns.first_error > 0.5
+    surprised = one.is_surprised and one.reads_turns
     if inconsistent:
         return Finding(
             one.name,
@@ -39,7 +38,7 @@ def fault_by_numbers(one: Evidence) -> Finding | None:
             "tokens, it gives those tokens different log-probs: its numbers depend on what stood beside them in the batch, so "
             f"padding was read as text (on the wrong side, or unmasked), or dropout was on. {again(one.name)}",
         )
-    by_prompt, by_length = _lost_behind_pads(patterns, surprised, late)
+    by_prompt, by_length = _lost_behind_pads(one, surprised)
     if by_prompt or by_length:
         share = patterns.first_easy if by_prompt else patterns.last_easy
         return Finding(
@@ -63,14 +62,6 @@ def fault_by_numbers(one: Evidence) -> Finding | None:
                 else again(one.name)
             ),
         )
-    if late and knows:
-        return Finding(
-            one.name,
-            "template",
-            f"The end-of-turn token costs it {patterns.last:.1f} nats, its other tokens {patterns.rest:.1f}: it does not end a turn so. "
-            "Another model's chat template, or a base model that never learnt to end one. " + again(one.name),
-            SUSPECT,
-        )
     if origin.not_own_prompts > MOST:
         return Finding(
             one.name,
@@ -91,20 +82,22 @@ def fault_by_numbers(one: Evidence) -> Finding | None:
     return None
 
 
-def _lost_behind_pads(patterns: Patterns, surprised: bool, late: bool) -> tuple[bool, bool]:
+def _lost_behind_pads(one: Evidence, surprised: bool) -> tuple[bool, bool]:
     """Whether only those completions begin well whose prompts are the longest of their batch, and whether only the longest end well.
 
     A model that is lost on the rest of the text as well reads text that is foreign to it, and what it does know may well be the
     longer texts; so the first is asked of models that are not. Where shared beginnings have equal numbers whatever follows them,
-    the second is refuted.
+    the second is refuted. A model without turns ends a long text more readily than a short one, sound as it is: it is not asked.
     """
+    patterns = one.patterns
     at_a_loss = patterns.first_over_table - 2 * patterns.first_error > 1
     # A model that copes with the pads it reads is surprised less: then the relation has to rest on more.
     by_prompt = patterns.rest_over_table < 0.5 and (
         (surprised and _goes_with_length(patterns)) or (at_a_loss and _goes_with_length(patterns, errors=5))
     )
     refuted = patterns.shared >= 20
-    by_length = not refuted and (surprised or late) and patterns.last > 1 and patterns.last_by_length > 0.8
+    by_length = one.reads_turns and not refuted and (surprised or one.ends_late) and patterns.last > 1
+    by_length = by_length and patterns.last_by_length > 0.8
     return by_prompt, by_length
 
 

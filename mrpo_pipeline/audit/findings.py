@@ -14,6 +14,9 @@ BROKEN, SUSPECT = "broken", "suspect"
 ENOUGH_COMPLETIONS, ENOUGH_PROMPTS, ENOUGH_TOKENS = 20, 20, 400
 # A share of rows that stand otherwise than their text: from here on it is a fault and no odd row.
 SOME, MOST = 0.05, 0.5
+# Nats by which the first token's cost exceeds that of a table: a sound model that reads another language than its own pays 0.5
+# (SmolLM2-135M-Instruct, Chinese), one behind another model's template 1 to 5.
+SURPRISE = 0.9
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,35 @@ class Finding:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one reference."""
+    """What is known of one reference.
+
+    Attributes:
+        plain: its manifest says that it was read by the plain template: it has none of its own, as a base model.
+        thinks_first: its template's generation prompt is not what stands before an answer (an opened or an empty block of
+            thinking), so that the model expects another first token than the answer's.
+    """
 
     name: str
     patterns: Patterns
     origin: Origin
+    plain: bool = False
+    thinks_first: bool = False
+
+    @property
+    def reads_turns(self) -> bool:
+        """Whether a sound model would begin and end an answer where these completions do: then numbers at their ends show another
+        model's template."""
+        return not self.plain and not self.thinks_first
+
+    @property
+    def is_surprised(self) -> bool:
+        """Whether the first token costs more than a table of the text's tokens would have it, by more than chance."""
+        return self.patterns.first_over_text - 2 * self.patterns.first_error > SURPRISE
+
+    @property
+    def ends_late(self) -> bool:
+        """Whether the end-of-turn token is far stranger to it than the text."""
+        return self.patterns.last > 4 and self.patterns.last > 3 * self.patterns.rest
 
     @property
     def enough(self) -> bool:

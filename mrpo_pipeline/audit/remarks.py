@@ -63,6 +63,22 @@ def _alone(one: Evidence) -> Iterator[str]:
             f"({patterns.byte_entropy:.2f}). Its ids are right, so this text is foreign to it, or it was not loaded as it should be: make "
             f"sure (`mrpo cache verify RECIPE --check 64 --only {one.name}`), or leave it out."
         )
+    if one.enough and one.ends_late:
+        why = (
+            "it was read by the plain template, as a model without one is, and never learnt to end a turn"
+            if one.plain
+            else "a base model that never learnt to end a turn, completions that break off, or another model's chat template"
+        )
+        yield (
+            f"The end-of-turn token costs it {patterns.last:.1f} nats, its other tokens {patterns.rest:.1f}: {why}. These nats are in "
+            "the sums of both sides."
+        )
+    if one.enough and one.is_surprised and not one.reads_turns:
+        why = "was read by the plain template" if one.plain else "expects to think before it answers"
+        yield (
+            f"The first token of a completion costs it {patterns.first:.1f} nats, {patterns.first_over_text:.1f} more than a table of "
+            f"the text's tokens would: it {why}."
+        )
     if 8 < patterns.bits <= 16:
         yield f"Its log-probs were stored in 16 bits ({patterns.bits:.0f} significant ones): sums of long completions lose a little."
 

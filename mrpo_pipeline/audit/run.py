@@ -93,6 +93,8 @@ def audit_pairs(
             cache.name,
             patterns_of(one, texts, _rounding(cache)),
             origin_of(one, texts, (readers or {}).get(cache.name, Readers())),
+            plain=_read_plainly(cache, (readers or {}).get(cache.name, Readers())),
+            thinks_first=_thinks_first((readers or {}).get(cache.name, Readers())),
         )
         for cache, one in zip(caches, tokens, strict=True)
     ]
@@ -138,6 +140,16 @@ def readers_of(source: ModelSource) -> Readers:
         return Readers(renderer, renderer_of(replace(source, tokenizer=None, template="auto")))
     except UserError:  # a model without a tokenizer of its own has been given one
         return Readers(renderer)
+
+
+def _read_plainly(cache: ReferenceCache, readers: Readers) -> bool:
+    """Whether the manifest says the plain template, and the model has none of its own as far as its tokenizer is at hand."""
+    has_own = readers.own is not None and not readers.own.identity()["template"].startswith("plain:")
+    return not has_own and cache.fingerprint().get("template", "").startswith("plain:")
+
+
+def _thinks_first(readers: Readers) -> bool:
+    return readers.renderer is not None and readers.renderer.thinks_first
 
 
 def _looks(one: Evidence, findings: Sequence[Finding], figures: Mapping[str, Mapping[str, Any]]) -> str:

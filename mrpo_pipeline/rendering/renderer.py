@@ -207,6 +207,11 @@ class Renderer:
             raise UserError(f"{self._template.name} writes a user's message {len(parts) - 1} times; expected once.")
         return parts[0].removeprefix(self.bos), parts[1]
 
+    @property
+    def thinks_first(self) -> bool:
+        """Whether the template's generation prompt is not what it writes before an answer: a block of thinking, open or empty."""
+        return self._template.thinks_first()
+
     def identity(self) -> dict[str, str]:
         """What decides the ids, as fields of a fingerprint.
 

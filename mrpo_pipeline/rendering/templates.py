@@ -119,6 +119,11 @@ class ChatTemplate:
             )
         return Frame(*parts)
 
+    def thinks_first(self) -> bool:
+        """Whether the generation prompt is not what stands before an answer in a full conversation."""
+        asked = [{"role": "user", "content": "question"}]
+        return self.generation_prompt(asked).rstrip() != self.frame(asked).prefix.rstrip()
+
     def generation_prompt(self, messages: Sequence[Message]) -> str:
         """The text a model is given to answer to."""
         return self._render(messages, add_generation_prompt=True)

@@ -197,3 +197,36 @@ def test_a_handful_of_pairs_says_that_numbers_tell_nothing(world: World) -> None
     assert named(audit) == []
     assert "too few" in audit.remarks[0]["sentence"]
     assert named(world.audit((world.second, bos_twice(world)), pairs=few)) == [("second", "bos")]
+
+
+def test_a_model_without_a_template_may_not_know_how_a_turn_begins_or_ends(world: World) -> None:
+    """Read by the plain template, the ends of its completions are strange to a sound base model; more so to the shorter ones."""
+    plain = Renderer.from_pretrained(str(world.second.path), template="plain")
+    base = Reference(world.second.path, "base")
+    base.__dict__["renderer"] = plain
+    rendered = plain.render(world.texts)
+    total = np.array([len(one.prompt_ids) + len(one.completion_ids) for one in rendered])
+    longest = total > np.quantile(total, 0.8)
+
+    def of_a_base_model(row: CompletionRow, ends_well: bool) -> CompletionRow:
+        ends = np.array([-16 if not ends_well else -1.5], dtype=np.float32)
+        return replace(row, logprobs=np.concatenate([ends * 0 - 11, row.logprobs[1:-1], ends]).astype(np.float32))
+
+    rows = [of_a_base_model(*one) for one in zip(world.rows(world.second, rendered), longest, strict=True)]
+    audit = world.audit((base, rows))
+    patterns = audit.references["base"]["patterns"]
+    assert patterns["first_over_text"] > 1 and patterns["last"] > 4 and patterns["last"] > 3 * patterns["rest"]
+    assert named(audit) == []
+    told = " ".join(remark["sentence"] for remark in audit.remarks)
+    assert "The end-of-turn token costs it" in told and "The first token of a completion costs it" in told
+    # The same numbers of a model that has a template are another template's.
+    own = Readers(plain, world.second.renderer)
+    assert "template" in [fault for _, fault in named(world.audit((base, rows), readers={"base": own}))]
+
+
+def test_an_end_of_turn_that_is_strange_alone_is_a_remark(world: World) -> None:
+    """A base model with a template, or completions that break off: sound, as far as the numbers can tell."""
+    rows = [replace(row, logprobs=np.append(row.logprobs[:-1], np.float32(-14))) for row in world.rows(world.second)]
+    audit = world.audit((world.first, world.rows(world.first)), (world.second, rows))
+    assert named(audit) == []
+    assert any("The end-of-turn token costs it 14.0 nats" in remark["sentence"] for remark in audit.remarks)
