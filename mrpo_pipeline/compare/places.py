@@ -96,7 +96,7 @@ def run_bytes(recipe: Recipe, policy: PolicySettings, examples: PreferenceExampl
     config: Any = read_model_config(source)
     if config is None:
         return 1 << 62  # nothing is known of it: one at a time
-    dtype = base_dtype(policy.dtype, config)
+    dtype = base_dtype(policy, config)
     architecture = describe(empty_model(config, dtype=torch.float32, trust_remote_code=source.trust_remote_code))
     weights = weight_bytes(source, architecture, dtype)
     lengths = PairLengths(examples.prompt_lengths, examples.chosen_lengths, examples.rejected_lengths)

@@ -17,6 +17,7 @@ from mrpo_pipeline.compare import table
 from mrpo_pipeline.compare.comparisons import Outcomes, compare_outcomes, shares
 from mrpo_pipeline.compare.job import PAIRS
 from mrpo_pipeline.compare.methods import START, Contender
+from mrpo_pipeline.compare.moving import drift_per_token, metric_that_moves, ties_within
 from mrpo_pipeline.compare.verdict import Verdict, verdict_of
 from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.evaluation.outcomes import COMPARABLE, pair_outcomes
@@ -91,15 +92,25 @@ def summarize(
         held_out: the pairs, with the anchor's sums. clusters: (N,), the number of each one's prompt.
         more: entries of the document that are known before: pairs, costs and the like.
     """
+    start = _sums_of(folder / START, held_out)
+    drift = drift_per_token(*start, held_out)
+    ties = ties_within(drift, held_out)
     outcomes = Outcomes(
         clusters.to_numpy(),
-        _outcomes_of(folder / START, held_out),
-        {one.contender.name: _over_seeds([_outcomes_of(place, held_out) for place in one.folders]) for one in methods},
+        pair_outcomes(*start, held_out, ties=ties),
+        {
+            one.contender.name: _over_seeds(
+                [pair_outcomes(*_sums_of(place, held_out), held_out, ties=ties) for place in one.folders]
+            )
+            for one in methods
+        },
     )
     contenders = [one.contender for one in methods]
     own_shares = shares(outcomes)
     compared = compare_outcomes(contenders, outcomes)
-    verdict = verdict_of(contenders, compared, own_shares, len(seeds), metric)
+    asked = metric
+    metric, why = metric_that_moves(outcomes, asked)
+    verdict = verdict_of(contenders, compared, own_shares, len(seeds), metric, note=why)
     document = {
         "version": VERSION,
         "mrpo": mrpo_pipeline.__version__,
@@ -109,6 +120,8 @@ def summarize(
         "seeds": list(seeds),
         "metrics": {**COMPARABLE, **_OWN},
         "verdict_metric": metric,
+        "asked_metric": asked,
+        "drift_per_token": drift,
         "start": {name: float(values.mean()) for name, values in outcomes.start.items()},
         "methods": [_method(one, own_shares[one.contender.name], outcomes) for one in methods],
         "comparisons": [one.as_dict() for one in compared],
@@ -141,14 +154,15 @@ def _method(one: Trained, known: Mapping[str, Any], outcomes: Outcomes) -> dict[
     }
 
 
-def _outcomes_of(place: Path, held_out: PreferenceExamples) -> dict[str, Any]:
+def _sums_of(place: Path, held_out: PreferenceExamples) -> tuple[Any, Any]:
+    """(N,) each, nats: the policy's sums of the chosen and the rejected sides."""
     frame = pl.read_parquet(place / PAIRS)
     if frame["pair_id"].to_list() != list(held_out.pair_ids):
         raise RunError(
             f"{place / PAIRS} holds other pairs than the held-out ones: it was changed since it was written. Delete "
             f"{place}, and start the same command again."
         )
-    return pair_outcomes(frame["logps_chosen"].to_numpy(), frame["logps_rejected"].to_numpy(), held_out)
+    return frame["logps_chosen"].to_numpy(), frame["logps_rejected"].to_numpy()
 
 
 def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

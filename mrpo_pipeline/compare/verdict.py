@@ -20,6 +20,9 @@ from mrpo_pipeline.evaluation.intervals import Known
 from mrpo_pipeline.evaluation.outcomes import COMPARABLE
 from mrpo_pipeline.evaluation.power import POWER, pairs_needed, seeds_needed
 
+# Means over the same pairs and seeds that differ by less are equal: sums in another order.
+LEVEL_WITHIN = 1e-9
+
 BETTER, NONE, WORSE, ONE_SEED = "better", "none", "worse", "one seed"
 
 
@@ -47,8 +50,13 @@ def verdict_of(
     shares: Mapping[str, Mapping[str, Known]],
     seeds: int,
     metric: str = "accuracy/policy",
+    note: str = "",
 ) -> Verdict:
-    """The verdict on one metric, and what else should be known."""
+    """The verdict on one metric, and what else should be known.
+
+    Args:
+        note: why it is this metric, or why it can tell nothing; comes first of what else should be known.
+    """
     there = {one.name: one for one in contenders if one.name in shares}
     case = _Case(there, [one for one in compared if one.metric == metric], shares, metric)
     if not there:
@@ -62,6 +70,8 @@ def verdict_of(
     if seeds > 1:
         _name_references_to_drop(case, verdict)
     verdict.sentences += _on_other_metrics(there, compared, verdict, metric)
+    if note:
+        verdict.sentences.insert(0, note)
     return verdict
 
 
@@ -86,6 +96,20 @@ class _Case:
     def of(self, method: str, question: str) -> dict[str, Compared]:
         return {x.against: x for x in self.compared if x.method == method and x.question == question}
 
+    def level(self, name: str) -> list[str]:
+        """The single references whose mean is this one's, itself among them."""
+        return [other for other in self.singles if abs(self.mean[other] - self.mean[name]) < LEVEL_WITHIN]
+
+    def is_level(self, name: str) -> bool:
+        return len(self.level(name)) > 1
+
+    def best_single(self, name: str) -> str:
+        """How the single reference that did best is called: with those that are level with it, of which none is the best."""
+        if not self.is_level(name):
+            return f"the best single reference ({self.single(name)})"
+        names = [self.single(other) for other in self.level(name)]
+        return f"the single references {', '.join(names[:-1])} and {names[-1]}, which are level"
+
     def single(self, name: str) -> str:
         """How the DPO against one reference is called in a sentence."""
         return str(self.contenders[name].single)
@@ -102,7 +126,9 @@ def _of_several(case: _Case) -> Verdict:
         method = case.best(winners)
         there = case.of(method, SEVERAL)[best].known
         return Verdict(
-            f"{method} is better than the best single reference ({case.single(best)}) by {_points(there)}.",
+            f"{method} is better than {case.best_single(best)}, by {_points(there)}."
+            if case.is_level(best)
+            else f"{method} is better than {case.best_single(best)} by {_points(there)}.",
             BETTER,
             method,
             best,
@@ -126,7 +152,7 @@ def _of_several(case: _Case) -> Verdict:
 def _not_shown(case: _Case, method: str, best: str) -> tuple[Compared, str]:
     """Where several references are shown neither better than every single one nor worse than one: what stands against that."""
     asked = case.of(method, SEVERAL)
-    there, single = asked[best], f"the best single reference ({case.single(best)})"
+    there, single = asked[best], case.best_single(best)
     if there.better:
         # The single reference that did best is beaten, and one whose difference is less well known is not.
         left = max((x for x in asked.values() if not x.better), key=lambda x: x.p_corrected)
@@ -165,7 +191,9 @@ def _of_one_seed(case: _Case) -> Verdict:
         method, against = case.best(case.several), case.best(case.singles)
         there, other = (
             case.of(method, SEVERAL)[against].known,
-            f"DPO against {case.single(against)}, the best single reference",
+            f"DPO against {case.best_single(against)}"
+            if case.is_level(against)
+            else f"DPO against {case.single(against)}, the best single reference",
         )
     else:
         method, against = case.best(case.singles or case.several), START
@@ -193,6 +221,8 @@ def _name_references_to_drop(case: _Case, verdict: Verdict) -> None:
     if not case.several or harmful or verdict.against is None or verdict.kind == BETTER:
         return
     kept = case.single(verdict.against)
+    if verdict.against in case.singles and case.is_level(verdict.against):
+        return  # of references that are level none is to be kept rather than another
     everyone = case.contenders[case.several[0]].references
     if verdict.kind == NONE:
         # Of two references, a single one is the method without the other.

@@ -16,11 +16,15 @@ COMPARABLE = {
 }
 
 
-def pair_outcomes(chosen: Floats, rejected: Floats, examples: PreferenceExamples) -> dict[str, Floats]:
+def pair_outcomes(
+    chosen: Floats, rejected: Floats, examples: PreferenceExamples, *, ties: Floats | None = None
+) -> dict[str, Floats]:
     """By metric of ``COMPARABLE``, (N,): 1 for the chosen side, 0 for the rejected one, ½ where the two are equal.
 
     Args:
         chosen, rejected: (N,), nats, the policy's sums of every pair, in the order of ``examples``.
+        ties: (N,), nats within which the policy's and the anchor's margins count as equal: what the engines that computed them
+            may differ by. None for rounding alone.
     """
     import torch
 
@@ -33,7 +37,10 @@ def pair_outcomes(chosen: Floats, rejected: Floats, examples: PreferenceExamples
         "accuracy/policy_per_token": (per_token[0] - per_token[1], np.abs(per_token[0]) + np.abs(per_token[1])),
         "accuracy/anchor": (chosen - examples.anchor_chosen - (rejected - examples.anchor_rejected), size),
     }
+    equal = {metric: TIE * scale for metric, (_, scale) in ahead.items()}
+    if ties is not None:
+        equal["accuracy/anchor"] = np.maximum(equal["accuracy/anchor"], ties)
     return {
-        metric: wins(torch.from_numpy(difference), torch.from_numpy(TIE * scale)).numpy()
-        for metric, (difference, scale) in ahead.items()
+        metric: wins(torch.from_numpy(difference), torch.from_numpy(equal[metric])).numpy()
+        for metric, (difference, _) in ahead.items()
     }
