@@ -15,7 +15,7 @@ from mrpo_pipeline import engines
 from mrpo_pipeline.cache.manifest import Manifest
 from mrpo_pipeline.engine_options import HARMLESS, NO_OPTIONS, altering, describe_altering
 from mrpo_pipeline.engines import start_engine
-from mrpo_pipeline.engines.transformers import OPTIONS
+from mrpo_pipeline.engines.base import TRANSFORMERS_OPTIONS
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.recipe import parse_recipe
 from mrpo_pipeline.references import ModelSource
@@ -58,9 +58,9 @@ def test_every_option_that_is_called_harmless_is_one() -> None:
     body = source.split("class EngineArgs", 1)[1].split("def __post_init__", 1)[0]
     fields = set(re.findall(r"^    (\w+) *:", body, re.MULTILINE))
     assert len(fields) > 100
-    assert {*OPTIONS} <= HARMLESS
+    assert {*TRANSFORMERS_OPTIONS} <= HARMLESS
     # `swap_space` is of releases before this one.
-    assert HARMLESS - fields - {*OPTIONS} == {"swap_space"}
+    assert HARMLESS - fields - {*TRANSFORMERS_OPTIONS} == {"swap_space"}
 
 
 def test_each_reference_has_its_own_options() -> None:

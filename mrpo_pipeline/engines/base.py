@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from mrpo_pipeline.errors import RunError, UserError
 
+TRANSFORMERS_OPTIONS = ("device", "threads", "attn_implementation", "max_batch_tokens")
+"""What the transformers engine takes; any other option is vLLM's."""
+
 TokenIds = NDArray[np.int32]
 LogProbs = NDArray[np.float32]
 

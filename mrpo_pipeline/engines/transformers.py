@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mrpo_pipeline.engines.base import LogProbs, ScoringRequest, check_finite, check_requests, refuse_unknown
+from mrpo_pipeline.engines.base import (
+    TRANSFORMERS_OPTIONS,
+    LogProbs,
+    ScoringRequest,
+    check_finite,
+    check_requests,
+    refuse_unknown,
+)
 from mrpo_pipeline.engines.batches import BATCH_TOKENS, pack
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.head.context import context_length
@@ -16,8 +23,6 @@ from mrpo_pipeline.references import ModelSource
 
 if TYPE_CHECKING:
     import torch
-
-OPTIONS = ("device", "threads", "attn_implementation", "max_batch_tokens")
 
 
 class TransformersEngine:
@@ -37,7 +42,7 @@ class TransformersEngine:
         from mrpo_pipeline.head import Head
 
         options = dict(options or {})
-        refuse_unknown(options, OPTIONS, self.name)
+        refuse_unknown(options, TRANSFORMERS_OPTIONS, self.name)
         self._device = torch.device(options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._threads_before: int | None = None
         threads = options.get("threads")

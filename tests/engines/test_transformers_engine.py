@@ -133,9 +133,9 @@ def test_an_adapter_is_part_of_the_reference(tmp_path, uneven, plain, source_of)
         np.testing.assert_allclose(got[index], plain(adapted.eval(), request), atol=1e-4, rtol=0)
 
 
-def test_bfloat16_weights_are_scored_as_bfloat16(tmp_path, uneven, source_of) -> None:  # type: ignore[no-untyped-def]
+def test_weights_are_scored_in_the_dtype_that_is_named(tmp_path, uneven, source_of) -> None:  # type: ignore[no-untyped-def]
     path = build("llama", tmp_path / "llama", dtype="bfloat16")
-    engine = TransformersEngine(source_of(path))
+    engine = TransformersEngine(source_of(path, dtype="bfloat16"))
     assert engine.dtype == "bfloat16"
     wide = TransformersEngine(source_of(path, dtype="float32"))
     assert wide.dtype == "float32"

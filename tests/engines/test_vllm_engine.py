@@ -256,7 +256,7 @@ def test_options_that_vllm_does_not_take_are_named_in_one_line(tmp_path, source_
 @needs_vllm
 def test_an_engine_given_up_before_it_is_ready_leaves_nothing(tmp_path, source_of) -> None:  # type: ignore[no-untyped-def]
     before = set(descendants(os.getpid()))
-    start = start_engine("auto", source_of(build("llama", tmp_path / "llama")))
+    start = start_engine("vllm", source_of(build("llama", tmp_path / "llama")))
     assert set(descendants(os.getpid())) - before
     start.close()
     assert set(descendants(os.getpid())) <= before
