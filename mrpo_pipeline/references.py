@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mrpo_pipeline.engine_options import NO_OPTIONS
 from mrpo_pipeline.errors import UserError
@@ -58,7 +59,7 @@ class ModelSource:
         adapter: a PEFT adapter to put on it (folder or hub name).
         tokenizer: where the tokenizer comes from, if not from ``model``.
         template: ``auto`` (the tokenizer's), ``plain``, or a Jinja file.
-        dtype: ``auto`` (what the model's configuration says) or a torch dtype's name.
+        dtype: ``auto`` (see ``auto_dtype``) or a torch dtype's name.
         quantization: a method's name; None for what the model's configuration says.
         trust_remote_code: whether code that comes with the model may run.
         engine_options: options of its engine that may change its numbers, as ``engine_options.describe_altering`` writes them.
@@ -117,16 +118,51 @@ def has_tokenizer(source: ModelSource) -> bool:
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
-def resolve_dtype(source: ModelSource) -> str:
+def auto_dtype(own: str, *, quantized: bool = False, device: str | None = None) -> str:
+    """What ``dtype: auto`` is, of reference and policy alike: the checkpoint's own 16 bits on a GPU that computes in them, else
+    float32.
+
+    On a CPU 16 bits are slow or cost 0.04 nats a token, and a policy that trains there is float32: one model has one answer.
+
+    Args:
+        own: the checkpoint's dtype. quantized: whether it is stored quantized; its kernels then want its own dtype.
+        device: ``gpu`` or ``cpu``; None for what this machine has.
+    """
+    if own not in ("bfloat16", "float16"):
+        return "float32"
+    able = quantized or (gpu_computes_in(own) if device is None else device == "gpu")
+    return own if able else "float32"
+
+
+def gpu_computes_in(dtype: str) -> bool:
+    """Whether this machine has a GPU that computes in ``bfloat16`` or ``float16``, without emulation."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    return dtype != "bfloat16" or bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def as_recorded(source: ModelSource, fingerprint: Mapping[str, str]) -> ModelSource:
+    """The reference with ``dtype: auto`` settled by a cache's fingerprint, where there is one: what is added to a cache, compared
+    with it or computed again has the dtype of its numbers, whatever machine they come from."""
+    recorded = fingerprint.get("dtype")
+    return replace(source, dtype=recorded) if source.dtype == "auto" and recorded else source
+
+
+def resolve_dtype(source: ModelSource, device: str | None = None) -> str:
     """The dtype in which the model runs: ``float32``, ``bfloat16``, …
 
-    ``auto`` is what the configuration says (``dtype``, in older ones ``torch_dtype``), else the weights' own, else float32.
-    Engines are given this name and not ``auto``: vLLM's own ``auto`` would turn a float32 model into a 16-bit one.
+    ``auto`` is decided by ``auto_dtype`` from what the configuration says (``dtype``, in older ones ``torch_dtype``), else the
+    weights' own dtype. Engines are given this name and not ``auto``: vLLM's own ``auto`` would turn a float32 model into a 16-bit one.
+
+    Args:
+        device: as in ``auto_dtype``.
 
     Raises:
         UserError: for an unknown dtype, or ``auto`` where the model's files are not at hand (see ``fetch``).
     """
-    found = _dtype(source, locate(source.model, source.revision))
+    found = _dtype(source, locate(source.model, source.revision), device)
     if found is None:
         raise UserError(
             f"dtype: auto of {source.name} needs the configuration of {source.model}, which is not on this machine: expected "
@@ -204,12 +240,18 @@ def _adapter(source: ModelSource) -> str | None:
     return adapter_content(source.name, folder) if folder else None
 
 
-def _dtype(source: ModelSource, folder: Path | None) -> str | None:
+def _dtype(source: ModelSource, folder: Path | None, device: str | None = None) -> str | None:
     if source.dtype != "auto":
         return _dtype_name(source, source.dtype)
     config = read_config(source.name, folder / "config.json") if folder else None
     if folder is None or config is None:
         return None
+    quantized = isinstance(config.get("quantization_config"), dict)
+    return auto_dtype(_own_dtype(source, folder, config), quantized=quantized, device=device)
+
+
+def _own_dtype(source: ModelSource, folder: Path, config: Mapping[str, Any]) -> str:
+    """What the configuration says, else the weights' own, else float32."""
     for settings in (config, config.get("text_config")):
         if isinstance(settings, dict):
             said = settings.get("dtype") or settings.get("torch_dtype")

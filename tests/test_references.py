@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.references import ModelSource, fetch, resolve, resolve_dtype, same_model
+from mrpo_pipeline.references import ModelSource, as_recorded, fetch, resolve, resolve_dtype, same_model
 from mrpo_pipeline.rendering.renderer import Renderer
 
 IDENTITY = {"tokenizer": "k", "template": "t", "end_of_turn": "</s>"}
@@ -28,6 +28,7 @@ def _no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MRPO_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("mrpo_pipeline.references.gpu_computes_in", lambda dtype: True)
 
 
 def make_model(folder: Path, value: float = 1.0, **config: object) -> Path:
@@ -237,6 +238,46 @@ def test_dtype_is_the_recipe_s_else_the_configuration_s_else_the_weights(
 ) -> None:
     source = ModelSource("base", str(make_model(tmp_path / "model", **config)), dtype=asked)
     assert resolve_dtype(source) == expected == resolve(source)["dtype"]
+
+
+def test_auto_is_one_dtype_for_reference_and_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 on a CPU, and on a GPU that does not compute in the checkpoint's 16 bits."""
+    from mrpo_pipeline.policy.model import base_dtype
+    from mrpo_pipeline.policy.settings import PolicySettings
+
+    folders = {
+        "bfloat16": make_model(tmp_path / "bfloat16"),
+        "float16": make_model(tmp_path / "float16", dtype="float16"),
+        "nested": make_model(tmp_path / "nested", dtype=None, text_config={"dtype": "bfloat16"}),
+        "quantized": make_model(tmp_path / "quantized", quantization_config={"quant_method": "awq"}),
+        "float64": make_model(tmp_path / "float64", dtype="float64"),
+    }
+    on_gpu = ["bfloat16", "float16", "bfloat16", "bfloat16", "float32"]
+    on_cpu = ["float32", "float32", "float32", "bfloat16", "float32"]
+
+    def both(device: str | None) -> list[str]:
+        found = [resolve_dtype(ModelSource("base", str(folder)), device) for folder in folders.values()]
+        assert found == [base_dtype(PolicySettings(str(folder)), None, device) for folder in folders.values()]
+        return found
+
+    assert both(None) == both("gpu") == on_gpu
+    monkeypatch.setattr("mrpo_pipeline.references.gpu_computes_in", lambda dtype: dtype == "float16")
+    assert both(None) == ["float32", "float16", "float32", "bfloat16", "float32"]
+    monkeypatch.setattr("mrpo_pipeline.references.gpu_computes_in", lambda dtype: False)
+    assert both(None) == both("cpu") == on_cpu
+
+
+def test_auto_takes_the_dtype_that_a_cache_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that was scored in 16 bits, on a GPU or by an earlier version, serves a machine without one, and grows in 16 bits."""
+    source = ModelSource("base", str(make_model(tmp_path / "model")))
+    recorded = {field: value for field, value in resolve(source, IDENTITY).items() if value is not None}
+    assert recorded["dtype"] == "bfloat16"
+    monkeypatch.setattr("mrpo_pipeline.references.gpu_computes_in", lambda dtype: False)
+    assert resolve_dtype(source) == "float32"
+    assert resolve_dtype(as_recorded(source, recorded)) == "bfloat16"
+    assert as_recorded(source, {}) == source
+    named = replace(source, dtype="float32")
+    assert as_recorded(named, recorded) == named
 
 
 def test_dtypes_that_are_not_known_are_refused(tmp_path: Path) -> None:

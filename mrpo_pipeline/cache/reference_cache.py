@@ -84,6 +84,11 @@ class ReferenceCache:
         except StoreError as error:
             raise UserError(str(error)) from error
 
+    def fingerprint(self) -> Mapping[str, str]:
+        """The manifest's fields of everything that changes the numbers; empty where nothing was scored yet."""
+        manifest = self.manifest()
+        return {} if manifest is None else manifest.fingerprint
+
     def _manifest(self) -> Manifest | None:
         try:
             data = self._storage.read(MANIFEST).to_pybytes()

@@ -28,7 +28,7 @@ from mrpo_pipeline.prepare import renderer_of
 from mrpo_pipeline.progress import track
 from mrpo_pipeline.quiet import quiet_libraries
 from mrpo_pipeline.recipe import Recipe
-from mrpo_pipeline.references import ModelSource, fetch, resolve
+from mrpo_pipeline.references import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.rendering import Rendered, Renderer
 
 log = logging.getLogger("mrpo")
@@ -76,6 +76,7 @@ def measure_drift(
             f"Reference {name} is not scored yet at {recipe.cache}: there are no numbers to compute again. Run `mrpo score-refs` "
             "with this recipe first."
         )
+    source = as_recorded(source, manifest.fingerprint)
     cache.check(resolve(source, renderer.identity()))
     served = _served(cache, wanted)
     if served.is_empty():
@@ -84,7 +85,7 @@ def measure_drift(
             "expected pairs that were scored. Name those, or run `mrpo score-refs` with this recipe."
         )
     picked = draw_completions(served, count, seed)
-    model = PlainModel(replace(source, dtype=manifest.fingerprint.get("dtype", source.dtype)), _device(recipe, name))
+    model = PlainModel(source, _device(recipe, name))
     try:
         drift = _measure(_Check(cache, manifest, renderer, model, served.height, limit), picked)
     finally:

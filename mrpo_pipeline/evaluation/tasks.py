@@ -61,7 +61,7 @@ class TaskModel:
             policy.adapter,
             policy.revision,
             policy.tokenizer,
-            base_dtype(policy.dtype, load_config(policy)),
+            base_dtype(policy, load_config(policy)),
             policy.quantization,
             policy.trust_remote_code,
         )

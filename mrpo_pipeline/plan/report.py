@@ -44,7 +44,8 @@ class StageOneMemory:
     """Bytes that one process takes to score, on the device of the plan.
 
     ``peak_bytes`` is what it can't do without: weights, and the activations of the largest batch (transformers) or the
-    block of prompt log-probs and the keys and values of the longest sequence (vLLM, which takes more where there is more).
+    block of prompt log-probs and the keys and values of the longest sequence (vLLM, which takes more where there is more). On a CPU
+    it holds as well ``process_bytes``, interpreters, libraries and tokenizer, and ``copies_bytes``, the weights as vLLM packs them.
     """
 
     weights_bytes: int
@@ -54,6 +55,8 @@ class StageOneMemory:
     kv_cache_bytes: int | None
     peak_bytes: int
     fits: bool | None
+    copies_bytes: int = 0
+    process_bytes: int = 0
 
 
 @dataclass
@@ -92,8 +95,8 @@ class TrainingMemory:
     """Bytes of stage two at its peak, on one device.
 
     ``activation_bytes`` is everything that comes and goes within a step. ``process_bytes`` is what the process takes
-    besides (libraries' code and buffers, on a GPU the CUDA context), and no part of ``peak_bytes``. ``resident_bytes`` is
-    what the process is then seen to take over its imports: both, and on a CPU what malloc holds beyond what is alive.
+    besides (on a CPU interpreter, libraries and tokenizer, on a GPU the CUDA context), and no part of ``peak_bytes``.
+    ``resident_bytes`` is what the process is then seen to take: both, and on a CPU what malloc holds beyond what is alive.
     """
 
     weights_bytes: int
@@ -137,15 +140,24 @@ class TrainingPlan:
 
 @dataclass
 class GpuPlan:
-    """What the hours are for. ``assumed``: neither asked for nor found in this machine."""
+    """The GPU that hours and memory are for. ``peak_tflops`` is None, and hours with it, for one whose speed is unknown."""
 
     name: str
     label: str
-    peak_tflops: float
+    peak_tflops: float | None
     memory_bytes: int
     efficiency: float
     count: int
-    assumed: bool
+
+
+@dataclass
+class CpuPlan:
+    """The CPU that hours are for: ``gflops`` by dtype are 10⁹ operations a second of matrix products, measured on this machine
+    with so many ``threads``; ``efficiency`` is the share of them that is reached."""
+
+    threads: int
+    gflops: dict[str, float]
+    efficiency: float
 
 
 @dataclass
@@ -159,10 +171,7 @@ class Plan:
     device: str
     seconds: float = 0.0
     notices: tuple[str, ...] = ()
-    short_contexts: list[str] = field(default_factory=list)
-    """Of each reference whose context leaves pairs out: how many, and the length that keeps them."""
-    pairs_left: int = 1
-    """Of the pairs that were tokenized, those that every reference reads; where it is 0, nothing would be scored or trained."""
+    cpu: CpuPlan | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON: an estimate under its own name, and the half width of its 95% interval under ``NAME_error``."""

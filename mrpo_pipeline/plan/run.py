@@ -5,10 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import polars as pl
 
-from mrpo_pipeline.nothing_left import require_pairs, short_context
-from mrpo_pipeline.plan.gpus import EFFICIENCY
 from mrpo_pipeline.plan.machine import choose_machine
 from mrpo_pipeline.plan.population import read_population
 from mrpo_pipeline.plan.report import Plan
@@ -21,7 +18,7 @@ from mrpo_pipeline.recipe import Recipe
 
 
 def plan_run(
-    recipe: Recipe, *, gpu: str | None = None, gpus: int = 1, efficiency: float = EFFICIENCY, exact: bool = False
+    recipe: Recipe, *, gpu: str | None = None, gpus: int = 1, efficiency: float | None = None, exact: bool = False
 ) -> Plan:
     """What a run would score and train, and what that takes. No weights are read, nothing is written.
 
@@ -29,10 +26,9 @@ def plan_run(
 
     Args:
         recipe: pairs, policy and limits; references, cache and scoring; training.
-        gpu: a name of ``gpus.GPUS``, ``none`` for no hours; this machine's where not given, else an assumed one (for the
-            hours alone: memory is then told for the CPU).
+        gpu: a name of ``gpus.GPUS``, ``none`` for no hours; this machine's where not given, else its CPU.
         gpus: how many of them share the work.
-        efficiency: the share of the GPU's peak that is reached.
+        efficiency: the share of the GPU's peak, or of the CPU's measured speed, that is reached; None for the usual one.
         exact: tokenize every pair, however many there are.
 
     Raises:
@@ -47,7 +43,6 @@ def plan_run(
     prepared, longest = prepare_population(
         population, renderer, recipe.limits, recipe.pairs.on_bad_row, recipe.pairs.serialized != "text"
     )
-    require_pairs(prepared)
     wanted = wanted_of(population, prepared)
     planner = ReferencePlanner(recipe.cache, wanted, machine, recipe.pairs.on_bad_row)
     references = [planner.plan(source, recipe.scoring_of(source.name)) for source in sources]
@@ -55,18 +50,11 @@ def plan_run(
     if "train" in prepared:
         data = TrainingData(population, prepared["train"], longest["train"], planner.unfit)
         training = plan_training(recipe, data, machine)
-    frames = [part.frame for part in prepared.values()]
-    described = describe_data(population, prepared, wanted)
-    short = [
-        short_context(
-            one.name, one.context_tokens, recipe.limits, frames, planner.too_long[one.name],
-            pairs=None if population.share >= 1 else round(sum(split.kept.value for split in described.splits.values())),
-        )
-        for one in references
-        if one.context_tokens is not None
-    ]  # fmt: skip
+    timed = [one.dtype for one in references if one.hours is not None]
+    if training is not None and training.hours is not None:
+        timed.append(training.dtype)
     return Plan(
-        described,
+        describe_data(population, prepared, wanted),
         references,
         training,
         machine.describe(),
@@ -75,14 +63,5 @@ def plan_run(
         tuple(notice for notice in [start_notice(recipe)] if notice)
         + tuple(f"policy: {line}." for line in renderer.reading)
         + tuple(planner.notices),
-        short_contexts=[text for text in short if text],
-        pairs_left=_pairs_left(frames, planner.unfit),
-    )
-
-
-def _pairs_left(frames: list[pl.DataFrame], unfit: set[str]) -> int:
-    """Of the pairs that were tokenized, those that every reference reads."""
-    away = pl.Series(sorted(unfit), dtype=pl.String).implode()
-    return sum(
-        frame.filter(~pl.col("chosen_id").is_in(away) & ~pl.col("rejected_id").is_in(away)).height for frame in frames
+        machine.describe_cpu(timed),
     )

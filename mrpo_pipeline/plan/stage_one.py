@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache
-from mrpo_pipeline.engines import engine_available
+from mrpo_pipeline.engines import choose_engine
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.head.context import context_length
 from mrpo_pipeline.pairs.read import OnBadRow
@@ -25,7 +25,7 @@ from mrpo_pipeline.plan.scoring_memory import Batch, ScoringMemory
 from mrpo_pipeline.plan.wanted import COMPLETION, TEXT, Wanted
 from mrpo_pipeline.prepare import renderer_of
 from mrpo_pipeline.recipe import Scoring
-from mrpo_pipeline.references import ModelSource, has_tokenizer, resolve, resolve_dtype
+from mrpo_pipeline.references import ModelSource, as_recorded, has_tokenizer, resolve, resolve_dtype
 from mrpo_pipeline.rendering import Renderer
 
 _SERVED_LOOKED_AT = 16  # completions of the cache whose log-probs are read: a shard each at most
@@ -45,8 +45,6 @@ class ReferencePlanner:
         self._lengths: dict[Hashable, Lengths] = {}
         self._architectures: dict[Hashable, Architecture] = {}
         self.notices: list[str] = []
-        self.too_long: dict[str, pl.DataFrame] = {}
-        """By reference, the completions that do not fit its context: `completion_id`, `tokens` of prompt and completion."""
         self.unfit: set[str] = set()
         """Completions that some reference can't read whole."""
 
@@ -61,16 +59,15 @@ class ReferencePlanner:
         renderer = _renderer(source, unknown)
         self.notices += [f"{source.name}: {line}." for line in renderer.reading] if renderer else []
         cache = ReferenceCache.open(self._root, source.name)
-        if cache.manifest() is not None:
-            cache.check(resolve(source, renderer.identity() if renderer else None))
+        source = as_recorded(source, cache.fingerprint())
+        cache.check(resolve(source, renderer.identity() if renderer else None))
         config = read_model_config(source)
         context = None if config is None else context_length(config)
         missing = _is_in(frame, cache.missing(frame, context=context))
-        known = cache.unfit(frame, context=context)
-        unfit = _is_in(frame, known)
-        self.too_long[source.name] = known.select("completion_id", pl.col("tokens").cast(pl.Int64))
+        unfit = _is_in(frame, cache.unfit(frame, context=context))
+        engine, _ = choose_engine(settings.engine, settings.engine_options, self._machine.device)
         plan = ReferencePlan(
-            source.name, source.model, engine_of(settings), _dtype(source, unknown), source.quantization,
+            source.name, source.model, engine, _dtype(source, self._machine.device, unknown), source.quantization,
             completions=count(np.ones(frame.height, dtype=bool)), cached=count(~missing & ~unfit), unfit=count(unfit),
             to_score=count(missing), context_tokens=context, unknown=unknown,
         )  # fmt: skip
@@ -110,14 +107,6 @@ class ReferencePlanner:
         too_long[lengths.places[~fits]] = True
         plan.to_score, plan.unfit = self._wanted.count(left), self._wanted.count(too_long)
         self.unfit |= set(self._wanted.frame["completion_id"].filter(pl.Series(too_long)))
-        away = lengths.written & ~fits
-        ids = self._wanted.frame["completion_id"][lengths.places[away].tolist()]
-        self.too_long[plan.name] = pl.concat(
-            [
-                self.too_long[plan.name],
-                pl.DataFrame({"completion_id": ids, "tokens": pl.Series(lengths.whole[away], dtype=pl.Int64)}),
-            ]
-        )
         plan.tokens = self._total(lengths, fits, lengths.whole)
         plan.completion_tokens = self._total(lengths, fits, lengths.tokens, by=COMPLETION)
         plan.longest_tokens = int(lengths.whole[fits].max(initial=0))
@@ -136,7 +125,7 @@ class ReferencePlanner:
         squares = self._total(lengths, fits, lengths.whole.astype(np.float64) ** 2)
         flops = architecture.forward_flops(tokens.value, squares.value, projected.value)
         plan.flops = Estimate(flops, flops * max(tokens.relative_error, projected.relative_error))
-        plan.hours = self._machine.hours(plan.flops)
+        plan.hours = self._machine.hours(plan.flops, plan.dtype)
         if plan.dtype is not None and fits.any():
             longest = int(lengths.whole[fits].argmax())
             batch = Batch(int(lengths.prompts[fits][longest]), int(lengths.tokens[fits][longest]))
@@ -183,13 +172,6 @@ class ReferencePlanner:
         return self._architectures[key]
 
 
-def engine_of(settings: Scoring) -> str:
-    """The engine that would be taken here."""
-    if settings.engine != "auto":
-        return settings.engine
-    return "vllm" if engine_available("vllm") is None else "transformers"
-
-
 def _renderer(source: ModelSource, unknown: list[str]) -> Renderer | None:
     try:
         return renderer_of(source)
@@ -200,9 +182,9 @@ def _renderer(source: ModelSource, unknown: list[str]) -> Renderer | None:
         return None
 
 
-def _dtype(source: ModelSource, unknown: list[str]) -> str | None:
+def _dtype(source: ModelSource, device: str, unknown: list[str]) -> str | None:
     try:
-        return resolve_dtype(source)
+        return resolve_dtype(source, device)
     except UserError as error:
         unknown.append(f"memory: {error}")
         return None

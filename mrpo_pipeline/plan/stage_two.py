@@ -16,6 +16,7 @@ from mrpo_pipeline.plan.machine import Machine
 from mrpo_pipeline.plan.micro_batch import PairLengths
 from mrpo_pipeline.plan.population import Population
 from mrpo_pipeline.plan.report import TrainingMemory, TrainingPlan
+from mrpo_pipeline.plan.scoring_memory import process_bytes
 from mrpo_pipeline.plan.training_memory import (
     PROCESS_BYTES,
     PolicyFigures,
@@ -26,7 +27,7 @@ from mrpo_pipeline.plan.training_memory import (
     training_flops,
 )
 from mrpo_pipeline.plan.wanted import kept_rows, pair_expansion
-from mrpo_pipeline.policy.model import DTYPES, base_dtype
+from mrpo_pipeline.policy.model import base_dtype
 from mrpo_pipeline.policy.settings import LoraSettings
 from mrpo_pipeline.prepare import Prepared
 from mrpo_pipeline.recipe import Recipe
@@ -98,7 +99,7 @@ def plan_training(recipe: Recipe, data: TrainingData, machine: Machine) -> Train
     elif not len(data.known):
         plan.unknown.append("memory and hours: no pair is left to train on")
     else:
-        plan.dtype = _dtype(source.dtype, config, machine)
+        plan.dtype = base_dtype(source, config, machine.device)
         _size(plan, recipe, config, data, machine)
     return plan
 
@@ -139,7 +140,9 @@ def _size(plan: TrainingPlan, recipe: Recipe, config: Any, data: TrainingData, m
     plan.batch_pairs = len(figures.pairs)
     plan.batch_longest_tokens = _longest(figures.pairs)
     weights = weight_bytes(source, architecture, dtype)
-    plan.memory = _memory(weights, figures, training, machine, checkpointing=plan.gradient_checkpointing)
+    plan.memory = _memory(
+        weights, figures, training, machine, architecture.vocabulary, checkpointing=plan.gradient_checkpointing
+    )
     if figures.activation_bytes is None:
         plan.unknown.append(f"peak memory: this architecture could not be run through ({figures.reason})")
     run, squares = data.tokens(shared=figures.shared), data.squares(shared=figures.shared)
@@ -148,29 +151,29 @@ def _size(plan: TrainingPlan, recipe: Recipe, config: Any, data: TrainingData, m
         recomputed=plan.gradient_checkpointing,
     )  # fmt: skip
     plan.flops = Estimate(flops, flops * run.relative_error).times(plan.epochs)
-    plan.hours = machine.hours(plan.flops)
+    plan.hours = machine.hours(plan.flops, plan.dtype)
 
 
 def _memory(
-    weights: int, figures: PolicyFigures, training: dict[str, Any], machine: Machine, *, checkpointing: bool
+    weights: int,
+    figures: PolicyFigures,
+    training: dict[str, Any],
+    machine: Machine,
+    vocabulary: int,
+    *,
+    checkpointing: bool,
 ) -> TrainingMemory:
     adapter = lora_bytes(figures.trainable)
     states = optimizer_bytes(training, figures.trainable)
     process = PROCESS_BYTES[machine.device]
+    started = process_bytes(vocabulary, machine.device)
     peak = resident = fits = None
     if figures.activation_bytes is not None:
         peak = weights + 2 * adapter + states + figures.activation_bytes
-        resident = resident_bytes(peak + process, device=machine.device, checkpointing=checkpointing)
+        resident = started + resident_bytes(peak + process, device=machine.device, checkpointing=checkpointing)
         fits = resident <= machine.memory_bytes
+    process += started
     return TrainingMemory(weights, adapter, adapter, states, figures.activation_bytes, peak, process, resident, fits)
-
-
-def _dtype(setting: str, config: Any, machine: Machine) -> str:
-    """Of the base weights on the machine of the plan: on a GPU the checkpoint's own, else as this machine has it."""
-    if setting != "auto" or machine.device == "cpu":
-        return base_dtype(setting, config)
-    own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return own if own in DTYPES else "float32"
 
 
 def _lengths(frame: pl.DataFrame, unfit: set[str]) -> tuple[PairLengths, npt.NDArray[np.bool_]]:

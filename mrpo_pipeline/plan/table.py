@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mrpo_pipeline.plan.estimate import Estimate
-from mrpo_pipeline.plan.report import DataPlan, GpuPlan, Plan, ReferencePlan, TrainingPlan
+from mrpo_pipeline.plan.report import DataPlan, Plan, ReferencePlan, TrainingPlan
 
 UNKNOWN = "?"
 
@@ -19,7 +19,6 @@ def plan_table(plan: Plan) -> str:
         [f"training: unknown: {reason}" for reason in plan.training.unknown] if plan.training else []
     )
     notes = [*plan.notices, *notes]
-    parts += ["\n".join(f"{text}." for text in plan.short_contexts)] if plan.short_contexts else []
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else []), "\n".join(_footnotes(plan))])
 
 
@@ -92,6 +91,10 @@ def _reference_details(one: ReferencePlan) -> str:
             pieces.append(
                 f"room for keys and values {size(memory.kv_cache_bytes)} ({size(memory.kv_bytes_per_token)} a token)"
             )
+        if memory.copies_bytes:
+            pieces.append(f"packed weights {size(memory.copies_bytes)}")
+        if memory.process_bytes:
+            pieces.append(f"interpreter, libraries and tokenizer {size(memory.process_bytes)}")
         parts.append(" + ".join(pieces))
     return "  " + ", ".join(parts)
 
@@ -139,8 +142,7 @@ def _footnotes(plan: Plan) -> list[str]:
             "Cache sizes come from real rows with log-probs that are drawn: as those that are cached, else as models of that "
             "size give them."
         )
-    if plan.gpu is not None:
-        lines.append(_hours_note(plan.gpu))
+    lines += _hours_notes(plan)
     where = plan.gpu.label if plan.device == "gpu" and plan.gpu else "this machine's CPU (--gpu NAME for a GPU)"
     lines.append(f"Memory is for one process on {where}.")
     memory = plan.training.memory if plan.training is not None else None
@@ -152,10 +154,25 @@ def _footnotes(plan: Plan) -> list[str]:
     return lines
 
 
-def _hours_note(gpu: GpuPlan) -> str:
-    number = f"{gpu.count} × {gpu.label}" if gpu.count > 1 else f"one {gpu.label}"
-    text = f"Hours are for {number} at {gpu.efficiency:.0%} of {gpu.peak_tflops:,.0f} TFLOPS (dense bfloat16)"
-    return text + (", assumed: this machine has no GPU that is known (--gpu NAME)." if gpu.assumed else ".")
+def _hours_notes(plan: Plan) -> list[str]:
+    """What the hours assume."""
+    if plan.gpu is not None:
+        gpu = plan.gpu
+        number = f"{gpu.count} × {gpu.label}" if gpu.count > 1 else f"one {gpu.label}"
+        if gpu.peak_tflops is None:
+            return [
+                f"No hours: the speed of this machine's {gpu.label} ({size(gpu.memory_bytes)}) is not in the table (--gpu NAME takes "
+                "another's, and --efficiency corrects it)."
+            ]
+        return [f"Hours are for {number} at {gpu.efficiency:.0%} of {gpu.peak_tflops:,.0f} TFLOPS (dense bfloat16)."]
+    if plan.cpu is None or not plan.cpu.gflops:
+        return []
+    speeds = ", ".join(f"{speed:,.0f} GFLOPS in {dtype}" for dtype, speed in plan.cpu.gflops.items())
+    threads = f"{plan.cpu.threads} thread{'s' * (plan.cpu.threads != 1)}"
+    return [
+        f"Hours are for this machine's CPU, {threads}, at {plan.cpu.efficiency:.0%} of its matrix products: {speeds}, measured just "
+        "now, and nothing else running (--gpu NAME for a GPU)."
+    ]
 
 
 def _memory_of(one: ReferencePlan) -> str:

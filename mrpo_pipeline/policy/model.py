@@ -15,6 +15,7 @@ from mrpo_pipeline.policy.lora import add_adapter
 from mrpo_pipeline.policy.quantization import quantized_loading
 from mrpo_pipeline.policy.settings import PolicySettings
 from mrpo_pipeline.quiet import quiet_libraries
+from mrpo_pipeline.references import ModelSource, auto_dtype, gpu_computes_in, resolve_dtype
 
 log = logging.getLogger("mrpo")
 
@@ -64,24 +65,29 @@ def silence_modules(model: Any) -> None:
 
 def has_bfloat16() -> bool:
     """Whether this machine's accelerator computes in bfloat16. Without an accelerator: no, for it is slower there."""
-    import torch
-
-    return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
+    return gpu_computes_in("bfloat16")
 
 
-def base_dtype(setting: str, config: Any) -> str:
-    """The dtype of the base weights. ``auto`` is the checkpoint's own where the machine is good at it, else float32."""
-    import torch
+def base_dtype(policy: PolicySettings | ModelSource, config: Any, device: str | None = None) -> str:
+    """The dtype of the base weights; ``auto`` is what it is for a reference of the same model (``references.auto_dtype``).
 
-    if setting != "auto":
-        if setting not in DTYPES:
+    Args:
+        config: the model's, for a hub model that is not on this machine. device: as in ``auto_dtype``.
+
+    Raises:
+        UserError: for a dtype that a policy cannot have.
+    """
+    if policy.dtype != "auto":
+        if policy.dtype not in DTYPES:
             raise UserError(
-                f"The setting policy.dtype is {setting!r}: expected auto, {', '.join(DTYPES)}. Correct policy.dtype."
+                f"The setting policy.dtype is {policy.dtype!r}: expected auto, {', '.join(DTYPES)}. Correct policy.dtype."
             )
-        return setting
+        return policy.dtype
+    source = ModelSource("policy", policy.model, policy.revision)
+    if locate(source.model, source.revision) is not None:
+        return resolve_dtype(source, device)
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    able = {"bfloat16": has_bfloat16(), "float16": torch.cuda.is_available()}
-    return own if able.get(own, False) else "float32"
+    return auto_dtype(own, quantized=getattr(config, "quantization_config", None) is not None, device=device)
 
 
 def load_policy(settings: PolicySettings) -> Any:
@@ -97,7 +103,7 @@ def load_policy(settings: PolicySettings) -> Any:
     from transformers import AutoModelForCausalLM
 
     config = load_config(settings)
-    dtype = base_dtype(settings.dtype, config)
+    dtype = base_dtype(settings, config)
     # A folder is written into the adapter's config with its full path, so that the adapter finds its base from anywhere.
     name = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model
     folder = locate(settings.model, settings.revision)

@@ -66,7 +66,7 @@ def train_policy(
     output_dir = Path(output_dir)
     join(training)
     speak_once()
-    dtype = base_dtype(policy.dtype, load_config(policy))
+    dtype = base_dtype(policy, load_config(policy))
     with quiet_libraries():
         from mrpo_pipeline.policy.anchor import StartCheck
         from mrpo_pipeline.policy.argument_checks import require_full_batch

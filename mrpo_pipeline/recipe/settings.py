@@ -108,7 +108,7 @@ class Model(Settings):
     template: Name = "auto"
     """The chat template: `auto` (the adapter's or the tokenizer's own, else a plain one), `plain`, or a Jinja file."""
     dtype: str = "auto"
-    """`auto` (the checkpoint's own where the machine is good at it), `float32`, `bfloat16` or `float16`."""
+    """`auto` (the checkpoint's own 16 bits on a GPU that computes in them, else float32), `float32`, `bfloat16` or `float16`."""
     quantization: str | None = None
     """`nf4` for 4 bits on a GPU, or what the engine has; null for none."""
     trust_remote_code: bool = False

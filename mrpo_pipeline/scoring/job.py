@@ -12,7 +12,7 @@ from mrpo_pipeline.model_files import is_folder
 from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.prepare import renderer_of, report_reading
 from mrpo_pipeline.recipe import Scoring
-from mrpo_pipeline.references import ModelSource, fetch, resolve
+from mrpo_pipeline.references import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.rendering import Renderer
 from mrpo_pipeline.scoring.report import ReferenceReport, unfit_counts
 from mrpo_pipeline.scoring.scorer import Assignment
@@ -44,6 +44,8 @@ class Job:
         here = fetch(self.source)
         fingerprint = resolve(here, self.renderer.identity())
         self.cache.check(fingerprint)
+        if self.source.dtype == "auto":  # the machine that scores may have a GPU where this one has none
+            fingerprint["dtype"] = None
         template = self.source.template
         source = replace(
             self.source,
@@ -71,6 +73,7 @@ def job_of(
     renderer = renderer_of(source)
     report_reading(source.name, renderer)
     cache = ReferenceCache.open(cache_root, source.name)
+    source = as_recorded(source, cache.fingerprint())
     cache.check(resolve(source, renderer.identity()))
     missing = cache.missing(wanted)
     unfit = cache.unfit(wanted)

@@ -23,7 +23,7 @@ from mrpo_pipeline.model_files import locate
 from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.prepare import renderer_of
 from mrpo_pipeline.recipe import Scoring
-from mrpo_pipeline.references import ModelSource, fetch, resolve
+from mrpo_pipeline.references import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.rendering import Rendered, Renderer, tokens_to_score
 from mrpo_pipeline.scoring.report import Counts, count_control_strings, texts_of
 
@@ -74,6 +74,8 @@ class Scorer:
         began = time.monotonic()
         settings = assignment.settings
         source = fetch(assignment.source)
+        self._cache = ReferenceCache.open(assignment.cache, source.name)
+        source = as_recorded(source, self._cache.fingerprint())
         with ExitStack() as opening:
             starting = start_engine(settings.engine, source, settings.engine_options)
             opening.callback(starting.close)
@@ -83,7 +85,6 @@ class Scorer:
                 _same_files(source.name, assignment.fingerprint, fingerprint)
             self._name = source.name
             self._source = source
-            self._cache = ReferenceCache.open(assignment.cache, source.name)
             self._cache.check(fingerprint)
             self._on_bad_row = assignment.on_bad_row
             self._ahead: tuple[list[tuple[str, str]], list[Rendered | UserError]] = ([], [])

@@ -141,16 +141,17 @@ def test_a_plan_without_a_policy_is_refused(tmp_path: Path, planned: Callable[..
 def test_as_json_it_is_plain_numbers_with_units_in_their_names(tmp_path: Path, planned: Callable[..., Any]) -> None:
     recipe = run(tmp_path, made_pairs(20), pairs={"eval_fraction": 0.3})
     document = json.loads(json.dumps(planned(recipe).as_dict()))
-    assert set(document) == {"data", "references", "training", "gpu", "device", "seconds"}
+    assert set(document) == {"data", "references", "training", "gpu", "cpu", "device", "seconds"}
     assert set(document["data"]["splits"]) == {"train", "eval"}
     (base,) = document["references"]
     assert isinstance(base["tokens"], int) and isinstance(base["cache_bytes"], int)
     assert isinstance(document["training"]["memory"]["peak_bytes"], int)
-    assert document["gpu"]["assumed"] is True and document["device"] == "cpu"
-    assert "assumed: this machine has no GPU" in planned(recipe).table()
+    assert document["gpu"] is None and document["device"] == "cpu"
+    assert document["cpu"]["gflops"]["float32"] > 0 and document["training"]["hours"] > 0
+    assert "Hours are for this machine's CPU, 1 thread, at 55% of its matrix products" in planned(recipe).table()
 
 
-def test_hours_are_for_the_gpu_that_is_named_and_never_for_a_cpu(tmp_path: Path, planned: Callable[..., Any]) -> None:
+def test_hours_are_for_the_gpu_that_is_named(tmp_path: Path, planned: Callable[..., Any]) -> None:
     recipe = run(tmp_path, made_pairs(10))
     half, full, twice = (
         planned(recipe, gpu="A100", efficiency=share, gpus=count) for share, count in ((0.2, 1), (0.4, 1), (0.4, 2))
@@ -159,7 +160,7 @@ def test_hours_are_for_the_gpu_that_is_named_and_never_for_a_cpu(tmp_path: Path,
     assert full.references[0].hours.value == pytest.approx(2 * twice.references[0].hours.value)
     flops = full.references[0].flops.value
     assert full.references[0].hours.value == pytest.approx(flops / (0.4 * 311.9e12) / 3600)
-    assert full.device == "gpu" and full.gpu.assumed is False
+    assert full.device == "gpu" and full.cpu is None
     none = planned(recipe, gpu="none")
     assert none.gpu is None and none.references[0].hours is None and none.references[0].flops is not None
     for wrong in ({"gpu": "abacus"}, {"efficiency": 0.0}, {"efficiency": 1.5}, {"gpus": 0}):
