@@ -13,11 +13,12 @@ import polars as pl
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.nothing_left import handful, nothing_left, short_context
 from mrpo_pipeline.objectives import objective_margins
 from mrpo_pipeline.policy.examples import PreferenceExamples
 from mrpo_pipeline.policy.id_rows import IdRows
 from mrpo_pipeline.prepare import Prepared, renderer_of, report_reading
-from mrpo_pipeline.recipe import Method, Recipe
+from mrpo_pipeline.recipe import Limits, Method, Recipe
 from mrpo_pipeline.references import ModelSource, as_recorded, has_tokenizer, resolve
 from mrpo_pipeline.targets import Targets, TargetSettings, ValidationWeights, compute_targets, validation_weights
 
@@ -75,26 +76,33 @@ def _identity(source: ModelSource) -> dict[str, str] | None:
         return None
 
 
-def join_references(caches: list[ReferenceCache], prepared: Prepared) -> CachedPairs:
+def join_references(
+    caches: list[ReferenceCache], prepared: Prepared, limits: Limits | None = None, *, what: str = ""
+) -> CachedPairs:
     """Look up every pair's sums; pairs that do not fit a reference's context are dropped for all and counted.
+
+    Args:
+        limits: of the recipe; where given, the length that would keep dropped pairs is logged. what: the split's name.
 
     Raises:
         UserError: for completions that are not scored yet, with the command that scores them.
+        RunError: where no pair is left.
     """
     frame = prepared.frame
+    hints = _context_hints(caches, frame, limits) if limits is not None and frame.height else []
     keep, dropped = _readable(caches, frame)
     given = frame.height
     # Where every pair stays, so does the table: it may be mapped from a file.
     frame = frame if keep.all() else frame.filter(pl.Series(keep))
     require_balance("joining pairs with the references", given, frame.height, dropped)
     if not frame.height:
-        raise UserError(
-            f"Of {prepared.pairs_in:,} pairs none is left to work with: {prepared.summary()}"
-            + "".join(f", {count:,} dropped ({reason})" for reason, count in dropped.items())
-            + ". Expected at least one. Raise limits.max_length, or look at the pairs."
-        )
+        every = {**prepared.dropped, **dropped}
+        hint = ". ".join(hints) if given else ""
+        raise nothing_left(what or "prepared", prepared.pairs_in, every, prepared.skipped_rows, hint)
     for reason, count in dropped.items():
         log.warning("%s of %s pairs are left out for all references: %s.", f"{count:,}", f"{given:,}", reason)
+    for hint in hints:
+        log.warning("%s.", hint)
     sums = {side: np.empty((frame.height, len(caches))) for side in SIDES}
     wanted = pl.concat([_wanted(frame, side) for side in SIDES])
     # The same completions of every cache: what is asked for, and where its answer goes, is worked out once.
@@ -132,9 +140,25 @@ def _readable(caches: list[ReferenceCache], frame: pl.DataFrame) -> tuple[npt.ND
     return keep, dropped
 
 
-def join_splits(caches: list[ReferenceCache], prepared: Mapping[str, Prepared]) -> dict[str, CachedPairs]:
+def _context_hints(caches: list[ReferenceCache], frame: pl.DataFrame, limits: Limits) -> list[str]:
+    """For each reference whose context leaves pairs out, how many, and the length that keeps them."""
+    found = []
+    for cache in caches:
+        unfit = pl.concat([cache.unfit(_wanted(frame, side)) for side in SIDES]).filter(pl.col("tokens") > 0)
+        if unfit.height:
+            found.append(short_context(cache.name, int(unfit["context"].to_list()[0]), limits, [frame], unfit))
+    return [text for text in found if text is not None]
+
+
+def join_splits(
+    caches: list[ReferenceCache], prepared: Mapping[str, Prepared], limits: Limits | None = None
+) -> dict[str, CachedPairs]:
     """Every split's pairs with their sums; the third split's, ``weights``, stand with each as well."""
-    joined = {name: join_references(caches, part) for name, part in prepared.items()}
+    joined = {name: join_references(caches, part, limits, what=name) for name, part in prepared.items()}
+    for name, pairs in joined.items():
+        few = handful(name, pairs.frame.height, prepared[name].pairs_in)
+        if few is not None:
+            log.warning("%s", few)
     held_out = joined.get("weights")
     return {name: replace(pairs, held_out=held_out) for name, pairs in joined.items()}
 

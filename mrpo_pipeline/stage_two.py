@@ -25,8 +25,10 @@ from mrpo_pipeline.counting import in_words, require_balance
 from mrpo_pipeline.disk_errors import telling
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.folder_lock import held
+from mrpo_pipeline.head.context import known_context
 from mrpo_pipeline.losses import check_loss
 from mrpo_pipeline.model_files import locate
+from mrpo_pipeline.nothing_left import expected_unfit, short_context
 from mrpo_pipeline.objectives import check_objectives, first_weight
 from mrpo_pipeline.outputs import check_output_folder, report_earlier_run
 from mrpo_pipeline.policy.examples import PreferenceExamples
@@ -119,7 +121,7 @@ def load_splits(recipe: Recipe, caches: list[Any], *needed: str, say: bool = Tru
         if split not in prepared:
             keys = {"train": "pairs.train (--train-file)", "eval": "pairs.eval (--eval-file) or pairs.eval_fraction"}
             raise UserError(f"The recipe has no {split} pairs: expected {keys[split]}. Add it.")
-    return {name: Split(prepared[name], pairs) for name, pairs in join_splits(caches, prepared).items()}
+    return {name: Split(prepared[name], pairs) for name, pairs in join_splits(caches, prepared, recipe.limits).items()}
 
 
 def examples_of(split: Split, method: Method, *, say: bool = True) -> tuple[PreferenceExamples, Targets]:
@@ -266,6 +268,7 @@ def _training_input(recipe: Recipe) -> _TrainingInput:
     check_method(recipe, recipe.method)
     caches = open_caches(recipe)
     splits = load_splits(recipe, caches, "train")
+    _require_policy_reads(recipe, splits)
     examples, targets = examples_of(splits["train"], recipe.method)
     held_out = examples_of(splits["eval"], recipe.method, say=False) if "eval" in splits else None
     eval_examples, eval_targets = held_out or (None, None)
@@ -280,6 +283,21 @@ def _training_input(recipe: Recipe) -> _TrainingInput:
         diagnostics=targets.diagnostics,
         eval_diagnostics=eval_targets.diagnostics if eval_targets else None,
     )
+
+
+def _require_policy_reads(recipe: Recipe, splits: Mapping[str, Split]) -> None:
+    """Refuse pairs that are longer than the policy's own context. Raises UserError."""
+    context = known_context(recipe.required_policy().source("policy"))
+    if context is None:
+        return
+    frames = [split.pairs.frame for split in splits.values()]
+    # A policy computes no token after the last: all of its positions may be filled.
+    text = short_context("The policy", context + 1, recipe.limits, frames, expected_unfit(context + 1, frames))
+    if text is not None:
+        text = text.replace(f"reads {context + 1:,} tokens", f"reads {context:,} tokens").replace(
+            "are left out", "are longer"
+        )
+        raise UserError(f"{text}. Expected pairs that the policy reads as the references do. Give that length.")
 
 
 def describe(method: Method) -> str:

@@ -59,7 +59,7 @@ def cached_split(recipe: Recipe, split: str) -> CachedPairs:
             f"--split is {split!r}: expected one that this recipe has ({', '.join(prepared)}). Correct the option or the recipe."
         )
     needed = {name: part for name, part in prepared.items() if name in (split, "weights")}
-    joined = join_splits(open_caches(recipe), needed)[split]
+    joined = join_splits(open_caches(recipe), needed, recipe.limits)[split]
     log.info("%s: %s", split, in_words(Split(prepared[split], joined).counts()))
     return joined
 

@@ -77,7 +77,7 @@ def _run() -> None:
                 )
             interrupts.done()
             raise
-        wrong = isinstance(error, UserError)
+        wrong = isinstance(error, UserError) and not isinstance(error, RunError)
         if wrong and not FIRST:
             _let_the_first_speak()
         _fail(f"mrpo: {error}", 2 if wrong else 1)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mrpo_cli.options import ANCHOR, METHOD, PAIRS, SCORING, TRAINING, takes_recipe
+from mrpo_pipeline.errors import RunError
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
@@ -41,6 +42,9 @@ def plan(
 
     found = plan_run(recipe, gpu=gpu, gpus=gpus, efficiency=efficiency, exact=exact)
     print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.table())
+    if not found.pairs_left:
+        why = ". ".join(found.short_contexts) or "The references' templates write none of the completions"
+        raise RunError(f"0 pairs are left that every reference reads: nothing would be scored or trained. {why}.")
 
 
 def register(app: typer.Typer) -> None:

@@ -18,6 +18,7 @@ from mrpo_pipeline.evaluation.task_changes import TaskChange, table_of, task_cha
 from mrpo_pipeline.evaluation.tasks import TaskModel, TaskScores, check_tasks, evaluate_tasks
 from mrpo_pipeline.evaluation.trained_with import by_its_method
 from mrpo_pipeline.folder_lock import held
+from mrpo_pipeline.nothing_left import handful
 from mrpo_pipeline.outputs import check_output_folder
 from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
 from mrpo_pipeline.recipe import Recipe
@@ -66,7 +67,12 @@ class Evaluation:
         """A plain table for the terminal, and the samples under it."""
         lines: list[str] = []
         if self.pairs:
-            lines += [f"{self.pairs['pairs out']:,} held-out pairs", f"{'':28}{'before':>10}{'after':>10}"]
+            few = handful("eval", self.pairs["pairs out"], self.pairs["pairs in"])
+            lines += [
+                *([few] if few else []),
+                f"{self.pairs['pairs out']:,} held-out pairs",
+                f"{'':28}{'before':>10}{'after':>10}",
+            ]
             lines += [f"{name:28}{self.before[name]:10.4f}{self.after[name]:10.4f}  {text}" for name, text in SHOWN]
             for sample in self.samples:
                 lines += ["", f"prompt  {sample.prompt}", f"before  {sample.before}", f"after   {sample.after}"]

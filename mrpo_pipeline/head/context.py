@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from mrpo_pipeline.model_files import locate
+from mrpo_pipeline.references import ModelSource
+
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 # Their positions are a bias or a state that goes on for ever, whatever length the configuration mentions.
 _UNLIMITED = ("bloom", "mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
@@ -22,3 +25,16 @@ def context_length(config: Any) -> int | None:
     lengths = [getattr(text, name, None) for name in _NAMES]
     found = [length for length in lengths if isinstance(length, int) and length > 0]
     return min(found) if found else None
+
+
+def known_context(source: ModelSource) -> int | None:
+    """The most positions of a model whose files are on this machine; None where it has no limit, or its files are elsewhere."""
+    from transformers import AutoConfig
+
+    folder = locate(source.model, source.revision)
+    if folder is None:
+        return None
+    try:
+        return context_length(AutoConfig.from_pretrained(folder, trust_remote_code=source.trust_remote_code))
+    except Exception:  # what cannot be read is refused where the model is loaded
+        return None

@@ -7,6 +7,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.bad_row import quoted
 from mrpo_pipeline.pairs.identity import parse_prompt
 from mrpo_pipeline.pairs.rows import Pair
+from mrpo_pipeline.pairs.serialized import written_out
 
 _LONG = 24  # characters of a text that is hardly found in another by chance
 _NO_TEXT = frozenset({"role", "from", "name", "type", "id", "weight", "train", "loss"})
@@ -30,8 +31,11 @@ def refuse_unused(
     asked = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     answers = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
     for column in columns:
-        repeated = asked if isinstance(value[column], str) else [*asked, *answers]
-        missing = next((text for text in _texts(value[column]) if not _holds(repeated, text)), None)
+        cell = value[column]
+        if isinstance(cell, str):
+            cell = written_out(cell) or cell
+        repeated = asked if isinstance(cell, str) else [*asked, *answers]
+        missing = next((text for text in _texts(cell) if not _holds(repeated, text)), None)
         if missing is not None:
             raise UserError(
                 f"{file}: row {row}: the column {column!r} holds {quoted(missing)}, which the prompt does not have: a part of "

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 from mrpo_pipeline.counting import require_balance
-from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.errors import NothingLeftError, UserError
 from mrpo_pipeline.pairs.arrow_records import arrow_records
 from mrpo_pipeline.pairs.bad_row import BadRowError, NoPreferenceError, found
 from mrpo_pipeline.pairs.bounds import MAX_ROW_PAIR_BYTES
@@ -144,7 +144,7 @@ def read_files(
     if sink is None:
         require_balance("reading pairs", builder.pairs, frame.height)
     if not builder.pairs:
-        raise UserError(f"No pair is left of {rows} rows: {bad.counts()}.{bad.hints()}")
+        raise NothingLeftError(f"No pair is left of {rows} rows: {bad.counts()}.{bad.hints()}")
     return PairTable(frame, dict(bad.reasons), rows, dict(notices), dict(readings))
 
 

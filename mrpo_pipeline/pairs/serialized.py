@@ -101,7 +101,10 @@ def _refuse_messages(text: str, name: str) -> Any:
     )
 
 
-def _parsed(text: str, name: str) -> Any:
+def written_out(text: str) -> list[Any] | dict[Any, Any] | None:
+    """The list or object that a string holds as JSON or Python text; None for any other string."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return None
     for parse in (json.loads, ast.literal_eval):
         try:
             value = parse(text.strip())
@@ -109,6 +112,13 @@ def _parsed(text: str, name: str) -> Any:
             continue
         if isinstance(value, list | dict):
             return value
+    return None
+
+
+def _parsed(text: str, name: str) -> Any:
+    value = written_out(text)
+    if value is not None:
+        return value
     raise BadRowError(
         "unreadable messages in a string",
         f"`{name}` looks like messages ({quoted(text)}) and is neither JSON nor a Python list, as where a table was written "

@@ -172,6 +172,10 @@ class Plan:
     seconds: float = 0.0
     notices: tuple[str, ...] = ()
     cpu: CpuPlan | None = None
+    short_contexts: list[str] = field(default_factory=list)
+    """Of each reference whose context leaves pairs out: how many, and the length that keeps them."""
+    pairs_left: int = 1
+    """Of the pairs that were tokenized, those that every reference reads; where it is 0, nothing would be scored or trained."""
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON: an estimate under its own name, and the half width of its 95% interval under ``NAME_error``."""

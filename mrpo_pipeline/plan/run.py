@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import polars as pl
 
+from mrpo_pipeline.nothing_left import require_pairs, short_context
 from mrpo_pipeline.plan.machine import choose_machine
 from mrpo_pipeline.plan.population import read_population
 from mrpo_pipeline.plan.report import Plan
@@ -43,6 +45,7 @@ def plan_run(
     prepared, longest = prepare_population(
         population, renderer, recipe.limits, recipe.pairs.on_bad_row, recipe.pairs.serialized != "text"
     )
+    require_pairs(prepared)
     wanted = wanted_of(population, prepared)
     planner = ReferencePlanner(recipe.cache, wanted, machine, recipe.pairs.on_bad_row)
     references = [planner.plan(source, recipe.scoring_of(source.name)) for source in sources]
@@ -53,8 +56,18 @@ def plan_run(
     timed = [one.dtype for one in references if one.hours is not None]
     if training is not None and training.hours is not None:
         timed.append(training.dtype)
+    frames = [part.frame for part in prepared.values()]
+    described = describe_data(population, prepared, wanted)
+    short = [
+        short_context(
+            one.name, one.context_tokens, recipe.limits, frames, planner.too_long[one.name],
+            pairs=None if population.share >= 1 else round(sum(split.kept.value for split in described.splits.values())),
+        )
+        for one in references
+        if one.context_tokens is not None
+    ]  # fmt: skip
     return Plan(
-        describe_data(population, prepared, wanted),
+        described,
         references,
         training,
         machine.describe(),
@@ -64,4 +77,14 @@ def plan_run(
         + tuple(f"policy: {line}." for line in renderer.reading)
         + tuple(planner.notices),
         machine.describe_cpu(timed),
+        short_contexts=[text for text in short if text],
+        pairs_left=_pairs_left(frames, planner.unfit),
+    )
+
+
+def _pairs_left(frames: list[pl.DataFrame], unfit: set[str]) -> int:
+    """Of the pairs that were tokenized, those that every reference reads."""
+    away = pl.Series(sorted(unfit), dtype=pl.String).implode()
+    return sum(
+        frame.filter(~pl.col("chosen_id").is_in(away) & ~pl.col("rejected_id").is_in(away)).height for frame in frames
     )

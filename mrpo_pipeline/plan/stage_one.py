@@ -45,6 +45,8 @@ class ReferencePlanner:
         self._lengths: dict[Hashable, Lengths] = {}
         self._architectures: dict[Hashable, Architecture] = {}
         self.notices: list[str] = []
+        self.too_long: dict[str, pl.DataFrame] = {}
+        """By reference, the completions that do not fit its context: `completion_id`, `tokens` of prompt and completion."""
         self.unfit: set[str] = set()
         """Completions that some reference can't read whole."""
 
@@ -64,7 +66,9 @@ class ReferencePlanner:
         config = read_model_config(source)
         context = None if config is None else context_length(config)
         missing = _is_in(frame, cache.missing(frame, context=context))
-        unfit = _is_in(frame, cache.unfit(frame, context=context))
+        known = cache.unfit(frame, context=context)
+        unfit = _is_in(frame, known)
+        self.too_long[source.name] = known.select("completion_id", pl.col("tokens").cast(pl.Int64))
         engine, _ = choose_engine(settings.engine, settings.engine_options, self._machine.device)
         plan = ReferencePlan(
             source.name, source.model, engine, _dtype(source, self._machine.device, unknown), source.quantization,
@@ -107,6 +111,14 @@ class ReferencePlanner:
         too_long[lengths.places[~fits]] = True
         plan.to_score, plan.unfit = self._wanted.count(left), self._wanted.count(too_long)
         self.unfit |= set(self._wanted.frame["completion_id"].filter(pl.Series(too_long)))
+        away = lengths.written & ~fits
+        ids = self._wanted.frame["completion_id"][lengths.places[away].tolist()]
+        self.too_long[plan.name] = pl.concat(
+            [
+                self.too_long[plan.name],
+                pl.DataFrame({"completion_id": ids, "tokens": pl.Series(lengths.whole[away], dtype=pl.Int64)}),
+            ]
+        )
         plan.tokens = self._total(lengths, fits, lengths.whole)
         plan.completion_tokens = self._total(lengths, fits, lengths.tokens, by=COMPLETION)
         plan.longest_tokens = int(lengths.whole[fits].max(initial=0))

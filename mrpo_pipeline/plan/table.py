@@ -19,6 +19,7 @@ def plan_table(plan: Plan) -> str:
         [f"training: unknown: {reason}" for reason in plan.training.unknown] if plan.training else []
     )
     notes = [*plan.notices, *notes]
+    parts += ["\n".join(f"{text}." for text in plan.short_contexts)] if plan.short_contexts else []
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else []), "\n".join(_footnotes(plan))])
 
 

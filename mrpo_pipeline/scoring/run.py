@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Literal
 
 import polars as pl
 
 from mrpo_pipeline.counting import require_balance
-from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.head.context import known_context
+from mrpo_pipeline.nothing_left import expected_unfit, nothing_left, require_pairs, short_context
 from mrpo_pipeline.policy_start import start_notice
-from mrpo_pipeline.prepare import prepare_splits, wanted_completions
+from mrpo_pipeline.prepare import Prepared, prepare_splits, wanted_completions
 from mrpo_pipeline.progress import track
 from mrpo_pipeline.recipe import Recipe, Scoring
 from mrpo_pipeline.scoring.job import Job, job_of
@@ -52,6 +54,8 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
 
         require_ray()
     prepared = prepare_splits(recipe)
+    require_pairs(prepared)
+    frames = [part.frame for part in prepared.values()]
     notice = start_notice(recipe)
     if notice:
         log.warning("%s", notice)
@@ -59,6 +63,7 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
     jobs = [job_of(source, settings[source.name], recipe.cache, wanted, recipe.pairs.on_bad_row) for source in chosen]
     for job in jobs:
         job.cache.clear_leftovers()
+        _expect_short_context(job, recipe, frames)
     for where, together in groupby(jobs, key=lambda job: _where(job.settings)):
         group = list(together)
         if where != "here" and any(not job.missing.is_empty() for job in group):
@@ -71,13 +76,59 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
             _tell(job, wanted)
             if job.settings.check:
                 _check(recipe, job, wanted)
+    problem = _unserved(jobs, recipe, prepared, wanted)
     for split, part in prepared.items():
         log.info("%s: %s", split, part.summary())
     pairs = sum(part.frame.height for part in prepared.values())
     log.info("%s pairs are %s distinct completions.", f"{pairs:,}", f"{wanted.height:,}")
     for job in jobs:
         log.info("%s", job.report.summary())
+    if problem is not None:
+        raise problem
     return [job.report for job in jobs]
+
+
+def _expect_short_context(job: Job, recipe: Recipe, frames: list[pl.DataFrame]) -> None:
+    """Log, before anything is scored, that the reference's context is too short for some pairs, by the policy's tokens."""
+    context = None if job.missing.is_empty() else known_context(job.source)
+    expected = None if context is None else expected_unfit(context, frames)
+    if context is not None and expected is not None and expected.height:
+        log.warning(
+            "By the policy's tokens: %s.", short_context(job.source.name, context, recipe.limits, frames, expected)
+        )
+
+
+def _unserved(
+    jobs: list[Job], recipe: Recipe, prepared: Mapping[str, Prepared], wanted: pl.DataFrame
+) -> RunError | None:
+    """Log what each reference cannot read, with the way out; the error to end with where all together leave no pair."""
+    frames = [part.frame for part in prepared.values()]
+    dropped: dict[str, int] = {}
+    hints, lost = [], []
+    for job in jobs:
+        unfit = job.cache.unfit(wanted)
+        lost.append(unfit["completion_id"])
+        long = unfit.filter(pl.col("tokens") > 0)
+        if long.height:
+            text = short_context(job.source.name, int(long["context"].to_list()[0]), recipe.limits, frames, long)
+            hints += [text] if text else []
+            dropped[f"do not fit the context of {job.source.name}"] = _pairs_with(frames, long)
+        if long.height < unfit.height:
+            unwritten = unfit.filter(pl.col("tokens") == 0)
+            dropped[f"are not written by the template of {job.source.name}"] = _pairs_with(frames, unwritten)
+    every = pl.DataFrame({"completion_id": pl.concat(lost)}) if lost else wanted.clear()
+    pairs = sum(frame.height for frame in frames)
+    if pairs and _pairs_with(frames, every) == pairs:
+        read = sum(part.pairs_in for part in prepared.values())
+        return nothing_left(" and ".join(prepared), read, dropped, {}, ". ".join(hints))
+    for hint in hints:
+        log.warning("%s.", hint)
+    return None
+
+
+def _pairs_with(frames: list[pl.DataFrame], completions: pl.DataFrame) -> int:
+    ids = completions["completion_id"].implode()
+    return sum(int((frame["chosen_id"].is_in(ids) | frame["rejected_id"].is_in(ids)).sum()) for frame in frames)
 
 
 def _where(settings: Scoring) -> Literal["here", "local", "ray"]:

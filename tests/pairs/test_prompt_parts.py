@@ -53,6 +53,7 @@ def test_an_unused_part_of_the_prompt_is_refused_in_any_row(
         {"system": None, "input": "", "history": [], "context": "  ", "messages": None},
         {"question": "Name a river."},
         {"messages": [USER, {"role": "assistant", "content": "The Loire."}]},
+        {"messages": json.dumps([USER, {"role": "assistant", "content": "The Loire."}])},
         {"conversation": [{"input": "Name a river.", "output": "The Loire."}]},
         {"turns": 1, "context": 5},
     ],
