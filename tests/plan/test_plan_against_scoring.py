@@ -141,7 +141,9 @@ def test_a_plan_without_a_policy_is_refused(tmp_path: Path, planned: Callable[..
 def test_as_json_it_is_plain_numbers_with_units_in_their_names(tmp_path: Path, planned: Callable[..., Any]) -> None:
     recipe = run(tmp_path, made_pairs(20), pairs={"eval_fraction": 0.3})
     document = json.loads(json.dumps(planned(recipe).as_dict()))
-    assert set(document) == {"data", "references", "training", "gpu", "cpu", "device", "seconds"}
+    assert set(document) == {
+        "data", "references", "training", "gpu", "cpu", "device", "seconds", "notices", "short_contexts", "pairs_left",
+    }  # fmt: skip
     assert set(document["data"]["splits"]) == {"train", "eval"}
     (base,) = document["references"]
     assert isinstance(base["tokens"], int) and isinstance(base["cache_bytes"], int)
