@@ -80,7 +80,7 @@ audit-deps: setup ## look locks/cpu.txt up in the databases of known vulnerabili
 	@$(BIN)/python -P -m pip install --quiet pip-audit && $(BIN)/pip-audit --strict --no-deps --disable-pip -r locks/cpu.txt
 
 reproduce: setup ## run a recipe end to end to its report: make reproduce RECIPE=demo | paper (GPU) | FILE.yaml
-	@$(BIN)/python -P -m mrpo_pipeline.reproduce "$(RECIPE)"
+	@$(BIN)/python -P -m mrpo_pipeline.demo.reproduce "$(RECIPE)"
 
 clean: ## remove what runs and tools left (runs/, caches), not .venv
 	@rm -rf runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ from mrpo_pipeline.cache import CompletionRow
 from mrpo_pipeline.demo.vocabularies import CHATML_TEMPLATE, INST_TEMPLATE, TURN_TEMPLATE
 from mrpo_pipeline.engines import ScoringRequest, open_engine
 from mrpo_pipeline.engines.base import Engine
-from mrpo_pipeline.references import ModelSource
+from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.rendering import Rendered, Renderer
 
 TEMPLATES = {"chatml": CHATML_TEMPLATE, "inst": INST_TEMPLATE, "turns": TURN_TEMPLATE}
@@ -54,7 +54,7 @@ class Model:
     def network(self) -> Any:
         import torch
 
-        from mrpo_pipeline.engines.loading import load_model
+        from mrpo_pipeline.models.loading import load_model
 
         return load_model(self.source, device=torch.device("cpu"))[0]
 

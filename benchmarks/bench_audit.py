@@ -31,13 +31,13 @@ from measuring import describe_machine, machine, table, write_results
 
 from mrpo_pipeline.audit import Audit, Readers, audit_pairs
 from mrpo_pipeline.cache import CompletionRow, ReferenceCache
-from mrpo_pipeline.cached_logps import join_references
+from mrpo_pipeline.dataset.prepare import Prepared, prepare, wanted_completions
+from mrpo_pipeline.dataset.reference_logps import join_references
+from mrpo_pipeline.dataset.splits import Split
+from mrpo_pipeline.models.source import resolve
 from mrpo_pipeline.pairs import read_pairs
-from mrpo_pipeline.prepare import Prepared, prepare, wanted_completions
 from mrpo_pipeline.recipe import Limits
-from mrpo_pipeline.references import resolve
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.stage_two import Split
 
 DATA_SETS = 6
 TRAINED = ("m0", "m1", "m2", "m3", "m4", "m5", "large")

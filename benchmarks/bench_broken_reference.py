@@ -69,7 +69,7 @@ def plant(recipe: Any, models: Path, fault: str) -> None:
     from audit_faults import Model, padding, shuffled, sound
 
     from mrpo_pipeline.cache import ReferenceCache
-    from mrpo_pipeline.prepare import prepare_splits, wanted_completions
+    from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
 
     manifest = ReferenceCache.open(recipe.cache, "atlas").manifest()
     assert manifest is not None
@@ -141,9 +141,9 @@ def main() -> None:
         from mrpo_pipeline.audit import audit_recipe
         from mrpo_pipeline.compare import compare_recipe
         from mrpo_pipeline.demo.models import make_models
-        from mrpo_pipeline.progress import show_messages
         from mrpo_pipeline.recipe import parse_recipe
         from mrpo_pipeline.scoring import score_references
+        from mrpo_pipeline.terminal import show_messages
 
         show_messages()
         scratch = given.scratch or Path(temporary)

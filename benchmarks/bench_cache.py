@@ -76,8 +76,8 @@ def load(folder: str, references: int) -> dict[str, float]:
     import pyarrow.ipc
 
     from mrpo_pipeline.cache import ReferenceCache
-    from mrpo_pipeline.cached_logps import join_references, training_examples
-    from mrpo_pipeline.prepare import Prepared
+    from mrpo_pipeline.dataset.prepare import Prepared
+    from mrpo_pipeline.dataset.reference_logps import join_references, training_examples
     from mrpo_pipeline.recipe import Method
 
     resting = peak_rss_mb()

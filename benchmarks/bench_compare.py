@@ -64,8 +64,8 @@ def run(given: tuple[Any, ...], *, resident: bool = False, score: bool = False) 
 
     from mrpo_pipeline.compare import compare_recipe
     from mrpo_pipeline.policy import trainer as trainer_module
-    from mrpo_pipeline.progress import show_messages
     from mrpo_pipeline.scoring import score_references
+    from mrpo_pipeline.terminal import show_messages
 
     torch.set_num_threads(1)
     show_messages()

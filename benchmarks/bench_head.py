@@ -4,7 +4,7 @@
 
 The output head alone, frozen as LoRA leaves it, forward and backward pass, float32, one thread; every run in a process of its
 own. “All positions” is what `model(...).logits` and a log-softmax cost, as most trainers do it; “completions” picks the
-positions that predict a completion's token first; “chunks” is `mrpo_pipeline.head`, the gradient taken in the forward pass.
+positions that predict a completion's token first; “chunks” is `mrpo_pipeline.models`, the gradient taken in the forward pass.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def run(way: str, vocabulary: int, shape: dict[str, int], rounds: int) -> dict[s
     import psutil
     import torch
 
-    from mrpo_pipeline.head.logits import LogitForm, frozen_logps, linear_chunk, logps_of_logits
+    from mrpo_pipeline.models.head_logps import LogitForm, frozen_logps, linear_chunk, logps_of_logits
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

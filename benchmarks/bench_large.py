@@ -80,8 +80,8 @@ def make_caches(folder: str, references: int) -> dict[str, float]:
     import pyarrow.parquet as pq
 
     from mrpo_pipeline.cache import ReferenceCache
-    from mrpo_pipeline.prepare import renderer_of
-    from mrpo_pipeline.references import resolve
+    from mrpo_pipeline.dataset.prepare import renderer_of
+    from mrpo_pipeline.models.source import resolve
 
     draw = np.random.default_rng(0)
     for source in recipe(folder, references, 1).sources():
@@ -121,7 +121,7 @@ def train(folder: str, references: int, steps: int) -> dict[str, float]:
     from transformers import TrainerCallback
 
     from mrpo_pipeline.policy import train as training
-    from mrpo_pipeline.stage_two import train_recipe
+    from mrpo_pipeline.policy.run import train_recipe
 
     torch.set_num_threads(1)
     began = {"wall": time.monotonic(), "cpu": time.process_time()}

@@ -35,7 +35,7 @@ def our_run(task: Task, folder: str) -> dict[str, float]:
     """A default run of `mrpo train`, its held-out pairs with it."""
     import torch
 
-    from mrpo_pipeline.stage_two import train_recipe
+    from mrpo_pipeline.policy.run import train_recipe
 
     torch.set_num_threads(1)
     return figures_of(task, train_recipe(side_by_side.recipe(task, task.path("cache"), folder)))
@@ -60,11 +60,12 @@ def judge(task: Task, adapter: str) -> dict[str, float]:
     """Metrics of an adapter on the held-out pairs."""
     from transformers import PrinterCallback
 
-    from mrpo_pipeline.cached_logps import open_caches
+    from mrpo_pipeline.dataset.reference_logps import open_caches
+    from mrpo_pipeline.dataset.splits import examples_of, load_splits
     from mrpo_pipeline.policy.arguments import training_arguments
     from mrpo_pipeline.policy.model import load_policy
+    from mrpo_pipeline.policy.run import loss_settings, policy_settings, trained
     from mrpo_pipeline.policy.trainer import PreferenceTrainer
-    from mrpo_pipeline.stage_two import examples_of, load_splits, loss_settings, policy_settings, trained
 
     recipe = side_by_side.recipe(task, task.path("cache"), adapter)
     caches = open_caches(recipe)

@@ -80,7 +80,7 @@ def lengths_of(case: Case) -> Any:
     """Pairs of up to the case's length, a third of it prompt, and one of just that length."""
     import numpy as np
 
-    from mrpo_pipeline.plan.micro_batch import PairLengths
+    from mrpo_pipeline.plan.worst_batch import PairLengths
 
     draw = np.random.default_rng(0)
     whole = draw.integers(case.length // 4, case.length + 1, 3 * case.batch)
@@ -129,8 +129,8 @@ def train(case: Case, model: str) -> dict[str, float]:
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    from mrpo_pipeline.plan.micro_batch import examples_of
-    from mrpo_pipeline.policy import anchor, arguments, trainer  # noqa: F401
+    from mrpo_pipeline.plan.worst_batch import examples_of
+    from mrpo_pipeline.policy import anchor_check, arguments, trainer  # noqa: F401
     from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
     from mrpo_pipeline.policy.train import train_policy
 
@@ -152,6 +152,7 @@ def plan(case: Case, model: str) -> dict[str, float]:
     import torch
     from transformers import AutoConfig
 
+    from mrpo_pipeline.models.source import ModelSource
     from mrpo_pipeline.plan.architecture import describe, empty_model, weight_bytes
     from mrpo_pipeline.plan.training_memory import (
         PROCESS_BYTES,
@@ -161,7 +162,6 @@ def plan(case: Case, model: str) -> dict[str, float]:
         resident_bytes,
     )
     from mrpo_pipeline.policy.settings import LoraSettings
-    from mrpo_pipeline.references import ModelSource
 
     source, config = ModelSource("policy", model), AutoConfig.from_pretrained(model)
     figures = policy_figures(

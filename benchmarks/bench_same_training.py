@@ -32,7 +32,7 @@ class Reordered(Task):
 
 def our_ids(task: Task, output_dir: str) -> dict[str, dict[str, Any]]:
     """By the content of a row: its ids as this project reads them. Rows that it drops are not there."""
-    from mrpo_pipeline.prepare import prepare_splits
+    from mrpo_pipeline.dataset.prepare import prepare_splits
 
     found = {}
     for prepared in prepare_splits(side_by_side.recipe(task, task.path("cache"), output_dir)).values():
@@ -99,8 +99,8 @@ def our_run(task: Task, folder: str) -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from mrpo_pipeline.policy import trainer as trainer_module
+    from mrpo_pipeline.policy.run import train_recipe
     from mrpo_pipeline.scoring import score_references
-    from mrpo_pipeline.stage_two import train_recipe
 
     torch.set_num_threads(1)
     told: dict[str, Any] = {}

@@ -37,7 +37,7 @@ def run_ours(task: Task, folder: str) -> dict[str, float]:
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401 - imports are no part of the time
 
-    import mrpo_pipeline.head  # noqa: F401
+    import mrpo_pipeline.models.head  # noqa: F401
     from mrpo_pipeline.engines.transformers import TransformersEngine
     from mrpo_pipeline.scoring import score_references
 
@@ -92,7 +92,12 @@ def run_trl(task: Task, folder: str) -> dict[str, float]:
 
 
 MODULES = {
-    OURS: ("mrpo_pipeline.scoring", "mrpo_pipeline.engines.transformers", "mrpo_pipeline.head", "mrpo_pipeline.cache"),
+    OURS: (
+        "mrpo_pipeline.scoring",
+        "mrpo_pipeline.engines.transformers",
+        "mrpo_pipeline.models",
+        "mrpo_pipeline.cache",
+    ),
     TRL: ("datasets", "peft", "trl.trainer.dpo_trainer"),
 }
 

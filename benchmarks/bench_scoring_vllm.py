@@ -37,7 +37,7 @@ of the model; “before” is, for this project, reading the pairs, the policy's
 
 def ids_of(task: Task) -> list[list[int]]:
     """The distinct completions of the pairs as stage one scores them, prompt and completion in one list."""
-    from mrpo_pipeline.prepare import prepare_splits, renderer_of, wanted_completions
+    from mrpo_pipeline.dataset.prepare import prepare_splits, renderer_of, wanted_completions
     from mrpo_pipeline.rendering import tokens_to_score
 
     recipe = side_by_side.recipe(task, task.path("unused"), task.path("unused"))
@@ -75,7 +75,7 @@ def run_bare(task: Task, folder: str, *, tuned: bool = False) -> dict[str, float
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     sizes: dict[str, Any] = {}
     if tuned:
-        from mrpo_pipeline.engines.vllm_settings import MOST_BATCHED_TOKENS
+        from mrpo_pipeline.engines.vllm.sizes import MOST_BATCHED_TOKENS
 
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         sizes = {"max_num_batched_tokens": MOST_BATCHED_TOKENS["cpu"]}

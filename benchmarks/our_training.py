@@ -11,7 +11,7 @@ import side_by_side
 from measuring import peak_rss_mb
 from side_by_side import Task
 
-MODULES = ("mrpo_pipeline.stage_two", "mrpo_pipeline.policy.train", "mrpo_pipeline.policy.trainer", "peft")
+MODULES = ("mrpo_pipeline.policy.run", "mrpo_pipeline.policy.train", "mrpo_pipeline.policy.trainer", "peft")
 
 
 def score(task: Task, cache: str, output_dir: str, references: Mapping[str, str] | None = None) -> dict[str, float]:
@@ -19,8 +19,7 @@ def score(task: Task, cache: str, output_dir: str, references: Mapping[str, str]
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import mrpo_pipeline.engines.transformers
-    import mrpo_pipeline.head  # noqa: F401
+    import mrpo_pipeline.models.head  # noqa: F401
     from mrpo_pipeline.scoring import score_references
 
     torch.set_num_threads(1)
@@ -51,7 +50,7 @@ def train(
     import torch
 
     from mrpo_pipeline.policy import trainer as trainer_module
-    from mrpo_pipeline.stage_two import train_recipe
+    from mrpo_pipeline.policy.run import train_recipe
 
     torch.set_num_threads(1)
     figures: dict[str, Any] = {}

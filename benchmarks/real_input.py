@@ -22,15 +22,14 @@ import polars as pl
 import torch
 
 from mrpo_pipeline.cache import ReferenceCache
+from mrpo_pipeline.dataset.prepare import prepare_splits, renderer_of, wanted_completions
 from mrpo_pipeline.demo.vocabularies import byte_level_bpe, sentencepiece_bpe, unigram
 from mrpo_pipeline.evaluation import evaluate_recipe
 from mrpo_pipeline.pairs import parse_prompt, read_pairs
-from mrpo_pipeline.prepare import prepare_splits, renderer_of, wanted_completions
-from mrpo_pipeline.progress import show_messages, track
-from mrpo_pipeline.quiet import quiet_libraries
+from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.scoring import score_references
-from mrpo_pipeline.stage_two import train_recipe
+from mrpo_pipeline.terminal import quiet_libraries, show_messages, track
 
 CONTEXT = 2048
 SIZES: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": CONTEXT}

@@ -242,7 +242,7 @@ def resident(folder: str) -> Any:
     """A reference held in memory: a call gives the sums of a batch's completions, without logits, prompts not shared."""
     from transformers import AutoModelForCausalLM
 
-    from mrpo_pipeline.head import Head
+    from mrpo_pipeline.models.head import Head
     from mrpo_pipeline.policy.forward import PolicyForward
 
     return PolicyForward(Head.of(AutoModelForCausalLM.from_pretrained(folder).eval()))

@@ -34,7 +34,7 @@ def require_balance(
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """A split's counts (see ``stage_two.Split.counts``) as one line: pairs in = pairs out + pairs dropped, by reason."""
+    """A split's counts (see ``dataset.splits.Split.counts``) as one line: pairs in = pairs out + pairs dropped, by reason."""
     reasons = {
         what.removeprefix("pairs dropped: "): count
         for what, count in counts.items()

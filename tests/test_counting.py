@@ -11,21 +11,22 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_scoring import recipe
+from tiny_recipes import recipe
 from tiny_references import pair, plain_pairs, reference, write_pairs
 
-from mrpo_pipeline import cached_logps, cut_pairs, prepare, stage_two
 from mrpo_pipeline.cache import ReferenceCache
-from mrpo_pipeline.cached_logps import join_references, open_caches
 from mrpo_pipeline.counting import in_words, require_balance
+from mrpo_pipeline.dataset import prepare, reference_logps, truncate
+from mrpo_pipeline.dataset.prepare import prepare_splits
+from mrpo_pipeline.dataset.reference_logps import join_references, open_caches
+from mrpo_pipeline.dataset.splits import load_splits
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.pairs import PairTable, split_by_prompt
 from mrpo_pipeline.plan import plan_run
-from mrpo_pipeline.prepare import prepare_splits
+from mrpo_pipeline.policy import run as policy_run
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.scoring import run, score_references
 from mrpo_pipeline.scoring.job import job_of
-from mrpo_pipeline.stage_two import load_splits
 
 # Refuses an answer that holds a word, and a prompt that holds another: as templates do that rewrite tool calls, say.
 FUSSY = (
@@ -130,7 +131,7 @@ def test_what_is_lost_between_two_stages_is_found(tmp_path: Path, monkeypatch: p
         return lambda *given, **named: function(*given, **named).head(-1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cut_pairs, "_prepare_batch", losing(cut_pairs._prepare_batch))
+        patch.setattr(truncate, "_prepare_batch", losing(truncate._prepare_batch))
         with pytest.raises(RunError, match=r"counts of cutting train pairs.*6 pairs went in, 5 came out"):
             score_references(small)
     with monkeypatch.context() as patch:
@@ -155,7 +156,9 @@ def test_what_is_lost_between_two_stages_is_found(tmp_path: Path, monkeypatch: p
             score_references(small)
     score_references(small)
     with monkeypatch.context() as patch:
-        patch.setattr(cached_logps, "_readable", lambda caches, frame: (pl.Series([True] * 5 + [False]).to_numpy(), {}))
+        patch.setattr(
+            reference_logps, "_readable", lambda caches, frame: (pl.Series([True] * 5 + [False]).to_numpy(), {})
+        )
         with pytest.raises(RunError, match="counts of joining pairs with the references"):
             load_splits(small, open_caches(small))
     splits = load_splits(small, open_caches(small))
@@ -180,7 +183,7 @@ def test_every_command_shows_the_counts_at_its_end(tmp_path: Path, caplog: pytes
     assert caplog.messages[-4:-2] == ["train: 7 pairs read, 7 kept", "7 pairs are 14 distinct completions."]
     assert caplog.messages[-2].startswith("base: 14 completions wanted, 14 scored, 0 cached already")
     assert "small: 14 completions wanted, 13 scored, 0 cached already, 1 do not fit its context" in caplog.messages[-1]
-    stage_two.train_recipe(one)
+    policy_run.train_recipe(one)
     assert caplog.messages[-1] == "train: 7 pairs read = 6 used + 1 dropped (1 do not fit the context of small)"
 
 

@@ -40,7 +40,7 @@ def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what libraries say, and tracebacks."),
 ) -> None:
-    from mrpo_pipeline.progress import show_messages
+    from mrpo_pipeline.terminal import show_messages
 
     show_messages(verbose=verbose)
     if verbose:

@@ -9,8 +9,8 @@ import time
 
 from mrpo_cli import interrupts
 from mrpo_cli.interrupts import INTERRUPTED
-from mrpo_pipeline import python_processes
-from mrpo_pipeline.output_edge import guard_output, lost_output
+from mrpo_pipeline.files import python_processes
+from mrpo_pipeline.terminal import guard_output, lost_output
 
 # The switches by which libraries send no usage reports. Whoever has set one keeps it.
 REPORTS_OFF = {
@@ -43,8 +43,8 @@ def main() -> None:
 
 def _run() -> None:
     from mrpo_cli.commands import app
-    from mrpo_pipeline.disk_errors import refusal
     from mrpo_pipeline.errors import RunError, UserError
+    from mrpo_pipeline.files.disk_errors import refusal
 
     # What a scheduler sends before it kills ends as cleanly as Ctrl-C: shards in hand are written.
     interrupts.from_now_on()

@@ -41,7 +41,7 @@ def targets(
     ] = None,
 ) -> None:
     """Write, per pair, what stage two trains against; for this project, or with --for for another trainer."""
-    from mrpo_pipeline.outputs import check_output_file
+    from mrpo_pipeline.policy.output_dir import check_output_file
 
     report_ignored(recipe, overrides)
     if trainer is None:
@@ -53,7 +53,7 @@ def targets(
 
         print(export_targets(recipe, trainer, output, split=split).text())
         return
-    from mrpo_pipeline.targets_file import write_targets
+    from mrpo_pipeline.exports.parquet import write_targets
 
     output = output or Path("targets.parquet")
     count = write_targets(recipe, output, split=split)

@@ -26,8 +26,8 @@ def train(
     report_ignored(recipe, overrides)
     if not resume:
         interrupts.go_on_with("--resume")
-    from mrpo_pipeline.policy.processes import rank
-    from mrpo_pipeline.stage_two import train_recipe
+    from mrpo_pipeline.policy.distributed import rank
+    from mrpo_pipeline.policy.run import train_recipe
 
     metrics = train_recipe(recipe, resume=resume)
     if rank():

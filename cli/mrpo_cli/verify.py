@@ -11,8 +11,8 @@ from mrpo_cli.options import PAIRS, takes_recipe
 from mrpo_pipeline.errors import RunError
 
 if TYPE_CHECKING:
-    from mrpo_pipeline.drift import Verified
     from mrpo_pipeline.recipe import Recipe
+    from mrpo_pipeline.verify import Verified
 
 
 @takes_recipe(PAIRS)
@@ -46,7 +46,7 @@ def _verify(
     Without pairs: checksums, lengths, finite numbers. With pairs, policy and references: --check completions of each
     reference, drawn across lengths, are computed again by plain transformers and compared token by token.
     """
-    from mrpo_pipeline.drift import verify_cache
+    from mrpo_pipeline.verify import verify_cache
 
     repaired = _repair(recipe, only, silent=as_json) if repair else []
     found = []

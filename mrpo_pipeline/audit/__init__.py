@@ -10,8 +10,8 @@ report, table                                                   run        the w
 """
 
 from mrpo_pipeline.audit.findings import Finding
-from mrpo_pipeline.audit.origin import Readers
 from mrpo_pipeline.audit.report import Audit
 from mrpo_pipeline.audit.run import audit_pairs, audit_recipe, readers_of
+from mrpo_pipeline.audit.tokenization import Readers
 
 __all__ = ["Audit", "Finding", "Readers", "audit_pairs", "audit_recipe", "readers_of"]

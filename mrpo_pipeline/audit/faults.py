@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mrpo_pipeline.audit.by_numbers import fault_by_numbers, rounding
-from mrpo_pipeline.audit.by_rows import fault_by_rows
 from mrpo_pipeline.audit.findings import SOME, Evidence, Finding, again
-from mrpo_pipeline.audit.together import Likeness
+from mrpo_pipeline.audit.logprob_checks import fault_by_numbers, rounding
+from mrpo_pipeline.audit.pairwise import Likeness
+from mrpo_pipeline.audit.row_checks import fault_by_rows
 
 
 def find_faults(every: Sequence[Evidence], likeness: Mapping[tuple[int, int], Likeness]) -> list[Finding]:

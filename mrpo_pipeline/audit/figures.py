@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mrpo_pipeline.audit.ranks import correlation, rank_correlation
 from mrpo_pipeline.audit.sample import Bools, Floats, Ints
+from mrpo_pipeline.audit.statistics import correlation, rank_correlation
 from mrpo_pipeline.targets.diagnostics import TIE_ABSOLUTE, TIE_RELATIVE
 
 Z95 = 1.959963984540054

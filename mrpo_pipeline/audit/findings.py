@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mrpo_pipeline.audit.origin import Origin
-from mrpo_pipeline.audit.patterns import Patterns
+from mrpo_pipeline.audit.logprob_stats import Patterns
+from mrpo_pipeline.audit.tokenization import Origin
 
 BROKEN, SUSPECT = "broken", "suspect"
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mrpo_pipeline.audit.findings import Evidence
-from mrpo_pipeline.audit.together import Likeness
+from mrpo_pipeline.audit.pairwise import Likeness
 
 FAR = 3.0  # times the others' median
 

@@ -13,21 +13,21 @@ import polars as pl
 from mrpo_pipeline.audit.faults import find_faults
 from mrpo_pipeline.audit.figures import Scored, agreement, reference_figures
 from mrpo_pipeline.audit.findings import BROKEN, SUSPECT, Evidence, Finding
-from mrpo_pipeline.audit.origin import Readers, origin_of
-from mrpo_pipeline.audit.patterns import patterns_of
+from mrpo_pipeline.audit.logprob_stats import patterns_of
+from mrpo_pipeline.audit.pairwise import likenesses
 from mrpo_pipeline.audit.remarks import is_far_off, is_worse_than_bytes, remarks_on
 from mrpo_pipeline.audit.report import Audit
 from mrpo_pipeline.audit.sample import Ints, read_tokens, sample_pairs, sample_texts
-from mrpo_pipeline.audit.together import likenesses
-from mrpo_pipeline.audit.weighing import under_mrpo, weights_by
+from mrpo_pipeline.audit.tokenization import Readers, origin_of
+from mrpo_pipeline.audit.weight_preview import under_mrpo, weights_by
 from mrpo_pipeline.cache import ReferenceCache
-from mrpo_pipeline.cached_logps import CachedPairs, open_caches
-from mrpo_pipeline.drift.limits import limits_for
+from mrpo_pipeline.dataset.prepare import renderer_of
+from mrpo_pipeline.dataset.reference_logps import CachedPairs, open_caches
+from mrpo_pipeline.dataset.splits import Split, load_splits
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.prepare import renderer_of
+from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.recipe import Method, Recipe
-from mrpo_pipeline.references import ModelSource
-from mrpo_pipeline.stage_two import Split, load_splits
+from mrpo_pipeline.verify.tolerances import limits_for
 
 log = logging.getLogger("mrpo")
 

@@ -3,14 +3,14 @@
 Knows no model and no tokenizer.
 """
 
-from mrpo_pipeline.cache.at_work import Others
+from mrpo_pipeline.cache.active_writers import Others
 from mrpo_pipeline.cache.locations import check_location, check_reference_name, list_references, refuse_files
+from mrpo_pipeline.cache.maintenance import CacheStats, Pruned, ShardReport
 from mrpo_pipeline.cache.manifest import Manifest
 from mrpo_pipeline.cache.reference_cache import ReferenceCache
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA, CompletionRow, RefusedRowError, Unfit
 from mrpo_pipeline.cache.shards import DamagedError
 from mrpo_pipeline.cache.storage import StoreError
-from mrpo_pipeline.cache.upkeep import CacheStats, Pruned, ShardReport
 from mrpo_pipeline.cache.writer import ShardWriter
 
 __all__ = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from mrpo_pipeline.cache.storage import sha256_hex
-from mrpo_pipeline.whole_files import remove_leftovers, sync_folder, temporary_name
+from mrpo_pipeline.files.atomic import remove_leftovers, sync_folder, temporary_name
 
 
 class LocalStorage:

@@ -8,12 +8,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from mrpo_pipeline.cache.fsspec_backend import STORES, check_url
 from mrpo_pipeline.cache.local_storage import LocalStorage
 from mrpo_pipeline.cache.object_storage import ObjectStorage, folders_holding
-from mrpo_pipeline.cache.object_stores import STORES, check_url
 from mrpo_pipeline.cache.storage import Storage, StoreError
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.one_line import one_line
+from mrpo_pipeline.terminal import one_line
 
 MANIFEST = "manifest.json"
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pyarrow as pa
 
-from mrpo_pipeline.cache.object_stores import asking, connect, error_code, put_options
+from mrpo_pipeline.cache.fsspec_backend import asking, connect, error_code, put_options
 from mrpo_pipeline.cache.storage import StoreError, sha256_hex
 
 # Between tries of a conditional PUT that met another one: S3 then asks for it again (ConditionalRequestConflict).

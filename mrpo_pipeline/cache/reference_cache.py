@@ -13,17 +13,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from mrpo_pipeline.cache.at_work import Others, at_work
-from mrpo_pipeline.cache.checks import read_checks, write_check
+from mrpo_pipeline.cache.active_writers import Others, at_work
 from mrpo_pipeline.cache.locations import MANIFEST, check_reference_name, open_storage
-from mrpo_pipeline.cache.manifest import Manifest, fixed_fields
-from mrpo_pipeline.cache.reader import Coverage, read_completions
-from mrpo_pipeline.cache.schema import SHARD_SCHEMA, Unfit
-from mrpo_pipeline.cache.shards import DAMAGED, SHARDS
-from mrpo_pipeline.cache.storage import Storage, StoreError
-from mrpo_pipeline.cache.sums import build_sums, load_sums, shards_key, store_sums, wanted_key
-from mrpo_pipeline.cache.unfit import match_unfit, read_unfit, write_unfit
-from mrpo_pipeline.cache.upkeep import (
+from mrpo_pipeline.cache.maintenance import (
     WRITTEN_TO,
     CacheStats,
     Pruned,
@@ -32,9 +24,17 @@ from mrpo_pipeline.cache.upkeep import (
     prune_cache,
     verify_shards,
 )
+from mrpo_pipeline.cache.manifest import Manifest, fixed_fields
+from mrpo_pipeline.cache.reader import Coverage, read_completions
+from mrpo_pipeline.cache.schema import SHARD_SCHEMA, Unfit
+from mrpo_pipeline.cache.shards import DAMAGED, SHARDS
+from mrpo_pipeline.cache.storage import Storage, StoreError
+from mrpo_pipeline.cache.sums import build_sums, load_sums, shards_key, store_sums, wanted_key
+from mrpo_pipeline.cache.unscorable import match_unfit, read_unfit, write_unfit
+from mrpo_pipeline.cache.verify_records import read_checks, write_check
 from mrpo_pipeline.cache.writer import ShardWriter
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.one_line import one_line
+from mrpo_pipeline.terminal import one_line
 
 
 class ReferenceCache:

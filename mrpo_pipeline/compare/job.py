@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.compare.methods import START
-from mrpo_pipeline.content import sha256_of_small
-from mrpo_pipeline.evaluation.measured import forget
-from mrpo_pipeline.evaluation.outcomes import COMPARABLE
-from mrpo_pipeline.folder_lock import held
-from mrpo_pipeline.whole_files import remove_folder, whole_file, write_whole, write_whole_json
+from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE
+from mrpo_pipeline.evaluation.staleness import forget
+from mrpo_pipeline.files.atomic import remove_folder, whole_file, write_whole, write_whole_json
+from mrpo_pipeline.files.folder_lock import held
+from mrpo_pipeline.files.hashing import sha256_of_small
 
 if TYPE_CHECKING:
     from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
@@ -128,8 +128,8 @@ def _made(job: Job, tell: Tell) -> dict[str, Any]:
 
 
 def _train(job: Job, policy: PolicySettings, loss: LossSettings, tell: Tell) -> None:
+    from mrpo_pipeline.dataset.examples import PreferenceExamples
     from mrpo_pipeline.policy.checkpoints import DamagedCheckpointsError
-    from mrpo_pipeline.policy.examples import PreferenceExamples
     from mrpo_pipeline.policy.train import train_policy
 
     place = Path(job.folder)
@@ -164,10 +164,10 @@ def _measure(job: Job, policy: PolicySettings, loss: LossSettings) -> dict[str, 
     """The policy's figures on the held-out pairs, its sums of each in ``pairs.parquet``; and what a sweep asks of others."""
     import polars as pl
 
-    from mrpo_pipeline.evaluation.preferences import device_of_choice, dtype_of, evaluate_policy
-    from mrpo_pipeline.policy.anchor import compare_start
-    from mrpo_pipeline.policy.carried import AT_START, read_figures
-    from mrpo_pipeline.policy.examples import PreferenceExamples
+    from mrpo_pipeline.dataset.examples import PreferenceExamples
+    from mrpo_pipeline.evaluation.held_out import device_of_choice, dtype_of, evaluate_policy
+    from mrpo_pipeline.policy.anchor_check import compare_start
+    from mrpo_pipeline.policy.method_state import AT_START, read_figures
     from mrpo_pipeline.policy.model import load_policy
 
     began = time.monotonic()

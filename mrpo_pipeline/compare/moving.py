@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mrpo_pipeline.compare.comparisons import Outcomes
-from mrpo_pipeline.evaluation.outcomes import COMPARABLE
+from mrpo_pipeline.dataset.examples import PreferenceExamples
+from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE
 from mrpo_pipeline.evaluation.power import POINT
-from mrpo_pipeline.policy.examples import PreferenceExamples
 
 Floats = npt.NDArray[np.float64]
 

@@ -19,10 +19,10 @@ from mrpo_pipeline.compare.job import PAIRS
 from mrpo_pipeline.compare.methods import START, Contender
 from mrpo_pipeline.compare.moving import drift_per_token, metric_that_moves, ties_within
 from mrpo_pipeline.compare.verdict import Verdict, verdict_of
+from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import RunError
-from mrpo_pipeline.evaluation.outcomes import COMPARABLE, pair_outcomes
-from mrpo_pipeline.policy.examples import PreferenceExamples
-from mrpo_pipeline.whole_files import write_whole
+from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE, pair_outcomes
+from mrpo_pipeline.files.atomic import write_whole
 
 VERSION = 1
 DOCUMENT = "comparison.json"

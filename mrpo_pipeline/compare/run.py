@@ -11,20 +11,21 @@ from typing import Any
 import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache
-from mrpo_pipeline.cached_logps import CachedPairs, open_caches
-from mrpo_pipeline.compare.desk import Desk
 from mrpo_pipeline.compare.methods import Contender, contenders, settings_of
-from mrpo_pipeline.compare.processes import Outcome
 from mrpo_pipeline.compare.results import Comparison, summarize
+from mrpo_pipeline.compare.runs import Desk
 from mrpo_pipeline.compare.sweep import choose
+from mrpo_pipeline.compare.worker_pool import Outcome
 from mrpo_pipeline.counting import in_words
+from mrpo_pipeline.dataset.policy_start import start_notice
+from mrpo_pipeline.dataset.reference_logps import CachedPairs, open_caches
+from mrpo_pipeline.dataset.splits import Split, check_method, load_splits
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.folder_lock import held
-from mrpo_pipeline.outputs import check_output_folder
-from mrpo_pipeline.policy_start import start_notice
+from mrpo_pipeline.files.atomic import remove_leftovers, temporary_folder, whole_file, write_whole_json
+from mrpo_pipeline.files.folder_lock import held
+from mrpo_pipeline.policy.output_dir import check_output_folder
+from mrpo_pipeline.policy.run import check_training, policy_settings
 from mrpo_pipeline.recipe import Recipe
-from mrpo_pipeline.stage_two import Split, check_method, check_training, load_splits, policy_settings
-from mrpo_pipeline.whole_files import remove_leftovers, temporary_folder, whole_file, write_whole_json
 
 log = logging.getLogger("mrpo")
 
@@ -45,7 +46,7 @@ def compare_recipe(recipe: Recipe) -> Comparison:
         UserError: for a recipe, pairs or caches that are wrong.
         RunError: where a run failed; what is finished is kept, and a comparison of it is written where one can be made.
     """
-    from mrpo_pipeline.policy.processes import refuse_several
+    from mrpo_pipeline.policy.distributed import refuse_several
 
     refuse_several("mrpo compare")
     began = time.monotonic()
@@ -118,7 +119,7 @@ def _clusters(frame: pl.DataFrame) -> pl.Series:
 
 def _write_held_out(path: Path, pairs: CachedPairs) -> None:
     """The held-out pairs as a person reads them, beside the anchor's sums."""
-    from mrpo_pipeline.evaluation.samples import readable
+    from mrpo_pipeline.evaluation.generations import readable
 
     table = pl.DataFrame(
         {

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.compare.desk import Desk
 from mrpo_pipeline.compare.job import RESULT
 from mrpo_pipeline.compare.methods import Contender, settings_of
-from mrpo_pipeline.whole_files import remove_folder
+from mrpo_pipeline.compare.runs import Desk
+from mrpo_pipeline.files.atomic import remove_folder
 
 log = logging.getLogger("mrpo")
 

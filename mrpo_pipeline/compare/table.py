@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mrpo_pipeline.evaluation.outcomes import COMPARABLE
+from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE
 
 _SHORT = {
     "accuracy/policy": "prefers chosen",

@@ -17,7 +17,7 @@ from typing import Any
 from mrpo_pipeline.compare.comparisons import LEFT_OUT, ONE, SEVERAL, TRAINING, Compared
 from mrpo_pipeline.compare.methods import START, Contender
 from mrpo_pipeline.evaluation.intervals import Known
-from mrpo_pipeline.evaluation.outcomes import COMPARABLE
+from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE
 from mrpo_pipeline.evaluation.power import POWER, pairs_needed, seeds_needed
 
 # Means over the same pairs and seeds that differ by less are equal: sums in another order.

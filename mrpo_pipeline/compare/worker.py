@@ -32,7 +32,7 @@ def main() -> int:
 
     from mrpo_pipeline.compare.job import LOG, Job, run_job
     from mrpo_pipeline.errors import UserError
-    from mrpo_pipeline.progress import show_messages
+    from mrpo_pipeline.terminal import show_messages
 
     show_messages()
     while True:

@@ -7,7 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.demo.questions import KINDS, draw_prompt
-from mrpo_pipeline.progress import track
+from mrpo_pipeline.terminal import track
 
 if TYPE_CHECKING:
     import torch

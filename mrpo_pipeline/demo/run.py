@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.output_edge import guard_output
-from mrpo_pipeline.progress import show_messages
+from mrpo_pipeline.terminal import guard_output, show_messages
 
 
 def run_demo(models: Path = Path("runs/demo/models")) -> None:

@@ -8,13 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from mrpo_pipeline.engine_options import altering
 from mrpo_pipeline.engines.base import TRANSFORMERS_OPTIONS, Engine, ScoringRequest
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.references import ModelSource
+from mrpo_pipeline.models.engine_options import altering
+from mrpo_pipeline.models.source import ModelSource
 
 if TYPE_CHECKING:
-    from mrpo_pipeline.engines.vllm import VllmEngine
+    from mrpo_pipeline.engines.vllm.engine import VllmEngine
 
 __all__ = [
     "Engine", "EngineStart", "ScoringRequest", "choose_engine", "engine_available", "open_engine", "start_engine",
@@ -33,7 +33,7 @@ def engine_available(kind: str) -> str | None:
         return "vLLM is not installed (pip install 'mrpo[vllm]')"
     if not sys.platform.startswith("linux"):
         return f"vLLM runs on Linux, and this is {sys.platform}"
-    from mrpo_pipeline.engines.vllm_environment import has_gpu
+    from mrpo_pipeline.engines.vllm.environment import has_gpu
 
     if not has_gpu() and not _is_cpu_build():
         return "the vLLM installed is built for GPUs, and this machine has none"
@@ -57,7 +57,7 @@ def choose_engine(kind: str, options: Mapping[str, Any], device: str | None = No
     Args:
         device: `gpu` or `cpu`, where it is not this machine that scores.
     """
-    from mrpo_pipeline.engines.vllm_environment import has_gpu
+    from mrpo_pipeline.engines.vllm.environment import has_gpu
 
     if kind != "auto":
         return kind, "it was asked for"
@@ -113,7 +113,7 @@ class EngineStart:
             raise UserError(
                 f"scoring.engine: vllm cannot be used: {missing}. `engine: transformers` needs nothing more."
             )
-        from mrpo_pipeline.engines.vllm import VllmEngine
+        from mrpo_pipeline.engines.vllm.engine import VllmEngine
 
         if kind == "auto":
             options = {name: value for name, value in options.items() if name not in _NOT_VLLM}

@@ -16,10 +16,10 @@ from mrpo_pipeline.engines.base import (
     check_requests,
     refuse_unknown,
 )
-from mrpo_pipeline.engines.batches import BATCH_TOKENS, pack
+from mrpo_pipeline.engines.batching import BATCH_TOKENS, pack
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.head.context import context_length
-from mrpo_pipeline.references import ModelSource
+from mrpo_pipeline.models.context_length import context_length
+from mrpo_pipeline.models.source import ModelSource
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +38,8 @@ class TransformersEngine:
     def __init__(self, source: ModelSource, options: Mapping[str, Any] | None = None) -> None:
         import torch
 
-        from mrpo_pipeline.engines.loading import load_model
-        from mrpo_pipeline.head import Head
+        from mrpo_pipeline.models.head import Head
+        from mrpo_pipeline.models.loading import load_model
 
         options = dict(options or {})
         refuse_unknown(options, TRANSFORMERS_OPTIONS, self.name)

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.counting import in_words
+from mrpo_pipeline.dataset.nothing_left import handful
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.evaluation.measured import ANSWERS, EVALUATION, SAMPLES, adapter_content, how_asked
-from mrpo_pipeline.evaluation.preferences import PolicyFigures, device_of_choice, dtype_of, evaluate_policy
-from mrpo_pipeline.evaluation.samples import Sample, as_markdown, generate, readable
+from mrpo_pipeline.evaluation.generations import Sample, as_markdown, generate, readable
+from mrpo_pipeline.evaluation.held_out import PolicyFigures, device_of_choice, dtype_of, evaluate_policy
+from mrpo_pipeline.evaluation.staleness import ANSWERS, EVALUATION, SAMPLES, adapter_content, how_asked
 from mrpo_pipeline.evaluation.task_changes import TaskChange, table_of, task_changes, write_answers
 from mrpo_pipeline.evaluation.tasks import TaskModel, TaskScores, check_tasks, evaluate_tasks
 from mrpo_pipeline.evaluation.trained_with import by_its_method
-from mrpo_pipeline.folder_lock import held
-from mrpo_pipeline.nothing_left import handful
-from mrpo_pipeline.outputs import check_output_folder
+from mrpo_pipeline.files.atomic import write_whole, write_whole_json
+from mrpo_pipeline.files.folder_lock import held
+from mrpo_pipeline.policy.output_dir import check_output_folder
 from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
 from mrpo_pipeline.recipe import Recipe
-from mrpo_pipeline.whole_files import write_whole, write_whole_json
 
 log = logging.getLogger("mrpo")
 
@@ -106,7 +106,7 @@ def evaluate_recipe(
     Raises:
         UserError: where there is no adapter, nothing to measure on, or a completion is not scored; for an unknown task.
     """
-    from mrpo_pipeline.policy.processes import refuse_several
+    from mrpo_pipeline.policy.distributed import refuse_several
 
     refuse_several("mrpo evaluate")
     folder = Path(adapter if adapter is not None else recipe.output_dir)
@@ -153,13 +153,14 @@ def _check_output(recipe: Recipe, output: Path) -> None:
 
 
 def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evaluation) -> None:
-    from mrpo_pipeline.cached_logps import open_caches, target_settings
-    from mrpo_pipeline.policy.anchor import compare_start
-    from mrpo_pipeline.policy.carried import AT_START, read_figures
+    from mrpo_pipeline.dataset.policy_start import start_notice
+    from mrpo_pipeline.dataset.prepare import as_arrays, policy_tokenizer
+    from mrpo_pipeline.dataset.reference_logps import open_caches, target_settings
+    from mrpo_pipeline.dataset.splits import check_method, examples_of, load_splits
+    from mrpo_pipeline.policy.anchor_check import compare_start
+    from mrpo_pipeline.policy.method_state import AT_START, read_figures
     from mrpo_pipeline.policy.model import load_policy
-    from mrpo_pipeline.policy_start import start_notice
-    from mrpo_pipeline.prepare import as_arrays, policy_tokenizer
-    from mrpo_pipeline.stage_two import check_method, examples_of, load_splits, loss_settings, policy_settings, trained
+    from mrpo_pipeline.policy.run import loss_settings, policy_settings, trained
 
     check_method(recipe, recipe.method)
     caches = open_caches(recipe)
@@ -201,7 +202,7 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evalua
 
 def _measure_on_tasks(recipe: Recipe, folder: Path, output: Path) -> list[TaskChange]:
     """The harness's figures before and after; every document's answers go to ``tasks/TASK.parquet``."""
-    from mrpo_pipeline.stage_two import policy_settings, trained
+    from mrpo_pipeline.policy.run import policy_settings, trained
 
     settings = policy_settings(recipe)
     start, end = (

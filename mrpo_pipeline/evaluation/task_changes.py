@@ -13,7 +13,7 @@ import polars as pl
 from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.evaluation.intervals import mean_known
 from mrpo_pipeline.evaluation.tasks import TaskScores
-from mrpo_pipeline.whole_files import whole_file
+from mrpo_pipeline.files.atomic import whole_file
 
 
 @dataclass(frozen=True)

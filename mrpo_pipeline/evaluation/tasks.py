@@ -17,8 +17,8 @@ from typing import Any
 
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.policy.settings import PolicySettings
-from mrpo_pipeline.progress import PLAIN_INTERVAL, QUICK
 from mrpo_pipeline.recipe import Evaluation
+from mrpo_pipeline.terminal import PLAIN_INTERVAL, QUICK
 
 log = logging.getLogger("mrpo")
 
@@ -207,7 +207,7 @@ def _answer(sample: dict[str, Any]) -> dict[str, Any]:
 def _harness_model(model: TaskModel, settings: Evaluation) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    from mrpo_pipeline.evaluation.preferences import device_of_choice
+    from mrpo_pipeline.evaluation.held_out import device_of_choice
 
     common: dict[str, Any] = {
         "tokenizer": model.tokenizer,
@@ -279,7 +279,7 @@ def _quiet_harness() -> Iterator[None]:
     """The harness's log lines are for who debugs it: shown with ``-v`` alone. Off a terminal its bars are a line now and then."""
     from tqdm.std import tqdm
 
-    from mrpo_pipeline.quiet import quiet_libraries
+    from mrpo_pipeline.terminal import quiet_libraries
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate")]
     levels = [logger.level for logger in loggers]

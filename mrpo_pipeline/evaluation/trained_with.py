@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.model_files import is_hub_name, locate
+from mrpo_pipeline.models.files import is_hub_name, locate
+from mrpo_pipeline.models.source import ModelSource, same_model
 from mrpo_pipeline.recipe import Method, Recipe, load_recipe, parse_recipe
 from mrpo_pipeline.recipe.check import put
 from mrpo_pipeline.recipe.without_effect import refuse_ignored
-from mrpo_pipeline.references import ModelSource, same_model
 
 log = logging.getLogger("mrpo")
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import polars as pl
 
-from mrpo_pipeline.cached_logps import CachedPairs
-from mrpo_pipeline.prepare import policy_tokenizer
+from mrpo_pipeline.dataset.prepare import policy_tokenizer
+from mrpo_pipeline.dataset.reference_logps import CachedPairs
 from mrpo_pipeline.recipe import Recipe
 
 COLUMNS = ("reference_score_chosen", "reference_score_rejected")

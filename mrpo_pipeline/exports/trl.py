@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from mrpo_pipeline.cached_logps import CachedPairs
+from mrpo_pipeline.dataset.reference_logps import CachedPairs
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import parse_prompt
 from mrpo_pipeline.recipe import Recipe

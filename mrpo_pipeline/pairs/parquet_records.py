@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.pairs.arrow_rows import arrow_rows
 from mrpo_pipeline.pairs.bounds import check_expansion
 from mrpo_pipeline.pairs.json_records import Record
 from mrpo_pipeline.pairs.parquet_pages import check_columns, check_footer, check_pages
 from mrpo_pipeline.pairs.sources import PairFile, unreachable
+from mrpo_pipeline.terminal import one_line
 
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 64 << 20

@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.pairs.saved_datasets import saved_files
+from mrpo_pipeline.terminal import one_line
 
 TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 PACKED = ("", ".gz", ".zst")

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.pairs.bounds import check_expansion
+from mrpo_pipeline.terminal import one_line
 
 BUFFER = 1 << 20
 BOM = b"\xef\xbb\xbf"

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.model_files import locate, read_config, weight_files
-from mrpo_pipeline.one_line import one_line
-from mrpo_pipeline.quiet import quiet_libraries
-from mrpo_pipeline.references import ModelSource
+from mrpo_pipeline.models.files import locate, read_config, weight_files
+from mrpo_pipeline.models.source import ModelSource
+from mrpo_pipeline.terminal import one_line, quiet_libraries
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,8 @@ import polars as pl
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.plan.cache_bytes import ENCODED_TOKENS, RowToScore
-from mrpo_pipeline.progress import track
 from mrpo_pipeline.rendering import Renderer, tokens_to_score
+from mrpo_pipeline.terminal import track
 
 RENDER_BATCH = 2048
 _BYTES_PER_TOKEN = 4  # of text, about: only to choose how many shards are kept

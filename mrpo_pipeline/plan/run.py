@@ -7,15 +7,15 @@ import time
 import numpy as np
 import polars as pl
 
-from mrpo_pipeline.nothing_left import require_pairs, short_context
-from mrpo_pipeline.plan.machine import choose_machine
-from mrpo_pipeline.plan.population import read_population
+from mrpo_pipeline.dataset.nothing_left import require_pairs, short_context
+from mrpo_pipeline.dataset.policy_start import start_notice
+from mrpo_pipeline.dataset.prepare import policy_renderer
+from mrpo_pipeline.plan.completions import describe_data, prepare_population, wanted_of
+from mrpo_pipeline.plan.hardware import choose_machine
 from mrpo_pipeline.plan.report import Plan
+from mrpo_pipeline.plan.sampling import read_population
 from mrpo_pipeline.plan.stage_one import ReferencePlanner
 from mrpo_pipeline.plan.stage_two import TrainingData, plan_training
-from mrpo_pipeline.plan.wanted import describe_data, prepare_population, wanted_of
-from mrpo_pipeline.policy_start import start_notice
-from mrpo_pipeline.prepare import policy_renderer
 from mrpo_pipeline.recipe import Recipe
 
 

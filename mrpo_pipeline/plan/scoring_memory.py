@@ -6,15 +6,15 @@ import logging
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from mrpo_pipeline.engines.batches import BATCH_TOKENS
-from mrpo_pipeline.engines.vllm_settings import choose_sizes, first_model_length, kv_bytes_per_token
-from mrpo_pipeline.head.context import context_length
+from mrpo_pipeline.engines.batching import BATCH_TOKENS
+from mrpo_pipeline.engines.vllm.sizes import choose_sizes, first_model_length, kv_bytes_per_token
+from mrpo_pipeline.models.context_length import context_length
+from mrpo_pipeline.models.source import ModelSource
+from mrpo_pipeline.plan.activation_memory import LiveBytes, head_for, on_fake_device
 from mrpo_pipeline.plan.architecture import ITEM_BYTES, Architecture, empty_model, weight_bytes
-from mrpo_pipeline.plan.live_bytes import LiveBytes, head_for, on_fake_device
-from mrpo_pipeline.plan.machine import Machine
+from mrpo_pipeline.plan.hardware import Machine
 from mrpo_pipeline.plan.report import StageOneMemory
 from mrpo_pipeline.recipe import Scoring
-from mrpo_pipeline.references import ModelSource
 
 log = logging.getLogger("mrpo")
 

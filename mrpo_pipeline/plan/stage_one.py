@@ -11,21 +11,21 @@ import numpy.typing as npt
 import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache
+from mrpo_pipeline.dataset.prepare import renderer_of
 from mrpo_pipeline.engines import choose_engine
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.head.context import context_length
+from mrpo_pipeline.models.context_length import context_length
+from mrpo_pipeline.models.source import ModelSource, as_recorded, has_tokenizer, resolve, resolve_dtype
 from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.plan.architecture import Architecture, describe, empty_model, read_model_config
 from mrpo_pipeline.plan.cache_bytes import ASSUMED_ERROR, KNOWN_ERROR, RowToScore, bytes_per_token
+from mrpo_pipeline.plan.completions import COMPLETION, TEXT, Wanted
 from mrpo_pipeline.plan.estimate import Estimate
+from mrpo_pipeline.plan.hardware import Machine
 from mrpo_pipeline.plan.lengths import Lengths, measure_lengths
-from mrpo_pipeline.plan.machine import Machine
 from mrpo_pipeline.plan.report import ReferencePlan
 from mrpo_pipeline.plan.scoring_memory import Batch, ScoringMemory
-from mrpo_pipeline.plan.wanted import COMPLETION, TEXT, Wanted
-from mrpo_pipeline.prepare import renderer_of
 from mrpo_pipeline.recipe import Scoring
-from mrpo_pipeline.references import ModelSource, as_recorded, has_tokenizer, resolve, resolve_dtype
 from mrpo_pipeline.rendering import Renderer
 
 _SERVED_LOOKED_AT = 16  # completions of the cache whose log-probs are read: a shard each at most

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from mrpo_pipeline.dataset.prepare import Prepared
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.plan.architecture import describe, empty_model, read_model_config, weight_bytes
+from mrpo_pipeline.plan.completions import kept_rows, pair_expansion
 from mrpo_pipeline.plan.estimate import Estimate
-from mrpo_pipeline.plan.machine import Machine
-from mrpo_pipeline.plan.micro_batch import PairLengths
-from mrpo_pipeline.plan.population import Population
+from mrpo_pipeline.plan.hardware import Machine
 from mrpo_pipeline.plan.report import TrainingMemory, TrainingPlan
+from mrpo_pipeline.plan.sampling import Population
 from mrpo_pipeline.plan.scoring_memory import process_bytes
 from mrpo_pipeline.plan.training_memory import (
     PROCESS_BYTES,
@@ -26,10 +27,9 @@ from mrpo_pipeline.plan.training_memory import (
     resident_bytes,
     training_flops,
 )
-from mrpo_pipeline.plan.wanted import kept_rows, pair_expansion
+from mrpo_pipeline.plan.worst_batch import PairLengths
 from mrpo_pipeline.policy.model import base_dtype
 from mrpo_pipeline.policy.settings import LoraSettings
-from mrpo_pipeline.prepare import Prepared
 from mrpo_pipeline.recipe import Recipe
 
 # Pairs that are put into steps, to see which micro-batch is the heaviest, where only a sample is known.

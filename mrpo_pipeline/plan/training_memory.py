@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.one_line import one_line
+from mrpo_pipeline.models.source import ModelSource
+from mrpo_pipeline.plan.activation_memory import LiveBytes, head_for, on_fake_device
 from mrpo_pipeline.plan.architecture import ITEM_BYTES, Architecture, empty_model
-from mrpo_pipeline.plan.live_bytes import LiveBytes, head_for, on_fake_device
-from mrpo_pipeline.plan.micro_batch import PairLengths, heaviest, pair_attention, run_through
+from mrpo_pipeline.plan.worst_batch import PairLengths, heaviest, pair_attention, run_through
 from mrpo_pipeline.policy.arguments import fast_paths
 from mrpo_pipeline.policy.lora import add_adapter
 from mrpo_pipeline.policy.model import silence_config, silence_modules
 from mrpo_pipeline.policy.settings import LoraSettings
-from mrpo_pipeline.references import ModelSource
+from mrpo_pipeline.terminal import one_line
 
 log = logging.getLogger("mrpo")
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.one_line import one_line
+from mrpo_pipeline.policy.distributed import rank, world_size
 from mrpo_pipeline.policy.metrics import EVALUATED
-from mrpo_pipeline.policy.processes import rank, world_size
+from mrpo_pipeline.recipe.training import REFUSED
+from mrpo_pipeline.terminal import one_line
 
 ORDERS = ("group_by_length", "random", "sequential")
 
@@ -18,30 +19,6 @@ ORDERS = ("group_by_length", "random", "sequential")
 _REPORTERS = {
     "tensorboard": (("tensorboard", "tensorboardX"), "mrpo[tensorboard]"),
     "wandb": (("wandb",), "mrpo[wandb]"),
-}
-
-_PRECISION = "evaluation would compute in another dtype than training and scoring. Expected false. Take it out."
-_COMPILING = (
-    "it would compile the policy anew for the lengths of the steps, which cost minutes a step where it was tried (a CPU). Expected "
-    "false. Take it out."
-)
-
-# Keys of TrainingArguments that this trainer cannot have, and why. docs/recipes.md lists them.
-REFUSED = {
-    "resume_from_checkpoint": "a run is resumed from its last complete checkpoint by --resume. Expected no value. Take it out, and "
-    "give --resume.",
-    "label_smoothing_factor": "it smooths labels of a language model; for preferences, expected method.label_smoothing. Move it "
-    "there.",
-    "auto_find_batch_size": "it would change the number of pairs in an optimizer step, and so the result. Expected false. Lower "
-    "training.per_device_train_batch_size and raise training.gradient_accumulation_steps by the same factor instead.",
-    "use_liger_kernel": "it patches a loss that is not used here. Expected false. Take it out.",
-    "torch_compile": _COMPILING,
-    "torch_compile_backend": _COMPILING,
-    "torch_compile_mode": _COMPILING,
-    "bf16_full_eval": _PRECISION,
-    "fp16_full_eval": _PRECISION,
-    "hub_token": "it would be written into the recipe beside the results and into the model card. Expected the token in the "
-    "environment (HF_TOKEN) or from `hf auth login`. Take it out.",
 }
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.one_line import one_line
 from mrpo_pipeline.policy.argument_checks import refuse, try_late_parts
+from mrpo_pipeline.policy.distributed import needs_cpu
 from mrpo_pipeline.policy.model import has_bfloat16
-from mrpo_pipeline.policy.processes import needs_cpu
-from mrpo_pipeline.policy.settings import FastPaths
+from mrpo_pipeline.recipe.training import FastPaths
+from mrpo_pipeline.terminal import one_line
 
 log = logging.getLogger("mrpo")
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from mrpo_pipeline.content import sha256_of_small
+from mrpo_pipeline.dataset.examples import PreferenceExamples
+from mrpo_pipeline.dataset.ragged_ids import IdRows
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.policy.examples import PreferenceExamples
-from mrpo_pipeline.policy.id_rows import IdRows
-from mrpo_pipeline.whole_files import remove_folder, sync_file, write_whole_json
+from mrpo_pipeline.files.atomic import remove_folder, sync_file, write_whole_json
+from mrpo_pipeline.files.hashing import sha256_of_small
 
 log = logging.getLogger("mrpo")
 

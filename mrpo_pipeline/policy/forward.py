@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrpo_pipeline.head import Head
-from mrpo_pipeline.policy.examples import Batch
-from mrpo_pipeline.policy.layout import Segment, shared_row, two_rows
-from mrpo_pipeline.policy.pair_attention import PairAttention
+from mrpo_pipeline.dataset.examples import Batch
+from mrpo_pipeline.models.head import Head
+from mrpo_pipeline.policy.collate import Segment, shared_row, two_rows
+from mrpo_pipeline.policy.shared_prompt_attention import PairAttention
 
 
 class PolicyForward:

@@ -6,9 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.adapters import put_adapter
-from mrpo_pipeline.broken_models import reason_of, told
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.models.adapters import put_adapter
+from mrpo_pipeline.models.checks import reason_of, told
 from mrpo_pipeline.policy.lora_targets import target_modules
 from mrpo_pipeline.policy.settings import LoraSettings
 

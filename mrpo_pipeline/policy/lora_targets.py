@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.head.probe import ordinary_ids, special_ids
+from mrpo_pipeline.models.probe import ordinary_ids, special_ids
 
 ALL_LINEAR = "all-linear"
 

@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.broken_models import reason_of, told
-from mrpo_pipeline.disk_errors import refusal, telling
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.merge_check import Differences, NotMergeableError
-from mrpo_pipeline.merged_files import has_tokenizer
-from mrpo_pipeline.merging import Adapted, compare, merge
-from mrpo_pipeline.model_files import (
+from mrpo_pipeline.files.atomic import whole_folder
+from mrpo_pipeline.files.disk_errors import refusal, telling
+from mrpo_pipeline.models.checks import reason_of, told
+from mrpo_pipeline.models.files import (
     adapter_content,
     download,
     is_folder,
@@ -26,13 +24,15 @@ from mrpo_pipeline.model_files import (
     require_weights,
     weight_files,
 )
+from mrpo_pipeline.models.merge_check import Differences, NotMergeableError
+from mrpo_pipeline.models.merged_files import has_tokenizer
+from mrpo_pipeline.models.merging import Adapted, compare, merge
+from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.policy.model import DTYPES
 from mrpo_pipeline.policy.settings import PolicySettings
 from mrpo_pipeline.policy.train import save_tokenizer
-from mrpo_pipeline.quiet import quiet_libraries
 from mrpo_pipeline.recipe import Recipe, load_recipe
-from mrpo_pipeline.references import ModelSource
-from mrpo_pipeline.whole_files import whole_folder
+from mrpo_pipeline.terminal import quiet_libraries
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _TEXTS = (

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.losses import preference_loss, sft_loss
-from mrpo_pipeline.policy.carried import AT_START, CarriedFigures
-from mrpo_pipeline.policy.examples import PreferenceExamples
+from mrpo_pipeline.policy.method_state import AT_START, CarriedFigures
 from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.step_weights import step_columns
 

@@ -7,15 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.attention import exact_attention
-from mrpo_pipeline.broken_models import check_tensors, told
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.model_files import locate, require_weights
+from mrpo_pipeline.models.attention import exact_attention
+from mrpo_pipeline.models.checks import check_tensors, told
+from mrpo_pipeline.models.files import locate, require_weights
+from mrpo_pipeline.models.quantization import quantized_loading
+from mrpo_pipeline.models.source import ModelSource, auto_dtype, gpu_computes_in, resolve_dtype
 from mrpo_pipeline.policy.lora import add_adapter
-from mrpo_pipeline.policy.quantization import quantized_loading
 from mrpo_pipeline.policy.settings import PolicySettings
-from mrpo_pipeline.quiet import quiet_libraries
-from mrpo_pipeline.references import ModelSource, auto_dtype, gpu_computes_in, resolve_dtype
+from mrpo_pipeline.terminal import quiet_libraries
 
 log = logging.getLogger("mrpo")
 

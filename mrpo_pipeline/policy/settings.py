@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +66,3 @@ class LossSettings:
     """``mpo``: of the quality loss (BCO)."""
     first_weight: float = 1.0
     """``modpo``: w_1, the preference's own weight among the objectives."""
-
-
-@dataclass(frozen=True, slots=True)
-class FastPaths:
-    """What makes the training step cheap; none of it changes what is computed. Keys of the recipe's ``training``.
-
-    Each can be switched off to see what it gives.
-    """
-
-    share_prompt: bool = True
-    """Run a prompt once for both of its completions, where the model then gives the same log-probs."""
-    micro_batch_tokens: int | Literal["auto", "off"] = "auto"
-    """How many tokens a micro-batch holds at most. ``auto``: as many as ``per_device_train_batch_size`` pairs of the longest
-    kind have, so no more than a micro-batch of that many pairs can have, and on a CPU no more than stay in its caches.
-    ``off``: ``per_device_train_batch_size`` pairs in every micro-batch."""
-    fused_lora: bool = True
-    """Compute a linear layer and its adapter in one operation."""
-    chunked_head: bool = True
-    """Take log-probs and their gradient in chunks of positions, and not from the logits of all of them."""

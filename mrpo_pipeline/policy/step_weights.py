@@ -12,11 +12,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from mrpo_pipeline.policy.batches import Indices, TrainingOrder
-from mrpo_pipeline.policy.examples import Batch, PreferenceExamples
+from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
+from mrpo_pipeline.files.atomic import whole_file
+from mrpo_pipeline.policy.sampler import Indices, TrainingOrder
 from mrpo_pipeline.targets import TargetSettings, Thompson, sliding_window, step_inputs
 from mrpo_pipeline.targets.compute import finished
-from mrpo_pipeline.whole_files import whole_file
 
 Floats = npt.NDArray[np.float64]
 

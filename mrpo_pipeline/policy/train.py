@@ -10,17 +10,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.files.atomic import write_whole, write_whole_json
 from mrpo_pipeline.losses import check_loss
 from mrpo_pipeline.policy import checkpoints
-from mrpo_pipeline.policy.card import model_card
-from mrpo_pipeline.policy.examples import PreferenceExamples
+from mrpo_pipeline.policy.distributed import explain_lost_processes, join, speak_once
 from mrpo_pipeline.policy.model import base_dtype, load_config, load_policy
-from mrpo_pipeline.policy.pickled_state import data_only
-from mrpo_pipeline.policy.processes import explain_lost_processes, join, speak_once
-from mrpo_pipeline.policy.settings import FastPaths, LossSettings, PolicySettings
-from mrpo_pipeline.quiet import quiet_libraries
-from mrpo_pipeline.whole_files import write_whole, write_whole_json
+from mrpo_pipeline.policy.model_card import model_card
+from mrpo_pipeline.policy.safe_resume import data_only
+from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
+from mrpo_pipeline.recipe.training import FastPaths
+from mrpo_pipeline.terminal import quiet_libraries
 
 log = logging.getLogger("mrpo")
 
@@ -68,7 +69,7 @@ def train_policy(
     speak_once()
     dtype = base_dtype(policy, load_config(policy))
     with quiet_libraries():
-        from mrpo_pipeline.policy.anchor import StartCheck
+        from mrpo_pipeline.policy.anchor_check import StartCheck
         from mrpo_pipeline.policy.argument_checks import require_full_batch
         from mrpo_pipeline.policy.arguments import fast_paths, training_arguments
 
@@ -146,7 +147,7 @@ def _trainer(
 ) -> Any:
     from transformers import PrinterCallback, set_seed
 
-    from mrpo_pipeline.policy.reporting import PlainProgress
+    from mrpo_pipeline.policy.progress_callback import PlainProgress
     from mrpo_pipeline.policy.trainer import PreferenceTrainer
 
     set_seed(arguments.seed)

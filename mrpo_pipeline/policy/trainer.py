@@ -17,22 +17,23 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from mrpo_pipeline.adapters import saves_embeddings
 from mrpo_pipeline.counting import require_balance
-from mrpo_pipeline.head import Head
-from mrpo_pipeline.head.causality import require_causal
+from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
+from mrpo_pipeline.models.adapters import saves_embeddings
+from mrpo_pipeline.models.causality import require_causal
+from mrpo_pipeline.models.head import Head
 from mrpo_pipeline.policy import checkpoints
-from mrpo_pipeline.policy.batches import AllOnce, Measure, PairLoader, Steps, StepSampler, token_limit
-from mrpo_pipeline.policy.broken_step import broken_step, broken_weights, require_finite_sums
-from mrpo_pipeline.policy.carried import Carried
-from mrpo_pipeline.policy.examples import Batch, PreferenceExamples
 from mrpo_pipeline.policy.forward import PolicyForward, sum_dtype, to_device
+from mrpo_pipeline.policy.fsdp import shard_without_gpus, whole_adapter
 from mrpo_pipeline.policy.fused_lora import fuse_adapters
+from mrpo_pipeline.policy.method_callback import StepsEnd
+from mrpo_pipeline.policy.method_state import Carried
 from mrpo_pipeline.policy.metrics import METRICS, evaluation_metrics, pair_losses, pair_metrics
-from mrpo_pipeline.policy.settings import FastPaths, LossSettings
-from mrpo_pipeline.policy.sharded import shard_without_gpus, whole_adapter
-from mrpo_pipeline.policy.sharing import share_prompts
-from mrpo_pipeline.policy.steps_end import StepsEnd
+from mrpo_pipeline.policy.nonfinite import broken_step, broken_weights, require_finite_sums
+from mrpo_pipeline.policy.prompt_sharing_check import share_prompts
+from mrpo_pipeline.policy.sampler import AllOnce, Measure, PairLoader, Steps, StepSampler, token_limit
+from mrpo_pipeline.policy.settings import LossSettings
+from mrpo_pipeline.recipe.training import FastPaths
 
 log = logging.getLogger("mrpo")
 

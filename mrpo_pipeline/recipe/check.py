@@ -12,7 +12,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.recipe.expected import in_words, place_of
+from mrpo_pipeline.recipe.messages import in_words, place_of
 from mrpo_pipeline.recipe.settings import Method, Recipe, Scoring
 
 _MAX_PARTS = 20
@@ -176,7 +176,7 @@ def _check_training(training: Mapping[str, Any], where: str) -> None:
         return
     from transformers import TrainingArguments
 
-    from mrpo_pipeline.policy.settings import FastPaths
+    from mrpo_pipeline.recipe.training import FastPaths
     from mrpo_pipeline.recipe.training_bounds import RENAMED, out_of_bounds
 
     own = typing.get_type_hints(FastPaths)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mrpo_pipeline.one_line import one_line
+from mrpo_pipeline.terminal import one_line
 
 
 class _Loader(yaml.SafeLoader):

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from mrpo_pipeline.engine_options import describe_altering
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.files.atomic import write_whole
+from mrpo_pipeline.models.engine_options import describe_altering
+from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.recipe.plain_yaml import write_yaml
-from mrpo_pipeline.references import ModelSource
-from mrpo_pipeline.whole_files import write_whole
 
 # The authors' settings [MRPO, code], where transformers' own defaults differ.
 TRAINING_DEFAULTS: dict[str, Any] = {

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.model_files import refuse_gguf
+from mrpo_pipeline.models.files import refuse_gguf
 from mrpo_pipeline.pairs.identity import parse_prompt
-from mrpo_pipeline.rendering.byte_ends import TokenBytes, byte_ends
-from mrpo_pipeline.rendering.private_clone import CloneSet, PrivateClone, control_tokens, role_markers, text_pieces
-from mrpo_pipeline.rendering.seam import Seam, first_from
+from mrpo_pipeline.rendering.boundary import Seam, first_from
+from mrpo_pipeline.rendering.byte_offsets import TokenBytes, byte_ends
+from mrpo_pipeline.rendering.escaped_tokenizer import CloneSet, PrivateClone, control_tokens, role_markers, text_pieces
 from mrpo_pipeline.rendering.templates import (
     TEMPLATE_DATE,
     ChatTemplate,

@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.broken_models import reason_of
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.models.checks import reason_of
 from mrpo_pipeline.rendering.template_limits import TemplateFaultError, TemplateLimitError, Watched
 
 TEMPLATE_DATE = "2024-07-26"

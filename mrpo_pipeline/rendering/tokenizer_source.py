@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.broken_models import reason_of
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.model_files import download, is_folder, is_hub_name, locate, no_folder, read_config
+from mrpo_pipeline.models.checks import reason_of
+from mrpo_pipeline.models.files import download, is_folder, is_hub_name, locate, no_folder, read_config
 
 _SETTINGS = "tokenizer_config.json"
 # Files that hold a vocabulary, by the names that tokenizer classes give them.

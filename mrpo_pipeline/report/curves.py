@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mrpo_pipeline.report.drawing import SMALL, WIDTH, Plot, fitted, new_figure, plain_axes, title_over
-from mrpo_pipeline.report.folder import Folder, Run
+from mrpo_pipeline.report.formatting import number, one_line, percent
 from mrpo_pipeline.report.palette import Style, method_styles
+from mrpo_pipeline.report.results_folder import Folder, Run
 from mrpo_pipeline.report.svg import SERIES
-from mrpo_pipeline.report.texts import number, one_line, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

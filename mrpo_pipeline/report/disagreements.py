@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mrpo_pipeline.report.folder import Folder
+from mrpo_pipeline.report.results_folder import Folder
 
 SHOWN = 8
 _TIE = 1e-6

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrpo_pipeline.files.atomic import whole_file, write_whole
 from mrpo_pipeline.report import palette
 from mrpo_pipeline.report.svg import inline_svg
-from mrpo_pipeline.whole_files import whole_file, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,7 @@ def width_of(text: str, size: float = TEXT) -> float:
 
 def fitted(text: str, width: float, size: float = TEXT) -> str:
     """The text, its middle left out until it is no wider than this."""
-    from mrpo_pipeline.report.texts import shorten
+    from mrpo_pipeline.report.formatting import shorten
 
     length = len(text)
     shown = text

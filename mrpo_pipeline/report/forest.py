@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.report import palette
 from mrpo_pipeline.report.drawing import SMALL, TEXT, WIDTH, Plot, fitted, new_figure, plain_axes, title_over, width_of
-from mrpo_pipeline.report.folder import Folder
+from mrpo_pipeline.report.formatting import before_training, one_line, percent, points
 from mrpo_pipeline.report.palette import Style, method_styles
-from mrpo_pipeline.report.texts import before_training, one_line, percent, points
+from mrpo_pipeline.report.results_folder import Folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from mrpo_pipeline.report import palette
 from mrpo_pipeline.report.drawing import SMALL, TEXT, WIDTH, Plot, fitted, new_figure, plain_axes, title_over, width_of
 from mrpo_pipeline.report.forest import Row, limits_of, mark_line, rows_figure
+from mrpo_pipeline.report.formatting import fixed, number, one_line, percent
 from mrpo_pipeline.report.palette import Style, reference_styles
 from mrpo_pipeline.report.svg import SERIES
-from mrpo_pipeline.report.texts import fixed, number, one_line, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

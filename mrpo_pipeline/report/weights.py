@@ -13,10 +13,10 @@ import polars as pl
 from mrpo_pipeline.report import palette
 from mrpo_pipeline.report.curves import Floats, binned
 from mrpo_pipeline.report.drawing import SMALL, TEXT, WIDTH, Plot, fitted, new_figure, plain_axes, title_over, width_of
-from mrpo_pipeline.report.folder import Folder
+from mrpo_pipeline.report.formatting import one_line, percent
 from mrpo_pipeline.report.palette import reference_styles
+from mrpo_pipeline.report.results_folder import Folder
 from mrpo_pipeline.report.svg import SERIES
-from mrpo_pipeline.report.texts import one_line, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

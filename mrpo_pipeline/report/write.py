@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.content import sha256_of_small
-from mrpo_pipeline.folder_lock import held
-from mrpo_pipeline.report.folder import Folder, read_folder
+from mrpo_pipeline.files.atomic import write_whole, write_whole_json
+from mrpo_pipeline.files.folder_lock import held
+from mrpo_pipeline.files.hashing import sha256_of_small
 from mrpo_pipeline.report.palette import css_variables
-from mrpo_pipeline.whole_files import write_whole, write_whole_json
+from mrpo_pipeline.report.results_folder import Folder, read_folder
 
 log = logging.getLogger("mrpo")
 
@@ -97,16 +97,16 @@ def _page(folder: Folder) -> tuple[str, list[Any]]:
     from markupsafe import Markup
 
     from mrpo_pipeline.report.drawing import Plot
-    from mrpo_pipeline.report.sections.again import again_section, costs_section
+    from mrpo_pipeline.report.formatting import one_line
     from mrpo_pipeline.report.sections.audit import audit_section
+    from mrpo_pipeline.report.sections.glossary import WORDS
     from mrpo_pipeline.report.sections.pairs import pairs_section
-    from mrpo_pipeline.report.sections.ran import ran_section
+    from mrpo_pipeline.report.sections.rerun import again_section, costs_section
     from mrpo_pipeline.report.sections.results import results_section
+    from mrpo_pipeline.report.sections.run_summary import ran_section
     from mrpo_pipeline.report.sections.tasks import tasks_section
     from mrpo_pipeline.report.sections.training import training_section
     from mrpo_pipeline.report.sections.verdict import verdict_section
-    from mrpo_pipeline.report.sections.words import WORDS
-    from mrpo_pipeline.report.texts import one_line
 
     plots: list[Plot] = []
 
@@ -176,21 +176,21 @@ def _style() -> str:
 
 
 def _title(folder: Folder) -> str:
-    from mrpo_pipeline.report.texts import one_line, shorten
+    from mrpo_pipeline.report.formatting import one_line, shorten
 
     place = Path(str(folder.recipe.get("output_dir") or "")).parts[-2:]
     return f"mrpo comparison · {shorten(one_line('/'.join(place)), 60)}" if place else "mrpo comparison"
 
 
 def _written(folder: Folder) -> str:
-    from mrpo_pipeline.report.texts import one_line
+    from mrpo_pipeline.report.formatting import one_line
 
     extra = folder.document.model_extra or {}
     return next((one_line(str(extra[key])) for key in ("finished", "written", "time", "date") if extra.get(key)), "")
 
 
 def _notices(folder: Folder) -> list[str]:
-    from mrpo_pipeline.report.texts import one_line
+    from mrpo_pipeline.report.formatting import one_line
 
     notices = [one_line(notice) for notice in folder.notices]
     notices += [

@@ -8,11 +8,11 @@ from pathlib import Path
 import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache, check_location
-from mrpo_pipeline.model_files import is_folder
+from mrpo_pipeline.dataset.prepare import renderer_of, report_reading
+from mrpo_pipeline.models.files import is_folder
+from mrpo_pipeline.models.source import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.pairs.read import OnBadRow
-from mrpo_pipeline.prepare import renderer_of, report_reading
 from mrpo_pipeline.recipe import Scoring
-from mrpo_pipeline.references import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.rendering import Renderer
 from mrpo_pipeline.scoring.report import ReferenceReport, unfit_counts
 from mrpo_pipeline.scoring.scorer import Assignment

@@ -11,17 +11,17 @@ from typing import Literal
 import polars as pl
 
 from mrpo_pipeline.counting import require_balance
+from mrpo_pipeline.dataset.nothing_left import expected_unfit, nothing_left, require_pairs, short_context
+from mrpo_pipeline.dataset.policy_start import start_notice
+from mrpo_pipeline.dataset.prepare import Prepared, prepare_splits, wanted_completions
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.head.context import known_context
-from mrpo_pipeline.nothing_left import expected_unfit, nothing_left, require_pairs, short_context
-from mrpo_pipeline.policy_start import start_notice
-from mrpo_pipeline.prepare import Prepared, prepare_splits, wanted_completions
-from mrpo_pipeline.progress import track
+from mrpo_pipeline.models.context_length import known_context
 from mrpo_pipeline.recipe import Recipe, Scoring
+from mrpo_pipeline.scoring.concurrent_runs import units
 from mrpo_pipeline.scoring.job import Job, job_of
 from mrpo_pipeline.scoring.report import ReferenceReport
 from mrpo_pipeline.scoring.scorer import Scorer
-from mrpo_pipeline.scoring.sharing import units
+from mrpo_pipeline.terminal import track
 
 log = logging.getLogger("mrpo")
 
@@ -50,7 +50,7 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
     chosen = [source for source in sources if not only or source.name in only]
     settings = {source.name: recipe.scoring_of(source.name) for source in chosen}
     if any(_where(own) != "here" for own in settings.values()):
-        from mrpo_pipeline.scoring.ray_session import require_ray
+        from mrpo_pipeline.scoring.ray.session import require_ray
 
         require_ray()
     prepared = prepare_splits(recipe)
@@ -67,7 +67,7 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
     for where, together in groupby(jobs, key=lambda job: _where(job.settings)):
         group = list(together)
         if where != "here" and any(not job.missing.is_empty() for job in group):
-            from mrpo_pipeline.scoring.workers import score_by_workers
+            from mrpo_pipeline.scoring.ray.run import score_by_workers
 
             score_by_workers([job for job in group if not job.missing.is_empty()], where)
         for job in group:
@@ -168,7 +168,7 @@ def _score_here(job: Job) -> None:
 
 def _check(recipe: Recipe, job: Job, wanted: pl.DataFrame) -> None:
     """Compute some of the numbers again, now that the engine has given its memory back."""
-    from mrpo_pipeline.drift import check_numbers
+    from mrpo_pipeline.verify import check_numbers
 
     drift = check_numbers(recipe, job.source.name, wanted, job.settings.check)
     log.info("%s", drift.summary())

@@ -14,16 +14,16 @@ from types import TracebackType
 import polars as pl
 
 import mrpo_pipeline
-from mrpo_pipeline.broken_models import check_numbers
 from mrpo_pipeline.cache import CompletionRow, ReferenceCache, RefusedRowError, Unfit
+from mrpo_pipeline.dataset.prepare import renderer_of
 from mrpo_pipeline.engines import start_engine
 from mrpo_pipeline.engines.base import Engine, ImpossibleLogProbError, LogProbs, ScoringRequest
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.model_files import locate
+from mrpo_pipeline.models.checks import check_numbers
+from mrpo_pipeline.models.files import locate
+from mrpo_pipeline.models.source import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.pairs.read import OnBadRow
-from mrpo_pipeline.prepare import renderer_of
 from mrpo_pipeline.recipe import Scoring
-from mrpo_pipeline.references import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.rendering import Rendered, Renderer, tokens_to_score
 from mrpo_pipeline.scoring.report import Counts, count_control_strings, texts_of
 

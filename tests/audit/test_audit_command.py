@@ -133,8 +133,8 @@ def test_no_model_is_loaded(tmp_path: Path, model: Path, monkeypatch: pytest.Mon
     path = recipe(tmp_path, model, "base")
     (model / "model.safetensors").rename(tmp_path / "weights")
     try:
-        from mrpo_pipeline.cached_logps import open_caches
-        from mrpo_pipeline.engines import loading
+        from mrpo_pipeline.dataset.reference_logps import open_caches
+        from mrpo_pipeline.models import loading
 
         monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
         monkeypatch.setattr("mrpo_pipeline.audit.run.open_caches", lambda given: [_unchecked(given, open_caches)])

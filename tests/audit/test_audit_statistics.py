@@ -11,7 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mrpo_pipeline.audit.figures import Scored, agreement, reference_figures, share_with_interval
-from mrpo_pipeline.audit.ranks import (
+from mrpo_pipeline.audit.pairwise import surprisal, words_of
+from mrpo_pipeline.audit.sample import Texts, Tokens, sample_pairs
+from mrpo_pipeline.audit.statistics import (
     entropy,
     larger_among,
     rank_correlation,
@@ -19,9 +21,7 @@ from mrpo_pipeline.audit.ranks import (
     share_explained,
     surprise_against_shuffles,
 )
-from mrpo_pipeline.audit.sample import Texts, Tokens, sample_pairs
-from mrpo_pipeline.audit.weighing import under_mrpo, weights_by
-from mrpo_pipeline.audit.words import surprisal, words_of
+from mrpo_pipeline.audit.weight_preview import under_mrpo, weights_by
 
 
 def test_without_clusters_the_interval_is_wilsons() -> None:

@@ -16,17 +16,17 @@ import polars as pl
 
 from mrpo_pipeline.audit import Audit, Readers, audit_pairs
 from mrpo_pipeline.cache import CompletionRow, ReferenceCache
-from mrpo_pipeline.cached_logps import join_references
+from mrpo_pipeline.dataset.prepare import Prepared, prepare, wanted_completions
+from mrpo_pipeline.dataset.reference_logps import join_references
+from mrpo_pipeline.dataset.splits import Split
 from mrpo_pipeline.demo.pretraining import batches, conversations, pretrain
 from mrpo_pipeline.demo.questions import KINDS, draw_prompt
 from mrpo_pipeline.demo.vocabularies import VOCABULARIES
 from mrpo_pipeline.engines import ScoringRequest, open_engine
+from mrpo_pipeline.models.source import ModelSource, resolve
 from mrpo_pipeline.pairs import read_pairs
-from mrpo_pipeline.prepare import Prepared, prepare, wanted_completions
 from mrpo_pipeline.recipe import Limits
-from mrpo_pipeline.references import ModelSource, resolve
 from mrpo_pipeline.rendering import Rendered, Renderer
-from mrpo_pipeline.stage_two import Split
 
 Rows = list[CompletionRow]
 

@@ -32,7 +32,7 @@ from scored_rows import FINGERPRINT, cid, counted_sum, row, serving_row, wanted
 from mrpo_pipeline.cache import CompletionRow, ReferenceCache, ShardWriter, Unfit
 from mrpo_pipeline.cache.schema import encode_shard, rows_to_table
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.whole_files import temporary_name
+from mrpo_pipeline.files.atomic import temporary_name
 
 EXAMPLES = int(os.environ.get("MRPO_MACHINE_EXAMPLES", "12"))
 STEPS = int(os.environ.get("MRPO_MACHINE_STEPS", "25"))

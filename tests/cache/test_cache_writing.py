@@ -19,7 +19,7 @@ from scored_rows import FINGERPRINT, cache_at, cid, row, wanted, write
 from mrpo_pipeline.cache import CompletionRow, Manifest, ReferenceCache
 from mrpo_pipeline.cache.local_storage import LocalStorage
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.whole_files import ABANDONED_SECONDS, temporary_name
+from mrpo_pipeline.files.atomic import ABANDONED_SECONDS, temporary_name
 
 HERE = Path(__file__).parent
 

@@ -81,7 +81,7 @@ def test_rays_workers_run_no_module_of_the_folder(folder: Path, document: dict[s
 
 
 def test_pythonpath_counts_in_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mrpo_pipeline.python_processes import child_environment
+    from mrpo_pipeline.files.python_processes import child_environment
 
     (tmp_path / "of_mine.py").write_text("print('found')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

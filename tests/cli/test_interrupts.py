@@ -126,7 +126,7 @@ def interrupted(*_, **__):
     signal.raise_signal(signal.SIGINT)
 
 for module, name in (
-    ('stage_two', 'train_recipe'), ('policy.processes', 'rank'), ('compare', 'compare_recipe'), ('scoring', 'score_references')
+    ('policy.run', 'train_recipe'), ('policy.distributed', 'rank'), ('compare', 'compare_recipe'), ('scoring', 'score_references')
 ):
     sys.modules[f'mrpo_pipeline.{{module}}'] = types.SimpleNamespace(**{{name: interrupted}})
 sys.argv = ['mrpo', *{command!r}.split(), '--train-file', 'pairs.jsonl']

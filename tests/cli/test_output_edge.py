@@ -57,9 +57,9 @@ def test_what_was_typed_wrongly_moves_no_cursor(arguments: tuple[str, ...]) -> N
 
 
 BAR = f"""
-from mrpo_pipeline.output_edge import guard_output
+from mrpo_pipeline.terminal import guard_output
 guard_output()
-from mrpo_pipeline.progress import show_messages, track
+from mrpo_pipeline.terminal import show_messages, track
 import logging
 show_messages()
 with track({HOSTILE!r} + "[/red]", 3, "runs") as bar:
@@ -81,7 +81,7 @@ def test_a_bar_and_what_is_printed_beside_it_hold_no_sequence_but_the_bars_own()
 def test_an_encoding_that_lacks_letters_ends_nothing_and_json_stays_json(encoding: str) -> None:
     program = f"""
 import json
-from mrpo_pipeline.output_edge import guard_output
+from mrpo_pipeline.terminal import guard_output
 guard_output()
 print(json.dumps({{"text": "日本語 é 😀 \\u2026 " + {HOSTILE!r} + chr(0xd800)}}, ensure_ascii=False))
 """
@@ -95,10 +95,10 @@ print(json.dumps({{"text": "日本語 é 😀 \\u2026 " + {HOSTILE!r} + chr(0xd8
 
 WORK = """
 import sys
-from mrpo_pipeline.output_edge import guard_output
+from mrpo_pipeline.terminal import guard_output
 guard_output()
 import logging
-from mrpo_pipeline.progress import show_messages
+from mrpo_pipeline.terminal import show_messages
 show_messages()
 for number in range(20000):
     print("a line of a long table", number)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mrpo_pipeline.compare import processes
+from mrpo_pipeline.compare import worker_pool
 from mrpo_pipeline.compare.job import Job
-from mrpo_pipeline.compare.places import Places
+from mrpo_pipeline.compare.parallelism import Places
 from mrpo_pipeline.errors import RunError
 
 
@@ -26,8 +26,8 @@ def test_a_reason_is_sentences_that_others_can_follow(
     def failing(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(processes, "run_job", failing)
+    monkeypatch.setattr(worker_pool, "run_job", failing)
     one = Job("mrpo", 0, "folder", "held-out", {}, {}, "key")
-    outcome = processes.run_all([one], Places(1), lambda *_: "")
+    outcome = worker_pool.run_all([one], Places(1), lambda *_: "")
     assert outcome.failed == {one: told}
     assert f"mrpo, seed 0: failed. {told}\n" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from mrpo_pipeline.compare.job import PAIRS, RESULT, Job, finished
-from mrpo_pipeline.content import sha256_of_small
+from mrpo_pipeline.files.hashing import sha256_of_small
 
 
 def run_left(folder: Path, *, checksum: bool) -> Job:

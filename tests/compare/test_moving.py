@@ -12,7 +12,7 @@ from mrpo_pipeline.compare.comparisons import Outcomes, compare_outcomes, shares
 from mrpo_pipeline.compare.methods import Contender
 from mrpo_pipeline.compare.moving import drift_per_token, metric_that_moves, ties_within
 from mrpo_pipeline.compare.verdict import verdict_of
-from mrpo_pipeline.evaluation.outcomes import pair_outcomes
+from mrpo_pipeline.evaluation.pair_outcomes import pair_outcomes
 from mrpo_pipeline.recipe import Method
 
 NAMES = ("base", "abacus")

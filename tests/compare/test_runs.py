@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 from mrpo_pipeline.compare import compare_recipe, job
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.policy.batches import StepSampler
+from mrpo_pipeline.policy.sampler import StepSampler
 
 
 def adapter(folder: Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def test_what_is_left_and_what_a_second_call_takes_as_it_is(
     trained: list[str] = []
     real = job.run_job
     monkeypatch.setattr(
-        "mrpo_pipeline.compare.processes.run_job", lambda one, tell: trained.append(one.title) or real(one, tell)
+        "mrpo_pipeline.compare.worker_pool.run_job", lambda one, tell: trained.append(one.title) or real(one, tell)
     )
     again = compare_recipe(recipe_of(document, out, compare={"methods": listed}))
     assert trained == [] and again.table() == first.table() and again.as_dict()["costs"] == found["costs"]
@@ -146,7 +146,7 @@ def test_a_run_that_fails_is_told_the_others_finish_and_what_is_complete_is_comp
             raise RunError("The loss is not finite.")
         return real(one, tell)
 
-    monkeypatch.setattr("mrpo_pipeline.compare.processes.run_job", failing)
+    monkeypatch.setattr("mrpo_pipeline.compare.worker_pool.run_job", failing)
     run = recipe_of(document, tmp_path / "out")
     with pytest.raises(
         RunError, match=r"1 of 5 runs failed: mrpo, seed 0\. The loss is not finite.*same command again"
@@ -156,7 +156,7 @@ def test_a_run_that_fails_is_told_the_others_finish_and_what_is_complete_is_comp
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [method["name"] for method in found["methods"]] == ["dpo-base", "dpo-other", "multi-dpo"]
     assert found["failed"] == [{"run": "mrpo, seed 0", "reason": "The loss is not finite."}]
-    monkeypatch.setattr("mrpo_pipeline.compare.processes.run_job", real)
+    monkeypatch.setattr("mrpo_pipeline.compare.worker_pool.run_job", real)
     assert len(compare_recipe(run).as_dict()["methods"]) == 4
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mrpo_pipeline.engines import ScoringRequest
-from mrpo_pipeline.references import ModelSource
+from mrpo_pipeline.models.source import ModelSource
 
 VOCAB = 320
 

@@ -9,10 +9,10 @@ import pytest
 
 from mrpo_pipeline.engines import ScoringRequest, engine_available, open_engine
 from mrpo_pipeline.engines.base import check_finite, check_requests
-from mrpo_pipeline.engines.messages import receive, send, split
+from mrpo_pipeline.engines.vllm.ipc import receive, send, split
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.head.context import context_length
-from mrpo_pipeline.references import ModelSource
+from mrpo_pipeline.models.context_length import context_length
+from mrpo_pipeline.models.source import ModelSource
 
 
 def request(prompt: list[int], completion: list[int]) -> ScoringRequest:
@@ -104,16 +104,16 @@ def test_vllm_not_installed_is_said_and_auto_takes_transformers(monkeypatch: pyt
 
 def test_auto_is_vllm_on_a_gpu_and_transformers_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import mrpo_pipeline.engines as engines
-    from mrpo_pipeline.engines import vllm_environment
+    from mrpo_pipeline.engines.vllm import environment
 
     monkeypatch.setattr(engines, "engine_available", lambda kind: None)
-    monkeypatch.setattr(vllm_environment, "has_gpu", lambda: False)
+    monkeypatch.setattr(environment, "has_gpu", lambda: False)
     kind, why = engines.choose_engine("auto", {"max_batch_tokens": 512})
     assert kind == "transformers" and "on a CPU it starts at once" in why and "\n" not in why
     assert engines.choose_engine("auto", {"max_num_seqs": 4})[0] == "vllm"  # an option of vLLM's own
     assert engines.choose_engine("auto", {}, "gpu")[0] == "vllm"  # planned for a GPU that is not here
     assert engines.choose_engine("vllm", {})[0] == "vllm"
-    monkeypatch.setattr(vllm_environment, "has_gpu", lambda: True)
+    monkeypatch.setattr(environment, "has_gpu", lambda: True)
     assert engines.choose_engine("auto", {})[0] == "vllm"
     monkeypatch.setattr(engines, "engine_available", lambda kind: "it is not installed")
     assert engines.choose_engine("auto", {}) == ("transformers", "it is not installed")

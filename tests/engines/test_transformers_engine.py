@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_models import build, make
 
-from mrpo_pipeline.attention import exact_attention
 from mrpo_pipeline.engines import ScoringRequest, open_engine
 from mrpo_pipeline.engines.transformers import TransformersEngine
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.head import logits as head_logits
+from mrpo_pipeline.models import head_logps as head_logits
+from mrpo_pipeline.models.attention import exact_attention
 
 KINDS = (
     "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi", "phi3", "gpt2", "gpt_neox",

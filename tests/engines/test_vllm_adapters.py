@@ -10,8 +10,8 @@ from tiny_adapters import adapted
 from tiny_models import make
 
 from mrpo_pipeline.engines import open_engine
-from mrpo_pipeline.engines.vllm import VllmUnsupportedError
-from mrpo_pipeline.engines.vllm_adapters import UnsupportedError, adapt, why_not_served
+from mrpo_pipeline.engines.vllm.adapters import UnsupportedError, adapt, why_not_served
+from mrpo_pipeline.engines.vllm.engine import VllmUnsupportedError
 
 pytestmark = pytest.mark.vllm
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mrpo_pipeline.engines.vllm_adapters import UnsupportedError
-from mrpo_pipeline.engines.vllm_answers import Dense, Listed, MisalignedError
-from mrpo_pipeline.engines.vllm_process import Scorer
+from mrpo_pipeline.engines.vllm.adapters import UnsupportedError
+from mrpo_pipeline.engines.vllm.logprobs import Dense, Listed, MisalignedError
+from mrpo_pipeline.engines.vllm.process import Scorer
 from mrpo_pipeline.errors import RunError
 
 FLAT = frozenset({"prompt_logprobs", "flat_logprobs", "prompt_logprob_token_ids", "prompt_logprob_start"})

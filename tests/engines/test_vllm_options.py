@@ -6,9 +6,9 @@ from typing import Any, Literal
 import pytest
 
 from mrpo_pipeline.engines import open_engine
-from mrpo_pipeline.engines.vllm_adapters import UnsupportedError
-from mrpo_pipeline.engines.vllm_causes import cause, plain
-from mrpo_pipeline.engines.vllm_options import check_here, checked, vllm_quantization
+from mrpo_pipeline.engines.vllm.adapters import UnsupportedError
+from mrpo_pipeline.engines.vllm.errors import cause, plain
+from mrpo_pipeline.engines.vllm.options import check_here, checked, vllm_quantization
 from mrpo_pipeline.errors import UserError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrpo_pipeline.engines.vllm_settings import choose_sizes, first_model_length, kv_bytes_per_token
+from mrpo_pipeline.engines.vllm.sizes import choose_sizes, first_model_length, kv_bytes_per_token
 
 GIB = 1 << 30
 CARD = {

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_stage_two import run_of
+from tiny_recipes import run_of
 from tiny_references import reference
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation import evaluate_recipe
+from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import load_recipe, parse_recipe
-from mrpo_pipeline.stage_two import train_recipe
 
 FEW = {"samples": 1, "max_new_tokens": 2}
 

@@ -10,13 +10,13 @@ import pytest
 from tiny_references import pair, reference, write_pairs
 from transformers import AutoTokenizer
 
-from mrpo_pipeline.cached_logps import pair_targets
+from mrpo_pipeline.dataset.reference_logps import pair_targets
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.exports import export_targets
 from mrpo_pipeline.exports.fairseq2 import CUT, OTHER_IDS
+from mrpo_pipeline.exports.parquet import cached_split
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.scoring import score_references
-from mrpo_pipeline.targets_file import cached_split
 
 ROWS = [
     pair("Why is the sky blue?", "Light is scattered: 日本語 👍🏽.", "It isn't."),

@@ -14,13 +14,13 @@ import polars as pl
 import pytest
 from tiny_references import HARD_TEXTS, pair, reference, write_pairs
 
-from mrpo_pipeline.cached_logps import pair_targets
+from mrpo_pipeline.dataset.reference_logps import pair_targets
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.exports import export_targets
+from mrpo_pipeline.exports.parquet import cached_split
+from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.scoring import score_references
-from mrpo_pipeline.stage_two import train_recipe
-from mrpo_pipeline.targets_file import cached_split
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")

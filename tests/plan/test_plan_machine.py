@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from mrpo_pipeline.plan import machine
+from mrpo_pipeline.plan import hardware
 from mrpo_pipeline.plan.estimate import Estimate
 from mrpo_pipeline.plan.gpus import GPUS, gpu_here, recognize
-from mrpo_pipeline.plan.machine import choose_machine, cpu_flops
+from mrpo_pipeline.plan.hardware import choose_machine, cpu_flops
 
 # Names as nvidia-smi and rocm-smi print them.
 KNOWN = {
@@ -83,7 +83,7 @@ def test_an_unknown_gpu_has_the_memory_of_its_driver_and_no_hours(monkeypatch: p
 def test_hours_of_a_cpu_follow_its_measured_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert 1e8 < cpu_flops("float32") < 1e15
-    monkeypatch.setattr(machine, "cpu_flops", lambda dtype: {"float32": 1e11, "float16": 1e9}[dtype])
+    monkeypatch.setattr(hardware, "cpu_flops", lambda dtype: {"float32": 1e11, "float16": 1e9}[dtype])
     here = choose_machine(None, 1, 0.5)
     assert here.device == "cpu" and here.describe() is None
     hours = here.hours(Estimate(3.6e14), "float32")

@@ -11,21 +11,22 @@ import pytest
 from planned_run import made_pairs, run
 from tiny_references import write_pairs
 
+from mrpo_pipeline.dataset.prepare import read_splits
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import parts as parts_module
 from mrpo_pipeline.pairs import read_pairs
-from mrpo_pipeline.plan import plan_run, population
+from mrpo_pipeline.plan import plan_run
+from mrpo_pipeline.plan import sampling as sampling_module
 from mrpo_pipeline.plan.collector import Limits
 from mrpo_pipeline.plan.estimate import Expansion
-from mrpo_pipeline.plan.population import read_population
-from mrpo_pipeline.prepare import read_splits
+from mrpo_pipeline.plan.sampling import read_population
 from mrpo_pipeline.recipe import Pairs
 
 
 @pytest.fixture
 def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(population, "COUNTED", Limits(2000, 8_000_000))
-    monkeypatch.setattr(population, "SAMPLED", Limits(1500, 5_000_000))
+    monkeypatch.setattr(sampling_module, "COUNTED", Limits(2000, 8_000_000))
+    monkeypatch.setattr(sampling_module, "SAMPLED", Limits(1500, 5_000_000))
 
 
 @pytest.mark.usefixtures("small_sample")

@@ -11,13 +11,13 @@ import tiny_models
 import torch
 from torch import nn
 
+from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.plan import training_memory
-from mrpo_pipeline.plan.live_bytes import LiveBytes, on_fake_device
-from mrpo_pipeline.plan.micro_batch import PairLengths, heaviest
+from mrpo_pipeline.plan.activation_memory import LiveBytes, on_fake_device
 from mrpo_pipeline.plan.training_memory import optimizer_bytes, policy_figures
+from mrpo_pipeline.plan.worst_batch import PairLengths, heaviest
 from mrpo_pipeline.policy.model import load_policy
 from mrpo_pipeline.policy.settings import LoraSettings, PolicySettings
-from mrpo_pipeline.references import ModelSource
 
 
 def test_what_autograd_keeps_and_makes_is_counted_by_hand() -> None:
@@ -81,8 +81,8 @@ def test_trainable_parameters_are_those_of_the_policy_that_is_trained(tmp_path: 
 
 def alive_in_training(folder: Path, found: Any, **training: Any) -> int:
     """Bytes alive at the peak of the same micro-batch on real tensors, counted by what each operation gives."""
-    from mrpo_pipeline.head import Head
-    from mrpo_pipeline.plan.micro_batch import run_through
+    from mrpo_pipeline.models.head import Head
+    from mrpo_pipeline.plan.worst_batch import run_through
 
     torch.manual_seed(0)
     policy = load_policy(PolicySettings(str(folder), lora=LoraSettings(r=4, target_modules="all-linear")))

@@ -8,9 +8,9 @@ import pytest
 import tiny_models
 import torch
 
+from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.plan.architecture import Architecture, describe, empty_model, weight_bytes
 from mrpo_pipeline.plan.cache_bytes import drawn_logps
-from mrpo_pipeline.references import ModelSource
 
 
 def described(kind: str) -> Architecture:

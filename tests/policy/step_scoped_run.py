@@ -8,7 +8,7 @@ from typing import Any
 import training_run
 from tiny_policy import make_examples
 
-from mrpo_pipeline.policy.examples import PreferenceExamples
+from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
 from mrpo_pipeline.policy.train import train_policy
 from mrpo_pipeline.targets import TargetSettings

@@ -19,13 +19,14 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from tiny_references import HARD_TEXTS, pair, write_pairs
 
-from mrpo_pipeline.cached_logps import open_caches
+from mrpo_pipeline.dataset.reference_logps import open_caches
+from mrpo_pipeline.dataset.splits import examples_of, load_splits
 from mrpo_pipeline.policy.arguments import training_arguments
 from mrpo_pipeline.policy.model import load_policy
+from mrpo_pipeline.policy.run import loss_settings, policy_settings
 from mrpo_pipeline.policy.trainer import PreferenceTrainer
 from mrpo_pipeline.recipe import parse_recipe
 from mrpo_pipeline.scoring import score_references
-from mrpo_pipeline.stage_two import examples_of, load_splits, loss_settings, policy_settings
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")

@@ -3,7 +3,7 @@ import torch
 from tiny_policy import load_base, make_examples, write_policy
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.policy.anchor import TOLERANCE, check_start
+from mrpo_pipeline.policy.anchor_check import TOLERANCE, check_start
 from mrpo_pipeline.policy.arguments import training_arguments
 from mrpo_pipeline.policy.model import load_policy
 from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_stage_two import QUICK, run_of
+from tiny_recipes import QUICK, run_of
 from tiny_references import reference
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.policy.argument_checks import REFUSED
 from mrpo_pipeline.policy.arguments import training_arguments
 from mrpo_pipeline.policy.metrics import EVALUATED
+from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import parse_recipe
+from mrpo_pipeline.recipe.training import REFUSED
 from mrpo_pipeline.recipe.training_bounds import UNREAD
 from mrpo_pipeline.recipe.without_effect import ignored_settings
-from mrpo_pipeline.stage_two import train_recipe
 
 # Optimizers that torch and transformers bring along.
 PLAIN = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}

@@ -15,11 +15,12 @@ from test_policy_loss import trainer_for
 from tiny_policy import load_base, make_examples, write_policy
 from transformers import TrainerCallback
 
+from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import RunError
-from mrpo_pipeline.evaluation.preferences import evaluate_policy
+from mrpo_pipeline.evaluation.held_out import evaluate_policy
 from mrpo_pipeline.policy import checkpoints
-from mrpo_pipeline.policy.examples import PreferenceExamples
-from mrpo_pipeline.policy.settings import FastPaths, LossSettings
+from mrpo_pipeline.policy.settings import LossSettings
+from mrpo_pipeline.recipe.training import FastPaths
 
 # A word of one pair alone.
 RARE = 95

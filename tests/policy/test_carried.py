@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from step_scoped_run import examples_of
 
-from mrpo_pipeline.policy.batches import StepSampler, TrainingOrder
-from mrpo_pipeline.policy.carried import AT_START, Carried, RewardMean, read_figures
+from mrpo_pipeline.policy.method_state import AT_START, Carried, RewardMean, read_figures
+from mrpo_pipeline.policy.sampler import StepSampler, TrainingOrder
 from mrpo_pipeline.policy.settings import LossSettings
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from tiny_policy import make_examples
 
+from mrpo_pipeline.dataset.examples import PreferenceExamples
+from mrpo_pipeline.dataset.ragged_ids import IdRows
 from mrpo_pipeline.policy.checkpoints import examples_digest
-from mrpo_pipeline.policy.examples import PreferenceExamples
-from mrpo_pipeline.policy.id_rows import IdRows
 
 ROWS = [np.array(row, np.int32) for row in ([5, 6, 7], [8], [9, 10])]
 

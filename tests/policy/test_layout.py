@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_policy import make_examples
 
-from mrpo_pipeline.policy.layout import shared_row, two_rows
+from mrpo_pipeline.policy.collate import shared_row, two_rows
 
 PICKED = [3, 0, 6]
 

@@ -16,8 +16,8 @@ import torch
 from tiny_policy import load_base, make_examples, plain_sums, write_policy
 from transformers import AutoTokenizer
 
-from mrpo_pipeline import merging
 from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.models import merging
 from mrpo_pipeline.policy.merge import merge_adapter
 from mrpo_pipeline.policy.model import load_policy
 from mrpo_pipeline.policy.settings import LoraSettings, PolicySettings

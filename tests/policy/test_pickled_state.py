@@ -19,7 +19,7 @@ from training_run import run
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.checkpoints import MARKER
-from mrpo_pipeline.policy.pickled_state import INDEX, check_indexes, data_only
+from mrpo_pipeline.policy.safe_resume import INDEX, check_indexes, data_only
 
 
 class Planted:

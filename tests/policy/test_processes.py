@@ -20,8 +20,8 @@ from tiny_policy import load_base, make_examples, plain_sums, write_policy
 from training_run import STEPS, run
 
 from mrpo_pipeline.errors import RunError
-from mrpo_pipeline.policy.carried import read_figures
-from mrpo_pipeline.policy.processes import explain_lost_processes
+from mrpo_pipeline.policy.distributed import explain_lost_processes
+from mrpo_pipeline.policy.method_state import read_figures
 
 pytestmark = pytest.mark.slow
 

@@ -10,16 +10,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_policy import make_examples
 
-from mrpo_pipeline.attention import exact_attention
-from mrpo_pipeline.head import Head
-from mrpo_pipeline.policy import pair_attention
+from mrpo_pipeline.models.attention import exact_attention
+from mrpo_pipeline.models.head import Head
+from mrpo_pipeline.policy import shared_prompt_attention
 from mrpo_pipeline.policy.arguments import fast_paths, training_arguments
+from mrpo_pipeline.policy.collate import shared_row, two_rows
 from mrpo_pipeline.policy.forward import PolicyForward
 from mrpo_pipeline.policy.fused_lora import fuse_adapters
-from mrpo_pipeline.policy.layout import shared_row, two_rows
 from mrpo_pipeline.policy.model import silence_config
+from mrpo_pipeline.policy.prompt_sharing_check import share_prompts
 from mrpo_pipeline.policy.settings import LossSettings
-from mrpo_pipeline.policy.sharing import share_prompts
 from mrpo_pipeline.policy.trainer import PreferenceTrainer
 
 SHARED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi", "phi3", "gpt2", "gpt_neox", "mixtral",
@@ -126,7 +126,7 @@ def test_completions_that_see_each_other_are_noticed(monkeypatch):
         attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
         return attended.transpose(1, 2), None
 
-    monkeypatch.setattr(pair_attention, "attend", careless)
+    monkeypatch.setattr(shared_prompt_attention, "attend", careless)
     _, reason = tried(policy("llama"), make_examples(6, longest=30))
     assert reason is not None
     assert "nats per token" in reason
@@ -134,12 +134,12 @@ def test_completions_that_see_each_other_are_noticed(monkeypatch):
 
 def test_a_window_that_only_the_longest_pair_shows_is_noticed(monkeypatch):
     """An attention that leaves the window out is right on every pair of the first batch, all shorter than it."""
-    whole = pair_attention.attend
+    whole = shared_prompt_attention.attend
 
     def without_window(*args, sliding_window=None, **given):
         return whole(*args, **given)
 
-    monkeypatch.setattr(pair_attention, "attend", without_window)
+    monkeypatch.setattr(shared_prompt_attention, "attend", without_window)
     examples = make_examples(6, longest=3)
     assert tried(policy("mistral"), examples)[1] is None
     examples.chosen_ids[5] = np.arange(20, 50, dtype=np.int32)
@@ -150,12 +150,12 @@ def test_a_window_that_only_the_longest_pair_shows_is_noticed(monkeypatch):
 @pytest.mark.parametrize("given", [{"position_bias": torch.zeros(1)}, {"s_aux": torch.zeros(2)}, {"dropout": 0.1}])
 def test_something_that_is_not_done_here_is_refused_and_not_left_out(given):
     model = policy("llama")
-    attention = pair_attention.PairAttention(model.get_base_model())
+    attention = shared_prompt_attention.PairAttention(model.get_base_model())
     states = torch.randn(1, 2, 10, 8)
     with attention.over([(4, 3, 3)]):
-        pair_attention.attend(model, states, states, states, None)
-        with pytest.raises(pair_attention.NotShareableError):
-            pair_attention.attend(model, states, states, states, None, **given)
+        shared_prompt_attention.attend(model, states, states, states, None)
+        with pytest.raises(shared_prompt_attention.NotShareableError):
+            shared_prompt_attention.attend(model, states, states, states, None, **given)
 
 
 def test_the_variable_length_kernel_is_given_the_same_sequences(monkeypatch):
@@ -182,12 +182,12 @@ def test_the_variable_length_kernel_is_given_the_same_sequences(monkeypatch):
 
     monkeypatch.setattr(varlen, "varlen_attn", written_out)
     torch.manual_seed(0)
-    row = pair_attention.Row([(5, 4, 6), (1, 0, 3), (7, 2, 0)], variable_length=True)
+    row = shared_prompt_attention.Row([(5, 4, 6), (1, 0, 3), (7, 2, 0)], variable_length=True)
     total = sum(row.sizes)
     query, key, value = torch.randn(1, 4, total, 8), torch.randn(1, 2, total, 8), torch.randn(1, 2, total, 8)
     for window in (None, 3):
-        expected = pair_attention._pair_by_pair(row, query, key, value, 0.3, window, None)
-        found = pair_attention._in_one_kernel(row, query, key, value, 0.3, window)
+        expected = shared_prompt_attention._pair_by_pair(row, query, key, value, 0.3, window, None)
+        found = shared_prompt_attention._in_one_kernel(row, query, key, value, 0.3, window)
         assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -225,7 +225,7 @@ def test_every_fast_path_can_be_switched_off_and_changes_nothing(kind, switches,
         trainer = trainer_of(model, examples, tmp_path, logging_steps=1, learning_rate=1e-2, **switch)
         trainer.train()
         logged.append([entry for entry in trainer.state.log_history if "learning_rate" in entry])
-        assert model.get_base_model().config._attn_implementation != pair_attention.NAME
+        assert model.get_base_model().config._attn_implementation != shared_prompt_attention.NAME
     assert len(logged[0]) == 2
     for other in logged[1:]:
         for ours, theirs in zip(logged[0], other, strict=True):
@@ -249,7 +249,7 @@ def test_evaluation_leaves_the_models_own_attention_in_place(tmp_path):
     own = trainer.head.model.config._attn_implementation
     chosen, rejected = trainer.policy_sums(examples)
     assert trainer.policy_forward.is_shared
-    assert trainer.head.model.config._attn_implementation == own != pair_attention.NAME
+    assert trainer.head.model.config._attn_implementation == own != shared_prompt_attention.NAME
     del trainer.model.forward
     with torch.no_grad():
         expected = token_sums(trainer.model.eval(), examples.__getitems__(list(range(6))))

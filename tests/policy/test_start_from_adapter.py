@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from tiny_policy import make_examples, write_policy
 from transformers import AutoModelForCausalLM
 
-from mrpo_pipeline.adapters import put_adapter
+from mrpo_pipeline.models.adapters import put_adapter
 from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
 from mrpo_pipeline.policy.train import train_policy
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrpo_pipeline.policy.batches import GROUPED_STEPS, AllOnce, Measure, StepSampler, epoch_steps, micro_batches
+from mrpo_pipeline.policy.sampler import GROUPED_STEPS, AllOnce, Measure, StepSampler, epoch_steps, micro_batches
 
 RANDOM = np.random.default_rng(5)
 LENGTHS = RANDOM.integers(3, 400, 1000)

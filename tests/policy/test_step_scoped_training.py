@@ -11,11 +11,11 @@ from step_scoped_run import KINDS, NAMES, STEPS, examples_of, run
 from test_resume import losses
 from tiny_policy import load_base, plain_sums, write_policy
 
+from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.policy.batches import epoch_steps
-from mrpo_pipeline.policy.carried import AT_START, read_figures
-from mrpo_pipeline.policy.examples import PreferenceExamples
+from mrpo_pipeline.policy.method_state import AT_START, read_figures
 from mrpo_pipeline.policy.metrics import evaluation_metrics
+from mrpo_pipeline.policy.sampler import epoch_steps
 from mrpo_pipeline.policy.trainer import PreferenceTrainer
 
 

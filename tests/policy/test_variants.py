@@ -10,8 +10,9 @@ from tiny_policy import load_base, make_examples, plain_sums, write_policy
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.lora import add_adapter
 from mrpo_pipeline.policy.model import load_policy
-from mrpo_pipeline.policy.settings import FastPaths, LoraSettings, LossSettings, PolicySettings
+from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
 from mrpo_pipeline.policy.train import train_policy
+from mrpo_pipeline.recipe.training import FastPaths
 
 SLOW = {"share_prompt": False, "micro_batch_tokens": "off", "fused_lora": False, "chunked_head": False}
 QUICK = {"max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}

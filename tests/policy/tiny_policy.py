@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from mrpo_pipeline.policy.examples import PreferenceExamples
+from mrpo_pipeline.dataset.examples import PreferenceExamples
 
 VOCABULARY = 96
 

@@ -13,7 +13,7 @@ import yaml
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe import TRAINING_DEFAULTS, Recipe, load_recipe, method_for, parse_recipe, parse_value
 from mrpo_pipeline.recipe.check import put
-from mrpo_pipeline.recipe.reference import keys
+from mrpo_pipeline.recipe.docs_page import keys
 
 BASE: dict[str, Any] = {"policy": {"model": "m"}, "references": {"base": {"model": "m"}, "other": {"model": "n"}}}
 

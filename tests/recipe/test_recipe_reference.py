@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from mrpo_pipeline.recipe import Recipe
-from mrpo_pipeline.recipe.reference import keys, recipe_reference
+from mrpo_pipeline.recipe.docs_page import keys, recipe_reference
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 
 
 def test_the_page_is_not_stale() -> None:
     assert PAGE.read_text(encoding="utf-8") == recipe_reference(), (
-        "run: python -m mrpo_pipeline.recipe.reference docs/recipes.md"
+        "run: python -m mrpo_pipeline.recipe.docs_page docs/recipes.md"
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.outputs import check_output_folder
+from mrpo_pipeline.policy.output_dir import check_output_folder
 from mrpo_pipeline.recipe import Recipe, load_recipe, parse_recipe, parse_value
 from mrpo_pipeline.recipe.plain_yaml import read_yaml
 from tests.recipe.recipe_strategies import recipes

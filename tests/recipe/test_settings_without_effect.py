@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mrpo_pipeline.cached_logps import target_settings
 from mrpo_pipeline.compare import contenders
+from mrpo_pipeline.dataset.reference_logps import target_settings
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.recipe.without_effect import ignored_settings, refuse_ignored

@@ -13,7 +13,7 @@ from tiny_tokenizers import CHATML, LLAMA3_SPLIT, byte_level, llama3, phi3, qwen
 
 from mrpo_pipeline.pairs.identity import dump_prompt
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.private_clone import CloneSet
+from mrpo_pipeline.rendering.escaped_tokenizer import CloneSet
 
 
 @lru_cache

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_tokenizers import CHATML, LLAMA3, gpt2, llama3, qwen
 
-from mrpo_pipeline.cut_pairs import prepare
+from mrpo_pipeline.dataset.truncate import prepare
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import dump_prompt, read_pairs
 from mrpo_pipeline.recipe import Limits

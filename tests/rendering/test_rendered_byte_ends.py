@@ -13,7 +13,7 @@ from rendering_cases import KINDS, TEXTS, chat, plain_text
 
 from mrpo_pipeline.pairs.identity import dump_prompt
 from mrpo_pipeline.rendering import Rendered, Renderer
-from mrpo_pipeline.rendering.byte_ends import byte_ends
+from mrpo_pipeline.rendering.byte_offsets import byte_ends
 
 BYTE_LEVEL = ["gpt2", "llama3", "qwen"]
 FALLBACK = ["llama2", "mistral", "metaspace_always", "phi3"]

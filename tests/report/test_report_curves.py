@@ -11,7 +11,7 @@ import pytest
 from made_comparison import make_comparison
 
 from mrpo_pipeline.report.curves import binned, curve_plots, curves_of
-from mrpo_pipeline.report.folder import Folder, read_folder
+from mrpo_pipeline.report.results_folder import Folder, read_folder
 from mrpo_pipeline.report.weights import run_weights, weights_by_step
 
 

@@ -9,7 +9,7 @@ import pytest
 from made_comparison import make_comparison
 
 from mrpo_pipeline.report.disagreements import disagreements_of
-from mrpo_pipeline.report.folder import read_folder
+from mrpo_pipeline.report.results_folder import read_folder
 from mrpo_pipeline.report.sections.pairs import pairs_section, passage
 
 # Margins of two methods with two seeds each on four pairs. Pair c is parted wholly, b by one seed, a and d not at all.

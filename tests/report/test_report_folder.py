@@ -11,9 +11,9 @@ from mrpo_cli.commands import app
 from typer.testing import CliRunner
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.evaluation.measured import adapter_content
+from mrpo_pipeline.evaluation.staleness import adapter_content
 from mrpo_pipeline.report import write_report
-from mrpo_pipeline.report.folder import read_folder
+from mrpo_pipeline.report.results_folder import read_folder
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import pytest
 from made_comparison import make_comparison
 
 from mrpo_pipeline.report.drawing import WIDTH, _look, width_of
-from mrpo_pipeline.report.folder import Folder, read_folder
 from mrpo_pipeline.report.forest import method_forests
+from mrpo_pipeline.report.formatting import duration, fixed, listed, number, p_value, points, shorten, visible
+from mrpo_pipeline.report.results_folder import Folder, read_folder
 from mrpo_pipeline.report.sections.results import results_section
 from mrpo_pipeline.report.sections.tasks import tasks_section
 from mrpo_pipeline.report.sections.verdict import verdict_section
-from mrpo_pipeline.report.texts import duration, fixed, listed, number, p_value, points, shorten, visible
 
 
 def changed(folder: Path, **parts: Any) -> Folder:

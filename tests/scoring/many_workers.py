@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import yaml
-from test_scoring import recipe
+from tiny_recipes import recipe
 from tiny_references import hard_pairs, plain_pairs, reference, write_pairs
 
 # Steps of few tokens, units of few completions, and shards that hold several units.

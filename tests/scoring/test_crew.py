@@ -14,7 +14,8 @@ from tiny_references import hard_pairs, plain_pairs, reference, write_pairs
 
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.pairs import completion_id, dump_prompt
-from mrpo_pipeline.scoring import crew, score_references
+from mrpo_pipeline.scoring import score_references
+from mrpo_pipeline.scoring.ray import scheduler
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -123,7 +124,7 @@ def deadly(folder: Path, how: str) -> tuple[Any, str]:
 
 
 def test_a_completion_that_kills_every_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "PATIENCE", 2)
+    monkeypatch.setattr(scheduler, "PATIENCE", 2)
     made, identifier = deadly(tmp_path, "os.kill(os.getpid(), 9)")
     with pytest.raises(RunError, match=f"2 workers died of the same .*{identifier}"):
         score_references(made)
@@ -141,8 +142,8 @@ def test_an_engine_whose_process_dies_once_is_started_again(tmp_path: Path) -> N
 
 
 def test_a_folder_that_is_not_shared_is_told(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "SEEN_WITHIN", 0.0)
-    monkeypatch.setattr(crew, "manifest_digest", lambda cache: "what lies in a folder of the same name here")
+    monkeypatch.setattr(scheduler, "SEEN_WITHIN", 0.0)
+    monkeypatch.setattr(scheduler, "manifest_digest", lambda cache: "what lies in a folder of the same name here")
     pairs = write_pairs(tmp_path / "pairs.jsonl", plain_pairs(3))
     with pytest.raises(UserError, match="not the one on this machine"):
         score_references(recipe(tmp_path, {"base": model}, pairs, scoring=BY_WORKERS))

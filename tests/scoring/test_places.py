@@ -9,8 +9,8 @@ import pytest
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe import Scoring
-from mrpo_pipeline.scoring.places import Node, Place, nodes_of, places_here, places_on_cluster
-from mrpo_pipeline.scoring.ray_session import ray_session, require_ray
+from mrpo_pipeline.scoring.ray.resources import Node, Place, nodes_of, places_here, places_on_cluster
+from mrpo_pipeline.scoring.ray.session import ray_session, require_ray
 
 
 def settings(**given: Any) -> Scoring:
@@ -66,7 +66,7 @@ def test_machines_that_are_gone_are_not_counted() -> None:
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setattr("mrpo_pipeline.scoring.ray_session.find_spec", lambda name: None)
+    monkeypatch.setattr("mrpo_pipeline.scoring.ray.session.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'mrpo\[ray\]'"):
         require_ray()
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mrpo_pipeline.cache.at_work import AT_WORK, Other, at_work
+from mrpo_pipeline.cache.active_writers import AT_WORK, Other, at_work
 from mrpo_pipeline.cache.local_storage import LocalStorage
-from mrpo_pipeline.scoring import sharing
-from mrpo_pipeline.whole_files import temporary_name
+from mrpo_pipeline.files.atomic import temporary_name
+from mrpo_pipeline.scoring import concurrent_runs
 
 MISSING = pl.DataFrame({"completion_id": [f"{i:032x}" for i in range(10)]})
 
@@ -29,8 +29,8 @@ class Cache:
 
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "ALONE", {"transformers": 4})
-    monkeypatch.setattr(sharing, "TOGETHER", 2)
+    monkeypatch.setattr(concurrent_runs, "ALONE", {"transformers": 4})
+    monkeypatch.setattr(concurrent_runs, "TOGETHER", 2)
 
 
 def numbers(frame: pl.DataFrame) -> list[int]:
@@ -38,14 +38,14 @@ def numbers(frame: pl.DataFrame) -> list[int]:
 
 
 def test_alone_everything_is_scored_in_order() -> None:
-    parts = [numbers(unit) for unit, _ in sharing.units("base", Cache(), MISSING, list, "transformers")]
+    parts = [numbers(unit) for unit, _ in concurrent_runs.units("base", Cache(), MISSING, list, "transformers")]
     assert parts == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 def test_two_meet_in_the_middle_and_leave_nothing_out(caplog: pytest.LogCaptureFixture) -> None:
     cache = Cache()
     runs = [
-        sharing.units("base", cache, MISSING, lambda first=first: [Other("process 7", first)], "transformers")
+        concurrent_runs.units("base", cache, MISSING, lambda first=first: [Other("process 7", first)], "transformers")
         for first in (False, True)
     ]
     done: list[list[int]] = [[], []]
@@ -66,7 +66,9 @@ def test_two_meet_in_the_middle_and_leave_nothing_out(caplog: pytest.LogCaptureF
 
 def test_a_third_goes_in_an_order_of_its_own_and_leaves_nothing_out() -> None:
     before = [Other("process 7", True), Other("process 8", True)]
-    parts = [numbers(unit) for unit, _ in sharing.units("base", Cache(), MISSING, lambda: before, "transformers")]
+    parts = [
+        numbers(unit) for unit, _ in concurrent_runs.units("base", Cache(), MISSING, lambda: before, "transformers")
+    ]
     assert sorted(number for part in parts for number in part) == list(range(10)) and len(parts) == 5
 
 

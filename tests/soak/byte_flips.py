@@ -31,9 +31,9 @@ import pyarrow.parquet as pq
 from driver import leave, parser_of, wrong_lines
 from real_cache import NEAR, RealCache
 
-from mrpo_pipeline.drift import verify_cache
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.scoring import repair_cache
+from mrpo_pipeline.verify import verify_cache
 
 
 @dataclass

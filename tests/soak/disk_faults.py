@@ -35,12 +35,12 @@ from tiny_references import plain_pairs, reference, write_pairs
 from victims import End, Victims
 
 from mrpo_pipeline.cache import ReferenceCache
+from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
+from mrpo_pipeline.files.atomic import temporary_name
 from mrpo_pipeline.policy.checkpoints import checkpoints, read_marker
-from mrpo_pipeline.prepare import prepare_splits, wanted_completions
+from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import parse_recipe
 from mrpo_pipeline.scoring import score_references
-from mrpo_pipeline.stage_two import train_recipe
-from mrpo_pipeline.whole_files import temporary_name
 
 REASONS = ("No space left", "Read-only file system", "removed", "lacks", "No such file", "not there")
 STEPS = 4

@@ -52,7 +52,7 @@ class Scoring(Campaigns):
         done = self.victims.undisturbed("score-refs", self.recipe("cache-0"))
         self.seconds = done.seconds
         self.trace = Counter(done.trace)
-        from mrpo_pipeline.prepare import prepare_splits, wanted_completions
+        from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
         from mrpo_pipeline.recipe import load_recipe
 
         parts = prepare_splits(load_recipe(Path(self.recipe("cache-0")), {}))

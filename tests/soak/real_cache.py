@@ -13,8 +13,8 @@ import polars as pl
 from tiny_references import hard_pairs, pair, plain_pairs, reference, write_pairs
 
 from mrpo_pipeline.cache import ReferenceCache
-from mrpo_pipeline.cached_logps import CachedPairs, join_references, open_caches
-from mrpo_pipeline.prepare import prepare_splits, wanted_completions
+from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
+from mrpo_pipeline.dataset.reference_logps import CachedPairs, join_references, open_caches
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.scoring import score_references
 

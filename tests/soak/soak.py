@@ -59,7 +59,7 @@ WINDOW = 72
 ADDED = 6
 STEPS = 3
 PLANTED_BYTES = 1 << 20
-_PRELOAD = ("torch", "mrpo_pipeline.scoring", "mrpo_pipeline.engines.transformers", "mrpo_pipeline.stage_two",
+_PRELOAD = ("torch", "mrpo_pipeline.scoring", "mrpo_pipeline.engines.transformers", "mrpo_pipeline.policy.run",
             "mrpo_pipeline.policy.trainer")  # fmt: skip
 _kept: list[Any] = []
 
@@ -230,8 +230,8 @@ class Soak:
             raise SoakError(f"{again} completions were scored again, though the cache had just been filled: expected 0")
 
     def _verify(self, recipe: Any, done: Round) -> None:
-        from mrpo_pipeline.drift import verify_cache
         from mrpo_pipeline.scoring.repair import repair_cache
+        from mrpo_pipeline.verify import verify_cache
 
         if self.draw.random() < 0.35:
             done.flipped = True
@@ -260,7 +260,7 @@ class Soak:
         import polars as pl
 
         from mrpo_pipeline.audit import audit_recipe
-        from mrpo_pipeline.targets_file import write_targets
+        from mrpo_pipeline.exports.parquet import write_targets
 
         audit = audit_recipe(recipe)
         for split, counts in audit.pairs.items():
@@ -282,7 +282,7 @@ class Soak:
 
     def _train(self, recipe: Any, done: Round) -> None:
         from mrpo_pipeline.policy.checkpoints import checkpoints, read_marker
-        from mrpo_pipeline.stage_two import train_recipe
+        from mrpo_pipeline.policy.run import train_recipe
 
         output = Path(recipe.output_dir)
         shutil.rmtree(output, ignore_errors=True)
@@ -353,8 +353,8 @@ def score_in_child(document: dict[str, Any], temporary: str) -> None:
 
 def train_in_child(document: dict[str, Any], temporary: str) -> None:
     """What a killed trainer runs."""
+    from mrpo_pipeline.policy.run import train_recipe
     from mrpo_pipeline.recipe import parse_recipe
-    from mrpo_pipeline.stage_two import train_recipe
 
     _settle(temporary)
     train_recipe(parse_recipe(document))

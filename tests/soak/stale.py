@@ -31,7 +31,7 @@ from stale_changes import ALTERING, HARMLESS, Change
 from stale_worlds import WORLDS, World
 
 IMPORTS = ("torch", "mrpo_cli.main", "mrpo_pipeline.scoring", "mrpo_pipeline.engines.transformers", "mrpo_pipeline.audit",
-           "mrpo_pipeline.plan", "mrpo_pipeline.stage_two", "mrpo_pipeline.policy.train", "mrpo_pipeline.policy.anchor",
+           "mrpo_pipeline.plan", "mrpo_pipeline.policy.run", "mrpo_pipeline.policy.train", "mrpo_pipeline.policy.anchor_check",
            "transformers.models.llama.modeling_llama", "transformers.models.mistral.modeling_mistral",
            "peft.tuners.lora")  # fmt: skip
 SETTLED = 2.5  # seconds after which a file's hash may be remembered

@@ -24,10 +24,10 @@ IMPORTS = (
     "mrpo_cli.main",
     "mrpo_pipeline.scoring",
     "mrpo_pipeline.engines.transformers",
-    "mrpo_pipeline.stage_two",
+    "mrpo_pipeline.policy.run",
     "mrpo_pipeline.policy.trainer",
-    "mrpo_pipeline.policy.anchor",
-    "mrpo_pipeline.targets_file",
+    "mrpo_pipeline.policy.anchor_check",
+    "mrpo_pipeline.exports.parquet",
     "transformers.models.llama.modeling_llama",
     "peft.tuners.lora",
 )
@@ -88,9 +88,9 @@ def run(order: Order, tell: Connection) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.argv = ["mrpo", *order.arguments]
-    from mrpo_pipeline.scoring import sharing
+    from mrpo_pipeline.scoring import concurrent_runs
 
-    sharing.ALONE, sharing.TOGETHER = {"transformers": UNIT}, UNIT
+    concurrent_runs.ALONE, concurrent_runs.TOGETHER = {"transformers": UNIT}, UNIT
     _journal_rows(order.journal)
     _watch(order, tell)
     from mrpo_cli.main import main

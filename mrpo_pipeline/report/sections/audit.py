@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mrpo_pipeline.report.drawing import Plot
-from mrpo_pipeline.report.folder import Folder
+from mrpo_pipeline.report.formatting import fixed, one_line, percent
 from mrpo_pipeline.report.palette import reference_styles
 from mrpo_pipeline.report.reference_plots import figure_of, real, reference_plots
+from mrpo_pipeline.report.results_folder import Folder
 from mrpo_pipeline.report.sections.tables import Cell, Column, LegendEntry, Row, name_cell, swatch
-from mrpo_pipeline.report.texts import fixed, one_line, percent
 
 _TONES = {"broken": "broken", "suspect": "doubt"}
 _CHIPS = {"broken": "broken", "doubt": "suspect", "note": "note"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mrpo_pipeline.report.disagreements import Disagreement, Stand, disagreements_of
-from mrpo_pipeline.report.folder import Folder
-from mrpo_pipeline.report.texts import LONGEST, OPENING, count, fixed, one_line, visible
+from mrpo_pipeline.report.formatting import LONGEST, OPENING, count, fixed, one_line, visible
+from mrpo_pipeline.report.results_folder import Folder
 
 
 @dataclass(frozen=True)

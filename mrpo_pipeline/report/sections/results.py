@@ -7,13 +7,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from mrpo_pipeline.report.document import Difference, Estimate
 from mrpo_pipeline.report.drawing import Plot
-from mrpo_pipeline.report.folder import Folder
 from mrpo_pipeline.report.forest import difference_forests, method_forests
+from mrpo_pipeline.report.formatting import before_training, count, number, one_line, p_value, percent, points
 from mrpo_pipeline.report.palette import method_styles
+from mrpo_pipeline.report.results_folder import Folder
+from mrpo_pipeline.report.schema import Difference, Estimate
 from mrpo_pipeline.report.sections.tables import Cell, Column, Row, name_cell
-from mrpo_pipeline.report.texts import before_training, count, number, one_line, p_value, percent, points
 
 _COMPARABLE = ("accuracy/policy", "accuracy/policy_per_token", "accuracy/anchor")
 _LABELS = {

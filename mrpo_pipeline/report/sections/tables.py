@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mrpo_pipeline.report.formatting import one_line
 from mrpo_pipeline.report.palette import Style
-from mrpo_pipeline.report.texts import one_line
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mrpo_pipeline.report.folder import Folder
+from mrpo_pipeline.report.formatting import count, fixed, one_line
 from mrpo_pipeline.report.palette import method_styles
 from mrpo_pipeline.report.reference_plots import real
+from mrpo_pipeline.report.results_folder import Folder
 from mrpo_pipeline.report.sections.tables import Cell, Column, Row, name_cell
-from mrpo_pipeline.report.texts import count, fixed, one_line
 
 
 @dataclass

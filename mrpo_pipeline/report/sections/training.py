@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from mrpo_pipeline.report.curves import curve_plots
 from mrpo_pipeline.report.drawing import Plot
-from mrpo_pipeline.report.folder import Folder
+from mrpo_pipeline.report.formatting import one_line
 from mrpo_pipeline.report.palette import method_styles, reference_styles
+from mrpo_pipeline.report.results_folder import Folder
 from mrpo_pipeline.report.sections.tables import LegendEntry, swatch
-from mrpo_pipeline.report.texts import one_line
 from mrpo_pipeline.report.weights import weight_plots, weights_by_step
 
 

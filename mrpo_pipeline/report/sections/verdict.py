@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mrpo_pipeline.report.document import Difference, Document, MethodResult
-from mrpo_pipeline.report.folder import Folder
-from mrpo_pipeline.report.texts import count, listed, one_line, percent, points
+from mrpo_pipeline.report.formatting import count, listed, one_line, percent, points
+from mrpo_pipeline.report.results_folder import Folder
+from mrpo_pipeline.report.schema import Difference, Document, MethodResult
 
 _CHIPS = {
     "better": ("better", "A difference is shown"),

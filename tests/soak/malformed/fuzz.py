@@ -58,11 +58,11 @@ def parsers(folder: Path) -> list[Parser]:
     import pyarrow.parquet as pq
     import yaml
 
-    from mrpo_pipeline.broken_models import opened
     from mrpo_pipeline.cache.manifest import Manifest
     from mrpo_pipeline.cache.schema import CompletionRow, encode_shard, rows_to_table
     from mrpo_pipeline.cache.shards import read_rows
-    from mrpo_pipeline.model_files import header_dtype, read_config
+    from mrpo_pipeline.models.checks import opened
+    from mrpo_pipeline.models.files import header_dtype, read_config
     from mrpo_pipeline.pairs import read_pairs
     from mrpo_pipeline.recipe import load_recipe
 

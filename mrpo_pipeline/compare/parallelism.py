@@ -1,0 +1,115 @@
+"""How many runs of a comparison a machine carries at a time, and what of it each one takes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from mrpo_pipeline.dataset.examples import PreferenceExamples
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.policy.settings import PolicySettings
+from mrpo_pipeline.recipe import Recipe
+
+log = logging.getLogger("mrpo")
+
+# Of the memory that is free, what runs may take; and what a process takes that has done no more than import its libraries.
+_SHARE_OF_MEMORY = 0.8
+_IMPORTS_BYTES = 600 << 20
+# Where the policy can't be sized beforehand: weights, and as much again three times for what comes and goes.
+_TIMES_WEIGHTS = 4
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where runs go on at a time: ``count`` processes, with so many threads each, or a GPU each."""
+
+    count: int
+    threads: int | None = None
+    gpus: tuple[str, ...] = ()
+
+    def environment(self, place: int) -> dict[str, str]:
+        """What the process at a place has in its environment beside the caller's."""
+        if self.gpus:
+            return {"CUDA_VISIBLE_DEVICES": self.gpus[place]}
+        return {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)} if self.threads else {}
+
+    def describe(self) -> str:
+        if self.count == 1:
+            return "one run at a time"
+        each = "a GPU each" if self.gpus else f"{self.threads} thread{'s' * (self.threads != 1)} each"
+        return f"{self.count} runs at a time, {each}"
+
+
+def places_for(recipe: Recipe, policy: PolicySettings, examples: PreferenceExamples, runs: int) -> Places:
+    """One process for each GPU; without one, as many as there are cores and free memory for, the cores divided among them.
+
+    Raises:
+        UserError: where the recipe asks for more processes than there are GPUs.
+    """
+    asked = recipe.compare.processes
+    gpus = visible_gpus()
+    if gpus:
+        if asked != "auto" and asked > len(gpus):
+            raise UserError(
+                f"compare.processes is {asked}, and this machine shows {len(gpus)} GPU{'s' * (len(gpus) != 1)}: expected one GPU "
+                "for each. Lower --processes, or leave it out."
+            )
+        count = max(1, min(runs, len(gpus) if asked == "auto" else asked))
+        return Places(count, gpus=gpus[:count])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(cores, int(os.environ.get("OMP_NUM_THREADS") or cores))
+    count = asked if asked != "auto" else min(cores, _by_memory(recipe, policy, examples) if runs > 1 else 1)
+    count = max(1, min(count, runs))
+    return Places(count, threads=max(1, min(threads, cores // count)))
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs as ``CUDA_VISIBLE_DEVICES`` names them; no CUDA context is made."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return tuple(named[:count]) if named else tuple(str(number) for number in range(count))
+
+
+def _by_memory(recipe: Recipe, policy: PolicySettings, examples: PreferenceExamples) -> int:
+    import psutil
+
+    each = run_bytes(recipe, policy, examples)
+    free = int(psutil.virtual_memory().available * _SHARE_OF_MEMORY)
+    log.debug("a run takes about %.1f GiB, %.1f GiB are free for them", each / (1 << 30), free / (1 << 30))
+    return max(1, free // each)
+
+
+def run_bytes(recipe: Recipe, policy: PolicySettings, examples: PreferenceExamples) -> int:
+    """What one run takes of a CPU's memory at its peak: the plan's estimate, and the imports."""
+    import torch
+
+    from mrpo_pipeline.plan.architecture import describe, empty_model, read_model_config, weight_bytes
+    from mrpo_pipeline.plan.training_memory import lora_bytes, optimizer_bytes, policy_figures, resident_bytes
+    from mrpo_pipeline.plan.worst_batch import PairLengths
+    from mrpo_pipeline.policy.model import base_dtype
+
+    source, training = recipe.required_policy().source("policy"), recipe.training_arguments()
+    config: Any = read_model_config(source)
+    if config is None:
+        return 1 << 62  # nothing is known of it: one at a time
+    dtype = base_dtype(policy, config)
+    architecture = describe(empty_model(config, dtype=torch.float32, trust_remote_code=source.trust_remote_code))
+    weights = weight_bytes(source, architecture, dtype)
+    lengths = PairLengths(examples.prompt_lengths, examples.chosen_lengths, examples.rejected_lengths)
+    figures = policy_figures(
+        source, config, policy.lora, training, lengths, dtype=dtype, on_cpu=True, world_size=1
+    )  # fmt: skip
+    if figures.activation_bytes is None:
+        return _TIMES_WEIGHTS * weights + _IMPORTS_BYTES
+    alive = (
+        weights
+        + 2 * lora_bytes(figures.trainable)
+        + optimizer_bytes(training, figures.trainable)
+        + figures.activation_bytes
+    )
+    checkpointing = bool(training.get("gradient_checkpointing"))
+    return resident_bytes(alive, device="cpu", checkpointing=checkpointing) + _IMPORTS_BYTES

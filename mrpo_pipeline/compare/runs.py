@@ -1,0 +1,200 @@
+"""What the runs of a comparison need is prepared here, once; they are made, and what came of them is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrpo_pipeline.compare.job import Job, finished
+from mrpo_pipeline.compare.methods import START, Contender
+from mrpo_pipeline.compare.parallelism import Places, places_for
+from mrpo_pipeline.compare.results import DOCUMENT, Trained, machine
+from mrpo_pipeline.compare.worker_pool import Outcome, run_all
+from mrpo_pipeline.dataset.reference_logps import CachedPairs
+from mrpo_pipeline.dataset.splits import Split, examples_of
+from mrpo_pipeline.policy.checkpoints import examples_digest
+from mrpo_pipeline.policy.run import card_of, loss_settings
+from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
+from mrpo_pipeline.recipe import Method, Recipe
+from mrpo_pipeline.recipe.describe import describe, with_seed
+
+log = logging.getLogger("mrpo")
+
+
+@dataclass
+class Entry:
+    """A method that is trained once, under the name it has first."""
+
+    contender: Contender
+    identity: str
+    jobs: list[Job]
+    describes: str
+    diagnostics: Mapping[str, float]
+    also: list[str] = field(default_factory=list)
+
+
+class Desk:
+    """Prepares what the runs need, has them made, and keeps what came of them."""
+
+    def __init__(
+        self, recipe: Recipe, splits: dict[str, Split], policy: PolicySettings, folder: Path, inputs: Path
+    ) -> None:
+        self.recipe, self.splits, self.policy, self.folder, self.inputs = recipe, splits, policy, folder, inputs
+        self.entries: list[Entry] = []
+        self.outcome = Outcome()
+        self.places = Places(1)
+        self.made = 0
+        self.held_out, _ = examples_of(splits["eval"], Method(name="dpo"))
+        self.pending: list[Job] = []
+        self.choice = ""
+
+    def start(self) -> None:
+        """The policy before training is measured like every other."""
+        where = self.inputs / START
+        self.held_out.write(where)
+        key = _digest(examples_digest(self.held_out), repr(self.policy))
+        self.start_job = Job(
+            START, 0, str(self.folder / START), str(where), dataclasses.asdict(self.policy),
+            dataclasses.asdict(LossSettings()), key,
+        )  # fmt: skip
+        self.pending.append(self.start_job)
+
+    def keep_choice(self) -> None:
+        """The pairs of the third split, by which a sweep chooses: only the policy's tokens of them are looked at."""
+        chosen_by, _ = examples_of(self.splits["weights"], Method(name="dpo"))
+        where = self.inputs / "choice"
+        chosen_by.write(where)
+        self.choice = str(where)
+
+    def add(self, one: Contender, *, seeds: Sequence[int] | None = None, root: Path | None = None) -> Entry:
+        """Prepare a method's pairs and its runs; one that is the same training as an earlier one is not trained again.
+
+        Args:
+            seeds: the recipe's where None. root: where its folder goes; the comparison's where None.
+        """
+        recipe, own = self.recipe, one.method
+        parts = {name: _without(self.splits[name], one.without) for name in ("train", "eval")}
+        train, targets = examples_of(parts["train"], own)
+        held_out, _ = examples_of(parts["eval"], own, say=False)
+        loss = loss_settings(own)
+        identity = _digest(
+            examples_digest(train), examples_digest(held_out), repr(train.step_settings), repr(loss), repr(self.policy)
+        )
+        describes = describe(own) + (f" Without {one.without}." if one.without else "")
+        entry = Entry(one, identity, [], describes, dict(targets.diagnostics))
+        twin = next((x for x in self.entries if x.identity == identity), None) if root is None else None
+        if twin is not None:
+            log.info("%s is the same training as %s: one run stands for both.", one.name, twin.contender.name)
+            twin.also.append(one.name)
+            return twin
+        where = self.inputs / hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
+        if not where.exists():
+            # The token ids are the same for every method; they lie there once.
+            kept = self.inputs / "ids"
+            if not kept.exists():
+                train.write(kept)
+            train.write(where / "train", ids_from=kept)
+            held_out.write(where / "held_out", ids_from=self.inputs / START)
+        for seed in seeds or recipe.compare.seeds:
+            place = (root or self.folder) / one.name / f"seed-{seed}"
+            seeded = with_seed(recipe, seed).model_copy(
+                update={
+                    "method": own,
+                    "output_dir": str(place),
+                    "references": {name: recipe.references[name] for name in one.references},
+                }
+            )
+            training = seeded.training_arguments()
+            key = _digest(identity, json.dumps(training, sort_keys=True, default=str))
+            job = Job(
+                one.name, seed, str(place), str(where / "held_out"), dataclasses.asdict(self.policy),
+                dataclasses.asdict(loss), key, str(where / "train"), self.choice, training, seeded.dump(),
+                card_of(seeded, parts), dict(targets.diagnostics),
+            )  # fmt: skip
+            entry.jobs.append(job)
+            self.pending.append(job)
+        if root is None:
+            self.entries.append(entry)
+        return entry
+
+    def run(self) -> None:
+        """Make the runs that are waiting, but for those that an earlier call finished."""
+        left = []
+        for job in self.pending:
+            before = finished(job)
+            if before is None or (job.choice and "choice" not in before):
+                left.append(job)
+            else:
+                log.info("%s: done before", job.title)
+                self.outcome.results[job] = before
+        self.pending = []
+        if not left:
+            return
+        self.places = places_for(self.recipe, self.policy, self.held_out, len(left))
+        log.info("%d runs to make: %s", len(left), self.places.describe())
+        found = run_all(left, self.places, self._line)
+        self.made += len(found.results)
+        self.outcome.results |= found.results
+        self.outcome.failed |= found.failed
+
+    def _line(self, job: Job, result: Mapping[str, Any]) -> str:
+        share = 100 * result["metrics"]["accuracy/policy"]
+        took = f" in {result['train_seconds']:,.0f} s" if job.name != START else ""
+        return f"{job.title}: done{took}, prefers the chosen side of {share:.1f} % of held-out pairs"
+
+    def trained(self, entry: Entry) -> Trained | None:
+        """The method with all its runs; None where one of them is missing."""
+        results = [self.outcome.results.get(job) for job in entry.jobs]
+        there = [result for result in results if result is not None]
+        if len(there) < len(results):
+            return None
+        folders = [Path(job.folder) for job in entry.jobs]
+        return Trained(entry.contender, entry.describes, entry.diagnostics, there, folders, entry.also)
+
+    def costs(self, wall_seconds: float) -> dict[str, Any]:
+        """What it took; where nothing was left to do, what it took before."""
+        results = self.outcome.results.values()
+        if not self.made:
+            try:
+                before: dict[str, Any] = json.loads((self.folder / DOCUMENT).read_text(encoding="utf-8"))["costs"]
+                return before
+            except (OSError, ValueError, KeyError):
+                pass
+        return {
+            "train_seconds_total": sum(result["train_seconds"] for result in results),
+            "evaluate_seconds_total": sum(result["evaluate_seconds"] for result in results),
+            "wall_seconds": wall_seconds,
+            "runs": len(results),
+            "runs_made_now": self.made,
+            "processes": self.places.count,
+            "threads": self.places.threads,
+            "machine": machine(),
+        }
+
+
+def _without(split: Split, name: str | None) -> Split:
+    """The split as if a reference were not in the recipe; its pairs stay those that all references can serve."""
+    return split if name is None else Split(split.prepared, _drop_reference(split.pairs, name))
+
+
+def _drop_reference(pairs: CachedPairs, name: str) -> CachedPairs:
+    kept = [index for index, other in enumerate(pairs.names) if other != name]
+    return replace(
+        pairs,
+        names=[pairs.names[index] for index in kept],
+        logps_chosen=np.ascontiguousarray(pairs.logps_chosen[:, kept]),
+        logps_rejected=np.ascontiguousarray(pairs.logps_rejected[:, kept]),
+        held_out=None if pairs.held_out is None else _drop_reference(pairs.held_out, name),
+    )
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()

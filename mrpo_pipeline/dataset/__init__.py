@@ -1,0 +1,1 @@
+"""From pairs and caches to what stage two trains on."""

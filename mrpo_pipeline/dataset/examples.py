@@ -1,0 +1,220 @@
+"""Preference pairs ready for training: the policy's token ids, and the small columns of cached numbers beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mrpo_pipeline.dataset.ragged_ids import IdRows, Ids
+from mrpo_pipeline.errors import RunError
+from mrpo_pipeline.targets import TargetSettings
+
+Floats = npt.NDArray[np.float64]
+
+Batch = dict[str, Any]
+
+
+@dataclass(eq=False)
+class PreferenceExamples(Dataset[Batch]):
+    """N preference pairs. References cost R small columns; no model and no text is held.
+
+    A batch is taken by a list of indices (``__getitems__``, torch's protocol for whole batches). An index ``~i`` below
+    zero stands for pair i with weight 0: what a process is given that has no pair left in the last step.
+
+    Raises:
+        ValueError: for columns that do not fit each other, or an empty prompt or completion.
+        RunError: for a number that is not finite; names the pair.
+    """
+
+    pair_ids: Sequence[str]
+    prompt_ids: Sequence[Ids]
+    """The policy's tokens, already cut."""
+    chosen_ids: Sequence[Ids]
+    """The completion's tokens that count, the end-of-turn token included where the completion is whole."""
+    rejected_ids: Sequence[Ids]
+    reference_chosen: Floats
+    """(N, R), nats, sums: what the loss compares the policy with. R is 1, or K for Multi-DPO and step-scoped weights."""
+    reference_rejected: Floats
+    weights: Floats
+    """(N, R), rows summing to 1."""
+    anchor_chosen: Floats
+    """(N,), nats: the anchor's sums, for ``accuracy/anchor`` and the check of the policy's start."""
+    anchor_rejected: Floats
+    chosen_units: Floats | None = None
+    """(N,), what log-ratios are divided by with ``normalize: token`` or ``byte``; None for sums."""
+    rejected_units: Floats | None = None
+    margins: Floats | None = None
+    """(N,), with the loss ``modpo``: Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of the other objectives."""
+    step_settings: TargetSettings | None = None
+    """Where weights change from step to step: how a step's targets are made of the K columns, which are those after the trust
+    region; ``weights`` are then each pair's own adaptive ones (``sliding-window``), or uniform. None where targets are fixed."""
+    judges: PreferenceExamples | None = None
+    """With ``thompson``: the held-out pairs whose ranking by the policy tells what a step was worth."""
+
+    def __post_init__(self) -> None:
+        pairs = len(self.pair_ids)
+        columns = {
+            "reference_chosen": self.reference_chosen,
+            "reference_rejected": self.reference_rejected,
+            "weights": self.weights,
+        }
+        shape = (pairs, self.reference_chosen.shape[-1])
+        for name, column in columns.items():
+            if column.shape != shape:
+                raise ValueError(f"{name} is {column.shape}: expected {shape}, a row for each of {pairs} pairs")
+        if (self.chosen_units is None) != (self.rejected_units is None):
+            raise ValueError("chosen_units and rejected_units: expected both or neither")
+        for name in ("anchor_chosen", "anchor_rejected", *_OPTIONAL):
+            column = getattr(self, name)
+            if column is not None and column.shape != (pairs,):
+                raise ValueError(f"{name} is {column.shape}: expected ({pairs},)")
+        for name in _COLUMNS:
+            _require_finite(name, getattr(self, name), self.pair_ids)
+        self.prompt_lengths = _lengths(self.prompt_ids, pairs, "prompt_ids")
+        self.chosen_lengths = _lengths(self.chosen_ids, pairs, "chosen_ids")
+        self.rejected_lengths = _lengths(self.rejected_ids, pairs, "rejected_ids")
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(N,) tokens of each pair's longer row: what a batch of two rows is padded to."""
+        longer: npt.NDArray[np.int64] = self.prompt_lengths + np.maximum(self.chosen_lengths, self.rejected_lengths)
+        return longer
+
+    @property
+    def shared_lengths(self) -> npt.NDArray[np.int64]:
+        """(N,) tokens of each pair whose prompt stands there once."""
+        together: npt.NDArray[np.int64] = self.prompt_lengths + self.chosen_lengths + self.rejected_lengths
+        return together
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch of B pairs, its tokens not laid out yet (see ``layout``).
+
+        There is no ``labels`` key: with one, transformers' Trainer counts tokens and scales the loss by them.
+
+        Returns:
+            ``prompts``, ``chosen``, ``rejected``: B lists of ids each; ``lengths`` (2B,): the tokens of the chosen
+            completions, then of the rejected ones; the columns of the dataset, (B,) or (B, R), float64;
+            ``pair_weights`` (B,); ``indices`` (B,), ``pairs`` and ``tokens``: counts without weight-0 pairs, every prompt
+            counted with both of its completions, plain numbers.
+        """
+        picked = [index if index >= 0 else ~index for index in indices]
+        real = np.array([index >= 0 for index in indices], dtype=np.float64)
+        lengths = np.concatenate([self.chosen_lengths[picked], self.rejected_lengths[picked]])
+        tokens = np.tile(self.prompt_lengths[picked], 2) + lengths
+        batch: Batch = {
+            "prompts": [self.prompt_ids[i] for i in picked],
+            "chosen": [self.chosen_ids[i] for i in picked],
+            "rejected": [self.rejected_ids[i] for i in picked],
+            "lengths": torch.from_numpy(lengths),
+            "pair_weights": torch.from_numpy(real),
+            "indices": picked,
+            "pairs": int(real.sum()),
+            "tokens": int((tokens * np.tile(real, 2)).sum()),
+        }
+        return batch | self.columns(picked)
+
+    def columns(self, picked: Sequence[int] | slice = slice(None)) -> dict[str, Tensor | None]:
+        """The cached numbers of some pairs, or of all, as float64 tensors: (B, R) or (B,)."""
+        names = ("reference_chosen", "reference_rejected", "weights", "anchor_chosen", "anchor_rejected")
+        columns: dict[str, Tensor | None] = {name: torch.from_numpy(getattr(self, name)[picked]) for name in names}
+        for name in _OPTIONAL:
+            column = getattr(self, name)
+            columns[name] = None if column is None else torch.from_numpy(column[picked])
+        return columns
+
+    def write(self, folder: Path, *, ids_from: Path | None = None) -> None:
+        """Write everything to files of plain arrays, for :meth:`open`.
+
+        Args:
+            ids_from: a folder written from the same pairs with other targets: its token ids are used again, not copied.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "pair_ids.npy", np.array([name.encode() for name in self.pair_ids], dtype=np.bytes_))
+        for name in _IDS:
+            if ids_from is not None:
+                for file in (f"{name}.npy", f"{name}.lengths.npy"):
+                    try:
+                        (folder / file).hardlink_to(ids_from / file)
+                    except OSError:  # a file system without links
+                        shutil.copyfile(ids_from / file, folder / file)
+                continue
+            rows = IdRows.of(getattr(self, name))
+            np.save(folder / f"{name}.npy", rows.ids)
+            np.save(folder / f"{name}.lengths.npy", rows.lengths)
+        for name in _COLUMNS:
+            if getattr(self, name) is not None:
+                np.save(folder / f"{name}.npy", getattr(self, name))
+        if self.step_settings is not None:
+            document = dataclasses.asdict(self.step_settings)
+            (folder / _STEP_SETTINGS).write_text(json.dumps(document), encoding="utf-8")
+        if self.judges is not None:
+            self.judges.write(folder / "judges")
+
+    @classmethod
+    def open(cls, folder: Path) -> PreferenceExamples:
+        """What :meth:`write` wrote, the token ids mapped from their files and shared by all processes that open them.
+
+        Every file is open when this returns: the folder may go.
+        """
+        ids: dict[str, Any] = {
+            name: IdRows(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}.lengths.npy"))
+            for name in _IDS
+        }
+        columns: dict[str, Any] = {
+            name: np.load(path) if (path := folder / f"{name}.npy").is_file() else None for name in _COLUMNS
+        }
+        names = [name.decode() for name in np.load(folder / "pair_ids.npy").tolist()]
+        settings = folder / _STEP_SETTINGS
+        step = TargetSettings(**json.loads(settings.read_text(encoding="utf-8"))) if settings.is_file() else None
+        judges = cls.open(folder / "judges") if (folder / "judges").is_dir() else None
+        return cls(pair_ids=names, **ids, **columns, step_settings=step, judges=judges)
+
+
+_STEP_SETTINGS = "step_settings.json"
+_OPTIONAL = ("chosen_units", "rejected_units", "margins")
+_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_COLUMNS = (
+    *("reference_chosen", "reference_rejected", "weights"),
+    *("anchor_chosen", "anchor_rejected", *_OPTIONAL),
+)
+
+
+def _require_finite(name: str, column: Floats | None, pair_ids: Sequence[str]) -> None:
+    if column is None or not len(pair_ids):
+        return
+    bad = np.flatnonzero(~np.isfinite(column.reshape(len(pair_ids), -1)).all(axis=1, keepdims=True))
+    if len(bad):
+        raise RunError(
+            f"The column {name.replace('_', ' ')} of the training examples is {column[bad[0]]} for the pair {pair_ids[bad[0]]}, and "
+            f"not finite for {len(bad):,} of {len(pair_ids):,} pairs: expected finite numbers. Nothing was trained on them. Look at "
+            "the cached log-probs of these pairs (`mrpo cache verify`), at rewards given as columns, and at `method`."
+        )
+
+
+def _lengths(rows: Sequence[Ids], pairs: int, name: str) -> npt.NDArray[np.int64]:
+    if len(rows) != pairs:
+        raise ValueError(f"{name} has {len(rows)} rows: expected {pairs}")
+    if isinstance(rows, IdRows):
+        lengths = rows.lengths
+    else:
+        lengths = np.fromiter((len(ids) for ids in rows), dtype=np.int64, count=pairs)
+    if pairs and lengths.min() == 0:
+        raise ValueError(f"{name}: row {int(lengths.argmin())} is empty; expected a token at least")
+    return lengths

@@ -1,0 +1,81 @@
+"""Does the policy start at the anchor? What the recipe and the files tell, before log-probs are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.models.source import ModelSource, same_model
+
+if TYPE_CHECKING:
+    from mrpo_pipeline.recipe import Recipe
+
+# Fields of a fingerprint that decide what a model reads, in the words of a user.
+_READS = {
+    "tokenizer": "another tokenizer",
+    "template": "another chat template",
+    "end_of_turn": "another end-of-turn token",
+    "prepended": "other tokens before the text",
+}
+
+
+def start_differences(recipe: Recipe) -> list[str]:
+    """What makes the policy's start another model than the anchor, one clause for each; empty where nothing is known to."""
+    policy, anchor = recipe.required_policy(), recipe.sources()[0]
+    source = policy.source("policy")
+    found = []
+    if not _same(replace(source, adapter=None), replace(anchor, adapter=None)):
+        found.append(f"policy.model is {_named(source)} and the anchor's model {_named(anchor)}, with other weights")
+    if not _same(replace(anchor, adapter=source.adapter), anchor):
+        found.append(f"policy.adapter is {source.adapter or 'not set'} and the anchor's {anchor.adapter or 'not set'}")
+    if policy.quantization != anchor.quantization:
+        found.append(
+            f"policy.quantization is {policy.quantization or 'not set'} and the anchor's {anchor.quantization or 'not set'}"
+        )
+    return found
+
+
+def reading_differences(recipe: Recipe, anchor: Mapping[str, str]) -> list[str]:
+    """How the policy reads text otherwise than the anchor did.
+
+    Args:
+        anchor: the fingerprint of the anchor's cache.
+    """
+    from mrpo_pipeline.dataset.prepare import policy_renderer
+
+    try:
+        own = policy_renderer(recipe).identity()
+    except UserError:
+        return []
+    other = [words for field, words in _READS.items() if field in anchor and own.get(field) != anchor[field]]
+    return [f"the policy reads text by {' and '.join(other)} than the anchor was scored with"] if other else []
+
+
+def start_notice(recipe: Recipe) -> str | None:
+    """What a user must know of the policy's start; None where it is the anchor's model and is compared with it."""
+    policy, name = recipe.required_policy(), recipe.sources()[0].name
+    differences = start_differences(recipe)
+    why = "; ".join(differences)
+    if not policy.check_anchor:
+        if differences:
+            return f"The policy does not start at the anchor {name}: {why} (policy.check_anchor: false)."
+        return f"The policy's start is not compared with the anchor {name} (policy.check_anchor: false)."
+    if differences:
+        return (
+            f"The policy is not the anchor {name}: {why}. `mrpo train` compares their log-probs and stops where they differ. If the "
+            "policy is to start elsewhere, set policy.check_anchor: false (--no-check-anchor)."
+        )
+    return None
+
+
+def _same(a: ModelSource, b: ModelSource) -> bool:
+    try:
+        return same_model(a, b)
+    except UserError:  # files that are wrong are for what loads them to report
+        return (a.model, a.revision, a.adapter) == (b.model, b.revision, b.adapter)
+
+
+def _named(source: ModelSource) -> str:
+    return f"{source.model}@{source.revision}" if source.revision else source.model

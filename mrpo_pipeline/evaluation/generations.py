@@ -1,0 +1,75 @@
+"""A few answers before and after training, for a person to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mrpo_pipeline.dataset.ragged_ids import Ids
+from mrpo_pipeline.pairs import parse_prompt
+
+
+@dataclass
+class Sample:
+    """One prompt, the pair's two sides, and what the policy answers."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    before: str = ""
+    after: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def generate(model: Any, tokenizer: Any, prompts: Sequence[Ids], *, max_new_tokens: int) -> list[str]:
+    """Greedy answers, one prompt at a time.
+
+    Args:
+        prompts: token ids of each prompt, as the policy reads it.
+    """
+    import torch
+
+    model.eval()
+    device = next(model.parameters()).device
+    ends = {tokenizer.eos_token_id, *_listed(model.generation_config.eos_token_id)} - {None}
+    answers = []
+    for ids in prompts:
+        inputs = torch.tensor(ids, dtype=torch.long, device=device)[None]
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=sorted(ends) or None,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0),
+            )
+        answers.append(tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True))
+    return answers
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def readable(prompt: str) -> str:
+    """A canonical prompt as a person reads it."""
+    content = parse_prompt(prompt)
+    if isinstance(content, str):
+        return content
+    return "\n".join(f"{message['role']}: {message['content']}" for message in content)
+
+
+def as_markdown(samples: Sequence[Sample]) -> str:
+    """The samples, one after another."""
+    parts = ["# Answers before and after training\n"]
+    for number, sample in enumerate(samples, 1):
+        parts.append(f"## {number}\n")
+        for title in ("prompt", "before", "after", "chosen", "rejected"):
+            text = getattr(sample, title).strip() or "(nothing)"
+            quoted = "\n".join(f"> {line}" for line in text.splitlines())
+            parts.append(f"**{title}**\n\n{quoted}\n")
+    return "\n".join(parts)

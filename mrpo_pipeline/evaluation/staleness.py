@@ -1,0 +1,52 @@
+"""What an evaluation is of: figures of an adapter that was trained again since, or was asked otherwise, are not the adapter's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mrpo_pipeline.files.atomic import remove_folder
+from mrpo_pipeline.files.hashing import sha256_of_files
+from mrpo_pipeline.recipe import Evaluation
+
+EVALUATION, SAMPLES, ANSWERS = "evaluation.json", "samples.md", "tasks"
+
+# What decides a task's figures, beside the task and the adapter.
+_ASKED = {"include_path", "num_fewshot", "tasks_limit", "chat_template"}
+
+
+def adapter_content(folder: Path) -> str | None:
+    """SHA-256 of the adapter's weights; None where the folder holds none."""
+    weights = [folder / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
+    there = [path for path in weights if path.is_file()]
+    return sha256_of_files(there)[0] if there else None
+
+
+def forget(folder: Path) -> None:
+    """Take away what an evaluation left in the folder of an adapter that is to be trained again."""
+    for name in (EVALUATION, SAMPLES):
+        (folder / name).unlink(missing_ok=True)
+    remove_folder(folder / ANSWERS)
+
+
+def how_asked(settings: Evaluation) -> dict[str, Any]:
+    """The settings that tasks' figures depend on, as they lie in ``evaluation.json``."""
+    asked: dict[str, Any] = settings.model_dump(mode="json", include=_ASKED)
+    return asked
+
+
+def is_of(evaluation: Mapping[str, Any], folder: Path) -> bool:
+    """Whether an evaluation was made of the adapter that lies in the folder now."""
+    return evaluation.get("adapter") == adapter_content(folder)
+
+
+def has_measured(folder: Path, settings: Evaluation) -> bool:
+    """Whether the folder's evaluation has all these tasks, asked like this, of the adapter that lies there now."""
+    try:
+        found = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+        measured = {change["task"] for change in found["tasks"]}
+        return set(settings.tasks) <= measured and found["asked"] == how_asked(settings) and is_of(found, folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

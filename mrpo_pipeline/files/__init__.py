@@ -1,0 +1,1 @@
+"""Bytes on disk: complete or not there at all."""

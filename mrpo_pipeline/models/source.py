@@ -1,0 +1,292 @@
+"""What a reference is, where its files lie, and the fingerprint of what changes its numbers.
+
+The fingerprint's fields: ``weights`` (content of the weights and of the configuration), ``revision`` (the hub's commit,
+which stands in for the weights where they are not at hand), ``adapted`` and ``adapter`` (whether there is one, and its
+content), ``dtype``, ``quantization``, ``engine_options`` (those that may change the numbers), what the renderer says of
+tokenizer, template and end-of-turn handling, and ``template_file`` (content of a Jinja file that was named, which stands in
+for the template where there is no renderer).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.models.engine_options import NO_OPTIONS
+from mrpo_pipeline.models.files import (
+    adapter_content,
+    download,
+    header_dtype,
+    is_folder,
+    is_hub_name,
+    locate,
+    no_folder,
+    read_config,
+    require_weights,
+    weight_files,
+    weights_content,
+)
+
+RENDERING_FIELDS = ("tokenizer", "template", "end_of_turn")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+_DTYPES = {
+    "fp32": "float32",
+    "float": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp64": "float64",
+    "double": "float64",
+}
+_KNOWN_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model comes from and how it is to be loaded.
+
+    Attributes:
+        name: the reference's name.
+        model: a local folder, or a name on the hub.
+        revision: branch, tag or commit on the hub; None for its main branch. A local folder has none.
+        adapter: a PEFT adapter to put on it (folder or hub name).
+        tokenizer: where the tokenizer comes from, if not from ``model``.
+        template: ``auto`` (the tokenizer's), ``plain``, or a Jinja file.
+        dtype: ``auto`` (see ``auto_dtype``) or a torch dtype's name.
+        quantization: a method's name; None for what the model's configuration says.
+        trust_remote_code: whether code that comes with the model may run.
+        engine_options: options of its engine that may change its numbers, as ``engine_options.describe_altering`` writes them.
+    """
+
+    name: str
+    model: str
+    revision: str | None = None
+    adapter: str | None = None
+    tokenizer: str | None = None
+    template: str = "auto"
+    dtype: str = "auto"
+    quantization: str | None = None
+    trust_remote_code: bool = False
+    engine_options: str = NO_OPTIONS
+
+
+def resolve(source: ModelSource, renderer_identity: Mapping[str, str] | None = None) -> dict[str, str | None]:
+    """The fingerprint's fields, from the files at hand; nothing is downloaded.
+
+    Args:
+        source: the reference.
+        renderer_identity: what its renderer says changes its ids; None where it has none here (stage two).
+
+    Returns:
+        field → value; None for what cannot be told here, which a cache does not compare.
+
+    Raises:
+        UserError: for weights that are only there as pickles, a configuration that cannot be read, an unknown dtype, and, when
+            a renderer is given, a folder that is not there.
+    """
+    folder = locate(source.model, source.revision)
+    if folder is None and renderer_identity is not None and not is_hub_name(source.model):
+        raise no_folder(source.name, "model", source.model)
+    fields: dict[str, str | None] = {
+        "weights": _weights(source, folder),
+        "revision": _revision(source, folder),
+        "adapted": "no" if source.adapter is None else "yes",
+        "adapter": "none" if source.adapter is None else _adapter(source),
+        "dtype": _dtype(source, folder),
+        "quantization": _quantization(source, folder),
+        "engine_options": source.engine_options,
+        "template_file": _template_file(source),
+    }
+    rendering: Mapping[str, str | None] = renderer_identity or dict.fromkeys(RENDERING_FIELDS)
+    return {**fields, **rendering}
+
+
+def has_tokenizer(source: ModelSource) -> bool:
+    """Whether what the reference reads text by is on this machine: tokenizer files, and the Jinja file where one is named."""
+    folder = locate(source.tokenizer) if source.tokenizer else locate(source.model, source.revision)
+    if source.adapter and not source.tokenizer and locate(source.adapter) is None:  # it may bring one
+        return False
+    if folder is None or (source.template not in ("auto", "plain") and _template_file(source) is None):
+        return False
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def auto_dtype(own: str, *, quantized: bool = False, device: str | None = None) -> str:
+    """What ``dtype: auto`` is, of reference and policy alike: the checkpoint's own 16 bits on a GPU that computes in them, else
+    float32.
+
+    On a CPU 16 bits are slow or cost 0.04 nats a token, and a policy that trains there is float32: one model has one answer.
+
+    Args:
+        own: the checkpoint's dtype. quantized: whether it is stored quantized; its kernels then want its own dtype.
+        device: ``gpu`` or ``cpu``; None for what this machine has.
+    """
+    if own not in ("bfloat16", "float16"):
+        return "float32"
+    able = quantized or (gpu_computes_in(own) if device is None else device == "gpu")
+    return own if able else "float32"
+
+
+def gpu_computes_in(dtype: str) -> bool:
+    """Whether this machine has a GPU that computes in ``bfloat16`` or ``float16``, without emulation."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    return dtype != "bfloat16" or bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def as_recorded(source: ModelSource, fingerprint: Mapping[str, str]) -> ModelSource:
+    """The reference with ``dtype: auto`` settled by a cache's fingerprint, where there is one: what is added to a cache, compared
+    with it or computed again has the dtype of its numbers, whatever machine they come from."""
+    recorded = fingerprint.get("dtype")
+    return replace(source, dtype=recorded) if source.dtype == "auto" and recorded else source
+
+
+def resolve_dtype(source: ModelSource, device: str | None = None) -> str:
+    """The dtype in which the model runs: ``float32``, ``bfloat16``, …
+
+    ``auto`` is decided by ``auto_dtype`` from what the configuration says (``dtype``, in older ones ``torch_dtype``), else the
+    weights' own dtype. Engines are given this name and not ``auto``: vLLM's own ``auto`` would turn a float32 model into a 16-bit one.
+
+    Args:
+        device: as in ``auto_dtype``.
+
+    Raises:
+        UserError: for an unknown dtype, or ``auto`` where the model's files are not at hand (see ``fetch``).
+    """
+    found = _dtype(source, locate(source.model, source.revision), device)
+    if found is None:
+        raise UserError(
+            f"dtype: auto of {source.name} needs the configuration of {source.model}, which is not on this machine: expected "
+            "a model folder, or a hub name that was downloaded. Download it, or give its `dtype`."
+        )
+    return found
+
+
+def same_model(a: ModelSource, b: ModelSource) -> bool:
+    """Whether both load the same weights and the same adapter, so that they give the same log-probs up to dtype.
+
+    Content decides where both are at hand; else both must name the same model, revision and adapter.
+    """
+    if a.adapter is None or b.adapter is None:
+        if a.adapter != b.adapter:
+            return False
+    else:
+        adapters = _adapter(a), _adapter(b)
+        if adapters[0] != adapters[1] or (adapters[0] is None and a.adapter != b.adapter):
+            return False
+    folders = locate(a.model, a.revision), locate(b.model, b.revision)
+    weights = [_weights(one, folder) for one, folder in zip((a, b), folders, strict=True)]
+    if None not in weights:
+        return weights[0] == weights[1]
+    if a.model != b.model:
+        return False
+    return (_revision(a, folders[0]) or a.revision) == (_revision(b, folders[1]) or b.revision)
+
+
+def fetch(source: ModelSource) -> ModelSource:
+    """Bring a hub model's files onto this machine and pin them: what is fingerprinted is then what is loaded.
+
+    Returns:
+        the source with ``revision`` set to the commit, and a hub adapter replaced by its folder. A local folder is returned
+        as it is.
+
+    Raises:
+        UserError: where a folder is not there, holds no safetensors weights, or the hub does not give the files.
+    """
+    if is_folder(source.model):
+        require_weights(source.name, Path(source.model).expanduser())
+    elif not is_hub_name(source.model):
+        raise no_folder(source.name, "model", source.model)
+    else:
+        folder = download(source.name, "model", source.model, source.revision)
+        require_weights(source.name, folder)
+        source = replace(source, revision=folder.name)
+    if source.adapter is not None and not is_folder(source.adapter):
+        if not is_hub_name(source.adapter):
+            raise no_folder(source.name, "adapter", source.adapter)
+        source = replace(source, adapter=str(download(source.name, "adapter", source.adapter, None)))
+    if source.adapter is not None and _adapter(source) is None:
+        raise UserError(
+            f"The adapter {source.adapter} of {source.name} lacks adapter_config.json or adapter_model.safetensors: expected a "
+            "PEFT adapter. Give its folder or hub name."
+        )
+    return source
+
+
+def _weights(source: ModelSource, folder: Path | None) -> str | None:
+    return weights_content(source.name, folder, own_code=source.trust_remote_code) if folder else None
+
+
+def _revision(source: ModelSource, folder: Path | None) -> str | None:
+    """The hub's commit, where it can be told."""
+    if is_folder(source.model) or not is_hub_name(source.model):
+        return None
+    if folder is not None:
+        return folder.name
+    return source.revision if source.revision and _COMMIT.fullmatch(source.revision) else None
+
+
+def _adapter(source: ModelSource) -> str | None:
+    folder = locate(source.adapter) if source.adapter else None
+    return adapter_content(source.name, folder) if folder else None
+
+
+def _dtype(source: ModelSource, folder: Path | None, device: str | None = None) -> str | None:
+    if source.dtype != "auto":
+        return _dtype_name(source, source.dtype)
+    config = read_config(source.name, folder / "config.json") if folder else None
+    if folder is None or config is None:
+        return None
+    quantized = isinstance(config.get("quantization_config"), dict)
+    return auto_dtype(_own_dtype(source, folder, config), quantized=quantized, device=device)
+
+
+def _own_dtype(source: ModelSource, folder: Path, config: Mapping[str, Any]) -> str:
+    """What the configuration says, else the weights' own, else float32."""
+    for settings in (config, config.get("text_config")):
+        if isinstance(settings, dict):
+            said = settings.get("dtype") or settings.get("torch_dtype")
+            if isinstance(said, dict):  # one for each part of a composite model; "" is the whole
+                said = said.get("")
+            if isinstance(said, str):
+                return _dtype_name(source, said)
+    files = weight_files(source.name, folder)
+    return (files and header_dtype(files[0])) or "float32"
+
+
+def _dtype_name(source: ModelSource, said: str) -> str:
+    name = said.removeprefix("torch.")
+    name = _DTYPES.get(name, name)
+    if name not in _KNOWN_DTYPES:
+        raise UserError(
+            f"dtype: {said} of {source.name} is not known: expected auto, {', '.join(_KNOWN_DTYPES)}. Correct it."
+        )
+    return name
+
+
+def _quantization(source: ModelSource, folder: Path | None) -> str | None:
+    if source.quantization is not None:
+        return source.quantization
+    config = read_config(source.name, folder / "config.json") if folder else None
+    if config is None:
+        return None
+    settings = config.get("quantization_config")
+    return str(settings.get("quant_method", "none")) if isinstance(settings, dict) else "none"
+
+
+def _template_file(source: ModelSource) -> str | None:
+    if source.template in ("auto", "plain"):
+        return None
+    try:
+        return hashlib.sha256(Path(source.template).expanduser().read_bytes()).hexdigest()
+    except (OSError, ValueError, RuntimeError):
+        return None

@@ -1,0 +1,109 @@
+"""Bytes that tensors take while a model runs, without memory or arithmetic: the real code on tensors that have shapes alone.
+
+torch's fake tensors go through the same operations as real ones and know what each gives: its shape and dtype. Counted here
+is every storage from the operation that makes it until nothing refers to it any more: what autograd keeps for the backward
+pass, what gradient checkpointing throws away and makes again, gradients, and the temporaries in between. Not counted: what a
+kernel takes inside itself, and what an allocator keeps of blocks that were freed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mrpo_pipeline.models import head_logps as head_logits
+from mrpo_pipeline.models.head import Head
+from mrpo_pipeline.models.head_logps import LogitForm
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes alive in the operations within its ``with`` block.
+
+    Attributes:
+        held: bytes of the models that were given to ``hold``. now: alive at this moment, those included. peak: the most.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.held = self.now = self.peak = 0
+        self._alive: dict[int, int] = {}
+
+    def hold(self, model: nn.Module) -> None:
+        """Count a model's own tensors as there from the start."""
+        before = self.now
+        for tensor in [*model.parameters(), *model.buffers()]:
+            self._add(tensor)
+        self.held += self.now - before
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._add(leaf)
+        return result
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._alive:
+            self._alive[key] = storage.nbytes()
+            self.now += self._alive[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._alive.pop(key, 0)
+
+
+@contextmanager
+def on_fake_device(model: nn.Module, *, as_gpu: bool = False) -> Iterator[Any]:
+    """Give a model of the meta device fake tensors instead, and the mode under which they compute.
+
+    They say that they are on a CPU, whose attention kernel keeps what a GPU's does.
+
+    Args:
+        as_gpu: with the chunks in which the output projection is computed on a GPU.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    with mode:
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is None:
+                        continue
+                    if id(tensor) not in made:
+                        fake: torch.Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
+                        if isinstance(tensor, nn.Parameter):
+                            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                        made[id(tensor)] = fake, tensor
+                    tensors[name] = made[id(tensor)][0]  # type: ignore[assignment]
+    chunk = head_logits.CPU_CHUNK_BYTES
+    try:
+        if as_gpu:
+            head_logits.CPU_CHUNK_BYTES = head_logits.GPU_CHUNK_BYTES
+        yield mode
+    finally:
+        head_logits.CPU_CHUNK_BYTES = chunk
+
+
+def head_for(model: Any) -> Head:
+    """The head of a model without weights, taken at its configuration's word: trying it needs numbers."""
+    text = model.config.get_text_config()
+    cap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
+    projection = model.get_output_embeddings()
+    backbone = model.base_model
+    if projection is None or backbone is model:
+        return Head(model, notice="its head is not taken apart")
+    return Head(
+        model, backbone=backbone, projection=projection, form=LogitForm(1.0, cap), vocab_size=projection.weight.shape[0]
+    )

@@ -1,0 +1,137 @@
+"""Before the first step: does the policy, where it starts as the anchor, say what the cached anchor said?
+
+A wrong template, revision or tokenizer trains without an error, towards a target that is off by nats. Here it shows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from mrpo_pipeline.dataset.examples import PreferenceExamples
+from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.policy.sampler import PairLoader
+from mrpo_pipeline.policy.settings import PolicySettings
+from mrpo_pipeline.policy.trainer import PreferenceTrainer
+
+log = logging.getLogger("mrpo")
+
+# Nats per token. In float32 two right computations differ by about 1e-6, so the worst completion of the batch is looked
+# at. In half precision a logit of 16 to 32 is known to 1/64 (float16, 11 significant bits) or 1/8 (bfloat16, 8 bits), and
+# single tokens, so short completions, are off by about as much; over the tokens of a batch this cancels to a tenth of it
+# and less, while a wrong template moves the whole batch by tenths of nats. There the average over the batch is looked at.
+TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+def check_start(
+    trainer: PreferenceTrainer, policy_dtype: str, anchor_dtype: str | None = None, differences: Sequence[str] = ()
+) -> float:
+    """Compare the policy's sums on the first micro-batch (of every process) with the cached anchor's.
+
+    Args:
+        policy_dtype, anchor_dtype: what each was computed in; the coarser one sets the tolerance.
+        differences: what is known to make the two differ (``policy_start``).
+
+    Returns:
+        the difference, nats per token.
+
+    Raises:
+        UserError: where they disagree, with the cause or the likely faults.
+    """
+    examples = trainer.train_dataset
+    # Of every process, whose sums come together: so all come to the same answer.
+    first = next(iter(trainer.train_sampler()))[0]
+    chosen, rejected = trainer.policy_sums(examples, PairLoader(examples, [first]))
+    policy = torch.cat([chosen, rejected]).cpu().double().numpy()
+    mine = torch.zeros(len(examples), device=chosen.device)
+    mine[first] = 1
+    if trainer.args.world_size > 1:
+        mine = trainer.accelerator.reduce(mine, "sum")
+    picked = np.flatnonzero(mine.cpu().numpy())
+    return compare(examples, picked, policy, [policy_dtype, anchor_dtype or policy_dtype], differences)
+
+
+class StartCheck(TrainerCallback):  # type: ignore[misc]
+    """Calls :func:`check_start` when the model is as it will be trained (spread over processes, say).
+
+    Attributes:
+        difference: nats per token, once it is compared.
+    """
+
+    def __init__(self, trainer: PreferenceTrainer, policy: PolicySettings, policy_dtype: str) -> None:
+        self.trainer = trainer
+        self.given = (policy_dtype, policy.anchor_dtype, policy.anchor_differences)
+        self.difference: float | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.compare()
+
+    def compare(self) -> None:
+        """Compare now. Raises as :func:`check_start`."""
+        self.difference = check_start(self.trainer, *self.given)
+        log.info("The policy's start agrees with the cached anchor (%.2g nats per token).", self.difference)
+
+
+def compare_start(
+    examples: PreferenceExamples,
+    chosen: np.typing.NDArray[np.float64],
+    rejected: np.typing.NDArray[np.float64],
+    policy: PolicySettings,
+    policy_dtype: str,
+) -> None:
+    """The same where the start was measured on all pairs, before it is taken for the start.
+
+    Args:
+        chosen, rejected: (N,) the start's sums, nats.
+    """
+    if policy.check_anchor:
+        dtypes = [policy_dtype, policy.anchor_dtype or policy_dtype]
+        both = np.concatenate([chosen, rejected])
+        compare(examples, np.arange(len(examples)), both, dtypes, policy.anchor_differences)
+
+
+def compare(
+    examples: PreferenceExamples,
+    picked: np.typing.NDArray[np.int64],
+    policy: np.typing.NDArray[np.float64],
+    dtypes: list[str],
+    differences: Sequence[str] = (),
+) -> float:
+    """As :func:`check_start`, on numbers.
+
+    Args:
+        picked: (B,) pairs. policy: (2N,) the policy's sums, chosen then rejected, filled at those pairs.
+    """
+    rows = np.concatenate([picked, picked + len(examples)])
+    anchor = np.concatenate([examples.anchor_chosen, examples.anchor_rejected])[rows]
+    tokens = np.concatenate([examples.chosen_lengths, examples.rejected_lengths])[rows]
+    gaps = np.abs(policy[rows] - anchor)
+    dtype = max(dtypes, key=lambda name: TOLERANCE.get(name, 0.0))
+    tolerance = TOLERANCE.get(dtype, max(TOLERANCE.values()))
+    exact = dtype == "float32"
+    if not len(gaps):
+        raise RunError("No pair was compared with the cached anchor: expected those of the first step. Report this.")
+    difference = float((gaps / tokens).max() if exact else gaps.sum() / tokens.sum())
+    if difference <= tolerance:
+        return difference
+    worst = int((gaps / tokens).argmax())
+    side, pair = ("chosen", worst) if worst < len(picked) else ("rejected", worst - len(picked))
+    cause = f"The cause: {'; '.join(differences)}." if differences else _LIKELY
+    raise UserError(
+        f"The policy's start does not agree with the cached anchor: on pair {examples.pair_ids[picked[pair]]}, {side} side, "
+        f"{tokens[worst]} tokens, the policy gives {policy[rows][worst]:.3f} nats and the cache {anchor[worst]:.3f}. That is "
+        f"{difference:.2g} nats per token ({'the worst completion' if exact else 'the average'} of {len(picked):,} pairs), expected "
+        f"{tolerance:g} at most in {dtype}. {cause} Set them alike and score the anchor again. Where the policy is to start "
+        "elsewhere, set policy.check_anchor: false (--no-check-anchor)."
+    )
+
+
+_LIKELY = (
+    "Likely faults: another chat template (policy.template and the anchor's), another revision or adapter of the model, another "
+    "tokenizer, another dtype or quantization than the anchor was scored in."
+)

@@ -1,0 +1,1 @@
+"""Stage one on many workers, by Ray."""

@@ -1,0 +1,12 @@
+"""Are the cached numbers the right ones? Some are computed again by plain transformers and compared.
+
+check_numbers(recipe, "base", wanted, 64)        # raises RunError where they differ by more than the dtype allows
+for found in verify_cache(recipe): …             # checksums of every shard, and the above for every reference
+"""
+
+from mrpo_pipeline.verify.check import check_numbers, measure_drift
+from mrpo_pipeline.verify.report import Drift
+from mrpo_pipeline.verify.tolerances import Limits, limits_for
+from mrpo_pipeline.verify.verify import Verified, verify_cache
+
+__all__ = ["Drift", "Limits", "Verified", "check_numbers", "limits_for", "measure_drift", "verify_cache"]

@@ -1,0 +1,136 @@
+"""A model's log-probs by transformers alone: the whole sequence in one forward pass, one sequence at a time.
+
+Neither engines' batching nor the project's own head takes part, so that a fault of theirs cannot hide here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mrpo_pipeline.engines.base import TokenIds
+from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.models.source import ModelSource
+
+LOGIT_BYTES = 1 << 30  # of logits held at once; a longer completion takes several forward passes
+SOFTMAX_ROWS = 256
+
+
+class PlainModel:
+    """A reference's model as transformers loads it, in the dtype that its cache was made in.
+
+    Weights that only an engine quantizes (``quantization: fp8`` of a plain checkpoint, say) are loaded as they lie there,
+    and those whose checkpoint is quantized as the checkpoint says.
+
+    Args:
+        source: the reference; its files are at hand.
+        device: where to; a GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: where transformers cannot load it.
+        RunError: where it does not fit in the device's memory.
+    """
+
+    def __init__(self, source: ModelSource, device: str | None = None) -> None:
+        import torch
+
+        from mrpo_pipeline.models.context_length import context_length
+        from mrpo_pipeline.models.loading import EIGHT_BIT, FOUR_BIT, load_model
+
+        self._name = source.name
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if source.quantization not in (*FOUR_BIT, *EIGHT_BIT):
+            source = replace(source, quantization=None)
+        try:
+            model, self.dtype = load_model(source, device=self.device)
+        except torch.OutOfMemoryError as error:
+            raise self._no_room() from error
+        except ImportError as error:
+            raise UserError(
+                f"reference {source.name}: transformers cannot load {source.model} to compute its numbers again: {error} "
+                "Install what it names, or leave this out (`--check 0`)."
+            ) from error
+        self._model: Any = model
+        self.context_length = context_length(model.config)
+        base = model.get_base_model() if source.adapter is not None else model
+        self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self._adapted = source.adapter is not None
+        self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
+
+    def logps(self, prompt_ids: TokenIds, completion_ids: TokenIds) -> npt.NDArray[np.float32]:
+        """(C,) log-probs of the completion's tokens, nats: log-softmax in float32 of the logits as the model gives them.
+
+        Raises:
+            RunError: where memory does not suffice, or a log-prob is not finite.
+        """
+        import torch
+
+        ids = torch.from_numpy(np.concatenate([prompt_ids, completion_ids]).astype(np.int64)).to(self.device)
+        first, count = len(prompt_ids), len(completion_ids)
+        found = np.empty(count, np.float32)
+        window = max(1, LOGIT_BYTES // (4 * self._vocab_size))
+        try:
+            with torch.inference_mode():
+                for start in range(0, count, window):
+                    end = min(start + window, count)
+                    # A token is predicted at the position before its own.
+                    positions = torch.arange(first + start - 1, first + end - 1, device=self.device)
+                    logits = self._logits(ids, positions)  # (W, V)
+                    for row in range(0, end - start, SOFTMAX_ROWS):
+                        some = logits[row : row + SOFTMAX_ROWS].float()
+                        targets = ids[first + start + row : first + start + row + len(some)]
+                        logps = some.gather(1, targets[:, None])[:, 0] - some.logsumexp(dim=1)
+                        found[start + row : start + row + len(some)] = logps.cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            raise self._no_room() from error
+        if not np.isfinite(found).all():
+            raise RunError(
+                f"reference {self._name}: computed again by transformers in {self.dtype}, a log-prob is not finite: the weights "
+                "hold NaN, or the model leaves the range of that dtype. The cache was not changed. Set the reference's `dtype` "
+                "and score it anew."
+            )
+        return found
+
+    def _logits(self, ids: Any, positions: Any) -> Any:
+        if self._keeps:
+            return self._model(input_ids=ids[None], use_cache=False, logits_to_keep=positions).logits[0]
+        return self._model(input_ids=ids[None], use_cache=False).logits[0, positions]
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter is on it."""
+        return self._adapted
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The model as if its adapter had been left out."""
+        with self._model.disable_adapter():
+            yield
+
+    def versions(self) -> dict[str, str]:
+        return {name: version(name) for name in ("torch", "transformers", "peft")}
+
+    def close(self) -> None:
+        """Give the memory back."""
+        import gc
+
+        import torch
+
+        self._model = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _no_room(self) -> RunError:
+        return RunError(
+            f"reference {self._name} does not fit in the memory of {self.device} by plain transformers, so its numbers were not "
+            "computed again. The cache was not changed. On the CPU, if that has the room: `CUDA_VISIBLE_DEVICES= mrpo cache "
+            "verify RECIPE`; or leave it out (`--check 0`)."
+        )

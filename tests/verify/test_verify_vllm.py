@@ -1,0 +1,93 @@
+"""Numbers that the real vLLM gave: right ones pass, and those of its prefix cache are found and named."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from planted import plant, recipe_of, wanted_of
+from tiny_references import hard_pairs, pair, reference
+
+from mrpo_pipeline.engines import ScoringRequest
+from mrpo_pipeline.errors import RunError
+from mrpo_pipeline.scoring import score_references
+from mrpo_pipeline.verify import check_numbers
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+# Rows of prompt log-probs that vLLM took from its prefix cache are never written (0.32: `torch.empty`): what it says of
+# them is whatever the memory held. Read by place, as a scorer does that trusts the answer's length.
+WITH_PREFIX_CACHE = textwrap.dedent(
+    """
+    import sys
+
+    import numpy as np
+    from vllm import LLM, SamplingParams
+
+    model, requests, answers = sys.argv[1:]
+    llm = LLM(model=model, dtype="float32", max_model_len=512, enforce_eager=True, enable_prefix_caching=True, block_size=32,
+              skip_tokenizer_init=True, kv_cache_memory_bytes=1 << 28)
+    asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False,
+                           skip_reading_prefix_cache=False)
+    found, cached = {}, []
+    with np.load(requests) as file:
+        for name in file.files:
+            (output,) = llm.generate([{"prompt_token_ids": file[name].tolist()}], asked, use_tqdm=False)
+            rows = output.prompt_logprobs[1:]
+            found[name] = np.array([next(iter(row.values())).logprob for row in rows], np.float64)
+            cached.append(output.num_cached_tokens or 0)
+    np.savez(answers, cached=np.array(cached), **found)
+    """
+)
+
+
+def test_float32_of_vllm_agrees_with_transformers(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, reference(tmp_path / "model", "qwen3", "llama3"), rows=hard_pairs())
+    recipe = recipe.model_copy(update={"scoring": recipe.scoring.model_copy(update={"engine": "vllm"})})
+    score_references(recipe)
+    drift = check_numbers(recipe, "base", wanted_of(recipe), 64)
+    assert drift.scored_by["engine"] == "vllm" and any(name.startswith("vllm") for name in drift.scored_by["versions"])
+    assert drift.figures.completions == 20 and drift.figures.token_max <= 1e-3
+
+
+def test_what_vllm_says_of_positions_from_its_prefix_cache_fails(tmp_path: Path) -> None:
+    # Two answers to one prompt that begin alike: the second's beginning is in the cache already.
+    rows = [
+        pair(f"Question {i}?", f"Answer {i} begins with the very same words, " * 6 + tail, f"No. {i} " * 3)
+        for i in range(4)
+        for tail in ("and ends so.", "but ends another way altogether.")
+    ]
+    recipe = recipe_of(tmp_path, reference(tmp_path / "model", "llama", "llama3"), rows=rows)
+    reused: list[int] = []
+
+    def by_vllm(requests: list[ScoringRequest]) -> list[np.ndarray]:
+        sequences = {str(i): np.concatenate([one.prompt_ids, one.completion_ids]) for i, one in enumerate(requests)}
+        np.savez(tmp_path / "requests.npz", **sequences)
+        environment = os.environ | {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_NO_USAGE_STATS": "1",
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        command = [sys.executable, "-c", WITH_PREFIX_CACHE, str(tmp_path / "model")]
+        command += [str(tmp_path / "requests.npz"), str(tmp_path / "answers.npz")]
+        subprocess.run(command, env=environment, check=True, timeout=300)
+        with np.load(tmp_path / "answers.npz") as answers:
+            reused.extend(int(n) - len(one.prompt_ids) for n, one in zip(answers["cached"], requests, strict=True))
+            # The cache's writer refuses what no model gives, which such memory may hold as well.
+            every = [answers[str(i)][-len(one.completion_ids) :] for i, one in enumerate(requests)]
+            return [np.clip(np.nan_to_num(one), -1e5, 0).astype(np.float32) for one in every]
+
+    plant(recipe, score=by_vllm)
+    assert sum(tokens > 0 for tokens in reused) == 4, "vLLM took no completion's beginning from its prefix cache"
+    with pytest.raises(RunError, match="took from its prefix cache") as caught:
+        check_numbers(recipe, "base", wanted_of(recipe), 64)
+    # Memory that is handed out again may hold an earlier request's rows, which are right for the same beginning.
+    assert re.search("the beginning of [1-4] of 12 completions is off and all behind it exact", str(caught.value))
