@@ -1,7 +1,8 @@
 """Text to token ids: prompt and completion through a model's own tokenizer and chat template."""
 
 from mrpo_pipeline.rendering.own_rendering import own_rendering_test
-from mrpo_pipeline.rendering.renderer import Rendered, Renderer
+from mrpo_pipeline.rendering.renderer import Renderer
+from mrpo_pipeline.rendering.split import Rendered
 from mrpo_pipeline.rendering.templates import PLAIN_TEMPLATE, TEMPLATE_DATE
 from mrpo_pipeline.rendering.truncation import cut_offset, cut_prompt, tokens_counted, tokens_to_score
 

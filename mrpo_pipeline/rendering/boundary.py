@@ -24,37 +24,51 @@ class Seam:
         self._normalizes = backend["normalizer"] is not None
         self._anchors = (*_ANCHORS, "") if _prefixes_space(backend) else ("",)
 
-    def crossed(self, spans: Spans, split: int, before: str, after: str) -> bool:
-        """Whether a token holds characters from both sides.
+    def crossed(self, spans: Spans, text: str, at: int) -> bool:
+        """Whether a token holds characters from both sides of a place in the text.
 
         Args:
             spans: (T,) char offsets of all tokens.
-            split: index of the first token that starts at the seam or later.
-            before, after: the text on either side.
+            text: what was encoded.
+            at: the place, a char index.
         """
-        if split and spans[split - 1][1] > len(before):
+        split = first_from(spans, at)
+        if split and spans[split - 1][1] > at:
             return True
         # Offsets do not show it where normalisation joins the first mark behind the seam to the character before.
-        left, right = before[-1:], after[:1]
+        left, right = text[at - 1 : at], text[at : at + 1]
         if not self._normalizes or right.isascii() or not left:
             return False
         apart = unicodedata.normalize("NFKC", left) + unicodedata.normalize("NFKC", right)
         return unicodedata.normalize("NFKC", left + right) != apart
 
-    def encode_apart(self, clone: PrivateClone, before: str, after: str) -> tuple[list[int], list[int], Spans, int]:
-        """Encode with a break at the seam.
+    def encode_apart(self, clone: PrivateClone, parts: Sequence[str]) -> tuple[list[int], Spans]:
+        """Encode a text with a break between its parts.
 
         Returns:
-            Clone ids before it; clone ids behind it, their char offsets, and the offset at which `after` starts.
+            Clone ids and their char offsets in the parts joined.
         """
         for anchor in self._anchors:
-            head = before + clone.seam + anchor
-            encoding = clone.backend.encode(head + after, add_special_tokens=False)
-            ids, spans = encoding.ids, encoding.offsets
-            split = first_from(spans, len(head))
-            if spans[split - 1][1] <= len(head):  # nothing reaches from the anchor into the text behind it
+            starts: list[int] = []  # of each part, in the text with breaks
+            text = ""
+            for part in parts:
+                text += clone.seam + anchor if starts else ""
+                starts.append(len(text))
+                text += part
+            encoding = clone.backend.encode(text, add_special_tokens=False)
+            ids, spans, clean, shift = [], [], True, 0
+            for i, start in enumerate(starts):
+                first = first_from(encoding.offsets, start) if i else 0
+                # Nothing may reach from the anchor into the text behind it.
+                clean &= not i or encoding.offsets[first - 1][1] <= start
+                end = start + len(parts[i])
+                last = len(encoding.ids) if i == len(parts) - 1 else encoding.ids.index(clone.seam_id, first)
+                ids += encoding.ids[first:last]
+                spans += [(a - start + shift, min(b, end) - start + shift) for a, b in encoding.offsets[first:last]]
+                shift += len(parts[i])
+            if clean:
                 break
-        return ids[: ids.index(clone.seam_id)], ids[split:], spans[split:], len(head)
+        return ids, spans
 
 
 def first_from(spans: Sequence[tuple[int, int]], position: int) -> int:

@@ -36,6 +36,7 @@ class PrivateClone:
         self.names = {control: chr(first + i) for i, control in enumerate(controls)}
         self.seam = chr(first + len(controls))
         self.mask_char = chr(first + len(controls) + 1)
+        self._strings = {name: control for control, name in self.names.items()} | {self.seam: "", self.mask_char: ""}
         self.characters = re.compile(f"[{chr(first)}-{self.mask_char}]")
         self._controls = _alternatives(controls)
         # Every place where a control string starts, overlapping ones too.
@@ -88,10 +89,9 @@ class PrivateClone:
     def unmask(self, text: str) -> str:
         return text.replace(self.mask_char, "")
 
-    def first_control(self, renamed: str) -> int | None:
-        """Where the first control token stands in renamed scaffold text (char index)."""
-        match = self.characters.search(renamed)
-        return match.start() if match else None
+    def original(self, renamed: str) -> str:
+        """Renamed text with the control strings themselves."""
+        return self.characters.sub(lambda match: self._strings[match[0]], renamed)
 
 
 class CloneSet:
@@ -182,8 +182,13 @@ def role_markers(backend: dict[str, Any], scaffold: str) -> set[str]:
     contents = {token["content"] for token in backend["added_tokens"] if not token["special"]}
     markers = set()
     for content in contents:
-        paired = {content.replace("</", "<", 1), content.replace("<", "</", 1)} <= contents
         wordlike = content[:1].isalnum() or content[-1:].isalnum() or len(content) < 3 or content.split() != [content]
-        if content in scaffold and not paired and not wordlike:
+        if content in scaffold and not wordlike and not _partner(content) & contents:
             markers.add(content)
     return markers
+
+
+def _partner(tag: str) -> set[str]:
+    """The other of a pair of tags, in the ways it is written: `<x>` and `</x>`, `[X]` and `[/X]`, `◁x▷` and `◁/x▷`."""
+    opens, name = tag[:1], tag[1:]
+    return {opens + name[1:]} if name.startswith("/") else {f"{opens}/{name}"}

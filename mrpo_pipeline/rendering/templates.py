@@ -2,7 +2,7 @@
 
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ _DATE = datetime.fromisoformat(TEMPLATE_DATE)
 # The longest templates in use have some 20 kB.
 MAX_TEMPLATE_BYTES = 1 << 20
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,12 @@ class Located:
     start: int
 
 
-class UnboundedTemplateError(UserError):
-    """A template that takes too long or too much memory: of it no further row is tried."""
+class UntrustedModelError(UserError):
+    """The fault is the template's or the tokenizer's, not a row's: no further row is tried."""
+
+
+class UnboundedTemplateError(UntrustedModelError):
+    """A template that takes too long or too much memory."""
 
 
 class ChatTemplate:
@@ -67,23 +71,48 @@ class ChatTemplate:
 
     Args:
         tokenizer: HF tokenizer, for its template and the names of its special tokens.
-        template: `auto` (the tokenizer's own, else PLAIN_TEMPLATE), `plain`, or the path of a Jinja file.
+        template: `auto` (the tokenizer's own, else `beside`, else PLAIN_TEMPLATE), `plain`, or the path of a Jinja file.
         owner: what to call the model in messages.
+        beside: text of a template that the model has elsewhere in its files.
+        arguments: what the template takes beside the messages (`enable_thinking`).
     Raises:
         UserError: the template cannot be read, or fails on one user message and one answer.
     """
 
-    def __init__(self, tokenizer: Any, template: str, owner: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str,
+        owner: str,
+        *,
+        beside: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
-        self.text, self.name = _template_text(tokenizer, template, owner)
+        self._arguments = dict(arguments or {})
+        self.text, self.name = _template_text(tokenizer, template, owner, beside)
         self.is_plain = self.text == PLAIN_TEMPLATE
         self._write = Watched(self._rendered)
         user, system = {"role": "user", "content": "question"}, "systemprobe"
-        self.frame([user])
+        # A processor's template may take a content as a list of parts only.
+        self._as_parts = False
+        try:
+            self.frame([user])
+        except UnboundedTemplateError:
+            raise
+        except UserError as error:
+            self._as_parts = True
+            try:
+                self.frame([user])
+            except UserError:
+                raise error from None
         self.system_fault = ""  # why system messages are merged into the first user message; empty: they are not
+        self.system_late = False  # whether it is written only where no answer follows
         try:
             if system not in self._render([{"role": "system", "content": system}, user]):
                 self.system_fault = "leaves it out"
+            else:
+                self.system_late = system not in self.frame([{"role": "system", "content": system}, user]).prefix
         except UserError:
             self.system_fault = "refuses it"
 
@@ -92,19 +121,32 @@ class ChatTemplate:
         count = 0
         while count < len(messages) and messages[count]["role"] == "system":
             count += 1
-        system, rest = [m["content"] for m in messages[:count]], list(messages[count:])
-        if not rest or rest[0]["role"] != "user":
+        system, rest = [m["content"] for m in messages[:count] if m["content"]], list(messages[count:])
+        if not rest or (system and rest[0]["role"] != "user"):
             return [{"role": "user", "content": "\n\n".join(system)}, *rest]
-        return [{"role": "user", "content": "\n\n".join([*system, rest[0]["content"]])}, *rest[1:]]
+        if not system:
+            return rest
+        return [{**rest[0], "content": "\n\n".join([*system, rest[0]["content"]])}, *rest[1:]]
 
     def scaffold(self) -> str:
         """What the template writes between the turns of a conversation, before the last answer."""
-        marks = [f"probe{i}x" for i in range(3)]
-        roles = ("user", "assistant", "user")
-        prefix = self.frame([{"role": r, "content": m} for r, m in zip(roles, marks, strict=True)]).prefix
+        marks = ("probe0x", "probe1x", "probe2x")
+        prefix = self._three_turns(marks)
         for mark in marks[:-1]:
             prefix = prefix.replace(mark, "")
         return prefix.split(marks[-1])[0]
+
+    def after_earlier_answer(self) -> str | None:
+        """What the template writes between an answer and the user's next message; None where it takes one turn only."""
+        try:
+            after = self._three_turns(("probe0x", "probe1x", "probe2x")).split("probe1x")[-1]
+        except UserError:
+            return None
+        return after.split("probe2x")[0]
+
+    def _three_turns(self, contents: Sequence[str]) -> str:
+        roles = ("user", "assistant", "user")
+        return self.frame([{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]).prefix
 
     def frame(self, messages: Sequence[Message]) -> Frame:
         """What stands before and after the content of an answer to these messages."""
@@ -127,6 +169,10 @@ class ChatTemplate:
     def generation_prompt(self, messages: Sequence[Message]) -> str:
         """The text a model is given to answer to."""
         return self._render(messages, add_generation_prompt=True)
+
+    def conversation(self, messages: Sequence[Message], completion: str) -> str:
+        """All that the template writes of a prompt and its completion."""
+        return self._render([*messages, {"role": "assistant", "content": completion}])
 
     def locate(self, messages: Sequence[Message], completion: str, frame: Frame) -> Located:
         """Find a completion in the full rendering.
@@ -160,7 +206,8 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         try:
-            return self._write(list(messages), add_generation_prompt)
+            given = [_in_parts(message) for message in messages] if self._as_parts else list(messages)
+            return self._write(given, add_generation_prompt)
         except TemplateLimitError as error:
             raise UnboundedTemplateError(
                 f"{self.name} does not render a conversation within bounds: {error}. Expected a template that writes the "
@@ -183,15 +230,22 @@ class ChatTemplate:
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             strftime_now=_DATE.strftime,
+            **self._arguments,
         )
         return text
 
 
-def _template_text(tokenizer: Any, template: str, owner: str) -> tuple[str, str]:
+def _in_parts(message: Message) -> Message:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+
+def _template_text(tokenizer: Any, template: str, owner: str, beside: str | None) -> tuple[str, str]:
     """The Jinja text, and what to call it in messages."""
     if template == "plain":
         return PLAIN_TEMPLATE, f"The plain template (for {owner})"
     if template == "auto":
+        if not tokenizer.chat_template and beside:
+            return beside, f"The chat template of {owner}"
         if not tokenizer.chat_template:
             return PLAIN_TEMPLATE, f"The plain template (for {owner}, which has none)"
         try:

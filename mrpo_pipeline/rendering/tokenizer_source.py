@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.models.checks import reason_of
 from mrpo_pipeline.models.files import download, is_folder, is_hub_name, locate, no_folder, read_config
+from mrpo_pipeline.rendering.tokenizer import load_fast
 
 _SETTINGS = "tokenizer_config.json"
 # Files that hold a vocabulary, by the names that tokenizer classes give them.
@@ -52,22 +52,21 @@ def load_tokenizer(
     name = name or model
     if adapter is None or tokenizer is not None:
         source = tokenizer or model
-        return _load(source, None if tokenizer else revision, trust_remote_code, name), []
+        return _load(source, None if tokenizer else revision, trust_remote_code, name)
     folder = _adapter_folder(adapter, name)
     if not holds_vocabulary(folder):
-        own = _load(model, revision, trust_remote_code, name)
+        own, notices = _load(model, revision, trust_remote_code, name)
         template = _template_of(folder, own, adapter, name)
         if template is None or template == own.chat_template:
-            return own, []
+            return own, notices
         own.chat_template = template
-        return own, [f"its chat template is that of its adapter {adapter}"]
-    brought = _load(str(folder), None, trust_remote_code, name)
+        return own, [*notices, f"its chat template is that of its adapter {adapter}"]
+    brought, notices = _load(str(folder), None, trust_remote_code, name)
     base = locate(model, revision)
     if base is None or not holds_vocabulary(base):
-        return brought, [f"its tokenizer is that of its adapter {adapter}"]
-    own = _load(model, revision, trust_remote_code, name)
+        return brought, [*notices, f"its tokenizer is that of its adapter {adapter}"]
+    own, _ = _load(model, revision, trust_remote_code, name)
     _require_same_ids(own, brought, adapter, name)
-    notices = []
     if brought.chat_template is None:
         brought.chat_template = own.chat_template
     elif brought.chat_template != own.chat_template:
@@ -79,9 +78,7 @@ def load_tokenizer(
     return brought, notices
 
 
-def _load(source: str, revision: str | None, trust_remote_code: bool, name: str) -> Any:
-    from transformers import AutoTokenizer
-
+def _load(source: str, revision: str | None, trust_remote_code: bool, name: str) -> tuple[Any, list[str]]:
     folder = locate(source, revision)
     if folder is not None:  # files that are there and no JSON are reported by name
         for file in ("config.json", _SETTINGS):
@@ -92,13 +89,7 @@ def _load(source: str, revision: str | None, trust_remote_code: bool, name: str)
                 f"the weights. Copy tokenizer.json, {_SETTINGS} and chat_template.jinja from the model that it was made from, or "
                 "name that model as `tokenizer:` of this one."
             )
-    try:
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the Rust library raises bare ones, transformers any kind over files that are broken
-        raise UserError(
-            f"The tokenizer of {name} cannot be loaded from {source!r} ({reason_of(error)}): expected a folder with "
-            "tokenizer files or a name on the hub: mend `model:` or `tokenizer:` of this model."
-        ) from error
+    return load_fast(source, revision, trust_remote_code, name)
 
 
 def _adapter_folder(adapter: str, name: str) -> Path:

@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mrpo_pipeline.pairs.identity import dump_prompt, parse_prompt
-from mrpo_pipeline.rendering.renderer import Rendered, Renderer
+from mrpo_pipeline.rendering.renderer import Renderer
+from mrpo_pipeline.rendering.split import Rendered
 
 _WINDOW = 16  # a cut inside a word can take more tokens than one before it: this many chars further are tried as well
 

@@ -1,0 +1,80 @@
+"""Which token ends an answer: what the template writes after it, held against what the model stops with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from mrpo_pipeline.rendering.escaped_tokenizer import PrivateClone
+from mrpo_pipeline.rendering.templates import ChatTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnd:
+    """The end of an answer.
+
+    Attributes:
+        control: control token that the template writes to end an answer; None where it writes none.
+        token: the token that ends an answer, written or not; None where nothing names one.
+        notice: what a user should know of it; empty where the template writes what the model stops with.
+    """
+
+    control: str | None
+    token: str | None
+    notice: str = ""
+
+
+def find_turn_end(template: ChatTemplate, clone: PrivateClone, stops: Collection[str], eos: str | None) -> TurnEnd:
+    """How an answer ends.
+
+    Of the control tokens that the template writes after every answer, an earlier one as well as the last, it is the first that
+    the model stops with, or else the first that is not the header of the next turn. Where there is none it is what the
+    template writes next after an earlier answer, if the model stops with that (GLM's `<|user|>`), or else the end of text.
+
+    Args:
+        template: the model's.
+        clone: renames control strings.
+        stops: tokens that the model stops with, by its generation configuration; may be empty.
+        eos: the tokenizer's end of text.
+    """
+    names = {character: control for control, character in clone.names.items()}
+    frame = template.frame([{"role": "user", "content": "question"}])
+    before, last = clone.rename(frame.prefix), clone.rename(frame.suffix)
+    earlier = template.after_earlier_answer()
+    earlier = None if earlier is None else clone.rename(earlier)
+    after_user = before.split("question")[-1]
+    shared = last if earlier is None else _shared_start(last, earlier)
+
+    found = [names[char] for char in shared if char in names]
+    ends = {*stops, *([eos] if eos else [])}
+    written = next((control for control in found if control in ends), None)
+    if written is None:
+        first = next((char for char in last if char in names), None)
+        closes_both = first is not None and first in _shared_start(after_user, last if earlier is None else earlier)
+        if first is not None and (names[first] in ends or closes_both or first not in before):
+            written = names[first]
+    if written is not None:
+        return TurnEnd(written, written, _unknown_stop(template, written, stops, ends))
+    follows = next((names[char] for char in earlier or "" if char in names), None)
+    added = follows if follows is not None and follows in stops else eos or next(iter(stops), None)
+    if added is None:
+        return TurnEnd(None, None)
+    source = (
+        "what the model stops with by its generation configuration" if added in stops else "the tokenizer's eos_token"
+    )
+    return TurnEnd(None, added, f"{template.name} writes no end of an answer: {added} ends it, {source}.")
+
+
+def _unknown_stop(template: ChatTemplate, written: str, stops: Collection[str], ends: Collection[str]) -> str:
+    if not stops or written in ends:
+        return ""
+    return (
+        f"{template.name} ends an answer with {written}, which is not among the tokens that the model stops with "
+        f"({', '.join(sorted(stops))}): such a model goes on after its answer."
+    )
+
+
+def _shared_start(one: str, other: str) -> str:
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return "".join(char for char, _ in same)
