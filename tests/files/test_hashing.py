@@ -96,8 +96,8 @@ def test_processes_at_once_leave_a_whole_memo(tmp_path: Path, home: Path) -> Non
     for number in range(30):
         (tmp_path / "files" / str(number)).write_bytes(b"x" * number)
     code = (
-        "import sys; from pathlib import Path; from mrpo_pipeline import content; content.SETTLED_NS = 0\n"
-        "for path in sorted(Path(sys.argv[1]).iterdir()): content.sha256_of_files([path])"
+        "import sys; from pathlib import Path; from mrpo_pipeline.files import hashing; hashing.SETTLED_NS = 0\n"
+        "for path in sorted(Path(sys.argv[1]).iterdir()): hashing.sha256_of_files([path])"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "files")]
     running = [subprocess.Popen(command) for _ in range(3)]
