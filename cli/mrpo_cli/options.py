@@ -34,10 +34,12 @@ class RecipeOption:
 
 
 PAIRS = (
-    RecipeOption("--train-file", "pairs.train", str, "Training pairs: file, folder, glob or URL."),
+    RecipeOption("--train-file", "pairs.train", str, "Training pairs: file, folder, glob, URL or org/name of the hub."),
     RecipeOption("--eval-file", "pairs.eval", str, "Held-out pairs."),
     RecipeOption("--split", "pairs.split", str, "The split of a data set to train on."),
     RecipeOption("--eval-split", "pairs.eval_split", str, "The split of a data set to evaluate on."),
+    RecipeOption("--subset", "pairs.subset", str, "The subset of a data set to train on."),
+    RecipeOption("--eval-subset", "pairs.eval_subset", str, "The subset of a data set to evaluate on."),
     RecipeOption("--eval-fraction", "pairs.eval_fraction", float, "Hold this share of the prompts out."),
     RecipeOption(
         "--weights-fraction", "pairs.weights_fraction", float, "And so many for weights that look at held-out pairs."

@@ -51,13 +51,11 @@ def read_splits(settings: Pairs) -> dict[str, PairTable]:
             "The recipe names no pairs: expected `pairs: {train: FILE-OR-GLOB}`. Add it, or give --train-file FILE."
         )
     splits: dict[str, PairTable] = {}
-    for split, source in (("train", settings.train), ("eval", settings.eval)):
-        if source is not None:
-            held_out = split == "eval"
-            chosen = settings.eval_split if held_out else settings.split
-            splits[split] = read_pairs(source, split=chosen, held_out=held_out, **settings.reading())
-            for notice in (*splits[split].read_as, *splits[split].notices):
-                log.info("%s: %s", split, notice)
+    for source in settings.sources():
+        table = read_pairs(source.place, **source.chosen, **settings.reading())
+        splits[source.name] = table
+        for notice in (*table.read_as, *table.notices):
+            log.info("%s: %s", source.name, notice)
     splits = hold_out(settings, splits)
     if settings.eval is not None and "train" in splits:
         shared = splits["eval"].frame.select("prompt").unique().join(splits["train"].frame, on="prompt", how="semi")
@@ -71,8 +69,7 @@ def read_splits(settings: Pairs) -> dict[str, PairTable]:
 
 def files_of(settings: Pairs) -> list[PairFile]:
     """Every file of the recipe's pairs. Raises UserError: see ``find_files``."""
-    train = [] if settings.train is None else find_files(settings.train, settings.split)
-    return train if settings.eval is None else train + find_files(settings.eval, settings.eval_split, held_out=True)
+    return [file for source in settings.sources() for file in find_files(source.place, **source.chosen)]
 
 
 def hold_out(settings: Pairs, splits: dict[str, PairTable]) -> dict[str, PairTable]:

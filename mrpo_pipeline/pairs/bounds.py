@@ -34,6 +34,10 @@ MAX_METADATA_BYTES = 16 << 20
 """Of a JSON file that describes a data set's folder."""
 
 
+MAX_CARD_BYTES = 1 << 20
+"""Of the YAML in a data set's README.md, whose parser takes a second for a megabyte."""
+
+
 def check_expansion(name: str, stored: int, unpacked: int, what: str = "this file") -> None:
     """Refuse what unpacks to far more than data do. Raises UserError."""
     if unpacked > FREE_EXPANSION and unpacked > MAX_EXPANSION * stored:

@@ -57,7 +57,7 @@ def json_records(file: PairFile) -> Iterator[Record]:
 
 @contextmanager
 def local_path(file: PairFile) -> Iterator[str]:
-    """Where a text file lies on this machine; one behind a URL is fetched first. Raises UserError."""
+    """Where a file lies on this machine; one behind a URL is fetched first. Raises UserError."""
     if not file.remote:
         yield file.name
         return

@@ -7,30 +7,25 @@ from typing import Any
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.arrow_rows import arrow_rows
 from mrpo_pipeline.pairs.bounds import check_expansion
-from mrpo_pipeline.pairs.json_records import Record
+from mrpo_pipeline.pairs.json_records import Record, local_path
 from mrpo_pipeline.pairs.parquet_pages import check_columns, check_footer, check_pages
-from mrpo_pipeline.pairs.sources import PairFile, unreachable
+from mrpo_pipeline.pairs.sources import PairFile
 from mrpo_pipeline.terminal import one_line
 
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 64 << 20
-_PATH = "__mrpo_file__"
 
 
 def parquet_records(file: PairFile) -> Iterator[Record]:
-    """The rows of a Parquet file, local (pyarrow) or by URL (polars, which also expands a glob in it).
+    """The rows of a Parquet file; one behind a URL is fetched first, and so has the same bounds.
 
     Raises UserError: the file cannot be opened, is damaged, names one column twice, or unpacks to far more than data do.
     """
-    return _remote(file) if file.remote else _local(file)
-
-
-def _local(file: PairFile) -> Iterator[Record]:
     import pyarrow as pa
 
     row = unpacked = 0
     try:
-        with open(file.name, "rb") as stream:
+        with local_path(file) as path, open(path, "rb") as stream:
             stored = stream.seek(0, 2)
             for batch in _batches(stream, file):
                 for value, size in arrow_rows(batch):
@@ -63,22 +58,6 @@ def _batches(stream: Any, file: PairFile) -> Iterator[Any]:
         _refuse_twins(file.name, parquet.schema_arrow.names)
         for some in [[group] for group in groups] if nested else [list(groups)]:
             yield from parquet.iter_batches(batch_size=size, row_groups=some, use_threads=False)
-
-
-def _remote(file: PairFile) -> Iterator[Record]:
-    import polars as pl
-
-    rows: dict[str, int] = {}
-    try:
-        batches = pl.scan_parquet(file.name, include_file_paths=_PATH).collect_batches(chunk_size=_BATCH_ROWS)
-        for frame in batches:
-            values = (row for batch in frame.drop(_PATH).to_arrow().to_batches() for row, _ in arrow_rows(batch))
-            for name, value in zip(frame[_PATH].to_list(), values, strict=True):
-                row = rows.get(name, 0)
-                rows[name] = row + 1
-                yield Record(name, row, None, value)
-    except (pl.exceptions.PolarsError, OSError, ImportError) as error:
-        raise unreachable(file.name, error) from error
 
 
 def _refuse_twins(name: str, columns: list[str]) -> None:

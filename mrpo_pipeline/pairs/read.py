@@ -50,12 +50,14 @@ def read_pairs(
     ignore_columns: Sequence[str] = (),
     serialized: Serialized = "error",
     split: str | None = None,
+    subset: str | None = None,
     held_out: bool = False,
 ) -> PairTable:
     """Read preference pairs.
 
     `source`: a file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, each also with `.gz` or `.zst`; `.parquet`, `.arrow`), a
-    folder or glob of those, a folder that `datasets` saved, a URL, or a list. `split`, `held_out`: see `sources.find_files`.
+    folder or glob of those, a data set (`org/name`, a copy of one, a folder that `datasets` saved), a URL, or a list.
+    `split`, `subset`, `held_out`: see `sources.find_files`.
     `columns`: this project's names (`COLUMNS`) to the file's, where they differ; for `prompt` also a list of columns,
     joined by a blank line.
     `strings`: what strings are: "text", raw; "messages", a prompt is one user turn and a completion the assistant's.
@@ -79,7 +81,7 @@ def read_pairs(
         "serialized": serialized,
     }
     _check_options(**options)  # type: ignore[arg-type]
-    return read_files(find_files(source, split, held_out=held_out), **options)  # type: ignore[arg-type]
+    return read_files(find_files(source, split, subset, held_out=held_out), **options)  # type: ignore[arg-type]
 
 
 def read_files(

@@ -51,12 +51,12 @@ def choose_split(name: str, splits: Sequence[str], wanted: str | None, held_out:
         raise UserError(
             f"{name}: this data set has the splits {listed}, and which one is meant is not given. Name it by {key}."
         )
-    _report(f"{name}: reading the split {meant[0]} (of {listed}).")
+    report_once(f"{name}: reading the split {meant[0]} (of {listed}).")
     return meant[0]
 
 
 @functools.cache
-def _report(text: str) -> None:
+def report_once(text: str) -> None:
     """Log once: a command looks for its files several times."""
     log.info("%s", text)
 

@@ -2,15 +2,16 @@
 
 import glob
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs.saved_datasets import saved_files
+from mrpo_pipeline.pairs.dataset_splits import Wanted, folder_files, matching, names_subsets, split_files
+from mrpo_pipeline.pairs.hub_datasets import PREFIX, Repository, converted, hub_name, names_below, read_card, repository
+from mrpo_pipeline.pairs.saved_datasets import report_once, saved_files
 from mrpo_pipeline.terminal import one_line
 
 TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -20,11 +21,12 @@ _EXPECTED = f"{', '.join(TEXT)}, each with .gz or .zst or without, .parquet or .
 
 # What describes a data set in its folder, and holds no pairs.
 METADATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+_OF_A_REPOSITORY = METADATA | {"config.json", "package.json", "tsconfig.json"}
 
 
 @dataclass(frozen=True, slots=True)
 class PairFile:
-    """One file (or, for Parquet by URL, one glob of them that polars opens)."""
+    """One file."""
 
     name: str
     """The path or URL as the user would name it; stands in the `file` column."""
@@ -35,17 +37,22 @@ class PairFile:
     """From and to, where only a part of the file is meant: bytes of a `.jsonl` file (the lines that begin there), row
     groups of a Parquet file."""
 
+    origin: str = ""
+    """Its URL at a commit, where it is a copy of a file of the hub."""
+
     @property
     def format(self) -> str:
         """Its suffix without what it is packed with."""
         return self.suffix.removesuffix(".gz").removesuffix(".zst")
 
 
-def find_files(source: str | Sequence[str], split: str | None = None, *, held_out: bool = False) -> list[PairFile]:
+def find_files(
+    source: str | Sequence[str], split: str | None = None, subset: str | None = None, *, held_out: bool = False
+) -> list[PairFile]:
     """The files that a source names, in the order of the list, those of a folder or glob sorted by name.
 
-    `split`: of a folder that `datasets` saved with several; None for the one that is plainly meant, which is reported: the
-    training split, or, with `held_out`, the one for evaluation.
+    `split`: of a data set (of the hub, or a folder) with several; None for the one that is plainly meant, which is reported: the
+    training split, or, with `held_out`, the one for evaluation. `subset`: of a data set of the hub, or a copy of one, with several.
 
     A folder stands for the files directly in it that have one of `SUFFIXES`, hidden ones (`.` or `_` first) left out.
     Raises UserError: nothing there, an unknown kind of file, one file named twice (its rows would be counted twice).
@@ -55,10 +62,12 @@ def find_files(source: str | Sequence[str], split: str | None = None, *, held_ou
         raise UserError(
             "No file of preference pairs was named: the list is empty. Give a file, a folder, a glob or a URL."
         )
-    files = [file for name in names for file in _expand(os.path.expanduser(os.fspath(name)), split, held_out)]
+    files = [
+        file for name in names for file in _expand(Wanted(os.path.expanduser(os.fspath(name)), subset, split, held_out))
+    ]
     seen: dict[str, str] = {}
     for file in files:
-        place = file.name if file.remote else os.path.realpath(file.name)
+        place = file.origin or (file.name if file.remote else os.path.realpath(file.name))
         if place in seen:
             raise UserError(
                 f"{file.name}: this file of pairs is named twice (the other time as {seen[place]}), so each of its rows "
@@ -68,28 +77,21 @@ def find_files(source: str | Sequence[str], split: str | None = None, *, held_ou
     return files
 
 
-def _expand(name: str, split: str | None, held_out: bool) -> list[PairFile]:
+def _expand(wanted: Wanted) -> list[PairFile]:
+    name = wanted.name
+    if name.startswith(PREFIX):
+        return _of_hub(wanted)
     if "://" in name:
+        _refuse_split(wanted)
         return _expand_url(name)
     if os.path.isdir(name):
-        saved = saved_files(name, split, held_out)
-        if saved is not None:
-            return [PairFile(path, ".arrow", remote=False) for path in saved]
-    if split is not None:
-        key = "pairs.eval_split (--eval-split)" if held_out else "pairs.split (--split)"
-        raise UserError(
-            f"{name}: no data set with splits was saved here, so the split {split!r} cannot be taken of it; expected a folder of "
-            f"datasets' save_to_disk. Name the files of that split, and leave {key} out."
-        )
-    if os.path.isdir(name):
-        found = [os.path.join(name, entry) for entry in sorted(os.listdir(name)) if not entry.startswith((".", "_"))]
-        files = _known_files(found)
-        if not files:
-            raise UserError(
-                f"{name}: this folder holds no file of pairs directly in it (expected {_EXPECTED}). Name the "
-                f"files, or give a glob such as {os.path.join(name, '**', '*.jsonl')}."
-            )
-        return files
+        hub = hub_name(name)
+        if hub is not None and hub.revision is None:
+            report_once(f"{name}: reading the folder of this name here; a data set of the hub is named {PREFIX}{name}.")
+        return _of_folder(wanted)
+    if not os.path.exists(name) and hub_name(name) is not None and not name.lower().endswith(SUFFIXES):
+        return _of_hub(wanted)
+    _refuse_split(wanted)
     # A file whose own name holds `[` or `*` is that file, not a glob.
     if not os.path.exists(name) and glob.has_magic(name):
         files = _known_files(sorted(glob.glob(name, recursive=True)))
@@ -97,7 +99,6 @@ def _expand(name: str, split: str | None, held_out: bool) -> list[PairFile]:
             raise UserError(f"{name}: no file of pairs matches this glob (expected {_EXPECTED}). Correct it.")
         return files
     if not os.path.exists(name):
-        refuse_hub_name(name)
         folder = os.path.dirname(name) or "."
         where = "" if os.path.isdir(folder) else f"; its folder {folder} is not there either"
         raise UserError(f"{name}: there is no such file of preference pairs{where}. Check the path in `pairs`.")
@@ -110,17 +111,91 @@ def _expand(name: str, split: str | None, held_out: bool) -> list[PairFile]:
     return [file]
 
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
+def _refuse_split(wanted: Wanted) -> None:
+    for what, given, key in (("split", wanted.split, wanted.split_key), ("subset", wanted.subset, wanted.subset_key)):
+        if given is not None:
+            raise UserError(
+                f"{wanted.name}: this is no data set with {what}s, so the {what} {given!r} cannot be taken of it; expected a data set of "
+                f"the hub, a copy of one, or a folder of datasets' save_to_disk. Name the files of that {what}, and leave {key} out."
+            )
 
 
-def refuse_hub_name(name: str) -> None:
-    """Refuse a data set of the hub that is named without a file. Raises UserError."""
-    if _HUB_NAME.fullmatch(name) and not name.lower().endswith(SUFFIXES):
+def _of_folder(wanted: Wanted) -> list[PairFile]:
+    folder = wanted.name
+    saved = saved_files(folder, wanted.split, wanted.held_out)
+    if saved is not None:
+        _refuse_split(replace(wanted, split=None))
+        return [PairFile(path, ".arrow", remote=False) for path in saved]
+    direct = [entry for entry in sorted(os.listdir(folder)) if not entry.startswith((".", "_"))]
+    direct = [os.path.basename(file.name) for file in _known_files([os.path.join(folder, entry) for entry in direct])]
+    card = read_card(folder)
+    if names_subsets(folder, card) or (
+        not direct and (card is not None or os.path.isdir(os.path.join(folder, "data")))
+    ):
+        names = [name for name in names_below(folder) if _holds_pairs(name)]
+        if names:
+            return _known_files([os.path.join(folder, *name.split("/")) for name in split_files(wanted, names, card)])
+    if not direct:
         raise UserError(
-            f"{name}: there is no file or folder of this name here, and a data set of the hub is read by its files. Expected those "
-            f"of one split: hf://datasets/{name}/data/train-*.parquet, say (its page lists them); or download the data set "
-            f"(hf download {name} --repo-type dataset --local-dir {name}) and name the files."
+            f"{folder}: this folder holds no file of pairs directly in it (expected {_EXPECTED}). Name the "
+            f"files, or give a glob such as {os.path.join(folder, '**', '*.jsonl')}."
         )
+    _refuse_split(replace(wanted, split=None))
+    return _known_files([os.path.join(folder, name) for name in folder_files(wanted, direct)])
+
+
+def _of_hub(wanted: Wanted) -> list[PairFile]:
+    hub = hub_name(wanted.name)
+    if hub is None:
+        raise UserError(
+            f"{wanted.name}: this is no name of a data set of the hub; expected {PREFIX}ORGANISATION/NAME, with @REVISION behind it or "
+            "without, and a file or folder of it or none. Correct it."
+        )
+    found = repository(hub, wanted.name)
+    names = _names_in(wanted, found)
+    if not names and any(name.endswith(".py") for name in found.names):
+        found = converted(found, wanted.name)
+        names = _names_in(wanted, found)
+    if not names:
+        raise _without_files(wanted.name, found)
+    if hub.path in found.names or glob.has_magic(hub.path):
+        _refuse_split(wanted)
+        taken = names
+    else:
+        base = f"{hub.path}/" if hub.path else ""
+        inside = [name.removeprefix(base) for name in names]
+        taken = [base + name for name in split_files(wanted, inside, found.card(hub.path), complete=found.listed)]
+    paths = found.download(taken)
+    return [
+        PairFile(path, _suffix(name), remote=False, origin=hub.at(found.commit, name))
+        for name, path in zip(taken, paths, strict=True)
+    ]
+
+
+def _names_in(wanted: Wanted, found: Repository) -> list[str]:
+    path = found.hub.path
+    if path in found.names:
+        return [path]
+    names = [name for name in found.names if _holds_pairs(name)]
+    if glob.has_magic(path):
+        return matching(names, path)
+    return [name for name in names if name.startswith(f"{path}/")] if path else names
+
+
+def _without_files(name: str, found: Repository) -> UserError:
+    others = [one for one in found.names if not one.startswith(".") and one != "README.md"]
+    listed = ", ".join(others[:10]) + (", …" if len(others) > 10 else "")
+    what = "no file or folder of this name" if found.hub.path else "no file of pairs"
+    source = "this data set has" if found.listed else "the Hugging Face cache has of this data set"
+    return UserError(
+        f"{name}: {source} {what} (expected {_EXPECTED}; found {listed or 'no files'}). Name other files of it."
+    )
+
+
+def _holds_pairs(name: str) -> bool:
+    *above, last = name.split("/")
+    hidden = any(part.startswith(("__", ".")) for part in above) or last.startswith(".")
+    return not hidden and last.lower().endswith(SUFFIXES) and last not in _OF_A_REPOSITORY
 
 
 def _known_files(paths: Sequence[str]) -> list[PairFile]:
@@ -160,13 +235,10 @@ def looks_right(file: PairFile) -> bool:
 
 def _expand_url(url: str) -> list[PairFile]:
     path = urlsplit(url).path
-    if url.startswith("hf://datasets/"):
-        refuse_hub_name(url.removeprefix("hf://datasets/").strip("/"))
     suffix = _suffix(path if path.strip("/") else url)
     if suffix == ".arrow":
         raise UserError(f"{url}: an Arrow file is read from a disk of this machine only. Download it, and name that.")
-    if suffix == ".parquet" or "*" not in path:
-        # Parquet globs are left to polars, which opens hf:// and s3:// by itself.
+    if not glob.has_magic(path):
         return [PairFile(url, suffix, remote=True)]
     try:
         system, inner = filesystem(url)

@@ -92,14 +92,10 @@ def read_population(settings: Pairs, *, exact: bool = False) -> Population:
     salts = [split for split, fraction in fractions.items() if fraction]
     options = settings.reading()
     read = {
-        name: _read(
-            find_files(source, split, held_out=name == "eval"), options, limits, salts if name == "train" else []
+        source.name: _read(
+            find_files(source.place, **source.chosen), options, limits, salts if source.name == "train" else []
         )
-        for name, source, split in (
-            ("train", settings.train, settings.split),
-            ("eval", settings.eval, settings.eval_split),
-        )
-        if source is not None
+        for source in settings.sources()
     }
     level = _level(list(read.values()))
     splits = {name: Split(part.numbers, prompts_at(part.sample, level), part.longest) for name, part in read.items()}

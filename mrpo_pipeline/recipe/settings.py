@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,17 +39,35 @@ class Settings(BaseModel):
     )
 
 
+class Source(NamedTuple):
+    """Pairs of one kind: the files, folders, URLs or data sets, and the split and subset to take of them."""
+
+    name: str
+    place: str | list[str]
+    split: str | None
+    subset: str | None
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What is taken of it: the options of ``pairs.sources.find_files``."""
+        return {"split": self.split, "subset": self.subset, "held_out": self.name == "eval"}
+
+
 class Pairs(Settings):
     """Where the preference pairs lie and how to read them."""
 
     train: Name | list[Name] | None = None
-    """Training pairs: a file, folder, glob or URL, or a list of them."""
+    """Training pairs: a file, folder, glob, URL or data set of the hub (`org/name`, `org/name@revision`), or a list of them."""
     eval: Name | list[Name] | None = None
     """Held-out pairs, likewise. Null: `eval_fraction` decides."""
     split: Name | None = None
     """The split that `train` takes of a data set with several; null: the one named train, or the only one."""
     eval_split: Name | None = None
     """The split that `eval` takes, likewise; null: the only one named test, validation or the like."""
+    subset: Name | None = None
+    """The subset (configuration) that `train` takes of a data set of the hub, or a copy of one; null: its default, or the only one."""
+    eval_subset: Name | None = None
+    """The subset that `eval` takes, likewise; null: `subset`, where both name the same data set."""
     eval_fraction: float = Field(0.0, ge=0, lt=1)
     """Hold this share of the training prompts out for evaluation; splits are by prompt, never by row."""
     weights_fraction: float = Field(0.0, ge=0, lt=1)
@@ -69,6 +87,19 @@ class Pairs(Settings):
     """How string columns are read: raw text without a template (TRL's habit), or one user and one assistant turn."""
     on_bad_row: Literal["error", "skip"] = "error"
     """A row that can't be used: stop before any model loads, or count it by its reason and go on."""
+
+    def sources(self) -> list[Source]:
+        """The sources that are named, for training first, each with what is taken of it."""
+        same = self.eval == self.train
+        eval_subset = self.subset if self.eval_subset is None and same else self.eval_subset
+        return [
+            Source(name, place, split, subset)
+            for name, place, split, subset in (
+                ("train", self.train, self.split, self.subset),
+                ("eval", self.eval, self.eval_split, eval_subset),
+            )
+            if place is not None
+        ]
 
     def reading(self) -> dict[str, Any]:
         """How files are read: the options of ``pairs.read_pairs``."""

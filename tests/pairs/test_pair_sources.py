@@ -203,16 +203,3 @@ def test_arrow_files_that_are_damaged_or_unpack_to_too_much_are_refused(
     feather.write_feather(table, str(path), compression="uncompressed")
     with pytest.raises(UserError, match="over 100 times as many"):
         read_pairs(str(path))
-
-
-@pytest.mark.parametrize("name", ["trl-lib/some_pairs", "hf://datasets/trl-lib/some_pairs"])
-def test_a_data_set_of_the_hub_without_a_file_is_refused_with_the_way_out(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"hf://datasets/trl-lib/some_pairs/data/train-\*\.parquet"):
-        read_pairs(name)
-    (tmp_path / "trl-lib/some_pairs").mkdir(parents=True)
-    written(tmp_path / "trl-lib/some_pairs", ".csv")
-    if "://" not in name:
-        assert read_pairs(name).rows == 2
