@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from mrpo_cli import audit, cache, compare, plan, recipes, references, report, results, training
+from mrpo_cli import audit, cache, compare, plan, recipes, references, render, report, results, training
 
 app = typer.Typer(
     name="mrpo",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 plan.register(app)
 references.register(app)
+render.register(app)
 audit.register(app)
 training.register(app)
 results.register(app)

@@ -153,8 +153,8 @@ def takes_recipe(
     """Give a command the recipe argument, ``--set``, ``--reference`` and groups of recipe options.
 
     The command itself receives the checked recipe as its first argument; and, where it has a parameter ``overrides``, what
-    the command line sets, by the recipe's dotted keys. ``default_recipe`` gives the recipe's file where none is named, from the
-    command's arguments.
+    the command line sets, by the recipe's dotted keys; a parameter ``chosen_references`` gets the ``--reference`` options that
+    are a name alone. ``default_recipe`` gives the recipe's file where none is named, from the command's arguments.
     """
     every = {option.flag.partition("/")[0][2:].replace("-", "_"): option for group in groups for option in group}
 
@@ -195,6 +195,9 @@ def takes_recipe(
                 for name in options
                 if given.get(name) is not None
             }
+            if "chosen_references" in signature.parameters:
+                given["chosen_references"] = [text for text in given["reference"] if "=" not in text]
+                given["reference"] = [text for text in given["reference"] if "=" in text]
             file = default_recipe(given) if recipe_file is None else recipe_file
             recipe = _load(file, overrides, given["reference"], given["set_"])
             arguments = {parameter.name: given[parameter.name] for parameter in own if parameter.name != "overrides"}
@@ -202,7 +205,7 @@ def takes_recipe(
                 arguments["overrides"] = overrides
             command(recipe, **arguments)
 
-        shown = [p.replace(kind=keyword) for p in own if p.name != "overrides"]
+        shown = [p.replace(kind=keyword) for p in own if p.name not in ("overrides", "chosen_references")]
         parameters = [added[0], *shown, *added[1:]]
         wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         wrapped.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -1,4 +1,4 @@
-"""A renderer's first conversations held against the model's own tokenizer and template, before it is trusted.
+"""A renderer's first conversations compared with the model's own tokenizer and template, before it is trusted.
 
 What a template or a tokenizer does is assumed in many places. So the first conversations of each shape (with a system message or
 not, one turn or several, with reasoning or not) are rendered a second time, the plain way: the template's complete text, encoded by
@@ -87,7 +87,7 @@ class Proof:
         """One line: how many conversations, and with what result."""
         found = "; ".join(f"{reason}: {count:,}" for reason, count in self.counts.most_common())
         return (
-            f"{self.conversations:,} first conversations held against the model's own tokenizer and template: {found}"
+            f"{self.conversations:,} first conversations compared with the model's own tokenizer and template: {found}"
         )
 
     def check(self, completion: str, job: Job, rendered: Rendered) -> None:

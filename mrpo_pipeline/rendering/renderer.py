@@ -159,6 +159,10 @@ class Renderer:
         """Control tokens of this tokenizer that stand in the text, each once, in order of appearance."""
         return self._clones.control_strings(text)
 
+    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes that each token stands for; of a control token its string's."""
+        return self._splitter.token_bytes(ids)
+
     def round_user_message(self) -> tuple[str, str]:
         """What the template writes before and after a single user's message when an answer is asked for, without BOS.
 

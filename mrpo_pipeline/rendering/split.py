@@ -149,6 +149,10 @@ class Splitter:
             ids = np.array([self._context_id])
         return ids.astype(np.int32)
 
+    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes that each token stands for."""
+        return self._bytes.of(ids)
+
     def ends_itself(self, job: Job) -> bool:
         """Whether the token that ends the turn is added, and not found in what the template writes."""
         name = job.prompt.clone.names.get(self._end.control or "")

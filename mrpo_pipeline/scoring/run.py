@@ -162,7 +162,7 @@ def _score_here(job: Job) -> None:
                     scorer.flush()
             scorer.flush()
         job.report.seconds = time.monotonic() - began
-    for notice in job.renderer.notices:
+    for notice in (*job.renderer.notices, job.renderer.proof.summary()):
         log.info("%s: %s", job.source.name, notice)
 
 

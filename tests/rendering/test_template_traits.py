@@ -278,7 +278,7 @@ def test_first_conversations_are_counted_by_reason() -> None:
     assert renderer.proof.conversations == 3
     assert renderer.proof.counts["control strings in the data are text"] == 1
     assert renderer.proof.counts.total() == 3
-    assert "3 first conversations" in renderer.proof.summary()
+    assert "3 first conversations compared" in renderer.proof.summary()
 
 
 def test_each_shape_is_compared_a_few_times_and_no_more() -> None:

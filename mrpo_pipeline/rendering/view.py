@@ -1,0 +1,107 @@
+"""What a model reads of a pair, for a person to look at: token by token, what is scored and what is not."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from mrpo_pipeline.rendering.renderer import Renderer
+from mrpo_pipeline.rendering.split import Rendered
+from mrpo_pipeline.rendering.truncation import tokens_counted
+from mrpo_pipeline.terminal import printable
+
+LEGEND = "tokens are parted by │, a space is shown as ·, a line break as ⏎, a tab as ⇥, single bytes as <F0>"
+
+_SHOWN = {" ": "·", "\n": "⏎", "\r": "␍", "\t": "⇥"}
+_DIM, _GREEN, _OFF = "\x1b[2m", "\x1b[32m", "\x1b[0m"
+
+
+def view(
+    renderer: Renderer,
+    prompt: str,
+    sides: Sequence[tuple[str, str, int | None]],
+    *,
+    width: int = 80,
+    color: bool = False,
+    ids: bool = False,
+) -> list[str]:
+    """Lines that show one prompt and its completions as the model reads them.
+
+    Args:
+        renderer: the model's.
+        prompt: canonical prompt, after its cut.
+        sides: (name, completion, cut in bytes or None).
+        width: columns of the terminal.
+        color: whether lines may hold terminal colours.
+        ids: one token a line, with its id and where it ends in the completion's bytes.
+    """
+    rendered = renderer.render([(prompt, completion) for _, completion, _ in sides])
+    lines: list[str] = []
+    shown: list[int] = []
+    for (name, _, cut), one in zip(sides, rendered, strict=True):
+        if one.prompt_ids.tolist() != shown:
+            shown = one.prompt_ids.tolist()
+            lines += _block("prompt, not scored", renderer, shown, None, width, _DIM if color else "", ids)
+        counted = tokens_counted(one.byte_ends, True, cut)
+        lines += _side(name, renderer, one, counted, width, color, ids)
+    return lines
+
+
+def _side(
+    name: str, renderer: Renderer, one: Rendered, counted: int, width: int, color: bool, ids: bool
+) -> Iterator[str]:
+    tokens, ends = one.completion_ids.tolist(), one.byte_ends.tolist()
+    yield from _block(
+        f"{name}, scored", renderer, tokens[:counted], ends[:counted], width, _GREEN if color else "", ids
+    )
+    if counted < len(tokens):
+        rest = f"{name}, cut off by limits, not scored"
+        yield from _block(rest, renderer, tokens[counted:], ends[counted:], width, _DIM if color else "", ids)
+
+
+def _block(
+    title: str, renderer: Renderer, ids: Sequence[int], ends: Sequence[int] | None, width: int, color: str, each: bool
+) -> Iterator[str]:
+    yield f"  {title} ({len(ids):,} tokens)"
+    texts = [token_text(one) for one in renderer.token_bytes(ids)]
+    if each:
+        where = [""] * len(ids) if ends is None else [f"ends at byte {end}" for end in ends]
+        lines = [f"{one:>8}  {text:<24} {at}".rstrip() for one, text, at in zip(ids, texts, where, strict=True)]
+    else:
+        lines = list(_wrapped(texts, width - 4))
+    off = _OFF if color else ""
+    yield from (f"    {color}{line}{off}" for line in lines)
+
+
+def token_text(token: bytes) -> str:
+    """A token's bytes as they can be shown on one line; bytes that are no whole character in hexadecimal."""
+    text = token.decode("utf-8", errors="surrogateescape")
+    shown = "".join(
+        _SHOWN.get(char, f"<{ord(char) - 0xDC00:02X}>" if "\udc80" <= char <= "\udcff" else char) for char in text
+    )
+    return printable(shown)
+
+
+def _wrapped(tokens: Sequence[str], width: int) -> Iterator[str]:
+    line, used = "", 0
+    for token in tokens:
+        for part in _pieces(token + "│", width):
+            columns = _columns(part)
+            if used and used + columns > width:
+                yield line
+                line, used = "", 0
+            line, used = line + part, used + columns
+    if line:
+        yield line.removesuffix("│")
+
+
+def _pieces(text: str, width: int) -> Iterator[str]:
+    """The text, in pieces where it is wider than a line."""
+    while _columns(text) > width:
+        yield text[: width // 2]
+        text = text[width // 2 :]
+    yield text
+
+
+def _columns(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
