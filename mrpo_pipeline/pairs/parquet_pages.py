@@ -1,6 +1,6 @@
 """What the pages of a Parquet file unpack to, by their own headers: the decoder takes memory by these, and not by the footer."""
 
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.bounds import MAX_COLUMNS, MAX_FOOTER_BYTES, MAX_NESTING, MAX_ROW_BYTES, check_expansion
@@ -9,6 +9,7 @@ _ROW_BYTES = 64  # that a row of three short values takes at the least
 _VALUE_BYTES = 8
 _NO_DICTIONARY = (6, 7)  # DELTA_LENGTH_BYTE_ARRAY and DELTA_BYTE_ARRAY; in the latter a value repeats the one before
 _HEADER_BYTES = 1 << 20
+SMALL_GROUP_BYTES = 64 << 10
 
 
 def check_footer(stream: IO[bytes], name: str) -> None:
@@ -35,32 +36,46 @@ def check_columns(name: str, count: int, schema: Any) -> None:
         )
 
 
-def check_pages(stream: IO[bytes], name: str, metadata: Any, groups: range) -> tuple[int, set[int]]:
+class Pages(NamedTuple):
+    """What the pages of some row groups allow."""
+
+    most_rows: int
+    """To decode at a time."""
+    repeating: set[int]
+    """Columns with values that repeat the beginning of the one before: these the decoder cannot leave in a dictionary."""
+    small: set[int]
+    """Row groups that decode to SMALL_GROUP_BYTES a column at most, even where each value is as long as the longest page."""
+
+
+def check_pages(stream: IO[bytes], name: str, metadata: Any, groups: range) -> Pages:
     """Refuse pages that unpack to far more than data do.
 
-    Returns how many rows to decode at a time at most, and the columns with values that repeat the beginning of the one before:
-    these the decoder cannot leave in a dictionary. Raises UserError. Raises ValueError, EOFError: a page's header is damaged.
+    Raises UserError. Raises ValueError, EOFError: a page's header is damaged.
     """
     size = stream.seek(0, 2)
     rows = sum(metadata.row_group(group).num_rows for group in groups)
     check_expansion(name, size, rows * _ROW_BYTES)
-    longest, repeating = 1, set()
+    longest, repeating, small = 1, set(), set()
     for group in groups:
         columns = metadata.row_group(group)
+        decoded = 0
         for index in range(columns.num_columns):
             column = columns.column(index)
             begin = column.data_page_offset
             if column.has_dictionary_page and column.dictionary_page_offset:
                 begin = min(begin, column.dictionary_page_offset)
-            page, repeats = _check_chunk(stream, name, begin, column.total_compressed_size, column.num_values)
+            page, values, repeats = _check_chunk(stream, name, begin, column.total_compressed_size, column.num_values)
+            decoded = max(decoded, page * values)
             if repeats:
                 longest = max(longest, page)
                 repeating.add(index)
-    return max(1, MAX_ROW_BYTES // longest), repeating
+        if decoded <= SMALL_GROUP_BYTES:
+            small.add(group)
+    return Pages(max(1, MAX_ROW_BYTES // longest), repeating, small)
 
 
-def _check_chunk(stream: IO[bytes], name: str, begin: int, size: int, expected: int) -> tuple[int, bool]:
-    """Check one column of one row group; the size of its longest page, and whether values repeat each other."""
+def _check_chunk(stream: IO[bytes], name: str, begin: int, size: int, expected: int) -> tuple[int, int, bool]:
+    """Check one column of one row group; the size of its longest page, its values, and whether these repeat each other."""
     at, values, longest, repeats = begin, 0, 1, False
     while at < begin + size and values < expected:
         header, length = _page_header(stream, at)
@@ -75,7 +90,7 @@ def _check_chunk(stream: IO[bytes], name: str, begin: int, size: int, expected: 
         repeats = repeats or data.get(4 if 8 in header else 2) in _NO_DICTIONARY
         at += length + packed
     check_expansion(name, size, values * _VALUE_BYTES, "a column of this Parquet file")
-    return longest, repeats
+    return longest, values, repeats
 
 
 def _page_header(stream: IO[bytes], at: int) -> tuple[dict[int, Any], int]:

@@ -1,5 +1,7 @@
 """Rows out of Parquet files, one record batch at a time."""
 
+import functools
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -8,12 +10,13 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.arrow_rows import arrow_rows
 from mrpo_pipeline.pairs.bounds import check_expansion
 from mrpo_pipeline.pairs.json_records import Record, local_path
-from mrpo_pipeline.pairs.parquet_pages import check_columns, check_footer, check_pages
+from mrpo_pipeline.pairs.parquet_pages import SMALL_GROUP_BYTES, check_columns, check_footer, check_pages
 from mrpo_pipeline.pairs.sources import PairFile
 from mrpo_pipeline.terminal import one_line
 
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 64 << 20
+_SMALL_ROWS = _BATCH_BYTES // SMALL_GROUP_BYTES
 
 
 def parquet_records(file: PairFile) -> Iterator[Record]:
@@ -46,18 +49,23 @@ def _batches(stream: Any, file: PairFile) -> Iterator[Any]:
     metadata = pq.read_metadata(stream)
     check_columns(file.name, metadata.num_columns, metadata.schema)
     groups = range(metadata.num_row_groups) if file.part is None else range(*file.part)
-    most, repeating = check_pages(stream, file.name, metadata, groups)
-    size = min(_batch_rows(metadata), most)
-    leaves = [metadata.schema.column(index) for index in range(len(metadata.schema)) if index not in repeating]
+    pages = check_pages(stream, file.name, metadata, groups)
+    size = min(_batch_rows(metadata), pages.most_rows)
+    leaves = [metadata.schema.column(index) for index in range(len(metadata.schema)) if index not in pages.repeating]
     # A text that occurs once in a file's dictionary stays one, however many rows name it.
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     # pyarrow joins no dictionaries inside lists, and each row group has its own.
     nested = any("." in path for path in texts)
     # Without pre_buffer: it would hold every row group of the file at once.
-    with pq.ParquetFile(stream, metadata=metadata, pre_buffer=False, read_dictionary=texts) as parquet:
+    opened = functools.partial(pq.ParquetFile, stream, metadata=metadata, pre_buffer=False)
+    with opened(read_dictionary=texts) as parquet, opened() as plain:
         _refuse_twins(file.name, parquet.schema_arrow.names)
-        for some in [[group] for group in groups] if nested else [list(groups)]:
-            yield from parquet.iter_batches(batch_size=size, row_groups=some, use_threads=False)
+        for is_small, run in itertools.groupby(groups, pages.small.__contains__):
+            if is_small:  # very many of a row or two: joined, as each batch costs a millisecond
+                yield from plain.iter_batches(min(size, _SMALL_ROWS), list(run), use_threads=False)
+                continue
+            for some in [[group] for group in run] if nested else [list(run)]:
+                yield from parquet.iter_batches(size, some, use_threads=False)
 
 
 def _refuse_twins(name: str, columns: list[str]) -> None:

@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs import bounds, parquet_pages, read_pairs
+from mrpo_pipeline.pairs import bounds, parquet_pages, parquet_records, read_pairs
+from mrpo_pipeline.pairs.sources import PairFile
 
 PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 MEGABYTE = "x" * (1 << 20)
@@ -163,3 +165,28 @@ def test_an_object_of_many_keys_is_read_in_linear_time(tmp_path: Path) -> None:
         [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.splitlines()[0] == "1"
+
+
+@pytest.mark.parametrize("texts", [str, lambda text: [{"role": "user", "content": text}]])
+def test_row_groups_of_one_row_are_read_in_a_few_batches(
+    tmp_path: Path, texts: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": texts(f"q{index % 7}"), "chosen": texts("a"), "rejected": texts("b")} for index in range(3000)]
+    rows[1500]["prompt"] = texts("long " * 20_000)  # a group that is not small
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=1)
+    batches: list[int] = []
+    decode = parquet_records.arrow_rows
+    monkeypatch.setattr(parquet_records, "arrow_rows", lambda batch: batches.append(len(batch)) or decode(batch))
+    read = [record.value for record in parquet_records.parquet_records(PairFile(str(path), ".parquet", remote=False))]
+    assert read == rows
+    assert len(batches) <= 6
+
+
+def test_a_list_of_one_long_text_again_and_again_is_no_small_row_group(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    row = {"prompt": ["x" * 1000] * 200, "chosen": "a", "rejected": "b"}
+    pq.write_table(pa.Table.from_pylist([row] * 2), path, row_group_size=1)
+    with open(path, "rb") as stream:
+        pages = parquet_pages.check_pages(stream, str(path), pq.read_metadata(path), range(2))
+    assert pages.small == set()
