@@ -17,6 +17,8 @@ import numpy.typing as npt
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.rendering.byte_offsets import BYTE_PIECE, component_types, gpt2_alphabet
 
+_REASONING = re.compile("think|thought|reason", re.IGNORECASE)
+
 # Plane 16 is private use and hardly met in text. Names come from a block of it that the text at hand does not touch.
 _PLANE = (0x100000, 0x10FFFE)
 
@@ -149,7 +151,8 @@ def control_tokens(backend: dict[str, Any], named: Iterable[str], written: str =
     """Strings of the control tokens: added tokens marked special, and those the tokenizer names (eos, pad, …).
 
     A token of one character, of white space, or of letters and digits alone is text that was given an id of its own:
-    renaming it would take that text from the data, so it is left alone, unless it stands in `written`.
+    renaming it would take that text from the data, so it is left alone, unless it stands in `written`. Nor is a pair of tags round
+    reasoning (`<think>`, `[/THINK]`): models write them in their answers, and templates look for them there.
 
     Args:
         backend: the tokenizer's JSON, decoded.
@@ -158,7 +161,9 @@ def control_tokens(backend: dict[str, Any], named: Iterable[str], written: str =
     """
     named = set(named)
     added = [token["content"] for token in backend["added_tokens"] if token["special"] or token["content"] in named]
-    return {content for content in added if not _is_text(content, written)}
+    every = {token["content"] for token in backend["added_tokens"]}
+    tags = {content for content in added if _REASONING.search(content) and _partner(content) & every}
+    return {content for content in added if not _is_text(content, written)} - tags
 
 
 def _is_text(content: str, written: str) -> bool:

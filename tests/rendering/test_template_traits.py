@@ -102,9 +102,11 @@ def test_a_template_that_leaves_out_a_turn_is_refused() -> None:
         Renderer(qwen(template)).render([(chat("First?", "One.", "Second?"), "Two.")])
 
 
+@pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("answer", ["<think>\nhm\n</think>\n\nyes", "yes"])
-def test_a_closing_tag_that_a_template_writes_between_turns_is_no_turn_marker(answer: str) -> None:
-    tokenizer = qwen(CLOSING_THINK)
+def test_a_closing_tag_that_a_template_writes_between_turns_is_no_turn_marker(answer: str, marked: bool) -> None:
+    tokenizer = with_tokens(qwen(CLOSING_THINK), *(("<think>", "</think>") if marked else ()))
+    assert tokenizer.added_tokens_decoder[tokenizer.convert_tokens_to_ids("<think>")].special == marked
     got = Renderer(tokenizer).render([(chat("a", "b", "c"), answer)])[0]
     messages = [*user("a"), {"role": "assistant", "content": "b"}, *user("c"), {"role": "assistant", "content": answer}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
