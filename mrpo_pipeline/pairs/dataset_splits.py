@@ -13,18 +13,11 @@ from typing import Any
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.bounds import MAX_CARD_BYTES
 from mrpo_pipeline.pairs.saved_datasets import choose_split, report_once
+from mrpo_pipeline.pairs.split_names import Splits, by_keyword, refuse_shared, shards, splits_by_name
 from mrpo_pipeline.terminal import one_line
 
-_KEYWORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-_SHARD = re.compile(r"(?P<split>[^/]+)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 _PART = re.compile(r"(?P<stem>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})(?:-[^./]*)?(?P<kind>\.[^/]*)")
 _CONVERTED = re.compile(r"(?P<subset>[^/]+)/(?P<split>[^/]+)/\d+\.parquet")
-
-Splits = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def split_files(wanted: Wanted, names: Sequence[str], card: bytes | None, *, com
 
 def folder_files(wanted: Wanted, names: Sequence[str]) -> list[str]:
     """The files of a plain folder to read: all, but where their names are those of several splits."""
-    splits = _shards(names) or _by_keyword(names, folders=False)
+    splits = shards(names) or by_keyword(names, folders=False)
     labelled = {one for files in splits.values() for one in files}
     rest = [one for one in names if one not in labelled]
     if wanted.split is None and set(splits) <= {"train"}:
@@ -77,7 +70,7 @@ def folder_files(wanted: Wanted, names: Sequence[str]) -> list[str]:
             f"{wanted.name}: no file in this folder has a split in its name, so the split {wanted.split!r} cannot be taken of it. Name the "
             f"files of that split, and leave {wanted.split_key} out."
         )
-    _refuse_shared(wanted.name, splits)
+    refuse_shared(wanted.name, splits)
     if rest and wanted.split is None:
         split, files = next((split, files) for split, files in splits.items() if split != "train")
         raise UserError(
@@ -171,7 +164,7 @@ def _named_files(wanted: Wanted, names: Sequence[str], given: dict[str, Any], co
         split: sorted({one for pattern in some for one in matching(inside, pattern.removeprefix("./"))})
         for split, some in patterns.items()
     }
-    _refuse_shared(wanted.name, splits)
+    refuse_shared(wanted.name, splits)
     chosen = choose_split(wanted.name, list(splits), wanted.split, wanted.held_out)
     lacking = [one for one in patterns[chosen] if not matching(inside, one.removeprefix("./"))]
     if lacking and not (splits[chosen] and has_magic(lacking[0])):
@@ -231,75 +224,6 @@ def _subset_of_folders(wanted: Wanted, names: Sequence[str]) -> Splits:
             "name the folder or files that are meant."
         )
     return splits_by_name(wanted.name, names)
-
-
-def splits_by_name(name: str, names: Sequence[str]) -> Splits:
-    """Files by split: `data/SPLIT-00000-of-00001.parquet`, a folder or a file with a split in its name, or else all as train.
-
-    What the names leave out beside splits is reported. Raises UserError: a file fits two splits.
-    """
-    in_data = [one for one in names if one.startswith("data/") and one.count("/") == 1]
-    found = _shards(in_data) or _by_keyword(names, folders=True) or _by_keyword(names, folders=False)
-    if not found:
-        return {"train": list(names)} if names else {}
-    _refuse_shared(name, found)
-    order = [split for split in _KEYWORDS if split in found] + sorted(set(found) - set(_KEYWORDS))
-    within = {one: split for split, files in found.items() for one in files}
-    for one in names:
-        _refuse_other_split(name, one, within.get(one))
-    if len(within) < len(names):
-        rest = [one for one in names if one not in within]
-        report_once(
-            f"{name}: {len(rest):,} file{'s' * (len(rest) > 1)} without the name of a split (such as {rest[0]}) left out, as datasets does."
-        )
-    return {split: found[split] for split in order}
-
-
-def _shards(names: Sequence[str]) -> Splits:
-    splits: Splits = {}
-    for one in names:
-        match = _SHARD.fullmatch(one.rsplit("/", 1)[-1])
-        if match:
-            splits.setdefault(match["split"], []).append(one)
-    return splits
-
-
-def _by_keyword(names: Sequence[str], *, folders: bool) -> Splits:
-    found: Splits = {}
-    for one in names:
-        *above, last = one.split("/")
-        for split in _splits_in(above if folders else [last]):
-            found.setdefault(split, []).append(one)
-    return found
-
-
-def _splits_in(parts: Sequence[str]) -> list[str]:
-    return [
-        split
-        for split, words in _KEYWORDS.items()
-        if any(re.search(rf"(^|[-._ 0-9])({'|'.join(words)})($|[-._ 0-9])", part) for part in parts)
-    ]
-
-
-def _refuse_other_split(name: str, file: str, split: str | None) -> None:
-    own = _splits_in([file.rsplit("/", 1)[-1]])
-    if split in _KEYWORDS and own and split not in own:
-        raise UserError(
-            f"{name}: {file} lies in a folder of the split {split}, and its own name says {own[0]}; which of them it is for is not "
-            "plain. Name the files in `pairs`."
-        )
-
-
-def _refuse_shared(name: str, splits: Splits) -> None:
-    places: dict[str, str] = {}
-    for split, files in splits.items():
-        for file in files:
-            if file in places:
-                raise UserError(
-                    f"{name}: {file} is in the splits {places[file]} and {split}; expected each file in one, as training and held-out "
-                    "pairs are apart. Name the files in `pairs`."
-                )
-            places[file] = split
 
 
 def _refuse_mixture(name: str, files: Sequence[str]) -> None:
