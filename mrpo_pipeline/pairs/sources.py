@@ -266,5 +266,5 @@ def unreachable(url: str, error: BaseException) -> UserError:
         )
     return UserError(
         f"{url}: pairs could not be read from this URL ({type(error).__name__}: {one_line(error)}); expected "
-        "one that polars or fsspec opens. Correct it, or download the file and name that."
+        "one that fsspec opens. Correct it, or download the file and name that."
     )
