@@ -119,7 +119,7 @@ def _yaml(name: str, text: bytes) -> dict[str, Any]:
     try:
         if len(text) > MAX_CARD_BYTES:
             raise ValueError(f"it has {len(text):,} bytes; expected {MAX_CARD_BYTES:,} at most")
-        value = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
+        value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(
             f"{name}: the YAML of its README.md, which names the files of each split, cannot be read ({one_line(error)}). Name the "
