@@ -33,7 +33,7 @@ from mrpo_pipeline.rendering.proof import RenderingMismatchError
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer
 
 MARKS = re.compile(
-    r"<[|｜][^<>\s'\"{}]+[|｜]>|\[/?[A-Z][A-Z_]+\]|\[gMASK\]|<sop>|</?s>|<[a-z]+_of_[a-z]+>|◁/?[a-z]+▷|<[a-z]+:[a-z_]+>|</?(?:think|tool_call|tool_response)>"
+    r"<[|｜][^<>\s'\"{}]+[|｜]>|\[/?[A-Z][A-Z_]+\]|\[gMASK\]|<sop>|</?s>|<[a-z]+_of_[a-z]+>|◁/?[a-z]+▷|<[a-z]+:[a-z_]+>|\[\|[a-z]+\|\]|</?(?:think|tool_call|tool_response)>"
 )
 TAGS = re.compile(r"</?(?:think|tool_call|tool_response)>")
 DATE = datetime(2024, 7, 26)
