@@ -17,6 +17,8 @@ SOME, MOST = 0.05, 0.5
 # Nats by which the first token's cost exceeds that of a table: a sound model that reads another language than its own pays 0.5
 # (SmolLM2-135M-Instruct, Chinese), one behind another model's template 1 to 5.
 SURPRISE = 0.9
+# Beginnings, in effect, below which a surprise at the first token may be the texts' own: records all begin with the same brace.
+KINDS = 4
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Finding:
 
     Attributes:
         reference: its name.
-        fault: ``padding``, ``template``, ``tokenizer``, ``bos``, ``shuffled``, ``rounding``, ``copy``, ``constant``,
-            ``zeros`` or ``unknown``.
+        fault: ``padding``, ``template``, ``tokenizer``, ``bos``, ``shuffled``, ``rounding``, ``copy``, ``constant``
+            or ``zeros``.
         sentence: what was seen, what it suggests and what to do.
         severity: ``broken`` (no sound model gives such numbers) or ``suspect``.
     """
@@ -46,6 +48,7 @@ class Evidence:
 
     Attributes:
         plain: its manifest says that it was read by the plain template: it has none of its own, as a base model.
+        plain_by_choice: it was read by the plain template although it has one of its own.
         thinks_first: its template's generation prompt is not what stands before an answer (an opened or an empty block of
             thinking), so that the model expects another first token than the answer's.
     """
@@ -54,6 +57,7 @@ class Evidence:
     patterns: Patterns
     origin: Origin
     plain: bool = False
+    plain_by_choice: bool = False
     thinks_first: bool = False
 
     @property
@@ -66,6 +70,21 @@ class Evidence:
     def is_surprised(self) -> bool:
         """Whether the first token costs more than a table of the text's tokens would have it, by more than chance."""
         return self.patterns.first_over_text - 2 * self.patterns.first_error > SURPRISE
+
+    @property
+    def shows_another_template(self) -> bool:
+        """Whether the surprise at the first token is the template's and not the texts' own.
+
+        Texts that begin in few ways (records, verdicts, refusals) may be strange to a sound model, all alike. Where each prompt
+        has the very number of tokens that the reference's own template gives, another template is unlikely: then the other end
+        has to be strange as well.
+        """
+        if not (self.is_surprised and self.reads_turns and self.patterns.rest_over_table < 0):
+            return False
+        if not self.patterns.first_kinds >= KINDS:
+            return False
+        confirmed = self.origin.other_prompts == 0 and not self.origin.not_own_prompts > MOST
+        return not confirmed or (self.patterns.last > 4 and self.patterns.last > 2 * self.patterns.rest)
 
     @property
     def ends_late(self) -> bool:

@@ -8,6 +8,8 @@ from mrpo_pipeline.audit.findings import MOST, SUSPECT, Evidence, Finding, again
 from mrpo_pipeline.audit.logprob_stats import Patterns
 from mrpo_pipeline.audit.statistics import area_error
 
+_LONGEST = 1 / 3  # the share of completions that may be the longest of their batch, ties among them
+
 
 def fault_by_numbers(one: Evidence) -> Finding | None:
     """What the log-probs show where nothing in the rows is amiss."""
@@ -28,7 +30,6 @@ def fault_by_numbers(one: Evidence) -> Finding | None:
             f"them as well ({belonging:+.1f} standard deviations from chance; a model's are dozens away). They are those "
             f"of other completions. {again(one.name)}",
         )
-    knows = patterns.rest_over_table < 0
     surprised = one.is_surprised and one.reads_turns
     if inconsistent:
         return Finding(
@@ -47,7 +48,7 @@ def fault_by_numbers(one: Evidence) -> Finding | None:
             f"It predicts only the {share:.0%} of completions that are the longest of their batch as it should, and is lost on the "
             f"others: padding stands on the wrong side, or is not masked. {again(one.name)}",
         )
-    if surprised and knows:
+    if one.shows_another_template:
         own = origin.not_own_prompts > MOST
         return Finding(
             one.name,
@@ -62,21 +63,12 @@ def fault_by_numbers(one: Evidence) -> Finding | None:
                 else again(one.name)
             ),
         )
-    if origin.not_own_prompts > MOST:
+    if origin.not_own_prompts > MOST and not one.plain_by_choice:
         return Finding(
             one.name,
             "template",
             "The recipe gives it a chat template that is not the model's own, which has one; its numbers show no harm beyond what "
             "models differ by. If that is not meant, take `template:` out of its entry and score it again (`mrpo score-refs RECIPE`).",
-            SUSPECT,
-        )
-    if patterns.nats_per_byte > patterns.byte_entropy and not origin.confirms_ids:
-        return Finding(
-            one.name,
-            "unknown",
-            f"It spends {patterns.nats_per_byte:.2f} nats a byte, more than a mere table of these texts' bytes would "
-            f"({patterns.byte_entropy:.2f}): another tokenizer's ids would look so, and so would a model that never saw such text (its "
-            f"tokenizer is not at hand to tell). {again(one.name)}",
             SUSPECT,
         )
     return None
@@ -90,14 +82,18 @@ def _lost_behind_pads(one: Evidence, surprised: bool) -> tuple[bool, bool]:
     the second is refuted. A model without turns ends a long text more readily than a short one, sound as it is: it is not asked.
     """
     patterns = one.patterns
+    # Of a batch a minority is the longest; where more is easy, texts of two kinds are what differs.
+    few_begin, few_end = patterns.first_easy <= _LONGEST, patterns.last_easy <= _LONGEST
     at_a_loss = patterns.first_over_table - 2 * patterns.first_error > 1
     # A model that copes with the pads it reads is surprised less: then the relation has to rest on more.
-    by_prompt = patterns.rest_over_table < 0.5 and (
-        (surprised and _goes_with_length(patterns)) or (at_a_loss and _goes_with_length(patterns, errors=5))
+    by_prompt = (
+        few_begin
+        and patterns.rest_over_table < 0.5
+        and ((surprised and _goes_with_length(patterns)) or (at_a_loss and _goes_with_length(patterns, errors=5)))
     )
     refuted = patterns.shared >= 20
     by_length = one.reads_turns and not refuted and (surprised or one.ends_late) and patterns.last > 1
-    by_length = by_length and patterns.last_by_length > 0.8
+    by_length = by_length and few_end and patterns.last_by_length > 0.8
     return by_prompt, by_length
 
 

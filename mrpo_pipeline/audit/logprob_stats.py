@@ -12,7 +12,6 @@ what the tokens' own frequencies would cost. What a sound language model shows, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,8 +21,10 @@ import numpy as np
 from mrpo_pipeline.audit.sample import Floats, Ints, Texts, Tokens
 from mrpo_pipeline.audit.statistics import (
     NONE,
+    effective_kinds,
     entropy,
-    larger_among,
+    larger_within,
+    mean_error,
     rank_correlation,
     share_explained,
     surprise_against_shuffles,
@@ -34,6 +35,8 @@ _NEAR_ZERO = 1e-2
 _POSSIBLE = 1e-3  # nats above 0 that rounding in an engine may reach
 # A first or last token at this share of what the same token costs at the median counts as an easy one.
 _EASY, _TIMES = 0.5, 3
+# A place at which one token makes up more than this share is the same in all texts.
+_SAME = 0.9
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,14 @@ class Patterns:
         byte_entropy: nats per byte that a table of these texts' own byte frequencies would spend.
         first, rest, last: mean nats of the first token, the other tokens of the text, the end-of-turn token.
         first_over_table, rest_over_table: mean nats over what a table of the tokens' own frequencies (first tokens; others)
-            would cost. Below 0 the model knows more than the table. ``first_error`` is the standard error of the first.
+            would cost. Below 0 the model knows more than the table. ``first_error`` is the standard error of the first, with the
+            completions that begin alike as one cluster; ``first_kinds`` is how many beginnings there are in effect (1 over the
+            chance that two completions begin with the same token).
         first_over_text: mean nats of the first token over what a table of all the text's tokens would cost: what a model that
             knows words but no context would pay, whatever stands before.
         spread: standard deviation of the log-probs over their mean size.
-        by_place: share of their variance that the token's number in its completion explains.
+        by_place: share of their variance that the token's number in its completion explains, over places at which texts differ:
+            answers that all run alike are explained by the place in a sound model too.
         zeros, near_zeros: shares of log-probs that are exactly 0, or within 0.001 of it.
         bits: significant bits that all but a twentieth of the log-probs do with; 24 in float32.
         distinct: distinct values per log-prob, of one completion for each prompt.
@@ -60,8 +66,9 @@ class Patterns:
         shared: pairs of completions of one prompt that begin with the same tokens; ``shared_apart``: the share of them whose
             shared tokens differ by more than rounding.
         first_easy, first_by_prompt: share of completions whose first token costs less than half of what the same token costs
-            at the median, and how often their prompts are longer than those of the others; 0.5 is no relation.
-        last_easy, last_by_length: the same of the end-of-turn token and the whole length in tokens.
+            at the median, and how often their prompts are longer than those of others that begin alike; 0.5 is no relation.
+        last_easy, last_by_length: the same of the end-of-turn token and the whole length in tokens, among completions whose last
+            token of text is the same: of two kinds of texts the one that is ended more readily may be the longer one.
         frequency: rank correlation of a token's mean log-prob with its frequency, over tokens.
     """
 
@@ -75,6 +82,7 @@ class Patterns:
     last: float
     first_over_table: float
     first_error: float
+    first_kinds: float
     rest_over_table: float
     first_over_text: float
     spread: float
@@ -118,7 +126,7 @@ def patterns_of(tokens: Tokens, texts: Texts, rounding: float) -> Patterns:
     total = tokens.prompt_tokens + lengths
     easy = [
         _easy_by(nats[first], ids[first], tokens.prompt_tokens[row[first]]),
-        _easy_by(closing, tokens.ids[tokens.closing].astype(np.int64), total[tokens.row[tokens.closing]]),
+        _easy_by(closing, _before(tokens), total[tokens.row[tokens.closing]]),
     ]
     bits, distinct = _steps(tokens, prompts)
     strata = lengths[row] * (place.max(initial=0) + 1) + place
@@ -132,11 +140,12 @@ def patterns_of(tokens: Tokens, texts: Texts, rounding: float) -> Patterns:
         rest=_mean(nats[~first]),
         last=_mean(closing),
         first_over_table=_over_table(nats[first], ids[first]),
-        first_error=float(nats[first].std(ddof=1) / math.sqrt(first.sum())) if first.sum() > 1 else NONE,
+        first_error=mean_error(nats[first], ids[first]),
+        first_kinds=effective_kinds(ids[first]),
         rest_over_table=_over_table(nats[~first], ids[~first]),
         first_over_text=_over_text(nats[first], ids[first], ids),
         spread=float(nats.std() / size) if len(nats) and size > 0 else NONE,
-        by_place=share_explained(nats, place) if len(nats) else NONE,
+        by_place=_by_place(nats, ids, place),
         zeros=_mean(nats == 0),
         near_zeros=_mean((nats > 0) & (nats < _POSSIBLE)),
         bits=bits,
@@ -203,14 +212,31 @@ def _shared_beginnings(tokens: Tokens, prompts: Ints, rounding: float) -> tuple[
 
 
 def _easy_by(nats: Floats, ids: Ints, length: Ints) -> tuple[float, float]:
-    """The share of easy tokens, of those whose id comes ``_TIMES`` times or more, and how often these go with length."""
+    """The share of easy tokens, of those whose id comes ``_TIMES`` times or more, and how often these go with length among tokens
+    of the same id."""
     kinds, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
     often = counts[inverse] >= _TIMES
     if not often.any():
         return NONE, NONE
     usual = np.array([np.median(nats[inverse == kind]) for kind in range(len(kinds))])
     easy = nats[often] < _EASY * usual[inverse[often]]
-    return float(easy.mean()), larger_among(length[often], easy)
+    return float(easy.mean()), larger_within(length[often], easy, inverse[often])
+
+
+def _before(tokens: Tokens) -> Ints:
+    """The id before each end-of-turn token; −1 where it has no text before it."""
+    at = np.flatnonzero(tokens.closing)
+    result: Ints = np.where(tokens.place[at] > 0, tokens.ids[at - 1].astype(np.int64), -1)
+    return result
+
+
+def _by_place(nats: Floats, ids: Ints, place: Ints) -> float:
+    """The share of the variance that the place explains, over places at which no one token is nearly all there is."""
+    _, pairs, counts = np.unique(np.stack([place, ids]), axis=1, return_inverse=True, return_counts=True)
+    most = np.zeros(place.max(initial=0) + 1, dtype=np.int64)
+    np.maximum.at(most, place, counts[pairs.reshape(-1)])
+    varied = most[place] <= _SAME * np.bincount(place, minlength=len(most))[place]
+    return share_explained(nats[varied], place[varied]) if varied.any() else NONE
 
 
 def _steps(tokens: Tokens, prompts: Ints) -> tuple[float, float]:

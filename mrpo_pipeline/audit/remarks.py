@@ -58,10 +58,15 @@ def _alone(one: Evidence) -> Iterator[str]:
             f"{patterns.tokens:,} tokens are too few to tell faults by the numbers: only what ids and counts say was looked at."
         )
     if is_worse_than_bytes(one):
+        ids = (
+            "Its ids are right, so this text is foreign to it, or it was not loaded as it should be"
+            if one.origin.confirms_ids
+            else "This text is foreign to it, or it was fed another tokenizer's ids (its tokenizer is not at hand to tell)"
+        )
         yield (
             f"It spends {patterns.nats_per_byte:.2f} nats a byte, more than a mere table of these texts' bytes would "
-            f"({patterns.byte_entropy:.2f}). Its ids are right, so this text is foreign to it, or it was not loaded as it should be: make "
-            f"sure (`mrpo cache verify RECIPE --check 64 --only {one.name}`), or leave it out."
+            f"({patterns.byte_entropy:.2f}). {ids}: make sure "
+            f" (`mrpo cache verify RECIPE --check 64 --only {one.name}`), or leave it out."
         )
     if one.enough and one.ends_late:
         why = (
@@ -73,8 +78,15 @@ def _alone(one: Evidence) -> Iterator[str]:
             f"The end-of-turn token costs it {patterns.last:.1f} nats, its other tokens {patterns.rest:.1f}: {why}. These nats are in "
             "the sums of both sides."
         )
-    if one.enough and one.is_surprised and not one.reads_turns:
-        why = "was read by the plain template" if one.plain else "expects to think before it answers"
+    if one.plain_by_choice:
+        yield "The recipe has it read by the plain template, although it has one of its own: it is not asked as it was taught to be."
+    if one.enough and one.is_surprised and not one.shows_another_template:
+        if one.plain:
+            why = "was read by the plain template"
+        elif one.thinks_first:
+            why = "expects to think before it answers"
+        else:
+            why = "would not begin these answers so, as with texts of an unusual form, or was read by another model's template"
         yield (
             f"The first token of a completion costs it {patterns.first:.1f} nats, {patterns.first_over_text:.1f} more than a table of "
             f"the text's tokens would: it {why}."

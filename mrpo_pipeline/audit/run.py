@@ -94,6 +94,8 @@ def audit_pairs(
             patterns_of(one, texts, _rounding(cache)),
             origin_of(one, texts, (readers or {}).get(cache.name, Readers())),
             plain=_read_plainly(cache, (readers or {}).get(cache.name, Readers())),
+            plain_by_choice=_read_plainly(cache, Readers())
+            and not _read_plainly(cache, (readers or {}).get(cache.name, Readers())),
             thinks_first=_thinks_first((readers or {}).get(cache.name, Readers())),
         )
         for cache, one in zip(caches, tokens, strict=True)

@@ -67,6 +67,37 @@ def larger_among(values: Values, marked: Bools) -> float:
     return float((ranks(values)[marked].sum() - ones * (ones - 1) / 2) / (ones * others))
 
 
+def larger_within(values: Values, marked: Bools, groups: Ints) -> float:
+    """:func:`larger_among`, of comparisons within groups alone; NaN where fewer than 5 on a side have anything to compare with."""
+    wins = comparisons = 0.0
+    ones = others = 0
+    for group in np.unique(groups):
+        inside = groups == group
+        mine = int(marked[inside].sum())
+        rest = int(inside.sum()) - mine
+        if mine and rest:
+            wins += float(ranks(values[inside])[marked[inside]].sum() - mine * (mine - 1) / 2)
+            comparisons += mine * rest
+            ones, others = ones + mine, others + rest
+    return wins / comparisons if min(ones, others) >= 5 else NONE
+
+
+def mean_error(values: Floats, clusters: Ints) -> float:
+    """The standard error of the mean where values of one cluster are alike; NaN of fewer than two clusters."""
+    _, inverse = np.unique(clusters, return_inverse=True)
+    groups = int(inverse.max(initial=-1)) + 1
+    if groups < 2:
+        return NONE
+    sums = np.bincount(inverse, weights=values - values.mean())
+    return math.sqrt(float(np.square(sums).sum()) * groups / (groups - 1)) / len(values)
+
+
+def effective_kinds(kinds: Values) -> float:
+    """How many equally frequent kinds would be as varied: 1 over the chance that two draws are alike; NaN of none."""
+    _, counts = np.unique(kinds, return_counts=True)
+    return float(counts.sum() ** 2 / np.square(counts).sum()) if len(counts) else NONE
+
+
 def area_error(ones: float, others: float) -> float:
     """The standard error of :func:`larger_among` where the mark says nothing of the value; ties are not corrected for."""
     return math.sqrt((ones + others + 1) / (12 * ones * others)) if ones > 0 and others > 0 else math.inf
