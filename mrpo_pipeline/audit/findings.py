@@ -84,7 +84,7 @@ class Evidence:
         if not self.patterns.first_kinds >= KINDS:
             return False
         confirmed = self.origin.other_prompts == 0 and not self.origin.not_own_prompts > MOST
-        return not confirmed or (self.patterns.last > 4 and self.patterns.last > 2 * self.patterns.rest)
+        return not confirmed or (self.patterns.last > 8 and self.patterns.last > 2 * self.patterns.rest)
 
     @property
     def ends_late(self) -> bool:
