@@ -129,9 +129,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("training", "says"), WRONG)
-def test_what_cannot_be_is_refused(training: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused(
+    training: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     if training.get("tf32") and torch.cuda.is_available():
         pytest.skip("this machine has TF32")
     with pytest.raises(UserError, match=says):
