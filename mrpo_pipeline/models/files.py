@@ -22,6 +22,9 @@ _ADAPTER_ASIDE = {"base_model_name_or_path", "peft_version", "inference_mode", "
 # The largest configurations and indices of weights have a few megabytes.
 MAX_CONFIG_BYTES = 32 << 20
 
+# transformers keeps a name for every label, whatever the model is.
+MAX_LABELS = 1_000_000
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -107,6 +110,12 @@ def read_config(owner: str, path: Path) -> dict[str, Any] | None:
     if not isinstance(document, dict):
         raise UserError(
             f"{path} of {owner} holds a {type(document).__name__}: expected a JSON object. Fetch the model again."
+        )
+    labels = document.get("num_labels")
+    if isinstance(labels, int) and labels > MAX_LABELS:
+        raise UserError(
+            f"{path} of {owner} says num_labels {labels:,}: expected {MAX_LABELS:,} at most, as transformers makes a name for each. "
+            "Correct it, or fetch the model again."
         )
     return document
 

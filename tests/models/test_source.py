@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.models.files import read_config
 from mrpo_pipeline.models.source import ModelSource, as_recorded, fetch, resolve, resolve_dtype, same_model
 from mrpo_pipeline.rendering.renderer import Renderer
 
@@ -333,3 +334,11 @@ def test_a_gguf_file_is_refused_by_that_name(tmp_path: Path, given: str) -> None
         fetch(ModelSource("base", model))
     with pytest.raises(UserError, match=rf"{name} of base is a GGUF file"):
         Renderer.from_pretrained(model, name="base")
+
+
+def test_a_configuration_with_a_name_for_each_of_many_labels_is_refused(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", num_labels=10**8)
+    with pytest.raises(
+        UserError, match=r"config\.json of base says num_labels 100,000,000: expected 1,000,000 at most"
+    ):
+        read_config("base", folder / "config.json")
