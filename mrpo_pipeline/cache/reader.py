@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrpo_pipeline.cache.manifest import Manifest
+from mrpo_pipeline.cache.parquet import BoundedParquet
 from mrpo_pipeline.cache.shards import (
     SHARDS,
     DamagedError,
@@ -53,12 +54,9 @@ def shard_coverage(storage: Storage, name: str, manifest: Manifest | None) -> pl
     first = 0
     try:
         with storage.open(name) as source:
-            file = pq.ParquetFile(source, page_checksum_verification=True)
+            file = BoundedParquet(source, ["completion_id", "byte_ends", "complete"], verified=True)
             check_origin(storage, name, file, manifest)
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(
-                    group, columns=["completion_id", "byte_ends", "complete"], use_threads=False
-                )
+            for table in file.tables():
                 offsets, ends = list_parts(one_array(table, "byte_ends"))
                 if (np.diff(offsets) == 0).any():
                     raise ValueError("a row holds no tokens")

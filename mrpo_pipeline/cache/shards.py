@@ -1,8 +1,4 @@
-"""Reading shards: checked against the checksum in their name, and against what their rows must be.
-
-Parquet is read without Arrow's own threads throughout this room: a process that ends within moments of such a read is
-aborted now and then, while they are still starting (pyarrow 26: "terminate called without an active exception").
-"""
+"""Reading shards: checked against the checksum in their name, and against what their rows must be."""
 
 from __future__ import annotations
 
@@ -16,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mrpo_pipeline.cache.manifest import Manifest, foreign
+from mrpo_pipeline.cache.parquet import BoundedParquet
 from mrpo_pipeline.cache.schema import FINGERPRINT_KEY, SHARD_SCHEMA, impossible
 from mrpo_pipeline.cache.storage import Storage, sha256_hex
 from mrpo_pipeline.errors import RunError, UserError
@@ -72,14 +68,14 @@ def is_damage(error: OSError) -> bool:
     return error.errno in (None, errno.EIO) and not isinstance(error, FileNotFoundError)
 
 
-def check_origin(storage: Storage, name: str, file: pq.ParquetFile, manifest: Manifest | None) -> None:
+def check_origin(storage: Storage, name: str, file: BoundedParquet, manifest: Manifest | None) -> None:
     """Refuse a shard that says it was computed from something else than the manifest does.
 
     Raises:
         DamagedError: naming the fields that differ, and both values.
         ValueError: where what it says cannot be read.
     """
-    said = (file.metadata.metadata or {}).get(FINGERPRINT_KEY)
+    said = file.metadata.get(FINGERPRINT_KEY)
     problem = foreign(manifest, said) if manifest is not None and said is not None else ""
     if problem:
         read_checked(storage, name)  # a flipped byte of what it says is told as what it is
@@ -88,7 +84,7 @@ def check_origin(storage: Storage, name: str, file: pq.ParquetFile, manifest: Ma
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of one row group, N of them, with T tokens in all.
+    """Rows that follow each other in a shard, N of them, with T tokens in all.
 
     Attributes:
         first: the first row's place in the shard.
@@ -113,7 +109,7 @@ class Rows:
 
 
 def read_rows(storage: Storage, name: str, data: pa.Buffer, manifest: Manifest | None = None) -> Iterator[Rows]:
-    """The rows of a shard, row group after row group, each checked.
+    """The rows of a shard, some thousands at a time, each checked.
 
     Args:
         data: the shard's bytes, from ``read_checked``.
@@ -125,10 +121,10 @@ def read_rows(storage: Storage, name: str, data: pa.Buffer, manifest: Manifest |
     """
     first = 0
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
+        file = BoundedParquet(pa.BufferReader(data), SHARD_SCHEMA.names)
         check_origin(storage, name, file, manifest)
-        for group in range(file.num_row_groups):
-            rows = _rows(file.read_row_group(group, columns=SHARD_SCHEMA.names, use_threads=False), first)
+        for table in file.tables():
+            rows = _rows(table, first)
             yield rows
             first += len(rows)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:

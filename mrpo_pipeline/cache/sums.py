@@ -16,9 +16,9 @@ from typing import cast
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mrpo_pipeline.cache.manifest import Manifest
+from mrpo_pipeline.cache.parquet import BoundedParquet
 from mrpo_pipeline.cache.schema import encode_plain
 from mrpo_pipeline.cache.shards import DamagedError, Rows, read_checked, read_rows
 from mrpo_pipeline.cache.storage import Storage, StoreError
@@ -60,11 +60,9 @@ def load_sums(storage: Storage, prefix: str) -> pl.DataFrame | None:
         if not name.startswith(f"{SUMS}/{prefix}"):
             continue
         try:
-            frame = cast(
-                pl.DataFrame,
-                pl.from_arrow(pq.ParquetFile(pa.BufferReader(read_checked(storage, name))).read(use_threads=False)),
-            )
-        except (DamagedError, pa.ArrowException) as error:
+            file = BoundedParquet(pa.BufferReader(read_checked(storage, name)), list(SUMS_SCHEMA))
+            frame = cast(pl.DataFrame, pl.from_arrow(file.read()))
+        except (DamagedError, pa.ArrowException, OSError, ValueError) as error:
             log.warning("%s/%s is not used and is built again: %s", storage, name, getattr(error, "problem", error))
             continue
         if frame.schema == SUMS_SCHEMA:

@@ -10,8 +10,8 @@ from typing import cast
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from mrpo_pipeline.cache.parquet import BoundedParquet
 from mrpo_pipeline.cache.schema import UNFIT_SCHEMA, Unfit, encode_plain
 from mrpo_pipeline.cache.shards import DamagedError, read_checked
 from mrpo_pipeline.cache.storage import Storage, StoreError
@@ -71,10 +71,9 @@ def read_unfit(storage: Storage) -> pl.DataFrame:
     for name in names:
         data = read_checked(storage, name)
         try:
-            tables.append(
-                pq.read_table(pa.BufferReader(data), use_threads=False).select(UNFIT_SCHEMA.names).cast(UNFIT_SCHEMA)
-            )
-        except (pa.ArrowException, ValueError, KeyError) as error:
+            file = BoundedParquet(pa.BufferReader(data), UNFIT_SCHEMA.names)
+            tables.append(file.read().select(UNFIT_SCHEMA.names).cast(UNFIT_SCHEMA))
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise DamagedError(storage, name, str(error)) from error
     return cast(pl.DataFrame, pl.from_arrow(pa.concat_tables(tables)))
 

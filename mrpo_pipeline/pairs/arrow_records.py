@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.files.bounds import check_expansion
 from mrpo_pipeline.pairs.arrow_rows import arrow_rows
-from mrpo_pipeline.pairs.bounds import check_expansion
 from mrpo_pipeline.pairs.json_records import Record
 from mrpo_pipeline.pairs.sources import PairFile
 from mrpo_pipeline.terminal import one_line

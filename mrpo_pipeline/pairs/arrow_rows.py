@@ -9,8 +9,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from mrpo_pipeline.files.bounds import MAX_ROW_BYTES, MAX_ROW_VALUES
 from mrpo_pipeline.pairs.bad_row import BadRowError
-from mrpo_pipeline.pairs.bounds import MAX_ROW_BYTES, MAX_ROW_VALUES
 from mrpo_pipeline.terminal import one_line
 
 _SLICE_BYTES = 16 << 20  # decoded at a time

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import IO
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.files.bounds import MAX_COLUMNS, MAX_ROW_BYTES, MAX_ROW_VALUES, row_too_long
 from mrpo_pipeline.pairs.bad_row import BadRowError, quoted
-from mrpo_pipeline.pairs.bounds import MAX_COLUMNS, MAX_ROW_BYTES, MAX_ROW_VALUES, row_too_long
 from mrpo_pipeline.pairs.json_records import Record, local_path
 from mrpo_pipeline.pairs.sources import PairFile
 from mrpo_pipeline.pairs.text_files import BOM, open_text

@@ -11,7 +11,7 @@ from glob import has_magic
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs.bounds import MAX_CARD_BYTES
+from mrpo_pipeline.files.bounds import MAX_CARD_BYTES
 from mrpo_pipeline.pairs.saved_datasets import choose_split, report_once
 from mrpo_pipeline.pairs.split_names import Splits, by_keyword, refuse_shared, shards, splits_by_name
 from mrpo_pipeline.terminal import one_line

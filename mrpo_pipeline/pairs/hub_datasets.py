@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs.bounds import MAX_METADATA_BYTES
+from mrpo_pipeline.files.bounds import MAX_METADATA_BYTES
 from mrpo_pipeline.pairs.saved_datasets import report_once
 from mrpo_pipeline.terminal import one_line
 

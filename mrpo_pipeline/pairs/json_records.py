@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from typing import IO, Any, NamedTuple, cast
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.files.bounds import MAX_ROW_BYTES, MAX_ROW_VALUES, row_too_long
 from mrpo_pipeline.pairs.bad_row import BadRowError, found, quoted
-from mrpo_pipeline.pairs.bounds import MAX_ROW_BYTES, MAX_ROW_VALUES, row_too_long
 from mrpo_pipeline.pairs.sources import PairFile, filesystem, unreachable
 from mrpo_pipeline.pairs.text_files import BOM, open_text
 

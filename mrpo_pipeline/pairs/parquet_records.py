@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.files.bounds import check_expansion
+from mrpo_pipeline.files.parquet_pages import SMALL_GROUP_BYTES, check_columns, check_footer, check_pages
 from mrpo_pipeline.pairs.arrow_rows import arrow_rows
-from mrpo_pipeline.pairs.bounds import check_expansion
 from mrpo_pipeline.pairs.json_records import Record, local_path
-from mrpo_pipeline.pairs.parquet_pages import SMALL_GROUP_BYTES, check_columns, check_footer, check_pages
 from mrpo_pipeline.pairs.sources import PairFile
 from mrpo_pipeline.terminal import one_line
 

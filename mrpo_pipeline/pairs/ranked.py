@@ -5,8 +5,8 @@ from decimal import Decimal
 from itertools import combinations
 from typing import Any
 
+from mrpo_pipeline.files.bounds import MAX_ROW_COMPLETIONS
 from mrpo_pipeline.pairs.bad_row import BadRowError, found
-from mrpo_pipeline.pairs.bounds import MAX_ROW_COMPLETIONS
 
 
 def strict_pairs(count: int, ranks: Any, scores: Any) -> list[tuple[int, int]]:

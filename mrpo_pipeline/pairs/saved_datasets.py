@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs.bounds import MAX_METADATA_BYTES
+from mrpo_pipeline.files.bounds import MAX_METADATA_BYTES
 from mrpo_pipeline.terminal import one_line
 
 log = logging.getLogger("mrpo")

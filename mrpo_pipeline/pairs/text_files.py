@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs.bounds import check_expansion
+from mrpo_pipeline.files.bounds import check_expansion
 from mrpo_pipeline.terminal import one_line
 
 BUFFER = 1 << 20

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs import bounds, parquet_pages, parquet_records, read_pairs
+from mrpo_pipeline.files import bounds, parquet_pages
+from mrpo_pipeline.pairs import parquet_records, read_pairs
 from mrpo_pipeline.pairs.sources import PairFile
 
 PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
@@ -23,7 +24,8 @@ MEGABYTE = "x" * (1 << 20)
 READ = """
 import sys
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs import bounds, read_pairs
+from mrpo_pipeline.files import bounds
+from mrpo_pipeline.pairs import read_pairs
 bounds.FREE_EXPANSION = 16 << 20
 try:
     print(read_pairs(sys.argv[1]).rows)

@@ -12,7 +12,8 @@ import pyarrow.feather as feather
 import pytest
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs import bounds, read_pairs, saved_datasets
+from mrpo_pipeline.files import bounds
+from mrpo_pipeline.pairs import read_pairs, saved_datasets
 
 ROWS: list[dict[str, Any]] = [
     {

@@ -1,4 +1,4 @@
-"""How much memory a file of pairs may ask for: one table of bounds, and the refusals.
+"""How much memory a file from elsewhere may ask for: one table of bounds, and the refusals.
 
 Small files can unpack to gigabytes, by a packed stream, a compressed page, one dictionary entry repeated, or a row that makes
 many pairs. Each reader checks the bound before the memory is taken.
@@ -38,13 +38,22 @@ MAX_CARD_BYTES = 1 << 20
 """Of the YAML in a data set's README.md, whose parser takes a second for a megabyte."""
 
 
+class ExpansionError(UserError):
+    """A file, or a part of it, unpacks to far more than data do; ``reason`` is a clause that can follow "it is damaged:"."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"{name}: {reason}, which files of pairs do not do; it is not read, as it would fill the memory. Check where it comes from; "
+            "if it is what you mean, write it as plain .jsonl."
+        )
+
+
 def check_expansion(name: str, stored: int, unpacked: int, what: str = "this file") -> None:
-    """Refuse what unpacks to far more than data do. Raises UserError."""
+    """Refuse what unpacks to far more than data do. Raises ExpansionError."""
     if unpacked > FREE_EXPANSION and unpacked > MAX_EXPANSION * stored:
-        raise UserError(
-            f"{name}: {what} has {stored:,} bytes and unpacks to {unpacked:,} or more, over {MAX_EXPANSION} times as many, which files "
-            "of pairs do not do; it is not read, as it would fill the memory. Check where it comes from; if it is what you mean, "
-            "write it as plain .jsonl."
+        raise ExpansionError(
+            name, f"{what} has {stored:,} bytes and unpacks to {unpacked:,} or more, over {MAX_EXPANSION} times as many"
         )
 
 

@@ -1,23 +1,26 @@
 """What the pages of a Parquet file unpack to, by their own headers: the decoder takes memory by these, and not by the footer."""
 
+from collections.abc import Collection
 from typing import IO, Any, NamedTuple
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs.bounds import MAX_COLUMNS, MAX_FOOTER_BYTES, MAX_NESTING, MAX_ROW_BYTES, check_expansion
+from mrpo_pipeline.files.bounds import MAX_COLUMNS, MAX_FOOTER_BYTES, MAX_NESTING, MAX_ROW_BYTES, check_expansion
 
 _ROW_BYTES = 64  # that a row of three short values takes at the least
 _VALUE_BYTES = 8
 _NO_DICTIONARY = (6, 7)  # DELTA_LENGTH_BYTE_ARRAY and DELTA_BYTE_ARRAY; in the latter a value repeats the one before
 _HEADER_BYTES = 1 << 20
 SMALL_GROUP_BYTES = 64 << 10
+_END_BYTES = 1 << 16  # as many as the decoder reads first: an object store is asked once
 
 
 def check_footer(stream: IO[bytes], name: str) -> None:
     """Refuse a footer that is too large, before it is decoded. Raises UserError; what else is wrong with it is left to the decoder."""
     size = stream.seek(0, 2)
-    stream.seek(max(size - 8, 0))
-    footer = int.from_bytes(stream.read(4), "little")
-    if stream.read(4) == b"PAR1" and MAX_FOOTER_BYTES < footer < size:
+    stream.seek(max(size - _END_BYTES, 0))
+    end = stream.read(_END_BYTES)
+    footer = int.from_bytes(end[-8:-4], "little")
+    if end[-4:] == b"PAR1" and MAX_FOOTER_BYTES < footer < size:
         raise UserError(
             f"{name}: the footer of this Parquet file has {footer:,} bytes; expected {MAX_FOOTER_BYTES:,} at most. It has very "
             "many columns or row groups: write it again with fewer."
@@ -47,8 +50,13 @@ class Pages(NamedTuple):
     """Row groups that decode to SMALL_GROUP_BYTES a column at most, even where each value is as long as the longest page."""
 
 
-def check_pages(stream: IO[bytes], name: str, metadata: Any, groups: range) -> Pages:
+def check_pages(
+    stream: IO[bytes], name: str, metadata: Any, groups: range, columns: Collection[str] | None = None
+) -> Pages:
     """Refuse pages that unpack to far more than data do.
+
+    Args:
+        columns: those that are read, by their name at the top; all where None.
 
     Raises UserError. Raises ValueError, EOFError: a page's header is damaged.
     """
@@ -57,10 +65,12 @@ def check_pages(stream: IO[bytes], name: str, metadata: Any, groups: range) -> P
     check_expansion(name, size, rows * _ROW_BYTES)
     longest, repeating, small = 1, set(), set()
     for group in groups:
-        columns = metadata.row_group(group)
+        chunks = metadata.row_group(group)
         decoded = 0
-        for index in range(columns.num_columns):
-            column = columns.column(index)
+        for index in range(chunks.num_columns):
+            column = chunks.column(index)
+            if columns is not None and column.path_in_schema.split(".")[0] not in columns:
+                continue
             begin = column.data_page_offset
             if column.has_dictionary_page and column.dictionary_page_offset:
                 begin = min(begin, column.dictionary_page_offset)
