@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from mrpo_pipeline.models.adapters import trained_tokens
 from mrpo_pipeline.models.files import locate, read_config
 from mrpo_pipeline.models.merge_check import Differences, NotMergeableError, fingerprint, logps, merge_layer, probe_rows
 from mrpo_pipeline.models.merged_files import copy_files, write_config
-from mrpo_pipeline.models.source import ModelSource
+from mrpo_pipeline.models.source import ModelSource, stored_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +87,7 @@ def merge(
     base_folder = _unquantized(source)
     with quiet_libraries(), torch.inference_mode():
         before = AutoConfig.from_pretrained(base_folder, trust_remote_code=source.trust_remote_code).to_dict()
+        source = replace(source, dtype=stored_dtype(source))
         loaded, dtype = load_model(source, device=torch.device("cpu"), prefix="")
         model: Any = loaded
         if not isinstance(getattr(model, "base_model", None), BaseTuner):
@@ -135,6 +136,7 @@ def compare(adapted: Adapted, folder: Path, *, trust_remote_code: bool = False) 
     source = ModelSource("the merged model", str(folder), trust_remote_code=trust_remote_code)
     with quiet_libraries(), torch.inference_mode():
         try:
+            source = replace(source, dtype=stored_dtype(source))
             model, dtype = load_model(source, device=torch.device("cpu"), prefix="")
         except UserError as error:
             raise RunError(f"The merged model cannot be loaded from its own files: {error}") from error

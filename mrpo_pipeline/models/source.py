@@ -171,6 +171,15 @@ def resolve_dtype(source: ModelSource, device: str | None = None) -> str:
     return found
 
 
+def stored_dtype(source: ModelSource) -> str:
+    """The dtype of the checkpoint's weights on disk, whatever machine this is: what a merged copy keeps.
+
+    Raises:
+        UserError: the model's files are not on this machine.
+    """
+    return resolve_dtype(source, device="gpu")
+
+
 def same_model(a: ModelSource, b: ModelSource) -> bool:
     """Whether both load the same weights and the same adapter, so that they give the same log-probs up to dtype.
 

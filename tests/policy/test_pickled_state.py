@@ -18,7 +18,7 @@ from torch.distributed import checkpoint as sharded
 from training_run import run
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.policy.checkpoints import MARKER
+from mrpo_pipeline.policy.checkpoints import MARKER, mark_complete
 from mrpo_pipeline.policy.safe_resume import INDEX, check_indexes, data_only
 
 
@@ -47,9 +47,9 @@ def plant(checkpoint: Path, name: str, trace: Path) -> None:
     torch.save({"state": Planted(trace), "param_groups": []}, checkpoint / name)
     if name == "adapter_model.bin":
         (checkpoint / "adapter_model.safetensors").unlink()
-    marker = json.loads((checkpoint / MARKER).read_text())
-    marker["files"] = {p.name: p.stat().st_size for p in checkpoint.iterdir() if p.is_file() and p.name != MARKER}
-    (checkpoint / MARKER).write_text(json.dumps(marker))
+    identity = json.loads((checkpoint / MARKER).read_text())["run"]
+    (checkpoint / MARKER).unlink()
+    mark_complete(checkpoint, identity)
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.bin"])
