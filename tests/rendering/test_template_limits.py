@@ -47,7 +47,7 @@ DOUBLES = "{% set n = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set n
         ),
         ("{{ 7 ** 1000000000 }}", "seconds|memory"),
         ("{{ '%1000000000000d' % 1 }}", "seconds|memory|fails"),
-        ("{{ ('x' * 100000000).replace('x', 'y' * 100) }}", "memory"),
+        ("{{ ('x' * 100000000).replace('x', 'y' * 100) }}", "seconds|memory"),
         ("{{ [[0] * 1000] * 100000000 }}", "memory"),
         ("{{ range(99999) | map('string') | join('x' * 100000) }}", "memory"),
     ],
