@@ -43,7 +43,7 @@ def main() -> None:
 
 def _run() -> None:
     from mrpo_cli.commands import app
-    from mrpo_pipeline.errors import RunError, UserError
+    from mrpo_pipeline.errors import NothingLeftError, RunError, UserError
     from mrpo_pipeline.files.disk_errors import refusal
 
     # What a scheduler sends before it kills ends as cleanly as Ctrl-C: shards in hand are written.
@@ -77,7 +77,7 @@ def _run() -> None:
                 )
             interrupts.done()
             raise
-        wrong = isinstance(error, UserError) and not isinstance(error, RunError)
+        wrong = isinstance(error, UserError) and not isinstance(error, NothingLeftError)
         if wrong and not FIRST:
             _let_the_first_speak()
         _fail(f"mrpo: {error}", 2 if wrong else 1)

@@ -128,7 +128,7 @@ def interrupted(*_, **__):
 for module, name in (
     ('policy.run', 'train_recipe'), ('policy.distributed', 'rank'), ('compare', 'compare_recipe'), ('scoring', 'score_references')
 ):
-    sys.modules[f'mrpo_pipeline.{{module}}'] = types.SimpleNamespace(**{{name: interrupted}})
+    sys.modules[f'mrpo_pipeline.{{module}}'] = types.SimpleNamespace(**{{name: interrupted, 'contenders': interrupted}})
 sys.argv = ['mrpo', *{command!r}.split(), '--train-file', 'pairs.jsonl']
 main()
 """

@@ -83,7 +83,7 @@ def test_a_head_that_vllm_does_not_have_is_left_to_transformers(
 ) -> None:  # type: ignore[no-untyped-def]
     """vLLM's Gemma 2 computes logits from the embeddings, whatever the configuration says."""
     model = adapted("gemma2", tmp_path, target_modules=["q_proj", "lm_head"])
-    engine = open_engine("auto", source_of(tmp_path / "base", adapter=str(tmp_path / "adapter")))
+    engine = open_engine("auto", source_of(tmp_path / "base", adapter=str(tmp_path / "adapter")), {"max_num_seqs": 4})
     assert engine.name == "transformers"
     assert "no module or parameter named 'lm_head' in Gemma2" in engine.notices[0]
     model.get_base_model().set_attn_implementation("eager")  # the one that caps attention

@@ -72,7 +72,7 @@ def test_one_engine_from_start_to_end(tmp_path, uneven, oracle, source_of) -> No
     """Several runs on one engine, a run left in the middle, refusals, and nothing left behind."""
     path = build("llama", tmp_path / "llama")
     before, rss = set(descendants(os.getpid())), resident_bytes()
-    engine = open_engine("auto", source_of(path), {"threads": 1, "max_batch_tokens": 77})
+    engine = open_engine("auto", source_of(path), {"threads": 1, "max_batch_tokens": 77, "max_num_seqs": 64})
     assert engine.name == "vllm"
     assert engine.dtype == "float32"
     assert "tiny: scored by vLLM" in engine.notices[0]
