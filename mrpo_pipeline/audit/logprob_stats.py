@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mrpo_pipeline.audit.sample import Floats, Ints, Texts, Tokens
+from mrpo_pipeline.audit.sample import Bools, Floats, Ints, Texts, Tokens
 from mrpo_pipeline.audit.statistics import (
     NONE,
     effective_kinds,
@@ -130,6 +130,8 @@ def patterns_of(tokens: Tokens, texts: Texts, rounding: float) -> Patterns:
     ]
     bits, distinct = _steps(tokens, prompts)
     strata = lengths[row] * (place.max(initial=0) + 1) + place
+    # Where texts of one length all hold the same token, dealing out its numbers anew changes nothing that could be seen.
+    varied = _varied(ids, strata)
     return Patterns(
         completions=len(texts),
         prompts=len(np.unique(prompts)),
@@ -151,8 +153,8 @@ def patterns_of(tokens: Tokens, texts: Texts, rounding: float) -> Patterns:
         bits=bits,
         distinct=distinct,
         belonging=surprise_against_shuffles(nats, ids, place),
-        alike=_alike(strata),
-        belonging_alike=surprise_against_shuffles(nats, ids, strata, at_least=100),
+        alike=_alike(strata[varied]),
+        belonging_alike=surprise_against_shuffles(nats[varied], ids[varied], strata[varied], at_least=100),
         shared=shared,
         shared_apart=apart,
         first_easy=easy[0][0],
@@ -232,11 +234,19 @@ def _before(tokens: Tokens) -> Ints:
 
 def _by_place(nats: Floats, ids: Ints, place: Ints) -> float:
     """The share of the variance that the place explains, over places at which no one token is nearly all there is."""
-    _, pairs, counts = np.unique(np.stack([place, ids]), axis=1, return_inverse=True, return_counts=True)
-    most = np.zeros(place.max(initial=0) + 1, dtype=np.int64)
-    np.maximum.at(most, place, counts[pairs.reshape(-1)])
-    varied = most[place] <= _SAME * np.bincount(place, minlength=len(most))[place]
+    varied = _varied(ids, place)
     return share_explained(nats[varied], place[varied]) if varied.any() else NONE
+
+
+def _varied(ids: Ints, strata: Ints) -> Bools:
+    """(T,) whether the stratum of a token holds several, none of which is nearly all of it."""
+    _, inverse = np.unique(strata, return_inverse=True)
+    _, kinds, counts = np.unique(np.stack([inverse, ids]), axis=1, return_inverse=True, return_counts=True)
+    sizes = np.bincount(inverse)
+    most = np.zeros(len(sizes), dtype=np.int64)
+    np.maximum.at(most, inverse, counts[kinds.reshape(-1)])
+    result: Bools = (most <= _SAME * sizes)[inverse]
+    return result
 
 
 def _steps(tokens: Tokens, prompts: Ints) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import pytest
 
 from mrpo_pipeline.audit.findings import Evidence
 from mrpo_pipeline.audit.logprob_checks import fault_by_numbers
-from mrpo_pipeline.audit.logprob_stats import Patterns, _by_place
+from mrpo_pipeline.audit.logprob_stats import Patterns, _by_place, _varied
 from mrpo_pipeline.audit.remarks import remarks_on
 from mrpo_pipeline.audit.statistics import effective_kinds, larger_among, larger_within, mean_error
 from mrpo_pipeline.audit.tokenization import Origin
@@ -93,3 +93,8 @@ def test_places_at_which_all_texts_are_alike_do_not_count_as_constant() -> None:
     assert _by_place(nats, ids, place) == pytest.approx(0.0, abs=1e-9)
     varied = np.arange(60) % 7
     assert _by_place(place * 3.0, varied, place) == pytest.approx(1.0)
+
+
+def test_a_place_at_which_texts_of_one_length_agree_has_nothing_to_deal_out() -> None:
+    strata, ids = np.tile([0, 1], 10), np.where(np.arange(20) % 2 == 0, 7, np.arange(20) % 3)
+    assert np.array_equal(_varied(ids, strata), strata == 1)
