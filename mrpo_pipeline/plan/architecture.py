@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.models.checks import check_tensors
-from mrpo_pipeline.models.files import locate, weight_files
+from mrpo_pipeline.models.files import locate, read_config, weight_files
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.terminal import one_line, quiet_libraries
 
@@ -77,7 +76,7 @@ def read_model_config(source: ModelSource) -> Any | None:
 
     folder = locate(source.model, source.revision)
     if folder is not None:
-        check_tensors(source.name, folder)
+        read_config(source.name, folder / "config.json")
     try:
         with quiet_libraries():
             return AutoConfig.from_pretrained(
