@@ -99,7 +99,7 @@ class Watched:
         self._spent += seconds
         if self._spent > SECONDS + SECONDS_EACH * self._calls + SECONDS_PER_CHARACTER * self._characters:
             raise TemplateLimitError(
-                f"it takes {1000 * self._spent / self._calls:,.0f} ms for a conversation, on average over {self._calls:,}"
+                f"it takes {self._spent / self._calls:.2g} seconds for a conversation, on average over {self._calls:,}"
             )
         if kind == "MemoryError":
             raise TemplateLimitError(f"it asks for more than {BYTES >> 20} MiB of memory")

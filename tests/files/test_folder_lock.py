@@ -22,10 +22,14 @@ HOLD = """
 import os, sys, time
 from mrpo_pipeline.files.folder_lock import held
 with held(sys.argv[1], "mrpo train"):
-    if len(sys.argv) > 2 and os.fork() == 0:
-        os.close(1)
-        time.sleep(20)
-        os._exit(0)
+    if len(sys.argv) > 2:
+        started, start = os.pipe()
+        if os.fork() == 0:
+            os.write(start, b"x")
+            os.close(1)
+            time.sleep(20)
+            os._exit(0)
+        os.read(started, 1)
     print("held", flush=True)
     time.sleep(600)
 """

@@ -114,7 +114,7 @@ def test_a_template_that_does_not_end_on_one_row_is_tried_on_no_other(monkeypatc
 def test_a_template_that_is_slow_on_every_row_is_bounded_over_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_limits, "SECONDS", 1.0)
     template = ChatTemplate(qwen(SLOW_EACH + CHATML), "auto", "tiny")
-    with pytest.raises(UserError, match="ms for a conversation, on average"):
+    with pytest.raises(UserError, match="seconds for a conversation, on average"):
         [template.frame([{"role": "user", "content": str(number)}]) for number in range(10_000)]
 
 
