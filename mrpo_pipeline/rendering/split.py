@@ -26,13 +26,15 @@ class Rendered:
     Attributes:
         prompt_ids: (P,) int32, P >= 1: what stands before the content; nothing of it is scored.
         completion_ids: (T,) int32, T >= 1: the content's tokens, and the end-of-turn token last.
-        byte_ends: (T,) int32, never decreasing: end of each token in the UTF-8 bytes of the completion as given; the
-            end-of-turn token's is their number.
+        byte_ends: (T,) int32, never decreasing: end of each token in the UTF-8 bytes of the completion's canonical text
+            (``pairs.completion``); the end-of-turn token's is their number.
+        scored: (T,) bool: False for tokens of the context between the assistant's messages; None: all are scored.
     """
 
     prompt_ids: npt.NDArray[np.int32]
     completion_ids: npt.NDArray[np.int32]
     byte_ends: npt.NDArray[np.int32]
+    scored: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def test_ids_are_those_of_earlier_releases() -> None:
 
 def test_key_order_and_other_keys_of_a_message_do_not_matter() -> None:
     one = dump_prompt([{"role": "user", "content": "a"}])
-    assert dump_prompt([{"content": "a", "name": "Ann", "role": "user"}]) == one
+    assert dump_prompt([{"content": "a", "weight": 1, "role": "user"}]) == one
 
 
 def test_raw_text_and_messages_never_share_a_form() -> None:

@@ -1,0 +1,73 @@
+"""A completion as one string: its text, or, with reasoning, tool calls or several messages, what holds them.
+
+A completion that is one assistant's content alone is its text as it stands. Any other is MARK and the JSON list of its messages.
+Its canonical text is the same for every model: of each assistant message the reasoning, the content and the tool calls as JSON,
+one behind another with nothing between. Messages of others (a tool's result) are context and have no part in it. Byte ends and
+cuts count its bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from mrpo_pipeline.pairs.identity import Message, dump_messages
+
+MARK = "\x1emessages:"
+"""Begins a completion that is more than a text. A text that begins so is held as a message."""
+
+Kind = Literal["reasoning", "content", "calls"]
+
+
+class Part(NamedTuple):
+    """A stretch of the canonical text: of which message, of what kind."""
+
+    message: int
+    kind: Kind
+    text: str
+
+
+def dump_completion(messages: Sequence[Message]) -> str:
+    """The completion of canonical messages, of which the first and the last are the assistant's."""
+    if len(messages) == 1 and messages[0].keys() <= {"role", "content"}:
+        content: str = messages[0]["content"]
+        if not content.startswith(MARK):
+            return content
+    return MARK + dump_messages(messages)
+
+
+def is_plain(completion: str) -> bool:
+    """Whether it is one assistant's content alone, as its text."""
+    return not completion.startswith(MARK)
+
+
+def completion_messages(completion: str) -> list[Message]:
+    """Its messages, in canonical form."""
+    if is_plain(completion):
+        return [{"role": "assistant", "content": completion}]
+    messages: list[Message] = json.loads(completion.removeprefix(MARK))
+    return messages
+
+
+def completion_parts(completion: str) -> list[Part]:
+    """The parts of the canonical text that are not empty, in order."""
+    parts = []
+    for index, message in enumerate(completion_messages(completion)):
+        if message["role"] == "assistant":
+            calls = "".join(_call(call) for call in message.get("tool_calls", ()))
+            texts = (message.get("reasoning_content", ""), message["content"], calls)
+            kinds: tuple[Kind, ...] = ("reasoning", "content", "calls")
+            parts += [Part(index, kind, text) for kind, text in zip(kinds, texts, strict=True) if text]
+    return parts
+
+
+def completion_text(completion: str) -> str:
+    """The canonical text, by whose UTF-8 bytes byte ends and cuts count."""
+    return completion if is_plain(completion) else "".join(part.text for part in completion_parts(completion))
+
+
+def _call(call: dict[str, object]) -> str:
+    return json.dumps(
+        {"name": call["name"], "arguments": call["arguments"]}, ensure_ascii=False, separators=(", ", ": ")
+    )
