@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mrpo_pipeline.cache.active_writers import AT_WORK
+from mrpo_pipeline.cache.coverage import Coverage, best_rows
 from mrpo_pipeline.cache.manifest import Manifest
-from mrpo_pipeline.cache.reader import Coverage, best_rows
+from mrpo_pipeline.cache.sequence_logps import SUMS, load_sums, shards_key
 from mrpo_pipeline.cache.shards import SHARDS, DamagedError, read_checked, read_rows
 from mrpo_pipeline.cache.storage import Storage
-from mrpo_pipeline.cache.sums import SUMS, load_sums, shards_key
 from mrpo_pipeline.cache.unscorable import UNFIT
 
 # What processes that died may have left something half written in: the reference's own folder, and those below it.

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from mrpo_pipeline.cache.active_writers import Others, at_work
+from mrpo_pipeline.cache.coverage import Coverage, read_completions
 from mrpo_pipeline.cache.locations import MANIFEST, check_reference_name, open_storage
 from mrpo_pipeline.cache.maintenance import (
     WRITTEN_TO,
@@ -25,11 +26,10 @@ from mrpo_pipeline.cache.maintenance import (
     verify_shards,
 )
 from mrpo_pipeline.cache.manifest import Manifest, fixed_fields
-from mrpo_pipeline.cache.reader import Coverage, read_completions
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA, Unfit
+from mrpo_pipeline.cache.sequence_logps import build_sums, load_sums, shards_key, store_sums, wanted_key
 from mrpo_pipeline.cache.shards import DAMAGED, SHARDS
 from mrpo_pipeline.cache.storage import Storage, StoreError
-from mrpo_pipeline.cache.sums import build_sums, load_sums, shards_key, store_sums, wanted_key
 from mrpo_pipeline.cache.unscorable import match_unfit, read_unfit, write_unfit
 from mrpo_pipeline.cache.verify_records import read_checks, write_check
 from mrpo_pipeline.cache.writer import ShardWriter

@@ -13,8 +13,8 @@ import polars as pl
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.dataset.examples import PreferenceExamples
+from mrpo_pipeline.dataset.modpo_rewards import objective_margins
 from mrpo_pipeline.dataset.nothing_left import handful, nothing_left, short_context
-from mrpo_pipeline.dataset.objectives import objective_margins
 from mrpo_pipeline.dataset.prepare import Prepared, renderer_of, report_reading
 from mrpo_pipeline.dataset.ragged_ids import IdRows
 from mrpo_pipeline.errors import UserError

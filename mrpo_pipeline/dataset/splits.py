@@ -11,7 +11,7 @@ import numpy as np
 
 from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.dataset.examples import PreferenceExamples
-from mrpo_pipeline.dataset.objectives import check_objectives
+from mrpo_pipeline.dataset.modpo_rewards import check_objectives
 from mrpo_pipeline.dataset.prepare import Prepared, prepare_splits
 from mrpo_pipeline.dataset.reference_logps import (
     CachedPairs,

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from mrpo_pipeline.demo.pretraining import batches, conversations, pretrain
 from mrpo_pipeline.demo.questions import KINDS
-from mrpo_pipeline.demo.ranking import ranked_rightly
+from mrpo_pipeline.demo.ranking_accuracy import ranked_rightly
 from mrpo_pipeline.errors import UserError
 
 MARKER = "demo_model.json"
@@ -112,10 +112,10 @@ def what_it_knows(path: Path) -> dict[str, float]:
 
 def identity(plan: ModelPlan) -> str:
     """A hash of everything that a model is made from: its plan and the code that generates and trains."""
-    from mrpo_pipeline.demo import data, pretraining, questions, ranking, vocabularies, world
+    from mrpo_pipeline.demo import data, pretraining, questions, ranking_accuracy, vocabularies, world
 
     digest = hashlib.sha256(repr((plan, sorted(CARELESS.items()), CONTEXT)).encode())
-    for module in (world, questions, data, vocabularies, pretraining, ranking):
+    for module in (world, questions, data, vocabularies, pretraining, ranking_accuracy):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Preference losses as pure functions of log-probs: ``shapes`` has each one's formula, ``preference`` the way to all of them."""
+"""Preference losses as pure functions of log-probs: ``functional`` has each one's formula, ``preference`` the way to all of them."""
 
 from mrpo_pipeline.losses.preference import LOSSES, PreferenceLoss, check_loss, preference_loss, sft_loss
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.losses import shapes
+from mrpo_pipeline.losses import functional
 
 LOSSES = ("sigmoid", "hinge", "ipo", "minor-dpo", "mpo", "modpo")
 
@@ -74,7 +74,7 @@ def preference_loss(
     """Loss of each pair, Σ_k α_k·L(u_k), with u_k = ℓ_θ − ℓ_k on both sides and z_k = β·[u_k(y_w) − u_k(y_l)].
 
     R = 1 is DPO against one reference, π̃ or any other; R = K is Multi-DPO (arXiv 2405.16388): every loss is then taken for
-    each reference on its own and weighted, with one δ and one margin for all. L is, see ``shapes``,
+    each reference on its own and weighted, with one δ and one margin for all. L is, see ``functional``,
 
     - ``sigmoid``: −(1 − s)·log σ(z) − s·log σ(−z), label smoothing s;
     - ``hinge``: max(0, 1 − z);
@@ -132,17 +132,19 @@ def preference_loss(
         if chosen_units is None:
             mean_chosen = mean_chosen / _counts(chosen_lengths, pairs)
             mean_rejected = mean_rejected / _counts(rejected_lengths, pairs)
-        losses = shapes.ipo(mean_chosen, mean_rejected, beta)
+        losses = functional.ipo(mean_chosen, mean_rejected, beta)
     elif loss == "hinge":
-        losses = shapes.hinge(z)
+        losses = functional.hinge(z)
     elif loss == "minor-dpo":
-        losses = shapes.minor_dpo(log_ratio_chosen, log_ratio_rejected, beta)
+        losses = functional.minor_dpo(log_ratio_chosen, log_ratio_rejected, beta)
     elif loss == "mpo":
-        losses = shapes.mpo(log_ratio_chosen, log_ratio_rejected, beta, reward_mean, preference_weight, quality_weight)
+        losses = functional.mpo(
+            log_ratio_chosen, log_ratio_rejected, beta, reward_mean, preference_weight, quality_weight
+        )
     elif loss == "modpo":
-        losses = shapes.modpo(z, _counts(margins, pairs, "margins of the other objectives"), first_weight)
+        losses = functional.modpo(z, _counts(margins, pairs, "margins of the other objectives"), first_weight)
     else:
-        losses = shapes.sigmoid(z, label_smoothing)
+        losses = functional.sigmoid(z, label_smoothing)
 
     alpha = weights.double()
     dtype = torch.promote_types(policy_chosen_logps.dtype, torch.float32)

@@ -18,7 +18,7 @@ from mrpo_pipeline.dataset.prepare import hold_out
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.python_processes import child_environment, module_command
 from mrpo_pipeline.pairs import PairTable
-from mrpo_pipeline.pairs.parts import in_parts
+from mrpo_pipeline.pairs.partitioning import in_parts
 from mrpo_pipeline.pairs.sources import PairFile, find_files
 from mrpo_pipeline.pairs.table import SCHEMA
 from mrpo_pipeline.plan.collector import (

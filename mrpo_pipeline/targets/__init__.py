@@ -12,9 +12,9 @@ in code, take the files in the order in which :func:`compute_targets` uses them:
 """
 
 from mrpo_pipeline.targets.compute import LossInputs, Targets, compute_targets
+from mrpo_pipeline.targets.online_weights import Thompson, sliding_window, step_inputs
 from mrpo_pipeline.targets.settings import TargetSettings
-from mrpo_pipeline.targets.step import Thompson, sliding_window, step_inputs
-from mrpo_pipeline.targets.validation import ValidationWeights, validation_weights
+from mrpo_pipeline.targets.validation_weights import ValidationWeights, validation_weights
 
 __all__ = [
     "LossInputs",

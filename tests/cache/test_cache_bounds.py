@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mrpo_pipeline.cache.coverage import shard_coverage
 from mrpo_pipeline.cache.local_storage import LocalStorage
-from mrpo_pipeline.cache.reader import shard_coverage
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA, UNFIT_SCHEMA
 from mrpo_pipeline.cache.shards import DamagedError, read_checked, read_rows
 from mrpo_pipeline.cache.unscorable import read_unfit

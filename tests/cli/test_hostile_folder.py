@@ -27,7 +27,7 @@ OTHERS = (
 HOSTILE = "import os\nopen({log!r}, 'a').write({name!r} + '\\n')\nraise SystemExit('hostile ' + {name!r})\n"
 AS_SCRIPT = "from mrpo_cli.main import main; main()"
 # Files are read in parts from 32 MiB on; here from a few bytes on.
-IN_PARTS = "import mrpo_pipeline.pairs.parts as parts; parts._SMALLEST = 64; from mrpo_cli.main import main; main()"
+IN_PARTS = "import mrpo_pipeline.pairs.partitioning as partitioning; partitioning._SMALLEST = 64; from mrpo_cli.main import main; main()"
 
 
 @pytest.fixture(scope="module")

@@ -306,7 +306,7 @@ def test_the_sft_weight_of_mpo_is_its_own(scored: Any) -> None:
 
 
 def test_rows_of_several_pairs_have_no_column_for_each_side(scored: Any, tmp_path: Path) -> None:
-    from mrpo_pipeline.dataset.objectives import objective_margins
+    from mrpo_pipeline.dataset.modpo_rewards import objective_margins
 
     run = with_method(scored, **MODPO)
     frame = pl.DataFrame(

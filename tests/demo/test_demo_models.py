@@ -13,7 +13,7 @@ from mrpo_pipeline.demo.data import demo_pairs
 from mrpo_pipeline.demo.models import MARKER, NAMES, PLANS, is_complete, knowledge_table, make_models, what_it_knows
 from mrpo_pipeline.demo.pretraining import answer_logps, conversation_ids, merge_system, padded
 from mrpo_pipeline.demo.questions import KINDS
-from mrpo_pipeline.demo.ranking import ranked_rightly
+from mrpo_pipeline.demo.ranking_accuracy import ranked_rightly
 from mrpo_pipeline.errors import UserError
 
 CONVERSATION = [

@@ -13,8 +13,7 @@ from tiny_references import write_pairs
 
 from mrpo_pipeline.dataset.prepare import read_splits
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs import parts as parts_module
-from mrpo_pipeline.pairs import read_pairs
+from mrpo_pipeline.pairs import partitioning, read_pairs
 from mrpo_pipeline.plan import plan_run
 from mrpo_pipeline.plan import sampling as sampling_module
 from mrpo_pipeline.plan.collector import Limits
@@ -98,7 +97,7 @@ def test_read_in_parts_side_by_side_it_is_the_same(tmp_path: Path, monkeypatch: 
     write = as_parquet if kind == "parquet" else write_pairs
     settings = Pairs(train=str(write(tmp_path / f"pairs.{kind}", rows)), eval_fraction=0.1)
     whole = read_population(settings, exact=True)
-    monkeypatch.setattr(parts_module, "_SMALLEST", 1000)
+    monkeypatch.setattr(partitioning, "_SMALLEST", 1000)
     parts = read_population(settings, exact=True)
     assert (parts.rows, parts.skipped) == (whole.rows, whole.skipped)
     for name, split in whole.splits.items():
@@ -115,7 +114,7 @@ def test_a_bad_row_in_a_later_part_is_named_by_its_row_in_the_file(
     rows = made_pairs(400, longest=6)
     rows[350] = {"prompt": "x", "chosen": 3, "rejected": "y"}
     path = write_pairs(tmp_path / "pairs.jsonl", rows)
-    monkeypatch.setattr(parts_module, "_SMALLEST", 1000)
+    monkeypatch.setattr(partitioning, "_SMALLEST", 1000)
     with pytest.raises(UserError) as told:
         read_population(Pairs(train=str(path)))
     with pytest.raises(UserError) as expected:

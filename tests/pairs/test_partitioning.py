@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrpo_pipeline.pairs import parts as parts_module
+from mrpo_pipeline.pairs import partitioning
 from mrpo_pipeline.pairs.json_records import split_lines
-from mrpo_pipeline.pairs.parts import in_parts
+from mrpo_pipeline.pairs.partitioning import in_parts
 from mrpo_pipeline.pairs.sources import find_files
 
 
@@ -44,7 +44,7 @@ def test_small_files_and_those_read_from_their_beginning_stay_whole(
         (tmp_path / name).write_bytes(b"x" * 1000)
     files = find_files(str(tmp_path))
     assert in_parts(files, 2) == [files]
-    monkeypatch.setattr(parts_module, "_SMALLEST", 500)
+    monkeypatch.setattr(partitioning, "_SMALLEST", 500)
     dealt = in_parts(files, 2)
     pieces = [piece for part in dealt for piece in part]
     assert len(dealt) == 2
