@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from tiny_references import plain_pairs, reference, write_pairs
 
 from mrpo_pipeline.pairs import completion_id, dump_prompt
@@ -186,7 +188,10 @@ def test_every_option_in_the_docs_exists() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in [*DOCS.glob("*.md"), ROOT / "README.md"]:
+    for page in [
+        *DOCS.glob("*.md"),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+    ]:
         for target in re.findall(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).is_file(), (page.name, target)
 
@@ -197,3 +202,20 @@ def test_recipes_in_the_docs_are_recipes() -> None:
     for page in ("references.md", "cluster.md"):
         for block in blocks(page, "yaml"):
             parse_recipe(yaml.safe_load(block), page)
+
+
+def test_the_block_of_the_readme_is_a_recipe_and_commands_that_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [block] = [block for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "recipe.yaml <<" in block]
+    recipe = parse_recipe(yaml.safe_load(re.search(r"<<'E'\n(.*?)\nE\n", block, re.DOTALL)[1]))  # type: ignore[index]
+    assert list(recipe.references) == ["base", "big"]
+    assert (ROOT / str(recipe.pairs.train)).is_file()
+    commands = re.findall(r"^mrpo (.*?)(?:\s+#.*)?$", block, re.MULTILINE)
+    assert len(commands) == 7
+    for command in commands:
+        name, *words = command.split()
+        run = [sys.executable, "-P", "-c", "from mrpo_cli.main import main; main()", name, "--help"]
+        known = subprocess.run(
+            run, check=True, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+        ).stdout
+        assert all(word in known for word in words if word.startswith("--")), command
