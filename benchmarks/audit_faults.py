@@ -34,7 +34,7 @@ class Model:
 
     @cached_property
     def source(self) -> ModelSource:
-        return ModelSource(self.path.name, str(self.path), dtype=self.dtype)
+        return ModelSource(model=str(self.path), dtype=self.dtype).named(self.path.name)
 
     @cached_property
     def engine(self) -> Engine:

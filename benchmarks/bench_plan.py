@@ -163,7 +163,7 @@ def plan(case: Case, model: str) -> dict[str, float]:
     )
     from mrpo_pipeline.policy.settings import LoraSettings
 
-    source, config = ModelSource("policy", model), AutoConfig.from_pretrained(model)
+    source, config = ModelSource(model=model).named("policy"), AutoConfig.from_pretrained(model)
     figures = policy_figures(
         source, config, LoraSettings(target_modules="all-linear"), case.training, lengths_of(case),
         dtype="float32", on_cpu=True, world_size=1,

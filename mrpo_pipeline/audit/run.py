@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -139,7 +139,7 @@ def readers_of(source: ModelSource) -> Readers:
     if source.tokenizer is None and source.template == "auto":
         return Readers(renderer)
     try:
-        return Readers(renderer, renderer_of(replace(source, tokenizer=None, template="auto")))
+        return Readers(renderer, renderer_of(source.model_copy(update={"tokenizer": None, "template": "auto"})))
     except UserError:  # a model without a tokenizer of its own has been given one
         return Readers(renderer)
 

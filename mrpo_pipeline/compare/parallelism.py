@@ -92,7 +92,7 @@ def run_bytes(recipe: Recipe, policy: PolicySettings, examples: PreferenceExampl
     from mrpo_pipeline.plan.worst_batch import PairLengths
     from mrpo_pipeline.policy.model import base_dtype
 
-    source, training = recipe.required_policy().source("policy"), recipe.training_arguments()
+    source, training = recipe.required_policy(), recipe.training_arguments()
     config: Any = read_model_config(source)
     if config is None:
         return 1 << 62  # nothing is known of it: one at a time

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mrpo_pipeline.errors import UserError
@@ -24,12 +23,11 @@ _READS = {
 def start_differences(recipe: Recipe) -> list[str]:
     """What makes the policy's start another model than the anchor, one clause for each; empty where nothing is known to."""
     policy, anchor = recipe.required_policy(), recipe.sources()[0]
-    source = policy.source("policy")
     found = []
-    if not _same(replace(source, adapter=None), replace(anchor, adapter=None)):
-        found.append(f"policy.model is {_named(source)} and the anchor's model {_named(anchor)}, with other weights")
-    if not _same(replace(anchor, adapter=source.adapter), anchor):
-        found.append(f"policy.adapter is {source.adapter or 'not set'} and the anchor's {anchor.adapter or 'not set'}")
+    if not _same(policy.model_copy(update={"adapter": None}), anchor.model_copy(update={"adapter": None})):
+        found.append(f"policy.model is {_named(policy)} and the anchor's model {_named(anchor)}, with other weights")
+    if not _same(anchor.model_copy(update={"adapter": policy.adapter}), anchor):
+        found.append(f"policy.adapter is {policy.adapter or 'not set'} and the anchor's {anchor.adapter or 'not set'}")
     if policy.quantization != anchor.quantization:
         found.append(
             f"policy.quantization is {policy.quantization or 'not set'} and the anchor's {anchor.quantization or 'not set'}"

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import polars as pl
 
 import mrpo_pipeline
-from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.dataset import prepared_cache
 from mrpo_pipeline.dataset.truncate import Prepared, prepare
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.pairs import PairTable, read_pairs, split_by_prompt
+from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.pairs.sources import PairFile, find_files, looks_right
 from mrpo_pipeline.recipe import Pairs, Recipe
 from mrpo_pipeline.rendering import Renderer
@@ -115,7 +115,7 @@ def renderer_of(source: ModelSource) -> Renderer:
 
 def policy_renderer(recipe: Recipe) -> Renderer:
     """The policy's renderer: it alone decides the cuts."""
-    return renderer_of(recipe.required_policy().source("policy"))
+    return renderer_of(recipe.required_policy())
 
 
 def policy_tokenizer(recipe: Recipe) -> Any:

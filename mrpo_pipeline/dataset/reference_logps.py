@@ -11,7 +11,6 @@ import numpy.typing as npt
 import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache
-from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.modpo_rewards import objective_margins
 from mrpo_pipeline.dataset.nothing_left import handful, nothing_left, short_context
@@ -19,6 +18,7 @@ from mrpo_pipeline.dataset.prepare import Prepared, renderer_of, report_reading
 from mrpo_pipeline.dataset.ragged_ids import IdRows
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource, as_recorded, has_tokenizer, resolve
+from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.recipe import Limits, Method, Recipe
 from mrpo_pipeline.targets import Targets, TargetSettings, ValidationWeights, compute_targets, validation_weights
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from mrpo_pipeline.dataset.prepare import read_splits, renderer_of
 from mrpo_pipeline.dataset.truncate import prepare
@@ -33,7 +32,7 @@ def show_row(
     """
     sources = _sources(recipe, names)
     table = _row(recipe, row)
-    own = recipe.required_policy().source("policy")
+    own = recipe.required_policy()
     policy = renderer_of(own)
     prepared = prepare(table, policy, recipe.limits, what=f"row {row}")
     if not prepared.frame.height:
@@ -44,7 +43,7 @@ def show_row(
     yield from _lines(f"Row {row} of {table.frame['file'][0]}: {LEGEND}.", width, "")
     columns = ("prompt_read", "chosen", "rejected", "chosen_cut", "rejected_cut")
     for source in sources:
-        same = replace(source, name="policy") == own  # what it reads is read once
+        same = source.loads_like(own)  # what it reads is read once
         renderer = policy if same else renderer_of(source)
         yield ""
         for line in _heading(source, renderer):
@@ -71,7 +70,7 @@ def _lines(text: str, width: int, indent: str) -> list[str]:
 
 
 def _sources(recipe: Recipe, names: Sequence[str]) -> list[ModelSource]:
-    policy = recipe.required_policy().source("policy")
+    policy = recipe.required_policy()
     known = [policy, *(recipe.sources() if recipe.references else [])]
     unknown = [name for name in names if name not in [source.name for source in known]]
     if unknown:

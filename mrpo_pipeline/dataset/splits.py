@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.modpo_rewards import check_objectives
 from mrpo_pipeline.dataset.prepare import Prepared, prepare_splits
@@ -22,6 +21,7 @@ from mrpo_pipeline.dataset.reference_logps import (
 )
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.losses import check_loss
+from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.recipe import Method, Recipe
 from mrpo_pipeline.targets import Targets
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import polars as pl
 
-from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import PairTable, completion_id
+from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.recipe import Limits
 from mrpo_pipeline.rendering import Rendered, Renderer, cut_offset, cut_prompt, own_rendering_test, tokens_counted

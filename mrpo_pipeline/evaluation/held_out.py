@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.dataset.examples import PreferenceExamples
+from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.policy.method_state import AT_START, CarriedFigures
 from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.terminal import track

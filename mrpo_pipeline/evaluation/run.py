@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.counting import in_words
 from mrpo_pipeline.dataset.nothing_left import handful
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation.generations import Sample, as_markdown, generate, readable
@@ -20,6 +19,7 @@ from mrpo_pipeline.evaluation.tasks import TaskModel, TaskScores, check_tasks, e
 from mrpo_pipeline.evaluation.trained_with import by_its_method
 from mrpo_pipeline.files.atomic import write_whole, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
+from mrpo_pipeline.pairs.counting import in_words
 from mrpo_pipeline.policy.output_dir import check_output_folder
 from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
 from mrpo_pipeline.recipe import Recipe

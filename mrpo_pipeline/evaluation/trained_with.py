@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,8 @@ def _with(method: Method, given: Mapping[str, Any]) -> Method:
 def _require_base(recipe: Recipe, trained: Recipe, own: Path) -> None:
     if trained.policy is None or recipe.policy is None:
         return
-    there, here = (replace(one.required_policy().source("policy"), adapter=None) for one in (trained, recipe))
-    if there != here and _known(there) and _known(here) and not same_model(there, here):
+    there, here = (one.model_copy(update={"adapter": None}) for one in (trained.policy, recipe.policy))
+    if not there.loads_like(here) and _known(there) and _known(here) and not same_model(there, here):
         raise UserError(
             f"The adapter was trained on {there.model} ({own}), and policy.model is {here.model}, which has other weights: on "
             "another base an adapter means nothing. Expected the model that it was trained on. Correct policy.model (--model)."

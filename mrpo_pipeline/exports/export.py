@@ -9,12 +9,12 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.dataset.reference_logps import CachedPairs, pair_targets, target_settings
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.exports import fairseq2, trl
 from mrpo_pipeline.exports.parquet import cached_split
 from mrpo_pipeline.files.atomic import whole_file, write_whole
+from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.recipe import Method, Recipe
 
 log = logging.getLogger("mrpo")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpo_pipeline.counting import in_words
 from mrpo_pipeline.dataset.prepare import prepare_splits
 from mrpo_pipeline.dataset.reference_logps import CachedPairs, join_splits, open_caches, pair_targets, target_settings
 from mrpo_pipeline.dataset.splits import Split
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.atomic import whole_file, write_whole
+from mrpo_pipeline.pairs.counting import in_words
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.targets import Targets
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ def merge(
     base_folder = _unquantized(source)
     with quiet_libraries(), torch.inference_mode():
         before = AutoConfig.from_pretrained(base_folder, trust_remote_code=source.trust_remote_code).to_dict()
-        source = replace(source, dtype=stored_dtype(source))
+        source = source.model_copy(update={"dtype": stored_dtype(source)})
         loaded, dtype = load_model(source, device=torch.device("cpu"), prefix="")
         model: Any = loaded
         if not isinstance(getattr(model, "base_model", None), BaseTuner):
@@ -133,10 +133,10 @@ def compare(adapted: Adapted, folder: Path, *, trust_remote_code: bool = False) 
     from mrpo_pipeline.models.loading import load_model
     from mrpo_pipeline.terminal import quiet_libraries
 
-    source = ModelSource("the merged model", str(folder), trust_remote_code=trust_remote_code)
+    source = ModelSource(model=str(folder), trust_remote_code=trust_remote_code).named("the merged model")
     with quiet_libraries(), torch.inference_mode():
         try:
-            source = replace(source, dtype=stored_dtype(source))
+            source = source.model_copy(update={"dtype": stored_dtype(source)})
             model, dtype = load_model(source, device=torch.device("cpu"), prefix="")
         except UserError as error:
             raise RunError(f"The merged model cannot be loaded from its own files: {error}") from error
@@ -232,7 +232,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     folder = Path(settings.pop("folder"))
     try:
-        adapted = merge(ModelSource("the model", **settings), folder)
+        adapted = merge(ModelSource(**settings).named("the model"), folder)
     except NotMergeableError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         sys.exit(NOT_MERGEABLE)

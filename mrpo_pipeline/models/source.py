@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import PrivateAttr
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.engine_options import NO_OPTIONS
@@ -31,6 +32,7 @@ from mrpo_pipeline.models.files import (
     weight_files,
     weights_content,
 )
+from mrpo_pipeline.settings import Name, Settings
 
 RENDERING_FIELDS = ("tokenizer", "template", "end_of_turn")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -48,33 +50,49 @@ _KNOWN_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """Where a model comes from and how it is to be loaded.
+class ModelSource(Settings):
+    """A model and how it reads text."""
 
-    Attributes:
-        name: the reference's name.
-        model: a local folder, or a name on the hub.
-        revision: branch, tag or commit on the hub; None for its main branch. A local folder has none.
-        adapter: a PEFT adapter to put on it (folder or hub name).
-        tokenizer: where the tokenizer comes from, if not from ``model``.
-        template: ``auto`` (the tokenizer's), ``plain``, or a Jinja file.
-        dtype: ``auto`` (see ``auto_dtype``) or a torch dtype's name.
-        quantization: a method's name; None for what the model's configuration says.
-        trust_remote_code: whether code that comes with the model may run.
-        engine_options: options of its engine that may change its numbers, as ``engine_options.describe_altering`` writes them.
-    """
-
-    name: str
-    model: str
+    model: Name
+    """A folder or a hub name."""
     revision: str | None = None
-    adapter: str | None = None
-    tokenizer: str | None = None
-    template: str = "auto"
+    """A branch, tag or commit on the hub."""
+    adapter: Name | None = None
+    """A LoRA adapter on the model: a folder or a hub name. A policy goes on training it."""
+    tokenizer: Name | None = None
+    """Where the tokenizer is to be had. Null: from the adapter's folder where it brings one, else from the model."""
+    template: Name = "auto"
+    """The chat template: `auto` (the adapter's or the tokenizer's own, else a plain one), `plain`, or a Jinja file."""
     dtype: str = "auto"
+    """`auto` (the checkpoint's own 16 bits on a GPU that computes in them, else float32), `float32`, `bfloat16` or `float16`."""
     quantization: str | None = None
+    """`nf4` for 4 bits on a GPU, or what the engine has; null for none."""
     trust_remote_code: bool = False
-    engine_options: str = NO_OPTIONS
+    """Run the Python code that comes with the model."""
+
+    _name: str = PrivateAttr("the model")
+    _engine_options: str = PrivateAttr(NO_OPTIONS)
+
+    @property
+    def name(self) -> str:
+        """The reference's name, or ``policy``: messages use it."""
+        return self._name
+
+    @property
+    def engine_options(self) -> str:
+        """Options of its engine that may change its numbers, as ``engine_options.describe_altering`` writes them."""
+        return self._engine_options
+
+    def named(self, name: str, engine_options: str = NO_OPTIONS) -> Self:
+        """A copy under a name. Neither argument is a key of the recipe's model: its place in the recipe gives both."""
+        copy = self.model_copy()
+        copy._name, copy._engine_options = name, engine_options
+        return copy
+
+    def loads_like(self, other: ModelSource) -> bool:
+        """Whether both have the same settings of a model, whatever else each has and is called."""
+        keys = set(ModelSource.model_fields)
+        return self.model_dump(include=keys) == other.model_dump(include=keys)
 
 
 def resolve(source: ModelSource, renderer_identity: Mapping[str, str] | None = None) -> dict[str, str | None]:
@@ -147,7 +165,7 @@ def as_recorded(source: ModelSource, fingerprint: Mapping[str, str]) -> ModelSou
     """The reference with ``dtype: auto`` settled by a cache's fingerprint, where there is one: what is added to a cache, compared
     with it or computed again has the dtype of its numbers, whatever machine they come from."""
     recorded = fingerprint.get("dtype")
-    return replace(source, dtype=recorded) if source.dtype == "auto" and recorded else source
+    return source.model_copy(update={"dtype": recorded}) if source.dtype == "auto" and recorded else source
 
 
 def resolve_dtype(source: ModelSource, device: str | None = None) -> str:
@@ -218,11 +236,11 @@ def fetch(source: ModelSource) -> ModelSource:
     else:
         folder = download(source.name, "model", source.model, source.revision)
         require_weights(source.name, folder)
-        source = replace(source, revision=folder.name)
+        source = source.model_copy(update={"revision": folder.name})
     if source.adapter is not None and not is_folder(source.adapter):
         if not is_hub_name(source.adapter):
             raise no_folder(source.name, "adapter", source.adapter)
-        source = replace(source, adapter=str(download(source.name, "adapter", source.adapter, None)))
+        source = source.model_copy(update={"adapter": str(download(source.name, "adapter", source.adapter, None))})
     if source.adapter is not None and _adapter(source) is None:
         raise UserError(
             f"The adapter {source.adapter} of {source.name} lacks adapter_config.json or adapter_model.safetensors: expected a "

@@ -14,12 +14,12 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
-from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.errors import NothingLeftError, UserError
 from mrpo_pipeline.files.bounds import MAX_ROW_PAIR_BYTES
 from mrpo_pipeline.pairs.arrow_records import arrow_records
 from mrpo_pipeline.pairs.bad_row import BadRowError, NoPreferenceError, found
 from mrpo_pipeline.pairs.columns import COLUMNS, Columns, check_columns, nearest
+from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.pairs.csv_records import csv_records
 from mrpo_pipeline.pairs.identity import pair_id
 from mrpo_pipeline.pairs.json_records import Record, json_records

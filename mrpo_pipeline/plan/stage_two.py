@@ -91,7 +91,7 @@ def plan_training(recipe: Recipe, data: TrainingData, machine: Machine) -> Train
         UserError: for an adapter, target modules or settings that can't be.
     """
     training = recipe.training_arguments()
-    source = recipe.required_policy().source("policy")
+    source = recipe.required_policy()
     plan = _steps(source.model, training, data, machine)
     config = read_model_config(source)
     if config is None:
@@ -124,7 +124,7 @@ def _size(plan: TrainingPlan, recipe: Recipe, config: Any, data: TrainingData, m
     import torch
 
     policy, training = recipe.required_policy(), recipe.training_arguments()
-    source, dtype = policy.source("policy"), str(plan.dtype)
+    source, dtype = policy, str(plan.dtype)
     try:
         figures = policy_figures(
             source, config, LoraSettings(**policy.lora.model_dump()), training, data.known,

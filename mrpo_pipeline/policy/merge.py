@@ -88,8 +88,8 @@ def merge_adapter(
     notices = list(_notices(recipe, base_folder, trust_remote_code))
     _check_code(base_folder, name, recipe, trust_remote_code)
     source = ModelSource(
-        "the base model", str(base_folder), adapter=str(adapter), dtype=dtype, trust_remote_code=trust_remote_code
-    )
+        model=str(base_folder), adapter=str(adapter), dtype=dtype, trust_remote_code=trust_remote_code
+    ).named("the base model")
     kept = "Nothing of it is left. Make room or give access there, then run the same command again."
     with (
         telling(output_dir.parent, f"The merged model could not be written to {output_dir}", kept),

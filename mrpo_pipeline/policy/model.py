@@ -83,7 +83,7 @@ def base_dtype(policy: PolicySettings | ModelSource, config: Any, device: str | 
                 f"The setting policy.dtype is {policy.dtype!r}: expected auto, {', '.join(DTYPES)}. Correct policy.dtype."
             )
         return policy.dtype
-    source = ModelSource("policy", policy.model, policy.revision)
+    source = ModelSource(model=policy.model, revision=policy.revision).named("policy")
     if locate(source.model, source.revision) is not None:
         return resolve_dtype(source, device)
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")

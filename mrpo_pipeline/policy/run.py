@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.counting import in_words
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.nothing_left import expected_unfit, short_context
 from mrpo_pipeline.dataset.policy_start import reading_differences, start_differences, start_notice
@@ -24,6 +23,7 @@ from mrpo_pipeline.files.folder_lock import held
 from mrpo_pipeline.models.checks import check_numbers
 from mrpo_pipeline.models.context_length import known_context
 from mrpo_pipeline.models.files import locate
+from mrpo_pipeline.pairs.counting import in_words
 from mrpo_pipeline.policy.output_dir import check_output_folder, report_earlier_run
 from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
 from mrpo_pipeline.recipe import Method, Recipe
@@ -200,7 +200,7 @@ def _training_input(recipe: Recipe) -> _TrainingInput:
 
 def _require_policy_reads(recipe: Recipe, splits: Mapping[str, Split]) -> None:
     """Refuse pairs that are longer than the policy's own context. Raises UserError."""
-    context = known_context(recipe.required_policy().source("policy"))
+    context = known_context(recipe.required_policy())
     if context is None:
         return
     frames = [split.pairs.frame for split in splits.values()]

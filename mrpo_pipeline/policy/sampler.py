@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
+from mrpo_pipeline.pairs.counting import require_balance
 
 Indices = npt.NDArray[np.int64]
 Order = Literal["group_by_length", "random", "sequential"]

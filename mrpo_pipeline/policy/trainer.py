@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
 from mrpo_pipeline.models.adapters import saves_embeddings
 from mrpo_pipeline.models.causality import require_causal
 from mrpo_pipeline.models.head import Head
+from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.policy import checkpoints
 from mrpo_pipeline.policy.forward import PolicyForward, sum_dtype, to_device
 from mrpo_pipeline.policy.fsdp import shard_without_gpus, whole_adapter

@@ -25,7 +25,7 @@ from mrpo_pipeline.recipe.training_bounds import UNREAD
 
 HEAD = """# The recipe, key by key
 
-<!-- Made by `python -m mrpo_pipeline.recipe.docs_page docs/recipes.md`; write into mrpo_pipeline/recipe/settings.py instead. -->
+<!-- Made by `python -m mrpo_pipeline.recipe.docs_page docs/recipes.md`; write into the settings under mrpo_pipeline instead. -->
 
 One YAML file describes a run, and every command reads the parts it needs. `mrpo recipes` lists the recipes that ship,
 `mrpo recipes copy small` gives you one to edit. Options of the command line win over the file: the common keys have options of their

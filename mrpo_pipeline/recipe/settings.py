@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -15,6 +14,7 @@ from mrpo_pipeline.files.atomic import write_whole
 from mrpo_pipeline.models.engine_options import describe_altering
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.recipe.plain_yaml import write_yaml
+from mrpo_pipeline.settings import Name, Settings
 
 # The authors' settings [MRPO, code], where transformers' own defaults differ.
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -25,18 +25,6 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "gradient_accumulation_steps": 4,
     "seed": 0,
 }
-
-
-Name = Annotated[str, Field(min_length=1, max_length=4096)]
-"""Of a file, a folder or a model: an empty one would be the folder that the command is run in; none is longer on any system."""
-
-
-class Settings(BaseModel):
-    """A part of the recipe. The string under a key describes it: docs/recipes.md is made of them."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class Source(NamedTuple):
@@ -125,38 +113,14 @@ class Lora(Settings):
     """Weight-decomposed adapters (arXiv 2402.09353)."""
 
 
-class Model(Settings):
-    """A model and how it reads text."""
-
-    model: Name
-    """A folder or a hub name."""
-    revision: str | None = None
-    """A branch, tag or commit on the hub."""
-    adapter: Name | None = None
-    """A LoRA adapter on the model: a folder or a hub name. A policy goes on training it."""
-    tokenizer: Name | None = None
-    """Where the tokenizer is to be had. Null: from the adapter's folder where it brings one, else from the model."""
-    template: Name = "auto"
-    """The chat template: `auto` (the adapter's or the tokenizer's own, else a plain one), `plain`, or a Jinja file."""
-    dtype: str = "auto"
-    """`auto` (the checkpoint's own 16 bits on a GPU that computes in them, else float32), `float32`, `bfloat16` or `float16`."""
-    quantization: str | None = None
-    """`nf4` for 4 bits on a GPU, or what the engine has; null for none."""
-    trust_remote_code: bool = False
-    """Run the Python code that comes with the model."""
-
-    def source(self, name: str) -> ModelSource:
-        return ModelSource(name=name, **self.model_dump(include=set(Model.model_fields)))
-
-
-class Reference(Model):
+class Reference(ModelSource):
     """A reference. ``scoring`` holds keys of the recipe's ``scoring`` that are other ones for this reference."""
 
     scoring: dict[str, Any] = {}
     """Keys of `scoring` that are other ones for this reference."""
 
 
-class Policy(Model):
+class Policy(ModelSource):
     """The policy: its start, its adapters, and whether its start is checked against the cached anchor."""
 
     lora: Lora = Lora()
@@ -164,6 +128,8 @@ class Policy(Model):
     check_anchor: bool = True
     """Compare the policy's start with the cached anchor before the first step, and stop where they differ. `false` where the
     policy starts elsewhere by intent: plan, score-refs, train and the model card then report it."""
+
+    _name: str = pydantic.PrivateAttr("policy")
 
 
 class Limits(Settings):
@@ -423,7 +389,7 @@ class Recipe(Settings):
     output_dir: Name = "output"
     """Where results go."""
 
-    def sources(self) -> list[ModelSource]:
+    def sources(self) -> list[Reference]:
         """The references in order, the anchor first."""
         if not self.references:
             raise UserError(
@@ -431,8 +397,8 @@ class Recipe(Settings):
                 "the first being the anchor. Add one, or give --reference NAME=MODEL."
             )
         return [
-            replace(settings.source(name), engine_options=describe_altering(self.scoring_of(name).engine_options))
-            for name, settings in self.references.items()
+            reference.named(name, describe_altering(self.scoring_of(name).engine_options))
+            for name, reference in self.references.items()
         ]
 
     def scoring_of(self, reference: str) -> Scoring:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -47,14 +47,14 @@ class Job:
         if self.source.dtype == "auto":  # the machine that scores may have a GPU where this one has none
             fingerprint["dtype"] = None
         template = self.source.template
-        source = replace(
-            self.source,
-            revision=here.revision,
-            model=_from_anywhere(self.source.model),
-            adapter=self.source.adapter and _from_anywhere(self.source.adapter),
-            tokenizer=self.source.tokenizer and _from_anywhere(self.source.tokenizer),
-            template=template if template in ("auto", "plain") else str(Path(template).expanduser().absolute()),
-        )
+        elsewhere = {
+            "revision": here.revision,
+            "model": _from_anywhere(self.source.model),
+            "adapter": self.source.adapter and _from_anywhere(self.source.adapter),
+            "tokenizer": self.source.tokenizer and _from_anywhere(self.source.tokenizer),
+            "template": template if template in ("auto", "plain") else str(Path(template).expanduser().absolute()),
+        }
+        source = self.source.model_copy(update=elsewhere)
         location = check_location(self.cache_root)
         cache = str(location.absolute()) if isinstance(location, Path) else location
         return Assignment(source, cache, self.settings, fingerprint, self.on_bad_row)

@@ -10,12 +10,12 @@ from typing import Literal
 
 import polars as pl
 
-from mrpo_pipeline.counting import require_balance
 from mrpo_pipeline.dataset.nothing_left import expected_unfit, nothing_left, require_pairs, short_context
 from mrpo_pipeline.dataset.policy_start import start_notice
 from mrpo_pipeline.dataset.prepare import Prepared, prepare_splits, wanted_completions
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models.context_length import known_context
+from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.recipe import Recipe, Scoring
 from mrpo_pipeline.scoring.concurrent_runs import units
 from mrpo_pipeline.scoring.job import Job, job_of

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -47,7 +46,7 @@ class PlainModel:
         self._name = source.name
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if source.quantization not in (*FOUR_BIT, *EIGHT_BIT):
-            source = replace(source, quantization=None)
+            source = source.model_copy(update={"quantization": None})
         try:
             model, self.dtype = load_model(source, device=self.device)
         except torch.OutOfMemoryError as error:

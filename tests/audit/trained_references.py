@@ -40,7 +40,7 @@ class Reference:
 
     @cached_property
     def source(self) -> ModelSource:
-        return ModelSource(self.name, str(self.path))
+        return ModelSource(model=str(self.path)).named(self.name)
 
     @cached_property
     def renderer(self) -> Renderer:

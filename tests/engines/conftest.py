@@ -61,6 +61,6 @@ def uneven() -> Callable[..., list[ScoringRequest]]:
 @pytest.fixture
 def source_of() -> Callable[..., ModelSource]:
     def make(path: Path, **changes: object) -> ModelSource:
-        return ModelSource(name="tiny", model=str(path), **changes)  # type: ignore[arg-type]
+        return ModelSource(model=str(path), **changes).named("tiny")  # type: ignore[arg-type]
 
     return make

@@ -82,7 +82,7 @@ def test_alibi_lifts_the_limit() -> None:
 
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(UserError, match="auto, vllm, transformers"):
-        open_engine("tgi", ModelSource(name="x", model="x"))
+        open_engine("tgi", ModelSource(model="x").named("x"))
     assert "no engine tgi" in str(engine_available("tgi"))
 
 
@@ -93,7 +93,7 @@ def test_vllm_not_installed_is_said_and_auto_takes_transformers(monkeypatch: pyt
 
     real = engines.find_spec
     monkeypatch.setattr(engines, "find_spec", lambda name: None if name == "vllm" else real(name))
-    source = ModelSource(name="tiny", model=str(build("llama", tmp_path / "llama")))
+    source = ModelSource(model=str(build("llama", tmp_path / "llama"))).named("tiny")
     with pytest.raises(UserError, match="not installed"):
         open_engine("vllm", source)
     engine = open_engine("auto", source, {"max_batch_tokens": 64, "gpu_memory_utilization": 0.5})

@@ -84,7 +84,7 @@ def test_auto_does_not_go_on_without_an_option_that_counts(tmp_path: Path, monke
     monkeypatch.setattr(
         engines, "engine_available", lambda kind: None if kind == "transformers" else "it is not installed"
     )
-    source = ModelSource("base", str(reference(tmp_path / "base", "llama", "qwen")))
+    source = ModelSource(model=str(reference(tmp_path / "base", "llama", "qwen"))).named("base")
     start_engine("auto", source, {"gpu_memory_utilization": 0.5}).ready().close()
     with pytest.raises(UserError, match=r"scoring\.kv_cache_dtype may change its numbers"):
         start_engine("auto", source, {"kv_cache_dtype": "fp8"}).ready()

@@ -33,7 +33,7 @@ def merged(folder: Path, dtype: str = "float32") -> Any:
     from transformers import AutoModelForCausalLM
 
     (folder / "merged").mkdir()
-    source = ModelSource("tiny", str(folder / "base"), adapter=str(folder / "adapter"), dtype=dtype)
+    source = ModelSource(model=str(folder / "base"), adapter=str(folder / "adapter"), dtype=dtype).named("tiny")
     before = merge(source, folder / "merged")
     assert compare(before, folder / "merged").agree
     return AutoModelForCausalLM.from_pretrained(folder / "merged").eval()
@@ -109,7 +109,7 @@ def test_a_merged_folder_that_is_another_model_once_loaded_is_found(tmp_path) ->
     """The head that an adapter parted from the embeddings, tied again: no tensor is missing, and the model is another."""
     adapted("qwen2", tmp_path, target_modules=["embed_tokens"])
     (tmp_path / "merged").mkdir()
-    source = ModelSource("tiny", str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
+    source = ModelSource(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter")).named("tiny")
     before = merge(source, tmp_path / "merged")
     path = tmp_path / "merged" / "config.json"
     config = json.loads(path.read_text())

@@ -57,7 +57,7 @@ LENGTHS = PairLengths(*(np.array(one) for one in ([40, 60, 20, 30], [50, 90, 30,
 def figures(kind: str = "llama", lengths: PairLengths = LENGTHS, lora: Any = None, **training: Any) -> Any:
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, **training}
     return policy_figures(
-        ModelSource("policy", "none"), tiny_models.build_config(kind, num_hidden_layers=4),
+        ModelSource(model="none").named("policy"), tiny_models.build_config(kind, num_hidden_layers=4),
         lora or LoraSettings(r=4, target_modules="all-linear"), settings, lengths,
         dtype="float32", on_cpu=True, world_size=1,
     )  # fmt: skip
@@ -72,7 +72,7 @@ def test_trainable_parameters_are_those_of_the_policy_that_is_trained(tmp_path: 
     expected = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     if found is None:
         found = policy_figures(
-            ModelSource("policy", "none"), tiny_models.build_config(kind, n_layer=4), lora,
+            ModelSource(model="none").named("policy"), tiny_models.build_config(kind, n_layer=4), lora,
             {"per_device_train_batch_size": 2}, LENGTHS, dtype="float32", on_cpu=True, world_size=1,
         )  # fmt: skip
     assert found.trainable == expected

@@ -24,11 +24,11 @@ def test_parameters_and_bytes_are_those_of_the_model(tmp_path: Path, kind: str) 
     found = described(kind)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert found.parameters == parameters
-    source = ModelSource("m", str(folder))
+    source = ModelSource(model=str(folder)).named("m")
     # Saved in float32, each parameter once; loaded in half of that it takes half.
     assert weight_bytes(source, found, "float32") == 4 * parameters
     assert weight_bytes(source, found, "bfloat16") == 2 * parameters
-    assert weight_bytes(ModelSource("m", "nobody/has-this"), found, "bfloat16") == 2 * parameters
+    assert weight_bytes(ModelSource(model="nobody/has-this").named("m"), found, "bfloat16") == 2 * parameters
 
 
 def test_of_a_mixture_of_experts_a_token_goes_through_those_that_are_chosen() -> None:
@@ -54,7 +54,7 @@ def test_quantized_weights_are_those_of_linear_layers_but_the_head() -> None:
     found = described("llama")
     linear = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96)
     assert found.linear == linear
-    source = ModelSource("m", "nobody/has-this", quantization="nf4")
+    source = ModelSource(model="nobody/has-this", quantization="nf4").named("m")
     rest = found.parameters - linear
     assert weight_bytes(source, found, "bfloat16") == pytest.approx(linear * 0.516 + rest * 2, rel=1e-3)
 

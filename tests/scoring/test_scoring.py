@@ -55,7 +55,7 @@ def check_against_oracle(folder: Path, name: str, path: Path, rows: list[dict[st
     from mrpo_pipeline.models.source import ModelSource
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
-    renderer = renderer_of(ModelSource(name, str(path)))
+    renderer = renderer_of(ModelSource(model=str(path)).named(name))
     cached = cached_rows(folder / "cache", name)
     tokens = 0
     for row in rows:

@@ -176,7 +176,7 @@ def test_bos_missing_is_named(tmp_path: Path, model: Path) -> None:
 def test_the_template_of_another_model_is_named(tmp_path: Path, model: Path) -> None:
     recipe = recipe_of(tmp_path, model)
     (tmp_path / "other.jinja").write_text(tiny_tokenizers.VICUNA)
-    other = renderer_of(ModelSource("base", str(model), template=str(tmp_path / "other.jinja")))
+    other = renderer_of(ModelSource(model=str(model), template=str(tmp_path / "other.jinja")).named("base"))
     plant(recipe, render=other.render)
     told = failure(recipe)
     assert "24 have other token ids" in told and "another tokenizer or template" in told
@@ -187,7 +187,7 @@ def test_a_template_with_a_system_prompt_of_its_own_is_named(tmp_path: Path, mod
     recipe = recipe_of(tmp_path, model)
     system = tiny_tokenizers.LLAMA3.replace("{{- bos_token }}", "{{- bos_token }}You are a helpful assistant.", 1)
     (tmp_path / "system.jinja").write_text(system)
-    other = renderer_of(ModelSource("base", str(model), template=str(tmp_path / "system.jinja")))
+    other = renderer_of(ModelSource(model=str(model), template=str(tmp_path / "system.jinja")).named("base"))
     plant(recipe, render=other.render)
     told = failure(recipe)
     assert "every prompt had" in told and "system prompt" in told
@@ -196,7 +196,7 @@ def test_a_template_with_a_system_prompt_of_its_own_is_named(tmp_path: Path, mod
 @pytest.mark.parametrize("kind", ["other weights", "some only"])
 def test_numbers_of_another_revision_are_named(tmp_path: Path, model: Path, other_revision: Path, kind: str) -> None:
     recipe = recipe_of(tmp_path, model)
-    of_another = by_transformers(ModelSource("base", str(other_revision)))
+    of_another = by_transformers(ModelSource(model=str(other_revision)).named("base"))
     if kind == "other weights":
         plant(recipe, score=of_another)
         assert "other weights (another revision or model)" in failure(recipe)
@@ -231,7 +231,7 @@ def test_an_adapter_left_out_is_named(tmp_path: Path, model: Path) -> None:
     plant(recipe)
     assert check_numbers(recipe, "base", wanted_of(recipe), 64).passed
     plant(recipe_of(tmp_path, model, adapter=str(tmp_path / "adapter")).model_copy(update={"cache": str(tmp_path / "b")}),
-          score=by_transformers(ModelSource("base", str(model))))  # fmt: skip
+          score=by_transformers(ModelSource(model=str(model)).named("base")))  # fmt: skip
     recipe = recipe.model_copy(update={"cache": str(tmp_path / "b")})
     assert "confirmed: the adapter was left out" in failure(recipe)
 
@@ -260,7 +260,7 @@ def test_positions_of_another_rope_are_named(tmp_path: Path) -> None:
     without = reference(tmp_path / "without", "mistral", "llama3", sliding_window=None)
     rows = [pair(f"Number {i}?", f"It is {i} and so on, " * 8, f"Not {i}. " * 6) for i in range(6)]
     recipe = recipe_of(tmp_path, windowed, rows=rows)
-    plant(recipe, score=by_transformers(ModelSource("base", str(without))))
+    plant(recipe, score=by_transformers(ModelSource(model=str(without)).named("base")))
     told = failure(recipe)
     assert "every token up to position 6" in told and "sliding window" in told
 
@@ -372,7 +372,7 @@ def test_computed_again_as_by_the_plain_forward_pass_in_pieces_too(
     with torch.no_grad():
         every = torch.log_softmax(plain(input_ids=ids[None]).logits[0].double(), dim=-1)
     expected = [float(every[at - 1, ids[at]]) for at in range(9, 50)]
-    model = PlainModel(ModelSource("tiny", str(path)), "cpu")
+    model = PlainModel(ModelSource(model=str(path)).named("tiny"), "cpu")
     np.testing.assert_allclose(model.logps(prompt, completion), expected, atol=1e-4, rtol=0)
     monkeypatch.setattr("mrpo_pipeline.verify.oracle.LOGIT_BYTES", 16 * 320 * 4)
     monkeypatch.setattr("mrpo_pipeline.verify.oracle.SOFTMAX_ROWS", 5)

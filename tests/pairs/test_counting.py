@@ -15,13 +15,13 @@ from tiny_recipes import recipe
 from tiny_references import pair, plain_pairs, reference, write_pairs
 
 from mrpo_pipeline.cache import ReferenceCache
-from mrpo_pipeline.counting import in_words, require_balance
 from mrpo_pipeline.dataset import prepare, reference_logps, truncate
 from mrpo_pipeline.dataset.prepare import prepare_splits
 from mrpo_pipeline.dataset.reference_logps import join_references, open_caches
 from mrpo_pipeline.dataset.splits import load_splits
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.pairs import PairTable, split_by_prompt
+from mrpo_pipeline.pairs.counting import in_words, require_balance
 from mrpo_pipeline.plan import plan_run
 from mrpo_pipeline.policy import run as policy_run
 from mrpo_pipeline.recipe import Recipe, parse_recipe
