@@ -131,8 +131,9 @@ def train(case: Case, model: str) -> dict[str, float]:
 
     from mrpo_pipeline.plan.worst_batch import examples_of
     from mrpo_pipeline.policy import anchor_check, arguments, trainer  # noqa: F401
-    from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
+    from mrpo_pipeline.policy.settings import LossSettings
     from mrpo_pipeline.policy.train import train_policy
+    from mrpo_pipeline.recipe import Lora, Policy
 
     torch.set_num_threads(1)
     examples = examples_of(lengths_of(case))
@@ -142,7 +143,7 @@ def train(case: Case, model: str) -> dict[str, float]:
         side[:] = [draw.integers(3, case.vocabulary, len(ids)).astype(np.int32) for ids in side]
     rest = status("VmRSS")
     with tempfile.TemporaryDirectory() as output:
-        settings = PolicySettings(model, lora=LoraSettings(target_modules="all-linear"))
+        settings = Policy(model=model, lora=Lora(target_modules="all-linear"))
         train_policy(settings, examples, None, LossSettings(), case.training, output)
     return {"measured_bytes": status("VmHWM") - rest}
 
@@ -161,11 +162,11 @@ def plan(case: Case, model: str) -> dict[str, float]:
         policy_figures,
         resident_bytes,
     )
-    from mrpo_pipeline.policy.settings import LoraSettings
+    from mrpo_pipeline.recipe import Lora
 
     source, config = ModelSource(model=model).named("policy"), AutoConfig.from_pretrained(model)
     figures = policy_figures(
-        source, config, LoraSettings(target_modules="all-linear"), case.training, lengths_of(case),
+        source, config, Lora(target_modules="all-linear"), case.training, lengths_of(case),
         dtype="float32", on_cpu=True, world_size=1,
     )  # fmt: skip
     if figures.activation_bytes is None:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ from mrpo_pipeline.files.folder_lock import held
 from mrpo_pipeline.files.hashing import sha256_of_small
 
 if TYPE_CHECKING:
-    from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
+    from mrpo_pipeline.dataset.policy_start import AnchorStart
+    from mrpo_pipeline.policy.settings import LossSettings
+    from mrpo_pipeline.recipe import Policy
 
 log = logging.getLogger("mrpo")
 
@@ -44,6 +46,7 @@ class Job:
         recipe: the resolved recipe of this run, YAML, to lie beside its results.
         key: of everything that decides the result.
         card, diagnostics: see ``mrpo_pipeline.policy.train``.
+        anchor: ``dataset.policy_start.AnchorStart`` as plain data; None where the start is not compared.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Job:
     recipe: str = ""
     card: Mapping[str, Any] = field(default_factory=dict)
     diagnostics: Mapping[str, float] = field(default_factory=dict)
+    anchor: Mapping[str, Any] | None = None
 
     @property
     def title(self) -> str:
@@ -107,10 +111,11 @@ def run_job(job: Job, tell: Tell) -> dict[str, Any]:
 
 
 def _made(job: Job, tell: Tell) -> dict[str, Any]:
-    from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
+    from mrpo_pipeline.policy.settings import LossSettings
+    from mrpo_pipeline.recipe import Policy
 
     place = Path(job.folder)
-    policy = PolicySettings(**{**job.policy, "lora": LoraSettings(**job.policy["lora"])})
+    policy = Policy.model_validate(job.policy)
     loss = LossSettings(**job.loss)
     took = 0.0
     if job.name != START:
@@ -118,7 +123,7 @@ def _made(job: Job, tell: Tell) -> dict[str, Any]:
         _train(job, policy, loss, tell)
         took = time.monotonic() - began
         # What is measured is the adapter that lies on disk, loaded as a user would load it.
-        policy = replace(policy, adapter=str(place))
+        policy = policy.model_copy(update={"adapter": str(place)})
     measured = _measure(job, policy, loss)
     digest = sha256_of_small(place / PAIRS)
     result = {"key": job.key, **measured, "train_seconds": took, "pairs_sha256": digest}
@@ -127,7 +132,7 @@ def _made(job: Job, tell: Tell) -> dict[str, Any]:
     return result
 
 
-def _train(job: Job, policy: PolicySettings, loss: LossSettings, tell: Tell) -> None:
+def _train(job: Job, policy: Policy, loss: LossSettings, tell: Tell) -> None:
     from mrpo_pipeline.dataset.examples import PreferenceExamples
     from mrpo_pipeline.policy.checkpoints import DamagedCheckpointsError
     from mrpo_pipeline.policy.train import train_policy
@@ -148,6 +153,7 @@ def _train(job: Job, policy: PolicySettings, loss: LossSettings, tell: Tell) -> 
         loss,
         job.training,
         place,
+        anchor=_anchor(job),
         card=job.card,
         diagnostics=job.diagnostics,
         callbacks=[_share_told(tell)],
@@ -160,7 +166,7 @@ def _train(job: Job, policy: PolicySettings, loss: LossSettings, tell: Tell) -> 
         train(resume=False)
 
 
-def _measure(job: Job, policy: PolicySettings, loss: LossSettings) -> dict[str, Any]:
+def _measure(job: Job, policy: Policy, loss: LossSettings) -> dict[str, Any]:
     """The policy's figures on the held-out pairs, its sums of each in ``pairs.parquet``; and what a sweep asks of others."""
     import polars as pl
 
@@ -175,8 +181,9 @@ def _measure(job: Job, policy: PolicySettings, loss: LossSettings) -> dict[str, 
     examples = PreferenceExamples.open(Path(job.held_out))
     carried = AT_START if job.name == START else read_figures(job.folder)
     figures = evaluate_policy(model, examples, loss, carried)
-    if job.name == START:
-        compare_start(examples, figures.chosen, figures.rejected, policy, dtype_of(model))
+    anchor = _anchor(job)
+    if job.name == START and anchor is not None:
+        compare_start(examples, figures.chosen, figures.rejected, anchor, dtype_of(model))
     table = {"pair_id": list(examples.pair_ids), "logps_chosen": figures.chosen, "logps_rejected": figures.rejected}
     with whole_file(Path(job.folder) / PAIRS) as temporary:
         pl.DataFrame(table).write_parquet(temporary)
@@ -185,6 +192,12 @@ def _measure(job: Job, policy: PolicySettings, loss: LossSettings) -> dict[str, 
         choice = evaluate_policy(model, PreferenceExamples.open(Path(job.choice)), loss, carried)
         result["choice"] = {metric: choice.metrics[metric] for metric in COMPARABLE}
     return {**result, "evaluate_seconds": time.monotonic() - began}
+
+
+def _anchor(job: Job) -> AnchorStart | None:
+    from mrpo_pipeline.dataset.policy_start import AnchorStart
+
+    return None if job.anchor is None else AnchorStart(**job.anchor)
 
 
 def _share_told(tell: Tell) -> Any:

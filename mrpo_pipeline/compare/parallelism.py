@@ -9,7 +9,6 @@ from typing import Any
 
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.policy.settings import PolicySettings
 from mrpo_pipeline.recipe import Recipe
 
 log = logging.getLogger("mrpo")
@@ -42,7 +41,7 @@ class Places:
         return f"{self.count} runs at a time, {each}"
 
 
-def places_for(recipe: Recipe, policy: PolicySettings, examples: PreferenceExamples, runs: int) -> Places:
+def places_for(recipe: Recipe, examples: PreferenceExamples, runs: int) -> Places:
     """One process for each GPU; without one, as many as there are cores and free memory for, the cores divided among them.
 
     Raises:
@@ -60,7 +59,7 @@ def places_for(recipe: Recipe, policy: PolicySettings, examples: PreferenceExamp
         return Places(count, gpus=gpus[:count])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(cores, int(os.environ.get("OMP_NUM_THREADS") or cores))
-    count = asked if asked != "auto" else min(cores, _by_memory(recipe, policy, examples) if runs > 1 else 1)
+    count = asked if asked != "auto" else min(cores, _by_memory(recipe, examples) if runs > 1 else 1)
     count = max(1, min(count, runs))
     return Places(count, threads=max(1, min(threads, cores // count)))
 
@@ -74,16 +73,16 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(named[:count]) if named else tuple(str(number) for number in range(count))
 
 
-def _by_memory(recipe: Recipe, policy: PolicySettings, examples: PreferenceExamples) -> int:
+def _by_memory(recipe: Recipe, examples: PreferenceExamples) -> int:
     import psutil
 
-    each = run_bytes(recipe, policy, examples)
+    each = run_bytes(recipe, examples)
     free = int(psutil.virtual_memory().available * _SHARE_OF_MEMORY)
     log.debug("a run takes about %.1f GiB, %.1f GiB are free for them", each / (1 << 30), free / (1 << 30))
     return max(1, free // each)
 
 
-def run_bytes(recipe: Recipe, policy: PolicySettings, examples: PreferenceExamples) -> int:
+def run_bytes(recipe: Recipe, examples: PreferenceExamples) -> int:
     """What one run takes of a CPU's memory at its peak: the plan's estimate, and the imports."""
     import torch
 
@@ -92,16 +91,16 @@ def run_bytes(recipe: Recipe, policy: PolicySettings, examples: PreferenceExampl
     from mrpo_pipeline.plan.worst_batch import PairLengths
     from mrpo_pipeline.policy.model import base_dtype
 
-    source, training = recipe.required_policy(), recipe.training_arguments()
-    config: Any = read_model_config(source)
+    policy, training = recipe.required_policy(), recipe.training_arguments()
+    config: Any = read_model_config(policy)
     if config is None:
         return 1 << 62  # nothing is known of it: one at a time
     dtype = base_dtype(policy, config)
-    architecture = describe(empty_model(config, dtype=torch.float32, trust_remote_code=source.trust_remote_code))
-    weights = weight_bytes(source, architecture, dtype)
+    architecture = describe(empty_model(config, dtype=torch.float32, trust_remote_code=policy.trust_remote_code))
+    weights = weight_bytes(policy, architecture, dtype)
     lengths = PairLengths(examples.prompt_lengths, examples.chosen_lengths, examples.rejected_lengths)
     figures = policy_figures(
-        source, config, policy.lora, training, lengths, dtype=dtype, on_cpu=True, world_size=1
+        policy, config, policy.lora, training, lengths, dtype=dtype, on_cpu=True, world_size=1
     )  # fmt: skip
     if figures.activation_bytes is None:
         return _TIMES_WEIGHTS * weights + _IMPORTS_BYTES

@@ -16,7 +16,7 @@ from mrpo_pipeline.compare.results import Comparison, summarize
 from mrpo_pipeline.compare.runs import Desk
 from mrpo_pipeline.compare.sweep import choose
 from mrpo_pipeline.compare.worker_pool import Outcome
-from mrpo_pipeline.dataset.policy_start import start_notice
+from mrpo_pipeline.dataset.policy_start import anchor_start, start_notice
 from mrpo_pipeline.dataset.reference_logps import CachedPairs, open_caches
 from mrpo_pipeline.dataset.splits import Split, check_method, load_splits
 from mrpo_pipeline.errors import RunError, UserError
@@ -24,7 +24,7 @@ from mrpo_pipeline.files.atomic import remove_leftovers, temporary_folder, whole
 from mrpo_pipeline.files.folder_lock import held
 from mrpo_pipeline.pairs.counting import in_words
 from mrpo_pipeline.policy.output_dir import check_output_folder
-from mrpo_pipeline.policy.run import check_training, policy_settings
+from mrpo_pipeline.policy.run import check_training
 from mrpo_pipeline.recipe import Recipe
 
 log = logging.getLogger("mrpo")
@@ -80,7 +80,7 @@ def _compare(recipe: Recipe, entrants: list[Contender], began: float) -> Compari
     _audit(recipe, splits, caches, folder)
     remove_leftovers(folder, _INPUTS)
     with temporary_folder(folder, _INPUTS) as inputs:
-        desk = Desk(recipe, splits, policy_settings(recipe, caches), folder, inputs)
+        desk = Desk(recipe, splits, anchor_start(recipe, caches), folder, inputs)
         desk.start()
         swept: list[dict[str, Any]] = []
         if sweeps:

@@ -18,11 +18,12 @@ from mrpo_pipeline.compare.methods import START, Contender
 from mrpo_pipeline.compare.parallelism import Places, places_for
 from mrpo_pipeline.compare.results import DOCUMENT, Trained, machine
 from mrpo_pipeline.compare.worker_pool import Outcome, run_all
+from mrpo_pipeline.dataset.policy_start import AnchorStart
 from mrpo_pipeline.dataset.reference_logps import CachedPairs
 from mrpo_pipeline.dataset.splits import Split, examples_of
 from mrpo_pipeline.policy.checkpoints import examples_digest
 from mrpo_pipeline.policy.run import card_of, loss_settings
-from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
+from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.recipe import Method, Recipe
 from mrpo_pipeline.recipe.describe import describe, with_seed
 
@@ -45,9 +46,11 @@ class Desk:
     """Prepares what the runs need, has them made, and keeps what came of them."""
 
     def __init__(
-        self, recipe: Recipe, splits: dict[str, Split], policy: PolicySettings, folder: Path, inputs: Path
+        self, recipe: Recipe, splits: dict[str, Split], anchor: AnchorStart | None, folder: Path, inputs: Path
     ) -> None:
-        self.recipe, self.splits, self.policy, self.folder, self.inputs = recipe, splits, policy, folder, inputs
+        self.recipe, self.splits, self.folder, self.inputs = recipe, splits, folder, inputs
+        self.policy = recipe.required_policy().model_dump(mode="json")
+        self.anchor = None if anchor is None else dataclasses.asdict(anchor)
         self.entries: list[Entry] = []
         self.outcome = Outcome()
         self.places = Places(1)
@@ -60,10 +63,10 @@ class Desk:
         """The policy before training is measured like every other."""
         where = self.inputs / START
         self.held_out.write(where)
-        key = _digest(examples_digest(self.held_out), repr(self.policy))
+        key = _digest(examples_digest(self.held_out), repr(self.policy), repr(self.anchor))
         self.start_job = Job(
-            START, 0, str(self.folder / START), str(where), dataclasses.asdict(self.policy),
-            dataclasses.asdict(LossSettings()), key,
+            START, 0, str(self.folder / START), str(where), self.policy,
+            dataclasses.asdict(LossSettings()), key, anchor=self.anchor,
         )  # fmt: skip
         self.pending.append(self.start_job)
 
@@ -86,7 +89,12 @@ class Desk:
         held_out, _ = examples_of(parts["eval"], own, say=False)
         loss = loss_settings(own)
         identity = _digest(
-            examples_digest(train), examples_digest(held_out), repr(train.step_settings), repr(loss), repr(self.policy)
+            examples_digest(train),
+            examples_digest(held_out),
+            repr(train.step_settings),
+            repr(loss),
+            repr(self.policy),
+            repr(self.anchor),
         )
         describes = describe(own) + (f" Without {one.without}." if one.without else "")
         entry = Entry(one, identity, [], describes, dict(targets.diagnostics))
@@ -115,9 +123,9 @@ class Desk:
             training = seeded.training_arguments()
             key = _digest(identity, json.dumps(training, sort_keys=True, default=str))
             job = Job(
-                one.name, seed, str(place), str(where / "held_out"), dataclasses.asdict(self.policy),
+                one.name, seed, str(place), str(where / "held_out"), self.policy,
                 dataclasses.asdict(loss), key, str(where / "train"), self.choice, training, seeded.dump(),
-                card_of(seeded, parts), dict(targets.diagnostics),
+                card_of(seeded, parts), dict(targets.diagnostics), self.anchor,
             )  # fmt: skip
             entry.jobs.append(job)
             self.pending.append(job)
@@ -138,7 +146,7 @@ class Desk:
         self.pending = []
         if not left:
             return
-        self.places = places_for(self.recipe, self.policy, self.held_out, len(left))
+        self.places = places_for(self.recipe, self.held_out, len(left))
         log.info("%d runs to make: %s", len(left), self.places.describe())
         found = run_all(left, self.places, self._line)
         self.made += len(found.results)

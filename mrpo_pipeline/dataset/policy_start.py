@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource, same_model
@@ -18,6 +19,25 @@ _READS = {
     "end_of_turn": "another end-of-turn token",
     "prepended": "other tokens before the text",
 }
+
+
+@dataclass(frozen=True)
+class AnchorStart:
+    """What the policy's start is compared with beside the cached anchor's log-probs."""
+
+    dtype: str | None = None
+    """In which the anchor was scored; None for the policy's own."""
+    differences: tuple[str, ...] = ()
+    """What is known to make the two differ, one clause for each: the cause, where they do."""
+
+
+def anchor_start(recipe: Recipe, caches: Sequence[Any]) -> AnchorStart | None:
+    """Of the recipe's caches, the anchor's first; None where the policy's start is not to be compared with it."""
+    if not recipe.required_policy().check_anchor:
+        return None
+    fingerprint = caches[0].manifest().fingerprint
+    differences = start_differences(recipe) + reading_differences(recipe, fingerprint)
+    return AnchorStart(fingerprint.get("dtype"), tuple(differences))
 
 
 def start_differences(recipe: Recipe) -> list[str]:

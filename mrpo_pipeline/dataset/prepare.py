@@ -120,15 +120,20 @@ def policy_renderer(recipe: Recipe) -> Renderer:
 
 def policy_tokenizer(recipe: Recipe) -> Any:
     """The policy's tokenizer as transformers gives it."""
-    policy = recipe.required_policy()
-    return load_tokenizer(
-        policy.model,
-        revision=policy.revision,
-        tokenizer=policy.tokenizer,
-        adapter=policy.adapter,
-        trust_remote_code=policy.trust_remote_code,
-        name="policy",
-    )[0]
+    return tokenizer_of(recipe.required_policy())
+
+
+def tokenizer_of(source: ModelSource) -> Any:
+    """The tokenizer that the model reads text by, as transformers gives it: what the recipe names, else its adapter's, else its own."""
+    tokenizer, _ = load_tokenizer(
+        source.model,
+        revision=source.revision,
+        tokenizer=source.tokenizer,
+        adapter=source.adapter,
+        trust_remote_code=source.trust_remote_code,
+        name=source.name,
+    )
+    return tokenizer
 
 
 def report_reading(name: str, renderer: Renderer) -> None:

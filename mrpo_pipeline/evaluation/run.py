@@ -15,14 +15,14 @@ from mrpo_pipeline.evaluation.generations import Sample, as_markdown, generate, 
 from mrpo_pipeline.evaluation.held_out import PolicyFigures, device_of_choice, dtype_of, evaluate_policy
 from mrpo_pipeline.evaluation.staleness import ANSWERS, EVALUATION, SAMPLES, adapter_content, how_asked
 from mrpo_pipeline.evaluation.task_changes import TaskChange, table_of, task_changes, write_answers
-from mrpo_pipeline.evaluation.tasks import TaskModel, TaskScores, check_tasks, evaluate_tasks
+from mrpo_pipeline.evaluation.tasks import TaskScores, check_chat_template, check_tasks, evaluate_tasks
 from mrpo_pipeline.evaluation.trained_with import by_its_method
 from mrpo_pipeline.files.atomic import write_whole, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
 from mrpo_pipeline.pairs.counting import in_words
 from mrpo_pipeline.policy.output_dir import check_output_folder
 from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
-from mrpo_pipeline.recipe import Recipe
+from mrpo_pipeline.recipe import Policy, Recipe
 
 log = logging.getLogger("mrpo")
 
@@ -153,14 +153,14 @@ def _check_output(recipe: Recipe, output: Path) -> None:
 
 
 def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evaluation) -> None:
-    from mrpo_pipeline.dataset.policy_start import start_notice
+    from mrpo_pipeline.dataset.policy_start import anchor_start, start_notice
     from mrpo_pipeline.dataset.prepare import as_arrays, policy_tokenizer
     from mrpo_pipeline.dataset.reference_logps import open_caches, target_settings
     from mrpo_pipeline.dataset.splits import check_method, examples_of, load_splits
     from mrpo_pipeline.policy.anchor_check import compare_start
     from mrpo_pipeline.policy.method_state import AT_START, read_figures
     from mrpo_pipeline.policy.model import load_policy
-    from mrpo_pipeline.policy.run import loss_settings, policy_settings, trained
+    from mrpo_pipeline.policy.run import loss_settings
 
     check_method(recipe, recipe.method)
     caches = open_caches(recipe)
@@ -172,7 +172,7 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evalua
         recipe = recipe.model_copy(update={"pairs": recipe.pairs.model_copy(update={"train": None})})
     split = load_splits(recipe, caches, "eval")["eval"]
     examples, _ = examples_of(split, recipe.method, say=False)
-    settings = policy_settings(recipe, caches)
+    policy, anchor = recipe.required_policy(), anchor_start(recipe, caches)
     frame = split.pairs.frame
     chosen = frame.head(recipe.evaluation.samples)
     samples = [
@@ -181,14 +181,14 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evalua
     ]
     figures: dict[str, PolicyFigures] = {}
     tokenizer = policy_tokenizer(recipe)
-    for moment, start in (("before", settings), ("after", trained(settings, str(folder)))):
-        model = load_policy(start).to(device_of_choice())
+    for moment, measured in (("before", policy), ("after", _trained(policy, folder))):
+        model = load_policy(measured).to(device_of_choice())
         carried = AT_START if moment == "before" else read_figures(folder)
         figures[moment] = evaluate_policy(
             model, examples, loss_settings(recipe.method), carried, what=f"evaluating {moment} training"
         )
-        if moment == "before":
-            compare_start(examples, figures[moment].chosen, figures[moment].rejected, start, dtype_of(model))
+        if moment == "before" and anchor is not None:
+            compare_start(examples, figures[moment].chosen, figures[moment].rejected, anchor, dtype_of(model))
         prompts = as_arrays(chosen["prompt_ids"])
         answers = generate(model, tokenizer, prompts, max_new_tokens=recipe.evaluation.max_new_tokens)
         for sample, answer in zip(samples, answers, strict=True):
@@ -202,22 +202,29 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evalua
 
 def _measure_on_tasks(recipe: Recipe, folder: Path, output: Path) -> list[TaskChange]:
     """The harness's figures before and after; every document's answers go to ``tasks/TASK.parquet``."""
-    from mrpo_pipeline.policy.run import policy_settings, trained
+    from mrpo_pipeline.policy.train import served_tokenizer
 
-    settings = policy_settings(recipe)
-    start, end = (
-        TaskModel.of(moment, chat_template=recipe.evaluation.chat_template)
-        for moment in (settings, trained(settings, str(folder)))
-    )
+    policy = recipe.required_policy()
+    check_chat_template(policy, recipe.evaluation)
+    # Before and after training the text is read alike, as the pairs are.
+    tokenizer = served_tokenizer(policy)
     scores = {
-        "before": _start_on_tasks(start, recipe.evaluation.model_dump_json()),
-        "after": evaluate_tasks(end, recipe.evaluation, what="tasks after training"),
+        "before": _start_on_tasks(policy.model_dump_json(), recipe.evaluation.model_dump_json()),
+        "after": evaluate_tasks(_trained(policy, folder), tokenizer, recipe.evaluation, what="tasks after training"),
     }
     write_answers(scores, output / ANSWERS)
     return task_changes(scores["before"], scores["after"])
 
 
 @functools.lru_cache(maxsize=1)
-def _start_on_tasks(start: TaskModel, settings: str) -> TaskScores:
+def _start_on_tasks(policy: str, settings: str) -> TaskScores:
     """The start's figures; measured once where several adapters on it are measured one after another."""
-    return evaluate_tasks(start, EvaluationSettings.model_validate_json(settings), what="tasks before training")
+    from mrpo_pipeline.policy.train import served_tokenizer
+
+    start, evaluation = Policy.model_validate_json(policy), EvaluationSettings.model_validate_json(settings)
+    return evaluate_tasks(start, served_tokenizer(start), evaluation, what="tasks before training")
+
+
+def _trained(policy: Policy, folder: Path) -> Policy:
+    """The policy after training: the same base with the trained adapter."""
+    return policy.model_copy(update={"adapter": str(folder)})

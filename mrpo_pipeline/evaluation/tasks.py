@@ -16,55 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.policy.settings import PolicySettings
-from mrpo_pipeline.recipe import Evaluation
+from mrpo_pipeline.models.source import ModelSource
+from mrpo_pipeline.recipe import Evaluation, Policy
 from mrpo_pipeline.terminal import PLAIN_INTERVAL, QUICK
 
 log = logging.getLogger("mrpo")
 
 Figure = tuple[str, str, str]
 """Task, metric, and the harness's filter of answers (``none`` where a task has one reading of an answer)."""
-
-
-@dataclass(frozen=True)
-class TaskModel:
-    """What the harness loads."""
-
-    model: str
-    """A folder or hub name."""
-    adapter: str | None = None
-    """A LoRA adapter on it."""
-    revision: str | None = None
-    tokenizer: str | None = None
-    """Where it is not the model's own."""
-    dtype: str = "auto"
-    quantization: str | None = None
-    trust_remote_code: bool = False
-
-    @classmethod
-    def of(cls, policy: PolicySettings, *, chat_template: bool = False) -> TaskModel:
-        """The policy as the harness takes it: in the dtype that training and evaluation have here.
-
-        Raises:
-            UserError: where the chat template of the policy is not the tokenizer's own, which the harness would use.
-        """
-        from mrpo_pipeline.policy.model import base_dtype, load_config
-
-        if chat_template and policy.template != "auto":
-            raise UserError(
-                f"evaluation.chat_template is true, and policy.template is {policy.template!r}: the harness renders with the "
-                "tokenizer's own template. Expected policy.template auto. Evaluate without the chat template, or put the "
-                "template into the tokenizer (tokenizer_config.json)."
-            )
-        return cls(
-            policy.model,
-            policy.adapter,
-            policy.revision,
-            policy.tokenizer,
-            base_dtype(policy, load_config(policy)),
-            policy.quantization,
-            policy.trust_remote_code,
-        )
 
 
 @dataclass
@@ -106,10 +65,11 @@ def check_tasks(settings: Evaluation) -> None:
         )
 
 
-def evaluate_tasks(model: TaskModel, settings: Evaluation, *, what: str = "tasks") -> TaskScores:
+def evaluate_tasks(model: Policy, tokenizer: Any, settings: Evaluation, *, what: str = "tasks") -> TaskScores:
     """Let the harness evaluate one model on the recipe's tasks, on this machine's GPU or else its CPU.
 
     Args:
+        model: its base and its adapter. tokenizer: by which it reads text, with its chat template.
         settings: ``tasks``, ``tasks_limit``, ``tasks_batch_size``, ``num_fewshot``, ``include_path``, ``chat_template``.
         what: named in messages.
 
@@ -134,7 +94,7 @@ def evaluate_tasks(model: TaskModel, settings: Evaluation, *, what: str = "tasks
         try:
             with _not_looking_round():
                 results = simple_evaluate(
-                    model=_harness_model(model, settings),
+                    model=_harness_model(model, tokenizer, settings),
                     tasks=list(loaded["tasks"].values()) if not loaded["groups"] else list(settings.tasks),
                     num_fewshot=settings.num_fewshot,
                     limit=settings.tasks_limit,
@@ -204,39 +164,40 @@ def _answer(sample: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _harness_model(model: TaskModel, settings: Evaluation) -> Any:
+def check_chat_template(policy: ModelSource, settings: Evaluation) -> None:
+    """Refuse a chat template of the policy that is not the tokenizer's own, which the harness would use. Raises UserError."""
+    if settings.chat_template and policy.template != "auto":
+        raise UserError(
+            f"evaluation.chat_template is true, and policy.template is {policy.template!r}: the harness renders with the "
+            "tokenizer's own template. Expected policy.template auto. Evaluate without the chat template, or put the "
+            "template into the tokenizer (tokenizer_config.json)."
+        )
+
+
+def _harness_model(model: Policy, tokenizer: Any, settings: Evaluation) -> Any:
+    """The policy as the harness takes it, in the dtype that training and evaluation have here."""
     from lm_eval.models.huggingface import HFLM
 
     from mrpo_pipeline.evaluation.held_out import device_of_choice
+    from mrpo_pipeline.policy.model import base_dtype, load_config, load_policy
 
     common: dict[str, Any] = {
-        "tokenizer": model.tokenizer,
+        "tokenizer": tokenizer,
         "trust_remote_code": model.trust_remote_code,
         "batch_size": settings.tasks_batch_size,
     }
+    dtype = base_dtype(model, load_config(model))
     try:
         if model.quantization is None:
             return HFLM(
                 pretrained=model.model,
                 revision=model.revision or "main",
                 peft=model.adapter,
-                dtype=model.dtype,
+                dtype=dtype,
                 device=device_of_choice(),
                 **common,
             )
-        from mrpo_pipeline.policy.model import load_policy
-
-        policy = load_policy(
-            PolicySettings(
-                model.model,
-                model.revision,
-                model.adapter,
-                dtype=model.dtype,
-                quantization=model.quantization,
-                trust_remote_code=model.trust_remote_code,
-            )
-        )
-        return HFLM(pretrained=policy, backend="causal", **{**common, "tokenizer": model.tokenizer or model.model})
+        return HFLM(pretrained=load_policy(model), backend="causal", **common)
     except (OSError, ValueError) as error:
         raise UserError(
             f"lm-evaluation-harness can't load {model.model}"

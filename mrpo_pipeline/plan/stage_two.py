@@ -29,7 +29,6 @@ from mrpo_pipeline.plan.training_memory import (
 )
 from mrpo_pipeline.plan.worst_batch import PairLengths
 from mrpo_pipeline.policy.model import base_dtype
-from mrpo_pipeline.policy.settings import LoraSettings
 from mrpo_pipeline.recipe import Recipe
 
 # Pairs that are put into steps, to see which micro-batch is the heaviest, where only a sample is known.
@@ -123,14 +122,13 @@ def _size(plan: TrainingPlan, recipe: Recipe, config: Any, data: TrainingData, m
     """Memory and operations."""
     import torch
 
-    policy, training = recipe.required_policy(), recipe.training_arguments()
-    source, dtype = policy, str(plan.dtype)
+    policy, training, dtype = recipe.required_policy(), recipe.training_arguments(), str(plan.dtype)
     try:
         figures = policy_figures(
-            source, config, LoraSettings(**policy.lora.model_dump()), training, data.known,
+            policy, config, policy.lora, training, data.known,
             dtype=dtype, on_cpu=machine.device == "cpu", world_size=machine.count,
         )  # fmt: skip
-        architecture = describe(empty_model(config, dtype=torch.float32, trust_remote_code=source.trust_remote_code))
+        architecture = describe(empty_model(config, dtype=torch.float32, trust_remote_code=policy.trust_remote_code))
     except UserError as error:
         if "policy." in str(error):  # a setting, which can be mended
             raise
@@ -139,7 +137,7 @@ def _size(plan: TrainingPlan, recipe: Recipe, config: Any, data: TrainingData, m
     plan.parameters, plan.trainable_parameters = architecture.parameters, figures.trainable
     plan.batch_pairs = len(figures.pairs)
     plan.batch_longest_tokens = _longest(figures.pairs)
-    weights = weight_bytes(source, architecture, dtype)
+    weights = weight_bytes(policy, architecture, dtype)
     plan.memory = _memory(
         weights, figures, training, machine, architecture.vocabulary, checkpointing=plan.gradient_checkpointing
     )

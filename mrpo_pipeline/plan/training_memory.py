@@ -30,7 +30,7 @@ from mrpo_pipeline.plan.worst_batch import PairLengths, heaviest, pair_attention
 from mrpo_pipeline.policy.arguments import fast_paths
 from mrpo_pipeline.policy.lora import add_adapter
 from mrpo_pipeline.policy.model import silence_config, silence_modules
-from mrpo_pipeline.policy.settings import LoraSettings
+from mrpo_pipeline.recipe import Lora
 from mrpo_pipeline.terminal import one_line
 
 log = logging.getLogger("mrpo")
@@ -73,7 +73,7 @@ class PolicyFigures:
     reason: str = ""
 
 
-def adapted(model: Any, lora: LoraSettings, adapter: str | None) -> Any:
+def adapted(model: Any, lora: Lora, adapter: str | None) -> Any:
     """An empty model with its adapter, as the trainer puts it on; a folder's or hub name's own settings where one is given.
 
     Raises:
@@ -97,7 +97,7 @@ def adapted(model: Any, lora: LoraSettings, adapter: str | None) -> Any:
 def policy_figures(
     source: ModelSource,
     config: Any,
-    lora: LoraSettings,
+    lora: Lora,
     training: Mapping[str, Any],
     lengths: PairLengths,
     *,

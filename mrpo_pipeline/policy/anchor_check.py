@@ -6,7 +6,6 @@ A wrong template, revision or tokenizer trains without an error, towards a targe
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,9 @@ import torch
 from transformers import TrainerCallback
 
 from mrpo_pipeline.dataset.examples import PreferenceExamples
+from mrpo_pipeline.dataset.policy_start import AnchorStart
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.policy.sampler import PairLoader
-from mrpo_pipeline.policy.settings import PolicySettings
 from mrpo_pipeline.policy.trainer import PreferenceTrainer
 
 log = logging.getLogger("mrpo")
@@ -28,14 +27,11 @@ log = logging.getLogger("mrpo")
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 
-def check_start(
-    trainer: PreferenceTrainer, policy_dtype: str, anchor_dtype: str | None = None, differences: Sequence[str] = ()
-) -> float:
+def check_start(trainer: PreferenceTrainer, anchor: AnchorStart, policy_dtype: str) -> float:
     """Compare the policy's sums on the first micro-batch (of every process) with the cached anchor's.
 
     Args:
-        policy_dtype, anchor_dtype: what each was computed in; the coarser one sets the tolerance.
-        differences: what is known to make the two differ (``policy_start``).
+        anchor, policy_dtype: what each was computed in; the coarser one sets the tolerance.
 
     Returns:
         the difference, nats per token.
@@ -53,7 +49,7 @@ def check_start(
     if trainer.args.world_size > 1:
         mine = trainer.accelerator.reduce(mine, "sum")
     picked = np.flatnonzero(mine.cpu().numpy())
-    return compare(examples, picked, policy, [policy_dtype, anchor_dtype or policy_dtype], differences)
+    return compare(examples, picked, policy, anchor, policy_dtype)
 
 
 class StartCheck(TrainerCallback):  # type: ignore[misc]
@@ -63,9 +59,9 @@ class StartCheck(TrainerCallback):  # type: ignore[misc]
         difference: nats per token, once it is compared.
     """
 
-    def __init__(self, trainer: PreferenceTrainer, policy: PolicySettings, policy_dtype: str) -> None:
+    def __init__(self, trainer: PreferenceTrainer, anchor: AnchorStart, policy_dtype: str) -> None:
         self.trainer = trainer
-        self.given = (policy_dtype, policy.anchor_dtype, policy.anchor_differences)
+        self.given = (anchor, policy_dtype)
         self.difference: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -81,7 +77,7 @@ def compare_start(
     examples: PreferenceExamples,
     chosen: np.typing.NDArray[np.float64],
     rejected: np.typing.NDArray[np.float64],
-    policy: PolicySettings,
+    anchor: AnchorStart,
     policy_dtype: str,
 ) -> None:
     """The same where the start was measured on all pairs, before it is taken for the start.
@@ -89,18 +85,15 @@ def compare_start(
     Args:
         chosen, rejected: (N,) the start's sums, nats.
     """
-    if policy.check_anchor:
-        dtypes = [policy_dtype, policy.anchor_dtype or policy_dtype]
-        both = np.concatenate([chosen, rejected])
-        compare(examples, np.arange(len(examples)), both, dtypes, policy.anchor_differences)
+    compare(examples, np.arange(len(examples)), np.concatenate([chosen, rejected]), anchor, policy_dtype)
 
 
 def compare(
     examples: PreferenceExamples,
     picked: np.typing.NDArray[np.int64],
     policy: np.typing.NDArray[np.float64],
-    dtypes: list[str],
-    differences: Sequence[str] = (),
+    start: AnchorStart,
+    policy_dtype: str,
 ) -> float:
     """As :func:`check_start`, on numbers.
 
@@ -111,7 +104,7 @@ def compare(
     anchor = np.concatenate([examples.anchor_chosen, examples.anchor_rejected])[rows]
     tokens = np.concatenate([examples.chosen_lengths, examples.rejected_lengths])[rows]
     gaps = np.abs(policy[rows] - anchor)
-    dtype = max(dtypes, key=lambda name: TOLERANCE.get(name, 0.0))
+    dtype = max(policy_dtype, start.dtype or policy_dtype, key=lambda name: TOLERANCE.get(name, 0.0))
     tolerance = TOLERANCE.get(dtype, max(TOLERANCE.values()))
     exact = dtype == "float32"
     if not len(gaps):
@@ -121,7 +114,7 @@ def compare(
         return difference
     worst = int((gaps / tokens).argmax())
     side, pair = ("chosen", worst) if worst < len(picked) else ("rejected", worst - len(picked))
-    cause = f"The cause: {'; '.join(differences)}." if differences else _LIKELY
+    cause = f"The cause: {'; '.join(start.differences)}." if start.differences else _LIKELY
     raise UserError(
         f"The policy's start does not agree with the cached anchor: on pair {examples.pair_ids[picked[pair]]}, {side} side, "
         f"{tokens[worst]} tokens, the policy gives {policy[rows][worst]:.3f} nats and the cache {anchor[worst]:.3f}. That is "

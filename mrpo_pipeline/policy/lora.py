@@ -10,10 +10,10 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.adapters import put_adapter
 from mrpo_pipeline.models.checks import reason_of, told
 from mrpo_pipeline.policy.lora_targets import target_modules
-from mrpo_pipeline.policy.settings import LoraSettings
+from mrpo_pipeline.recipe import Lora
 
 
-def lora_config(settings: LoraSettings, model: Any) -> Any:
+def lora_config(settings: Lora, model: Any) -> Any:
     """The peft ``LoraConfig`` for a base model.
 
     Raises:
@@ -37,7 +37,7 @@ def lora_config(settings: LoraSettings, model: Any) -> Any:
     )
 
 
-def add_adapter(model: Any, settings: LoraSettings, *, adapter: str | None = None, revision: str | None = None) -> Any:
+def add_adapter(model: Any, settings: Lora, *, adapter: str | None = None, revision: str | None = None) -> Any:
     """Put a new LoRA adapter on a base model, or the one to start from; only its parameters train, in float32.
 
     Args:

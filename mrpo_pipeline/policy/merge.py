@@ -29,8 +29,7 @@ from mrpo_pipeline.models.merged_files import has_tokenizer
 from mrpo_pipeline.models.merging import Adapted, compare, merge
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.policy.model import DTYPES
-from mrpo_pipeline.policy.settings import PolicySettings
-from mrpo_pipeline.policy.train import save_tokenizer
+from mrpo_pipeline.policy.train import served_tokenizer
 from mrpo_pipeline.recipe import Recipe, load_recipe
 from mrpo_pipeline.terminal import quiet_libraries
 
@@ -245,9 +244,13 @@ def _tokenizer_of(
     if policy is None:
         yield adapter
         return
-    settings = PolicySettings(
-        base, revision, tokenizer=policy.tokenizer, template=policy.template, trust_remote_code=trust_remote_code
-    )
+    reads = ModelSource(
+        model=base,
+        revision=revision,
+        tokenizer=policy.tokenizer,
+        template=policy.template,
+        trust_remote_code=trust_remote_code,
+    ).named("policy")
     with tempfile.TemporaryDirectory(prefix="mrpo-tokenizer-") as made:
         with (
             told(
@@ -256,7 +259,7 @@ def _tokenizer_of(
             ),
             quiet_libraries(),
         ):
-            save_tokenizer(settings, Path(made))
+            served_tokenizer(reads).save_pretrained(made)
         yield Path(made)
 
 

@@ -14,7 +14,7 @@ from mrpo_pipeline.models.files import locate, require_weights
 from mrpo_pipeline.models.quantization import quantized_loading
 from mrpo_pipeline.models.source import ModelSource, auto_dtype, gpu_computes_in, resolve_dtype
 from mrpo_pipeline.policy.lora import add_adapter
-from mrpo_pipeline.policy.settings import PolicySettings
+from mrpo_pipeline.recipe import Policy
 from mrpo_pipeline.terminal import quiet_libraries
 
 log = logging.getLogger("mrpo")
@@ -26,7 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 _NOISE = re.compile(r"drop|jitter")
 
 
-def load_config(settings: PolicySettings) -> Any:
+def load_config(settings: ModelSource) -> Any:
     """The model's configuration, with its dropout and router noise at 0.
 
     Raises:
@@ -68,7 +68,7 @@ def has_bfloat16() -> bool:
     return gpu_computes_in("bfloat16")
 
 
-def base_dtype(policy: PolicySettings | ModelSource, config: Any, device: str | None = None) -> str:
+def base_dtype(policy: ModelSource, config: Any, device: str | None = None) -> str:
     """The dtype of the base weights; ``auto`` is what it is for a reference of the same model (``references.auto_dtype``).
 
     Args:
@@ -83,14 +83,13 @@ def base_dtype(policy: PolicySettings | ModelSource, config: Any, device: str | 
                 f"The setting policy.dtype is {policy.dtype!r}: expected auto, {', '.join(DTYPES)}. Correct policy.dtype."
             )
         return policy.dtype
-    source = ModelSource(model=policy.model, revision=policy.revision).named("policy")
-    if locate(source.model, source.revision) is not None:
-        return resolve_dtype(source, device)
+    if locate(policy.model, policy.revision) is not None:
+        return resolve_dtype(policy, device)
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     return auto_dtype(own, quantized=getattr(config, "quantization_config", None) is not None, device=device)
 
 
-def load_policy(settings: PolicySettings) -> Any:
+def load_policy(settings: Policy) -> Any:
     """The policy as a ``PeftModel`` in eval mode; on the CPU, or where its base is quantized on this process's GPU.
 
     The base is frozen and has no dropout; the adapter's parameters are float32 and train. A new adapter's start is drawn

@@ -6,13 +6,13 @@ import json
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.nothing_left import expected_unfit, short_context
-from mrpo_pipeline.dataset.policy_start import reading_differences, start_differences, start_notice
+from mrpo_pipeline.dataset.policy_start import AnchorStart, anchor_start, start_notice
 from mrpo_pipeline.dataset.reference_logps import (
     open_caches,
 )
@@ -25,7 +25,7 @@ from mrpo_pipeline.models.context_length import known_context
 from mrpo_pipeline.models.files import locate
 from mrpo_pipeline.pairs.counting import in_words
 from mrpo_pipeline.policy.output_dir import check_output_folder, report_earlier_run
-from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
+from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.recipe import Method, Recipe
 from mrpo_pipeline.recipe.describe import describe, first_weight
 
@@ -43,23 +43,6 @@ def loss_settings(method: Method) -> LossSettings:
         preference_weight=method.mpo.preference,
         quality_weight=method.mpo.quality,
         first_weight=first_weight(method) if method.loss == "modpo" else 1.0,
-    )
-
-
-def policy_settings(recipe: Recipe, caches: list[Any] | None = None) -> PolicySettings:
-    """The recipe's policy as stage two takes it; what of it concerns the anchor needs the caches."""
-    policy = recipe.required_policy()
-    manifest = caches[0].manifest() if caches else None
-    differences = (
-        [] if manifest is None else start_differences(recipe) + reading_differences(recipe, manifest.fingerprint)
-    )
-    shared = {"model", "revision", "adapter", "tokenizer", "template", "dtype", "quantization", "trust_remote_code"}
-    return PolicySettings(
-        **policy.model_dump(include=shared),
-        lora=LoraSettings(**policy.lora.model_dump()),
-        check_anchor=policy.check_anchor,
-        anchor_dtype=manifest.fingerprint.get("dtype") if manifest else None,
-        anchor_differences=tuple(differences),
     )
 
 
@@ -91,7 +74,8 @@ def _train_recipe(recipe: Recipe, *, resume: bool) -> dict[str, float]:
     from mrpo_pipeline.policy.nonfinite import BrokenStepError
     from mrpo_pipeline.policy.train import train_policy
 
-    check_quantization(recipe.required_policy().quantization)
+    policy = recipe.required_policy()
+    check_quantization(policy.quantization)
     training = recipe.training_arguments()
     join(training)
     speak_once()
@@ -101,7 +85,7 @@ def _train_recipe(recipe: Recipe, *, resume: bool) -> dict[str, float]:
     given = read_once(
         lambda: _training_input(recipe),
         _TrainingInput.write,
-        lambda folder: _TrainingInput.open(folder, policy_settings(recipe)),
+        _TrainingInput.open,
     )
     kept = (
         "Checkpoints that were written whole stay. Make room or give write access there, then run the same command again with "
@@ -112,19 +96,20 @@ def _train_recipe(recipe: Recipe, *, resume: bool) -> dict[str, float]:
             recipe.write(recipe.output_dir)
         try:
             results = train_policy(
-                given.policy,
+                policy,
                 given.examples,
                 given.eval_examples,
                 loss_settings(recipe.method),
                 training,
                 recipe.output_dir,
                 resume=resume,
+                anchor=given.anchor,
                 card=given.card,
                 diagnostics=given.diagnostics,
                 eval_diagnostics=given.eval_diagnostics,
             )
         except BrokenStepError:
-            folder = locate(given.policy.model, given.policy.revision)
+            folder = locate(policy.model, policy.revision)
             if folder is not None:  # where the weights held such numbers from the start, that is what to say
                 check_numbers("the policy", folder)
             raise
@@ -155,9 +140,9 @@ class _TrainingInput:
     """What training takes from the pairs and caches. The first process of a machine reads it; of several, the others need
     neither what stands on the card nor the references' diagnostics, for they write no results."""
 
-    policy: PolicySettings
     examples: PreferenceExamples
     eval_examples: PreferenceExamples | None
+    anchor: AnchorStart | None
     card: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     diagnostics: Mapping[str, float] = field(default_factory=dict)
@@ -167,14 +152,15 @@ class _TrainingInput:
         self.examples.write(folder / "train")
         if self.eval_examples is not None:
             self.eval_examples.write(folder / "eval")
-        anchor = {name: getattr(self.policy, name) for name in ("anchor_dtype", "anchor_differences")}
-        (folder / "anchor.json").write_text(json.dumps(anchor), encoding="utf-8")
+        if self.anchor is not None:
+            (folder / "anchor.json").write_text(json.dumps(asdict(self.anchor)), encoding="utf-8")
 
     @classmethod
-    def open(cls, folder: Path, policy: PolicySettings) -> _TrainingInput:
-        anchor = json.loads((folder / "anchor.json").read_text(encoding="utf-8"))
+    def open(cls, folder: Path) -> _TrainingInput:
+        start = folder / "anchor.json"
+        anchor = AnchorStart(**json.loads(start.read_text(encoding="utf-8"))) if start.is_file() else None
         held_out = PreferenceExamples.open(folder / "eval") if (folder / "eval").is_dir() else None
-        return cls(replace(policy, **anchor), PreferenceExamples.open(folder / "train"), held_out)
+        return cls(PreferenceExamples.open(folder / "train"), held_out, anchor)
 
 
 def _training_input(recipe: Recipe) -> _TrainingInput:
@@ -188,9 +174,9 @@ def _training_input(recipe: Recipe) -> _TrainingInput:
     if not recipe.required_policy().check_anchor:
         log.warning("%s", start_notice(recipe))
     return _TrainingInput(
-        policy_settings(recipe, caches),
         examples,
         eval_examples,
+        anchor_start(recipe, caches),
         card=card_of(recipe, splits),
         counts={name: split.counts() for name, split in splits.items()},
         diagnostics=targets.diagnostics,
@@ -226,8 +212,3 @@ def card_of(recipe: Recipe, splits: dict[str, Split]) -> dict[str, Any]:
         "references": [{"name": source.name, "model": source.model} for source in recipe.sources()],
         "data": {f"{name}: {what}": count for name, split in splits.items() for what, count in split.counts().items()},
     }
-
-
-def trained(settings: PolicySettings, adapter: str) -> PolicySettings:
-    """The policy after training: the same base with the trained adapter."""
-    return replace(settings, adapter=adapter)

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.dataset.examples import PreferenceExamples
+from mrpo_pipeline.dataset.policy_start import AnchorStart
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.atomic import write_whole, write_whole_json
 from mrpo_pipeline.losses import check_loss
+from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.policy import checkpoints
 from mrpo_pipeline.policy.distributed import explain_lost_processes, join, speak_once
 from mrpo_pipeline.policy.model import base_dtype, load_config, load_policy
 from mrpo_pipeline.policy.model_card import model_card
 from mrpo_pipeline.policy.safe_resume import data_only
-from mrpo_pipeline.policy.settings import LossSettings, PolicySettings
+from mrpo_pipeline.policy.settings import LossSettings
+from mrpo_pipeline.recipe import Policy
 from mrpo_pipeline.recipe.training import FastPaths
 from mrpo_pipeline.terminal import quiet_libraries
 
@@ -27,7 +30,7 @@ log = logging.getLogger("mrpo")
 
 
 def train_policy(
-    policy: PolicySettings,
+    policy: Policy,
     examples: PreferenceExamples,
     eval_examples: PreferenceExamples | None,
     method: LossSettings,
@@ -35,6 +38,7 @@ def train_policy(
     output_dir: str | Path,
     *,
     resume: bool = False,
+    anchor: AnchorStart | None = None,
     card: Mapping[str, Any] | None = None,
     diagnostics: Mapping[str, float] | None = None,
     eval_diagnostics: Mapping[str, float] | None = None,
@@ -49,6 +53,7 @@ def train_policy(
     Args:
         training: keys of ``transformers.TrainingArguments`` and of ``settings.FastPaths``.
         resume: go on from the last whole checkpoint of this run, where there is one.
+        anchor: given where the policy's start is to be compared with the cached anchor.
         card: see ``card.model_card``.
         diagnostics: of the references on the training pairs, saved with the training results under these names.
         eval_diagnostics: the same on the held-out pairs, saved with ``eval_`` before each.
@@ -86,7 +91,7 @@ def train_policy(
         trainer = _trainer(policy, examples, eval_examples, method, arguments, identity, fast)
         for callback in callbacks:
             trainer.add_callback(callback)
-        start = StartCheck(trainer, policy, dtype) if policy.check_anchor else None
+        start = StartCheck(trainer, anchor, dtype) if anchor is not None else None
         if start is not None and checkpoint is None:
             trainer.add_callback(start)
         elif start is not None and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
@@ -120,7 +125,7 @@ def train_policy(
         trainer.save_state()
         if trainer.is_world_process_zero():
             trainer.carried.write(output_dir)
-            save_tokenizer(policy, output_dir)
+            served_tokenizer(policy).save_pretrained(output_dir)
             base_model = trainer.model.active_peft_config.base_model_name_or_path
             if start is not None and start.difference is not None:
                 card = {**(card or {}), "start": _agreed(start.difference)}
@@ -137,7 +142,7 @@ def _agreed(difference: float) -> str:
 
 
 def _trainer(
-    policy: PolicySettings,
+    policy: Policy,
     examples: PreferenceExamples,
     eval_examples: PreferenceExamples | None,
     method: LossSettings,
@@ -184,12 +189,9 @@ def _last_evaluation(trainer: Any) -> dict[str, float] | None:
     return None
 
 
-def _identifying(policy: PolicySettings) -> dict[str, Any]:
-    """The policy's settings that change what is trained."""
-    settings = dataclasses.asdict(policy)
-    for name in ("tokenizer", "template", "check_anchor", "anchor_dtype", "anchor_differences", "trust_remote_code"):
-        del settings[name]
-    return settings
+def _identifying(policy: Policy) -> dict[str, Any]:
+    """The policy's settings that change what is trained; how it reads text, its pairs' token ids show."""
+    return policy.model_dump(include={"model", "revision", "adapter", "dtype", "quantization", "lora"})
 
 
 def _train(trainer: Any, checkpoint: Path | None) -> dict[str, float]:
@@ -225,24 +227,17 @@ def _mean_loss(history: list[dict[str, float]]) -> float | None:
     return total / last if last else None
 
 
-def save_tokenizer(policy: PolicySettings, output_dir: Path) -> None:
-    """Save the tokenizer with the chat template that the policy was trained with, so that it is served with it."""
+def served_tokenizer(policy: ModelSource) -> Any:
+    """The policy's tokenizer with the chat template that it reads by, so that it is served with it."""
+    from mrpo_pipeline.dataset.prepare import tokenizer_of
     from mrpo_pipeline.rendering.templates import PLAIN_TEMPLATE
-    from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer
 
-    tokenizer, _ = load_tokenizer(
-        policy.model,
-        revision=policy.revision,
-        tokenizer=policy.tokenizer,
-        adapter=policy.adapter,
-        trust_remote_code=policy.trust_remote_code,
-        name="policy",
-    )
+    tokenizer = tokenizer_of(policy)
     if policy.template == "plain" or (policy.template == "auto" and not tokenizer.chat_template):
         tokenizer.chat_template = PLAIN_TEMPLATE
     elif policy.template != "auto":
         tokenizer.chat_template = Path(policy.template).read_text(encoding="utf-8")
-    tokenizer.save_pretrained(output_dir)
+    return tokenizer
 
 
 def _save_results(trainer: Any, split: str, results: Mapping[str, float]) -> None:

@@ -12,13 +12,12 @@ import pytest
 from tiny_recipes import run_of
 from tiny_references import reference
 
-from mrpo_pipeline.dataset.policy_start import start_differences, start_notice
+from mrpo_pipeline.dataset.policy_start import AnchorStart, start_differences, start_notice
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation import evaluate_recipe
 from mrpo_pipeline.plan.run import plan_run
 from mrpo_pipeline.policy.anchor_check import compare_start
 from mrpo_pipeline.policy.run import train_recipe
-from mrpo_pipeline.policy.settings import PolicySettings
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.scoring import score_references
 
@@ -106,5 +105,4 @@ def test_a_start_whose_sums_are_0_is_compared_too() -> None:
     examples = make_examples(3)
     none = np.zeros(3)
     with pytest.raises(UserError, match="3 pairs"):
-        compare_start(examples, none, none, PolicySettings("m", check_anchor=True), "float32")
-    compare_start(examples, none, none, PolicySettings("m"), "float32")
+        compare_start(examples, none, none, AnchorStart(), "float32")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from local_tasks import write_tasks
 from tiny_references import reference
 
 from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.evaluation import evaluate_recipe
 from mrpo_pipeline.evaluation.task_changes import task_changes
 from mrpo_pipeline.evaluation.tasks import TaskScores, check_tasks
 from mrpo_pipeline.recipe import parse_recipe
@@ -107,6 +109,28 @@ def test_the_numbers_of_the_base_are_exactly_those_of_the_harness(evaluated: Pat
     )
     for (task, metric), change in changes(evaluated).items():
         assert change["before"] == theirs["results"][task][f"{metric},none"]
+
+
+def test_both_moments_are_asked_through_the_tokenizer_of_the_adapter_that_the_policy_starts_from(
+    evaluated: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    start = shutil.copytree(evaluated / "adapter", tmp_path / "start")
+    tokenizer = AutoTokenizer.from_pretrained(evaluated / "base")
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(start)
+    tasks = {
+        "tasks": ["tiny_choice"],
+        "include_path": str(evaluated / "tasks"),
+        "tasks_limit": 2,
+        "chat_template": True,
+    }
+    run = parse_recipe({"policy": {"model": str(evaluated / "base"), "adapter": str(start)}, "evaluation": tasks})
+    evaluate_recipe(run, evaluated / "adapter", tasks_only=True, output_dir=tmp_path / "out")
+    asked = pl.read_parquet(tmp_path / "out" / "tasks" / "tiny_choice.parquet")
+    assert set(asked["model"]) == {"before", "after"}
+    assert asked["prompt"].str.starts_with("[user] ").all()
 
 
 def test_the_two_differ_and_the_difference_is_paired_over_documents(evaluated: Path) -> None:

@@ -253,7 +253,7 @@ def test_dtype_is_the_recipe_s_else_the_configuration_s_else_the_weights(
 def test_auto_is_one_dtype_for_reference_and_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 on a CPU, and on a GPU that does not compute in the checkpoint's 16 bits."""
     from mrpo_pipeline.policy.model import base_dtype
-    from mrpo_pipeline.policy.settings import PolicySettings
+    from mrpo_pipeline.recipe import Policy
 
     folders = {
         "bfloat16": make_model(tmp_path / "bfloat16"),
@@ -267,7 +267,7 @@ def test_auto_is_one_dtype_for_reference_and_policy(tmp_path: Path, monkeypatch:
 
     def both(device: str | None) -> list[str]:
         found = [resolve_dtype(ModelSource(model=str(folder)).named("base"), device) for folder in folders.values()]
-        assert found == [base_dtype(PolicySettings(str(folder)), None, device) for folder in folders.values()]
+        assert found == [base_dtype(Policy(model=str(folder)), None, device) for folder in folders.values()]
         return found
 
     assert both(None) == both("gpu") == on_gpu

@@ -17,7 +17,7 @@ from mrpo_pipeline.plan.activation_memory import LiveBytes, on_fake_device
 from mrpo_pipeline.plan.training_memory import optimizer_bytes, policy_figures
 from mrpo_pipeline.plan.worst_batch import PairLengths, heaviest
 from mrpo_pipeline.policy.model import load_policy
-from mrpo_pipeline.policy.settings import LoraSettings, PolicySettings
+from mrpo_pipeline.recipe import Lora, Policy
 
 
 def test_what_autograd_keeps_and_makes_is_counted_by_hand() -> None:
@@ -58,7 +58,7 @@ def figures(kind: str = "llama", lengths: PairLengths = LENGTHS, lora: Any = Non
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, **training}
     return policy_figures(
         ModelSource(model="none").named("policy"), tiny_models.build_config(kind, num_hidden_layers=4),
-        lora or LoraSettings(r=4, target_modules="all-linear"), settings, lengths,
+        lora or Lora(r=4, target_modules="all-linear"), settings, lengths,
         dtype="float32", on_cpu=True, world_size=1,
     )  # fmt: skip
 
@@ -66,8 +66,8 @@ def figures(kind: str = "llama", lengths: PairLengths = LENGTHS, lora: Any = Non
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma2", "phi3"])
 def test_trainable_parameters_are_those_of_the_policy_that_is_trained(tmp_path: Path, kind: str) -> None:
     folder = tiny_models.build(kind, tmp_path, **({"n_layer": 4} if kind == "gpt2" else {"num_hidden_layers": 4}))
-    lora = LoraSettings(r=4, target_modules="all-linear")
-    policy = load_policy(PolicySettings(str(folder), lora=lora))
+    lora = Lora(r=4, target_modules="all-linear")
+    policy = load_policy(Policy(model=str(folder), lora=lora))
     found = figures(kind, lora=lora) if kind != "gpt2" else None
     expected = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     if found is None:
@@ -85,7 +85,7 @@ def alive_in_training(folder: Path, found: Any, **training: Any) -> int:
     from mrpo_pipeline.plan.worst_batch import run_through
 
     torch.manual_seed(0)
-    policy = load_policy(PolicySettings(str(folder), lora=LoraSettings(r=4, target_modules="all-linear")))
+    policy = load_policy(Policy(model=str(folder), lora=Lora(r=4, target_modules="all-linear")))
     head = Head.of(policy.get_base_model())
     if training.get("gradient_checkpointing"):
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

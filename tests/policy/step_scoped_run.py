@@ -9,8 +9,9 @@ import training_run
 from tiny_policy import make_examples
 
 from mrpo_pipeline.dataset.examples import PreferenceExamples
-from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
+from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.train import train_policy
+from mrpo_pipeline.recipe import Lora, Policy
 from mrpo_pipeline.targets import TargetSettings
 from mrpo_pipeline.targets.weights import adaptive
 
@@ -50,7 +51,7 @@ def run(model: str | Path, output_dir: str | Path, kind: str, *, resume: bool = 
     """Ten pairs, three epochs of three steps (the last of each with two pairs), dropout in the adapter."""
     dropout = training.pop("dropout", 0.3)
     return train_policy(
-        PolicySettings(str(model), lora=LoraSettings(r=4, alpha=8, dropout=dropout, target_modules="all-linear")),
+        Policy(model=str(model), lora=Lora(r=4, alpha=8, dropout=dropout, target_modules="all-linear")),
         examples_of(kind),
         examples_of(kind, 5, seed=3),
         KINDS[kind][1],

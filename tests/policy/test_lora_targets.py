@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.lora import add_adapter
 from mrpo_pipeline.policy.lora_targets import target_modules
-from mrpo_pipeline.policy.settings import LoraSettings
+from mrpo_pipeline.recipe import Lora
 
 TEXT = {
     "vocab_size": VOCABULARY,
@@ -54,7 +54,7 @@ def gemma3(tmp_path_factory):
 def test_an_adapter_stays_inside_the_language_model(gemma3, tmp_path, targets):
     base = load_base(gemma3)
     assert any("vision_tower" in name and name.endswith("q_proj") for name, _ in base.named_modules())
-    policy = add_adapter(base, LoraSettings(target_modules=targets))
+    policy = add_adapter(base, Lora(target_modules=targets))
     policy.save_pretrained(tmp_path)
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as tensors:
         names = list(tensors.keys())
@@ -126,4 +126,4 @@ def test_what_peft_refuses_of_an_architecture_is_one_paragraph():
         "mamba", hidden_size=32, num_hidden_layers=1, vocab_size=96, state_size=4, pad_token_id=0
     )
     with pytest.raises(UserError, match=r"Module 'out_proj' is incompatible.*Correct policy\.lora"):
-        add_adapter(AutoModelForCausalLM.from_config(config), LoraSettings(target_modules="all-linear"))
+        add_adapter(AutoModelForCausalLM.from_config(config), Lora(target_modules="all-linear"))

@@ -20,16 +20,16 @@ from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models import merging
 from mrpo_pipeline.policy.merge import merge_adapter
 from mrpo_pipeline.policy.model import load_policy
-from mrpo_pipeline.policy.settings import LoraSettings, PolicySettings
-from mrpo_pipeline.policy.train import save_tokenizer
+from mrpo_pipeline.policy.train import served_tokenizer
+from mrpo_pipeline.recipe import Lora, Policy
 
 RECIPE = "pairs: {train: pairs.jsonl}\npolicy: {model: base%s}\nreferences: {base: {model: base}}\ncache: cache\noutput_dir: out\n"
 
 
-def train(folder: Path, kind: str = "llama", *, lora: LoraSettings | None = None, base: Path | None = None, **changes):
+def train(folder: Path, kind: str = "llama", *, lora: Lora | None = None, base: Path | None = None, **changes):
     """A base, and a run's folder with an adapter that changes log-probs by nats; the adapted model."""
     base = base or write_policy(folder / "base", kind, **changes)
-    settings = PolicySettings(str(base), lora=lora or LoraSettings())
+    settings = Policy(model=str(base), lora=lora or Lora())
     torch.manual_seed(0)
     policy = load_policy(settings).eval()
     with torch.no_grad():
@@ -37,16 +37,16 @@ def train(folder: Path, kind: str = "llama", *, lora: LoraSettings | None = None
             if "lora_B" in name:
                 parameter.normal_(0, 0.1)
     policy.save_pretrained(folder / "out")
-    save_tokenizer(settings, folder / "out")
+    served_tokenizer(settings).save_pretrained(folder / "out")
     return policy
 
 
 @pytest.mark.parametrize(
     ("kind", "lora"),
     [
-        ("llama", LoraSettings(target_modules="all-linear")),
-        ("llama", LoraSettings(use_rslora=True, use_dora=True)),
-        ("gpt2", LoraSettings(target_modules=["c_attn"])),
+        ("llama", Lora(target_modules="all-linear")),
+        ("llama", Lora(use_rslora=True, use_dora=True)),
+        ("gpt2", Lora(target_modules=["c_attn"])),
     ],
 )
 def test_merged_and_unmerged_log_probs_agree_and_the_folder_alone_suffices(tmp_path, kind, lora):

@@ -13,10 +13,11 @@ from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.policy.arguments import training_arguments
 from mrpo_pipeline.policy.metrics import METRICS
 from mrpo_pipeline.policy.model import load_policy
-from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
+from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.trainer import PreferenceTrainer
+from mrpo_pipeline.recipe import Lora, Policy
 
-LORA = LoraSettings(r=4, alpha=8, target_modules="all-linear")
+LORA = Lora(r=4, alpha=8, target_modules="all-linear")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def trainer_for(
     folder, output_dir, examples, settings=None, *, eval_examples=None, lora=LORA, moved=0.0, fast=None, **training
 ):
     torch.manual_seed(1)
-    model = load_policy(PolicySettings(str(folder), lora=lora))
+    model = load_policy(Policy(model=str(folder), lora=lora))
     with torch.no_grad():
         # A new adapter's output is 0; away from there, everything it does shows.
         for name, parameter in model.named_parameters():
@@ -253,7 +254,7 @@ def test_metrics_are_averages_over_pairs_between_logs(llama, tmp_path):
 
 def test_evaluation_on_the_way_does_not_change_training(llama, tmp_path):
     examples = make_examples(8)
-    lora = replace(LORA, dropout=0.3)
+    lora = LORA.model_copy(update={"dropout": 0.3})
     losses = []
     for extra in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
         trainer = trainer_for(
@@ -267,7 +268,7 @@ def test_evaluation_on_the_way_does_not_change_training(llama, tmp_path):
 
 def test_the_adapters_dropout_is_on_in_training_and_off_in_evaluation(llama, tmp_path):
     examples = make_examples(6)
-    lora = replace(LORA, dropout=0.5)
+    lora = LORA.model_copy(update={"dropout": 0.5})
     options = {"moved": 0.2, "learning_rate": 0.0, "per_device_train_batch_size": 6, "num_train_epochs": 2}
     trainer = trainer_for(llama, tmp_path, examples, eval_examples=examples, lora=lora, **options)
     expected = trainer_for(llama, tmp_path, examples, eval_examples=examples, **options).evaluate()["eval_loss"]
@@ -292,7 +293,7 @@ def test_the_base_has_no_dropout_in_training_and_the_adapter_keeps_its_own(tmp_p
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
-    model = load_policy(PolicySettings(str(folder), lora=replace(LORA, dropout=0.25)))
+    model = load_policy(Policy(model=str(folder), lora=LORA.model_copy(update={"dropout": 0.25})))
     kept = {module.p for name, module in model.named_modules() if type(module) is torch.nn.Dropout}
     assert kept == ({0.0, 0.25} if kind == "gpt2" else {0.25})
 
@@ -327,7 +328,7 @@ def test_a_broken_number_stops_the_run_before_the_weights_move_and_names_the_pai
 
 def test_only_the_adapter_trains_and_in_float32(tmp_path):
     folder = write_policy(tmp_path / "model")
-    model = load_policy(PolicySettings(str(folder), dtype="bfloat16", lora=LORA))
+    model = load_policy(Policy(model=str(folder), dtype="bfloat16", lora=LORA))
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == ("lora_" in name)
         assert parameter.dtype == (torch.float32 if "lora_" in name else torch.bfloat16)

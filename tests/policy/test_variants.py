@@ -7,11 +7,13 @@ import torch
 from test_policy_loss import trainer_for
 from tiny_policy import load_base, make_examples, plain_sums, write_policy
 
+from mrpo_pipeline.dataset.policy_start import AnchorStart
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.lora import add_adapter
 from mrpo_pipeline.policy.model import load_policy
-from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
+from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.train import train_policy
+from mrpo_pipeline.recipe import Lora, Policy
 from mrpo_pipeline.recipe.training import FastPaths
 
 SLOW = {"share_prompt": False, "micro_batch_tokens": "off", "fused_lora": False, "chunked_head": False}
@@ -24,8 +26,8 @@ def llama(tmp_path_factory):
     return write_policy(tmp_path_factory.mktemp("llama"))
 
 
-def losses(policy, output_dir, examples, **training):
-    train_policy(policy, examples, None, LossSettings(beta=0.3), QUICK | training, output_dir)
+def losses(policy, output_dir, examples, *, anchor=None, **training):
+    train_policy(policy, examples, None, LossSettings(beta=0.3), QUICK | training, output_dir, anchor=anchor)
     history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "learning_rate" in entry]
 
@@ -42,7 +44,7 @@ def losses(policy, output_dir, examples, **training):
 )
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_every_kind_of_adapter_trains_as_without_the_fast_paths(llama, tmp_path, lora, checkpointing):
-    policy = PolicySettings(str(llama), lora=LoraSettings(r=4, alpha=8, **lora))
+    policy = Policy(model=str(llama), lora=Lora(r=4, alpha=8, **lora))
     fast = losses(policy, tmp_path / "fast", make_examples(12), gradient_checkpointing=checkpointing)
     plain = losses(policy, tmp_path / "plain", make_examples(12), **SLOW)
     assert len(fast) == 3 and fast[2] != pytest.approx(fast[0], abs=1e-3)
@@ -50,7 +52,7 @@ def test_every_kind_of_adapter_trains_as_without_the_fast_paths(llama, tmp_path,
 
 
 def test_a_start_from_an_adapter_says_what_base_and_adapter_merged_say(llama, tmp_path):
-    moved = add_adapter(load_base(llama), LoraSettings(r=3, alpha=6, target_modules=["k_proj", "up_proj"]))
+    moved = add_adapter(load_base(llama), Lora(r=3, alpha=6, target_modules=["k_proj", "up_proj"]))
     with torch.no_grad():
         for name, parameter in moved.named_parameters():
             if "lora_B" in name:
@@ -58,12 +60,12 @@ def test_a_start_from_an_adapter_says_what_base_and_adapter_merged_say(llama, tm
     moved.save_pretrained(tmp_path / "adapter")
     merged = moved.merge_and_unload()
     examples = make_examples(8, base=merged)
-    start = PolicySettings(str(llama), adapter=str(tmp_path / "adapter"), check_anchor=True)
-    found = losses(start, tmp_path / "out", examples)
+    start = Policy(model=str(llama), adapter=str(tmp_path / "adapter"))
+    found = losses(start, tmp_path / "out", examples, anchor=AnchorStart())
     assert found[0] == pytest.approx(0.6931472, abs=1e-5)
     assert found[2] < found[0] - 1e-3
     # What was saved is that adapter trained on, over the base and not over the merged model.
-    after = load_policy(PolicySettings(str(llama), adapter=str(tmp_path / "out")))
+    after = load_policy(Policy(model=str(llama), adapter=str(tmp_path / "out")))
     assert set(after.active_peft_config.target_modules) == {"k_proj", "up_proj"}
     chosen, _ = plain_sums(after, examples)
     assert abs(chosen - examples.anchor_chosen).max() > 0.05
@@ -73,7 +75,7 @@ def test_a_bfloat16_base_trains_with_a_float32_adapter_near_the_float32_losses(l
     examples = make_examples(12)
     runs = {
         dtype: losses(
-            PolicySettings(str(llama), dtype=dtype, lora=LoraSettings(target_modules="all-linear")),
+            Policy(model=str(llama), dtype=dtype, lora=Lora(target_modules="all-linear")),
             tmp_path / dtype,
             examples,
         )
@@ -86,10 +88,10 @@ def test_a_bfloat16_base_trains_with_a_float32_adapter_near_the_float32_losses(l
 
 def test_quantization_is_refused_by_name_where_it_cannot_be(llama, monkeypatch):
     with pytest.raises(UserError, match=r"policy\.quantization is 'int8': expected nf4"):
-        load_policy(PolicySettings(str(llama), quantization="int8"))
+        load_policy(Policy(model=str(llama), quantization="int8"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match=r"policy\.quantization is nf4.*a CUDA device") as caught:
-        load_policy(PolicySettings(str(llama), quantization="nf4"))
+        load_policy(Policy(model=str(llama), quantization="nf4"))
     assert "\n" not in str(caught.value)
 
 

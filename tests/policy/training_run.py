@@ -15,8 +15,9 @@ from pathlib import Path
 
 from tiny_policy import make_examples
 
-from mrpo_pipeline.policy.settings import LoraSettings, LossSettings, PolicySettings
+from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.train import train_policy
+from mrpo_pipeline.recipe import Lora, Policy
 
 TRAINING = {
     "num_train_epochs": 3,
@@ -38,7 +39,7 @@ def run(
 ) -> dict[str, float]:
     """Ten pairs, three epochs of three steps (the last of each with two pairs), dropout in the adapter."""
     return train_policy(
-        PolicySettings(str(model), lora=LoraSettings(r=4, alpha=8, dropout=dropout, target_modules="all-linear")),
+        Policy(model=str(model), lora=Lora(r=4, alpha=8, dropout=dropout, target_modules="all-linear")),
         make_examples(10, references=2),
         make_examples(5, seed=3, references=2),
         LossSettings(beta=0.3, sft_weight=0.1),
