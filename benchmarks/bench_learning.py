@@ -64,7 +64,6 @@ def judge(task: Task, adapter: str) -> dict[str, float]:
     from mrpo_pipeline.dataset.splits import examples_of, load_splits
     from mrpo_pipeline.policy.arguments import training_arguments
     from mrpo_pipeline.policy.model import load_policy
-    from mrpo_pipeline.policy.run import loss_settings
     from mrpo_pipeline.policy.trainer import PreferenceTrainer
 
     recipe = side_by_side.recipe(task, task.path("cache"), adapter)
@@ -73,7 +72,7 @@ def judge(task: Task, adapter: str) -> dict[str, float]:
     train, held_out = (examples_of(splits[name], recipe.method)[0] for name in ("train", "eval"))
     model = load_policy(recipe.required_policy().model_copy(update={"adapter": adapter}))
     arguments = training_arguments(recipe.training, adapter, dtype="float32", evaluates=True)
-    trainer = PreferenceTrainer(model, arguments, loss_settings(recipe.method), train, held_out)
+    trainer = PreferenceTrainer(model, arguments, recipe.method, train, held_out)
     trainer.remove_callback(PrinterCallback)
     return dict(trainer.evaluate())
 

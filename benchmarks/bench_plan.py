@@ -131,9 +131,8 @@ def train(case: Case, model: str) -> dict[str, float]:
 
     from mrpo_pipeline.plan.worst_batch import examples_of
     from mrpo_pipeline.policy import anchor_check, arguments, trainer  # noqa: F401
-    from mrpo_pipeline.policy.settings import LossSettings
     from mrpo_pipeline.policy.train import train_policy
-    from mrpo_pipeline.recipe import Lora, Policy
+    from mrpo_pipeline.recipe import Lora, Method, Policy
 
     torch.set_num_threads(1)
     examples = examples_of(lengths_of(case))
@@ -144,7 +143,7 @@ def train(case: Case, model: str) -> dict[str, float]:
     rest = status("VmRSS")
     with tempfile.TemporaryDirectory() as output:
         settings = Policy(model=model, lora=Lora(target_modules="all-linear"))
-        train_policy(settings, examples, None, LossSettings(), case.training, output)
+        train_policy(settings, examples, None, Method(), case.training, output)
     return {"measured_bytes": status("VmHWM") - rest}
 
 

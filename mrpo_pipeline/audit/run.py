@@ -27,6 +27,7 @@ from mrpo_pipeline.dataset.splits import Split, load_splits
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.recipe import Method, Recipe
+from mrpo_pipeline.targets.settings import TargetSettings
 from mrpo_pipeline.verify.tolerances import limits_for
 
 log = logging.getLogger("mrpo")
@@ -203,15 +204,13 @@ def _numbered(column: pl.Series) -> Ints:
 
 def _under_mrpo(scored: Scored, pairs: CachedPairs, method: Method) -> dict[str, Any]:
     region = method.trust_region
-    settings = {
-        "trust_region": "adaptive" if region.kind == "off" else region.kind,
-        "epsilon": region.epsilon,
-        "normalize": method.normalize,
-    }
+    if region.kind == "off":
+        region = region.model_copy(update={"kind": "adaptive"})
+    mrpo = TargetSettings(trust_region=region, normalize=method.normalize)
     units = None
     if method.normalize == "byte":
         units = scored.chosen_bytes.astype(float), scored.rejected_bytes.astype(float)
     elif method.normalize == "token":
         lengths = [pairs.frame[f"{side}_ids"].list.len().to_numpy().astype(float) for side in ("chosen", "rejected")]
         units = lengths[0], lengths[1]
-    return under_mrpo(scored, settings, units)
+    return under_mrpo(scored, mrpo, units)

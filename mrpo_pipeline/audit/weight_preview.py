@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mrpo_pipeline.audit.figures import Scored
 from mrpo_pipeline.audit.sample import Floats
-from mrpo_pipeline.targets import TargetSettings, compute_targets
 from mrpo_pipeline.targets import weights as weightings
+from mrpo_pipeline.targets.compute import compute_targets
+from mrpo_pipeline.targets.settings import TargetSettings
 
 HELD_OUT = "the weights split"
 THESE = "these pairs (the recipe has no weights split)"
@@ -38,30 +38,36 @@ def weights_by(scored: Scored, held_out: Floats | None) -> dict[str, Any]:
     }
 
 
-def under_mrpo(scored: Scored, settings: Mapping[str, Any], units: tuple[Floats, Floats] | None) -> dict[str, Any]:
+def under_mrpo(scored: Scored, mrpo: TargetSettings, units: tuple[Floats, Floats] | None) -> dict[str, Any]:
     """Argmin share, effective K, clip rate and sign flips under MRPO: the harmonic mean with adaptive weights, and the recipe's
     trust region (the adaptive one where it is off).
 
     Args:
         scored: the pairs.
-        settings: ``trust_region``, ``epsilon``, ``normalize`` of the recipe.
+        mrpo: harmonic and adaptive; trust region and unit are the recipe's.
         units: (N,) what the log-probs of each side are divided by, with ``normalize`` token or byte.
 
     Returns:
         ``settings``, ``effective_k`` and ``references``: NAME → ``argmin_share``, ``clip_rate``, ``sign_flips``.
     """
-    made = TargetSettings(reference_names=scored.names, aggregate="harmonic", weights="adaptive", **settings)
     targets = compute_targets(
         scored.chosen,
         scored.rejected,
-        made,
+        mrpo,
+        scored.names,
         units_chosen=None if units is None else units[0],
         units_rejected=None if units is None else units[1],
     )
     told = targets.diagnostics
     shown = ("argmin_share", "clip_rate", "sign_flips")
     return {
-        "settings": {"aggregate": "harmonic", "weights": "adaptive", **settings},
+        "settings": {
+            "aggregate": mrpo.aggregate,
+            "weights": mrpo.weights,
+            "trust_region": mrpo.trust_region.kind,
+            "epsilon": mrpo.trust_region.epsilon,
+            "normalize": mrpo.normalize,
+        },
         "effective_k": told["refs/effective_k"],
         "references": {name: {key: told[f"refs/{name}/{key}"] for key in shown} for name in scored.names},
     }

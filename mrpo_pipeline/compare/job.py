@@ -20,8 +20,7 @@ from mrpo_pipeline.files.hashing import sha256_of_small
 
 if TYPE_CHECKING:
     from mrpo_pipeline.dataset.policy_start import AnchorStart
-    from mrpo_pipeline.policy.settings import LossSettings
-    from mrpo_pipeline.recipe import Policy
+    from mrpo_pipeline.recipe import Method, Policy
 
 log = logging.getLogger("mrpo")
 
@@ -42,7 +41,7 @@ class Job:
         name: the method's, or ``start``.
         folder: where its results go.
         train, held_out: folders of prepared pairs, which are mapped; ``choice`` the same of pairs that a sweep looks at.
-        policy, loss, training: as ``mrpo_pipeline.policy.train`` takes them, the first two as plain data.
+        policy, method, training: as ``mrpo_pipeline.policy.train`` takes them, the first two as plain data.
         recipe: the resolved recipe of this run, YAML, to lie beside its results.
         key: of everything that decides the result.
         card, diagnostics: see ``mrpo_pipeline.policy.train``.
@@ -54,7 +53,7 @@ class Job:
     folder: str
     held_out: str
     policy: Mapping[str, Any]
-    loss: Mapping[str, Any]
+    method: Mapping[str, Any]
     key: str
     train: str = ""
     choice: str = ""
@@ -111,20 +110,19 @@ def run_job(job: Job, tell: Tell) -> dict[str, Any]:
 
 
 def _made(job: Job, tell: Tell) -> dict[str, Any]:
-    from mrpo_pipeline.policy.settings import LossSettings
-    from mrpo_pipeline.recipe import Policy
+    from mrpo_pipeline.recipe import Method, Policy
 
     place = Path(job.folder)
     policy = Policy.model_validate(job.policy)
-    loss = LossSettings(**job.loss)
+    method = Method.model_validate(job.method)
     took = 0.0
     if job.name != START:
         began = time.monotonic()
-        _train(job, policy, loss, tell)
+        _train(job, policy, method, tell)
         took = time.monotonic() - began
         # What is measured is the adapter that lies on disk, loaded as a user would load it.
         policy = policy.model_copy(update={"adapter": str(place)})
-    measured = _measure(job, policy, loss)
+    measured = _measure(job, policy, method)
     digest = sha256_of_small(place / PAIRS)
     result = {"key": job.key, **measured, "train_seconds": took, "pairs_sha256": digest}
     write_whole_json(place / RESULT, result)
@@ -132,7 +130,7 @@ def _made(job: Job, tell: Tell) -> dict[str, Any]:
     return result
 
 
-def _train(job: Job, policy: Policy, loss: LossSettings, tell: Tell) -> None:
+def _train(job: Job, policy: Policy, method: Method, tell: Tell) -> None:
     from mrpo_pipeline.dataset.examples import PreferenceExamples
     from mrpo_pipeline.policy.checkpoints import DamagedCheckpointsError
     from mrpo_pipeline.policy.train import train_policy
@@ -150,7 +148,7 @@ def _train(job: Job, policy: Policy, loss: LossSettings, tell: Tell) -> None:
         policy,
         PreferenceExamples.open(Path(job.train)),
         PreferenceExamples.open(Path(job.held_out)) if along else None,
-        loss,
+        method,
         job.training,
         place,
         anchor=_anchor(job),
@@ -166,7 +164,7 @@ def _train(job: Job, policy: Policy, loss: LossSettings, tell: Tell) -> None:
         train(resume=False)
 
 
-def _measure(job: Job, policy: Policy, loss: LossSettings) -> dict[str, Any]:
+def _measure(job: Job, policy: Policy, method: Method) -> dict[str, Any]:
     """The policy's figures on the held-out pairs, its sums of each in ``pairs.parquet``; and what a sweep asks of others."""
     import polars as pl
 
@@ -180,7 +178,7 @@ def _measure(job: Job, policy: Policy, loss: LossSettings) -> dict[str, Any]:
     model = load_policy(policy).to(device_of_choice())
     examples = PreferenceExamples.open(Path(job.held_out))
     carried = AT_START if job.name == START else read_figures(job.folder)
-    figures = evaluate_policy(model, examples, loss, carried)
+    figures = evaluate_policy(model, examples, method, carried)
     anchor = _anchor(job)
     if job.name == START and anchor is not None:
         compare_start(examples, figures.chosen, figures.rejected, anchor, dtype_of(model))
@@ -189,7 +187,7 @@ def _measure(job: Job, policy: Policy, loss: LossSettings) -> dict[str, Any]:
         pl.DataFrame(table).write_parquet(temporary)
     result: dict[str, Any] = {"metrics": figures.metrics}
     if job.choice:
-        choice = evaluate_policy(model, PreferenceExamples.open(Path(job.choice)), loss, carried)
+        choice = evaluate_policy(model, PreferenceExamples.open(Path(job.choice)), method, carried)
         result["choice"] = {metric: choice.metrics[metric] for metric in COMPARABLE}
     return {**result, "evaluate_seconds": time.monotonic() - began}
 

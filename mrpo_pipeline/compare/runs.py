@@ -21,9 +21,8 @@ from mrpo_pipeline.compare.worker_pool import Outcome, run_all
 from mrpo_pipeline.dataset.policy_start import AnchorStart
 from mrpo_pipeline.dataset.reference_logps import CachedPairs
 from mrpo_pipeline.dataset.splits import Split, examples_of
-from mrpo_pipeline.policy.checkpoints import examples_digest
-from mrpo_pipeline.policy.run import card_of, loss_settings
-from mrpo_pipeline.policy.settings import LossSettings
+from mrpo_pipeline.policy.checkpoints import examples_digest, method_in_use
+from mrpo_pipeline.policy.run import card_of
 from mrpo_pipeline.recipe import Method, Recipe
 from mrpo_pipeline.recipe.describe import describe, with_seed
 
@@ -66,7 +65,7 @@ class Desk:
         key = _digest(examples_digest(self.held_out), repr(self.policy), repr(self.anchor))
         self.start_job = Job(
             START, 0, str(self.folder / START), str(where), self.policy,
-            dataclasses.asdict(LossSettings()), key, anchor=self.anchor,
+            Method().model_dump(mode="json"), key, anchor=self.anchor,
         )  # fmt: skip
         self.pending.append(self.start_job)
 
@@ -87,12 +86,10 @@ class Desk:
         parts = {name: _without(self.splits[name], one.without) for name in ("train", "eval")}
         train, targets = examples_of(parts["train"], own)
         held_out, _ = examples_of(parts["eval"], own, say=False)
-        loss = loss_settings(own)
         identity = _digest(
             examples_digest(train),
             examples_digest(held_out),
-            repr(train.step_settings),
-            repr(loss),
+            repr(method_in_use(train, own)),
             repr(self.policy),
             repr(self.anchor),
         )
@@ -124,7 +121,7 @@ class Desk:
             key = _digest(identity, json.dumps(training, sort_keys=True, default=str))
             job = Job(
                 one.name, seed, str(place), str(where / "held_out"), self.policy,
-                dataclasses.asdict(loss), key, str(where / "train"), self.choice, training, seeded.dump(),
+                own.model_dump(mode="json"), key, str(where / "train"), self.choice, training, seeded.dump(),
                 card_of(seeded, parts), dict(targets.diagnostics), self.anchor,
             )  # fmt: skip
             entry.jobs.append(job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -18,7 +17,6 @@ from torch.utils.data import Dataset
 
 from mrpo_pipeline.dataset.ragged_ids import IdRows, Ids
 from mrpo_pipeline.errors import RunError
-from mrpo_pipeline.targets import TargetSettings
 
 Floats = npt.NDArray[np.float64]
 
@@ -56,9 +54,10 @@ class PreferenceExamples(Dataset[Batch]):
     rejected_units: Floats | None = None
     margins: Floats | None = None
     """(N,), with the loss ``modpo``: Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of the other objectives."""
-    step_settings: TargetSettings | None = None
-    """Where weights change from step to step: how a step's targets are made of the K columns, which are those after the trust
-    region; ``weights`` are then each pair's own adaptive ones (``sliding-window``), or uniform. None where targets are fixed."""
+    step_references: Sequence[str] | None = None
+    """Where weights change from step to step, the names of the K references: a step's targets are made of the K columns, which
+    are those after the trust region; ``weights`` are then each pair's own adaptive ones (``sliding-window``), or uniform. None
+    where targets are fixed."""
     judges: PreferenceExamples | None = None
     """With ``thompson``: the held-out pairs whose ranking by the policy tells what a step was worth."""
 
@@ -161,9 +160,8 @@ class PreferenceExamples(Dataset[Batch]):
         for name in _COLUMNS:
             if getattr(self, name) is not None:
                 np.save(folder / f"{name}.npy", getattr(self, name))
-        if self.step_settings is not None:
-            document = dataclasses.asdict(self.step_settings)
-            (folder / _STEP_SETTINGS).write_text(json.dumps(document), encoding="utf-8")
+        if self.step_references is not None:
+            (folder / _STEP_REFERENCES).write_text(json.dumps(list(self.step_references)), encoding="utf-8")
         if self.judges is not None:
             self.judges.write(folder / "judges")
 
@@ -181,13 +179,13 @@ class PreferenceExamples(Dataset[Batch]):
             name: np.load(path) if (path := folder / f"{name}.npy").is_file() else None for name in _COLUMNS
         }
         names = [name.decode() for name in np.load(folder / "pair_ids.npy").tolist()]
-        settings = folder / _STEP_SETTINGS
-        step = TargetSettings(**json.loads(settings.read_text(encoding="utf-8"))) if settings.is_file() else None
+        references = folder / _STEP_REFERENCES
+        step = json.loads(references.read_text(encoding="utf-8")) if references.is_file() else None
         judges = cls.open(folder / "judges") if (folder / "judges").is_dir() else None
-        return cls(pair_ids=names, **ids, **columns, step_settings=step, judges=judges)
+        return cls(pair_ids=names, **ids, **columns, step_references=step, judges=judges)
 
 
-_STEP_SETTINGS = "step_settings.json"
+_STEP_REFERENCES = "step_references.json"
 _OPTIONAL = ("chosen_units", "rejected_units", "margins")
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _COLUMNS = (

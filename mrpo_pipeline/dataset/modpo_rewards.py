@@ -12,7 +12,8 @@ import numpy.typing as npt
 import polars as pl
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.recipe import Method, Objective
+from mrpo_pipeline.losses.settings import Objective
+from mrpo_pipeline.recipe import Method
 
 Floats = npt.NDArray[np.float64]
 SIDES = ("chosen", "rejected")
@@ -31,11 +32,10 @@ def check_objectives(method: Method, references: Sequence[str]) -> None:
             "The setting method.loss is modpo, but there is no objective beside the preference: expected one at least under "
             "method.modpo, such as `length: {weight: 0.3, chosen: COLUMN, rejected: COLUMN}`. Add it, or take another loss."
         )
-    shares = sum(objective.weight for objective in method.modpo.values())
-    if not shares < 1:
+    if method.first_weight <= 0:
         raise UserError(
-            f"The weights of the objectives under method.modpo sum to {shares:.4g}: expected less than 1, for what is left "
-            "is the preference's own weight, and the loss divides by it. Lower them."
+            f"The weights of the objectives under method.modpo sum to {1 - method.first_weight:.4g}: expected less than 1, for what is "
+            "left is the preference's own weight, and the loss divides by it. Lower them."
         )
     for name, objective in method.modpo.items():
         columns, models = (objective.chosen, objective.rejected), (objective.tuned, objective.base)

@@ -20,7 +20,9 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource, as_recorded, has_tokenizer, resolve
 from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.recipe import Limits, Method, Recipe
-from mrpo_pipeline.targets import Targets, TargetSettings, ValidationWeights, compute_targets, validation_weights
+from mrpo_pipeline.targets.compute import Targets, compute_targets
+from mrpo_pipeline.targets.settings import check_target
+from mrpo_pipeline.targets.validation_weights import ValidationWeights, validation_weights
 
 log = logging.getLogger("mrpo")
 
@@ -167,30 +169,6 @@ def _wanted(frame: pl.DataFrame, side: str) -> pl.DataFrame:
     return frame.select(pl.col(f"{side}_id").alias("completion_id"), pl.col(f"{side}_cut").alias("cut"))
 
 
-def target_settings(method: Method, names: list[str]) -> TargetSettings:
-    """The part of a recipe's method that decides log π̃.
-
-    Raises:
-        UserError: where the method does not fit the references.
-    """
-    return TargetSettings(
-        reference_names=names,
-        name=method.name,
-        aggregate=method.aggregate,
-        weights=method.weights,
-        temperature=method.weights_options.temperature,
-        floor=method.weights_options.floor,
-        window=method.weights_options.window,
-        prior=method.weights_options.prior,
-        pairs=method.weights_options.pairs,
-        every=method.weights_options.every,
-        trust_region=method.trust_region.kind,
-        epsilon=method.trust_region.epsilon,
-        compatibility=method.compatibility,
-        normalize=method.normalize,
-    )
-
-
 def _units(pairs: CachedPairs, side: str, normalize: str) -> Floats | None:
     """(N,) what each side's log-probs are divided by: the policy's tokens, or the bytes, that count."""
     if normalize == "token":
@@ -217,18 +195,19 @@ def held_out_weights(pairs: CachedPairs, method: Method) -> ValidationWeights | 
     Raises:
         UserError: where they do, and there is no such split.
     """
-    settings = target_settings(method, pairs.names)
-    if not settings.needs_held_out:
+    check_target(method, pairs.names)
+    if not method.needs_held_out(pairs.names):
         return None
     if pairs.held_out is None:
         raise no_held_out_pairs(method)
-    if settings.is_step_scoped:
+    if method.is_step_scoped(pairs.names):
         return None
     held_out = pairs.held_out
     return validation_weights(
         held_out.logps_chosen,
         held_out.logps_rejected,
-        settings,
+        method,
+        pairs.names,
         units_chosen=_units(held_out, "chosen", method.normalize),
         units_rejected=_units(held_out, "rejected", method.normalize),
     )
@@ -244,7 +223,8 @@ def pair_targets(pairs: CachedPairs, method: Method) -> Targets:
     targets = compute_targets(
         pairs.logps_chosen,
         pairs.logps_rejected,
-        target_settings(method, pairs.names),
+        method,
+        pairs.names,
         units_chosen=_units(pairs, "chosen", method.normalize),
         units_rejected=_units(pairs, "rejected", method.normalize),
         held_out_weights=None if held_out is None else held_out.row,
@@ -259,10 +239,9 @@ def training_examples(pairs: CachedPairs, method: Method) -> tuple[PreferenceExa
         UserError: for weights that look at a third split where the recipe has none, and rewards that are no numbers.
     """
     targets = pair_targets(pairs, method)
-    settings = target_settings(method, pairs.names)
     inputs = targets.loss_inputs()
     frame = pairs.frame
-    judges = _judges(pairs, settings) if settings.is_step_scoped and settings.needs_held_out else None
+    judges = _judges(pairs, method) if targets.step_scoped and method.needs_held_out(pairs.names) else None
     if judges is not None and pairs.held_out is not None:
         count = f"{len(judges):,} of the {pairs.held_out.frame.height:,} pairs of the weights split"
         targets = replace(targets, notices=(*targets.notices, f"Thompson sampling judges references by {count}."))
@@ -279,7 +258,7 @@ def training_examples(pairs: CachedPairs, method: Method) -> tuple[PreferenceExa
         chosen_units=inputs.chosen_units,
         rejected_units=inputs.rejected_units,
         margins=objective_margins(method, frame, _by_name(pairs, targets)),
-        step_settings=settings if targets.step_scoped else None,
+        step_references=pairs.names if targets.step_scoped else None,
         judges=judges,
     )
     return examples, targets
@@ -294,12 +273,12 @@ def _by_name(pairs: CachedPairs, targets: Targets) -> dict[str, tuple[Floats, Fl
     }
 
 
-def _judges(pairs: CachedPairs, settings: TargetSettings) -> PreferenceExamples:
+def _judges(pairs: CachedPairs, method: Method) -> PreferenceExamples:
     """The pairs of the third split by which Thompson sampling judges: those that come first by their ids, which are hashes, so
     a sample that file and order have no part in. Only the policy's tokens of them are looked at."""
     assert pairs.held_out is not None
     held_out = pairs.held_out
-    rows = np.argsort(held_out.frame["pair_id"].to_numpy(), kind="stable")[: settings.pairs]
+    rows = np.argsort(held_out.frame["pair_id"].to_numpy(), kind="stable")[: method.weights_options.pairs]
     few = CachedPairs(held_out.frame[rows], pairs.names, held_out.logps_chosen[rows], held_out.logps_rejected[rows], {})
     return training_examples(few, Method(name="dpo"))[0]
 

@@ -16,14 +16,14 @@ from mrpo_pipeline.dataset.reference_logps import (
     CachedPairs,
     join_splits,
     no_held_out_pairs,
-    target_settings,
     training_examples,
 )
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.losses import check_loss
+from mrpo_pipeline.losses.settings import check_loss
 from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.recipe import Method, Recipe
-from mrpo_pipeline.targets import Targets
+from mrpo_pipeline.targets.compute import Targets
+from mrpo_pipeline.targets.settings import check_target
 
 log = logging.getLogger("mrpo")
 
@@ -52,9 +52,10 @@ class Split:
 def check_method(recipe: Recipe, method: Method) -> None:
     """Refuse a method that does not fit the references or cannot have its options, before anything is read."""
     names = [source.name for source in recipe.sources()]
-    if target_settings(method, names).needs_held_out and not recipe.pairs.weights_fraction:
+    check_target(method, names)
+    if method.needs_held_out(names) and not recipe.pairs.weights_fraction:
         raise no_held_out_pairs(method)
-    check_loss(method.loss, method.label_smoothing)
+    check_loss(method)
     check_objectives(method, names)
     if method.loss == "mpo" and method.sft_weight:
         raise UserError(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.policy.method_state import AT_START, CarriedFigures
-from mrpo_pipeline.policy.settings import LossSettings
+from mrpo_pipeline.recipe import Method
 from mrpo_pipeline.terminal import track
 
 Floats = npt.NDArray[np.float64]
@@ -41,7 +41,7 @@ def dtype_of(model: Any) -> str:
 def evaluate_policy(
     model: Any,
     examples: PreferenceExamples,
-    settings: LossSettings,
+    method: Method,
     carried: CarriedFigures = AT_START,
     *,
     batch_size: int = 8,
@@ -93,5 +93,5 @@ def evaluate_policy(
         model.forward = own
     require_balance("evaluation", len(examples), seen)
     require_finite_sums(sums[0], sums[1], examples.pair_ids)
-    metrics = evaluation_metrics(sums[0], sums[1], examples, settings, carried)
+    metrics = evaluation_metrics(sums[0], sums[1], examples, method, carried)
     return PolicyFigures(sums[0].numpy(), sums[1].numpy(), metrics)

@@ -155,19 +155,18 @@ def _check_output(recipe: Recipe, output: Path) -> None:
 def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evaluation) -> None:
     from mrpo_pipeline.dataset.policy_start import anchor_start, start_notice
     from mrpo_pipeline.dataset.prepare import as_arrays, policy_tokenizer
-    from mrpo_pipeline.dataset.reference_logps import open_caches, target_settings
+    from mrpo_pipeline.dataset.reference_logps import open_caches
     from mrpo_pipeline.dataset.splits import check_method, examples_of, load_splits
     from mrpo_pipeline.policy.anchor_check import compare_start
     from mrpo_pipeline.policy.method_state import AT_START, read_figures
     from mrpo_pipeline.policy.model import load_policy
-    from mrpo_pipeline.policy.run import loss_settings
 
     check_method(recipe, recipe.method)
     caches = open_caches(recipe)
     if not recipe.required_policy().check_anchor:
         log.warning("%s", start_notice(recipe))
     # The training pairs are not looked at, unless the held-out ones are a part of them, or those that weights look at.
-    needed = target_settings(recipe.method, list(recipe.references)).needs_held_out
+    needed = recipe.method.needs_held_out(list(recipe.references))
     if recipe.pairs.eval is not None and not needed:
         recipe = recipe.model_copy(update={"pairs": recipe.pairs.model_copy(update={"train": None})})
     split = load_splits(recipe, caches, "eval")["eval"]
@@ -184,9 +183,7 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evalua
     for moment, measured in (("before", policy), ("after", _trained(policy, folder))):
         model = load_policy(measured).to(device_of_choice())
         carried = AT_START if moment == "before" else read_figures(folder)
-        figures[moment] = evaluate_policy(
-            model, examples, loss_settings(recipe.method), carried, what=f"evaluating {moment} training"
-        )
+        figures[moment] = evaluate_policy(model, examples, recipe.method, carried, what=f"evaluating {moment} training")
         if moment == "before" and anchor is not None:
             compare_start(examples, figures[moment].chosen, figures[moment].rejected, anchor, dtype_of(model))
         prompts = as_arrays(chosen["prompt_ids"])

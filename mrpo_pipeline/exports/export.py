@@ -9,13 +9,14 @@ from pathlib import Path
 
 import polars as pl
 
-from mrpo_pipeline.dataset.reference_logps import CachedPairs, pair_targets, target_settings
+from mrpo_pipeline.dataset.reference_logps import CachedPairs, pair_targets
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.exports import fairseq2, trl
 from mrpo_pipeline.exports.parquet import cached_split
 from mrpo_pipeline.files.atomic import whole_file, write_whole
 from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.recipe import Method, Recipe
+from mrpo_pipeline.targets.settings import check_target
 
 log = logging.getLogger("mrpo")
 
@@ -108,14 +109,14 @@ def check_exportable(method: Method, references: list[str]) -> None:
     Raises:
         UserError: naming the setting.
     """
-    settings = target_settings(method, references)
+    check_target(method, references)
     if method.name == "multi-dpo" and len(references) > 1:
         raise UserError(
             "The setting method.name is 'multi-dpo': it is a weighted sum of one loss for each reference and has no single "
             "log π̃ that another trainer could take for its reference. Expected mrpo or dpo. Set method.name, or train it "
             "with `mrpo train`."
         )
-    if settings.is_step_scoped:
+    if method.is_step_scoped(references):
         raise UserError(
             f"The setting method.weights is {method.weights!r}: such weights change with every training step, so there is no "
             "fixed log π̃ to write. Expected weights of the run or of the pair (uniform, adaptive, validation-discrimination, "

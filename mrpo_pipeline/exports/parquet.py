@@ -8,13 +8,14 @@ from pathlib import Path
 import polars as pl
 
 from mrpo_pipeline.dataset.prepare import prepare_splits
-from mrpo_pipeline.dataset.reference_logps import CachedPairs, join_splits, open_caches, pair_targets, target_settings
+from mrpo_pipeline.dataset.reference_logps import CachedPairs, join_splits, open_caches, pair_targets
 from mrpo_pipeline.dataset.splits import Split
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.atomic import whole_file, write_whole
 from mrpo_pipeline.pairs.counting import in_words
 from mrpo_pipeline.recipe import Recipe
-from mrpo_pipeline.targets import Targets
+from mrpo_pipeline.targets.compute import Targets
+from mrpo_pipeline.targets.settings import check_target
 
 log = logging.getLogger("mrpo")
 
@@ -52,7 +53,7 @@ def cached_split(recipe: Recipe, split: str) -> CachedPairs:
     Raises:
         UserError: for a split that the recipe has not, a method that does not fit the references, or what is not scored.
     """
-    target_settings(recipe.method, [source.name for source in recipe.sources()])
+    check_target(recipe.method, [source.name for source in recipe.sources()])
     prepared = prepare_splits(recipe)
     if split not in prepared:
         raise UserError(

@@ -14,10 +14,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.losses import functional
+from mrpo_pipeline.losses.settings import LossSettings, check_loss
 
-LOSSES = ("sigmoid", "hinge", "ipo", "minor-dpo", "mpo", "modpo")
+
+class References(NamedTuple):
+    """What B pairs are compared with: R columns, 1 for one π̃ or any one reference, K for Multi-DPO."""
+
+    chosen: Tensor
+    """(B, R), nats, sums; float64."""
+    rejected: Tensor
+    """(B, R), as above."""
+    weights: Tensor
+    """(B, R), rows summing to 1."""
+    chosen_units: Tensor | None = None
+    """(B,), what every log-ratio is divided by (``normalize: token`` or ``byte``); None for sums. They are the unit of the
+    rewards too, and ``ipo`` takes its means by them."""
+    rejected_units: Tensor | None = None
+    """(B,), as above."""
+    margins: Tensor | None = None
+    """(B,), Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of ``modpo``, which needs it."""
 
 
 class PreferenceLoss(NamedTuple):
@@ -31,45 +47,15 @@ class PreferenceLoss(NamedTuple):
     """(B,)"""
 
 
-def check_loss(loss: str, label_smoothing: float) -> None:
-    """Refuse a loss that is not offered, and label smoothing where it has no meaning; costs nothing, so call it early.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    if loss not in LOSSES:
-        raise UserError(f"The setting method.loss is {loss!r}: expected one of {', '.join(LOSSES)}. Correct it.")
-    if not 0 <= label_smoothing < 0.5:
-        raise UserError(
-            f"The setting method.label_smoothing is {label_smoothing}: expected a number from 0 to below 0.5, the "
-            "share of pairs whose label is taken to be wrong. Correct it."
-        )
-    if label_smoothing and loss != "sigmoid":
-        raise UserError(
-            f"The setting method.label_smoothing is {label_smoothing} with method.loss {loss!r}: label smoothing is "
-            "defined for the sigmoid loss alone. Set it to 0, or set method.loss to sigmoid."
-        )
-
-
 def preference_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    weights: Tensor,
+    references: References,
+    settings: LossSettings,
     *,
-    beta: float,
-    loss: str = "sigmoid",
-    label_smoothing: float = 0.0,
     chosen_lengths: Tensor | None = None,
     rejected_lengths: Tensor | None = None,
-    chosen_units: Tensor | None = None,
-    rejected_units: Tensor | None = None,
     reward_mean: float = 0.0,
-    preference_weight: float = 0.8,
-    quality_weight: float = 0.2,
-    margins: Tensor | None = None,
-    first_weight: float = 1.0,
 ) -> PreferenceLoss:
     """Loss of each pair, Σ_k α_k·L(u_k), with u_k = ℓ_θ − ℓ_k on both sides and z_k = β·[u_k(y_w) − u_k(y_l)].
 
@@ -85,66 +71,61 @@ def preference_loss(
 
     Args:
         policy_chosen_logps, policy_rejected_logps: (B,), nats, sums over the completion.
-        reference_chosen, reference_rejected: (B, R), nats, sums; float64.
-        weights: (B, R), rows summing to 1.
-        beta: the KL strength.
-        loss: a name of ``LOSSES``.
-        label_smoothing: s, for ``sigmoid`` alone.
+        references: what they are compared with.
+        settings: the loss, β and its options; the SFT term of ``mpo`` is :func:`sft_loss`.
         chosen_lengths, rejected_lengths: (B,), the policy's tokens in each completion. ``ipo`` needs them, unless there
             are units; the others do not look at them.
-        chosen_units, rejected_units: (B,), what every log-ratio is divided by (``normalize: token`` or ``byte``); None
-            for sums. They are the unit of the rewards too, and ``ipo`` takes its means by them.
         reward_mean: δ of ``mpo``: the mean of the rewards, of both sides of the pairs seen before.
-        preference_weight, quality_weight: of the two terms of ``mpo``; its SFT term is :func:`sft_loss`.
-        margins: (B,), Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of ``modpo``, which needs it.
-        first_weight: w_1 of ``modpo``, the preference's own weight.
 
     Returns:
         losses and rewards, (B,) each, in the policy's dtype, float32 at least.
 
     Raises:
-        UserError: for a loss that is not offered or cannot have label smoothing.
+        UserError: for a loss that cannot have label smoothing.
         ValueError: for shapes that do not fit, ``ipo`` without lengths, or ``modpo`` without margins.
     """
-    check_loss(loss, label_smoothing)
+    check_loss(settings)
+    beta, weights = settings.beta, references.weights
     pairs = policy_chosen_logps.shape
     if not (
         len(pairs) == 1
         and policy_rejected_logps.shape == pairs
-        and reference_chosen.dim() == 2
-        and reference_chosen.shape[:1] == pairs
-        and reference_chosen.shape == reference_rejected.shape == weights.shape
+        and references.chosen.dim() == 2
+        and references.chosen.shape[:1] == pairs
+        and references.chosen.shape == references.rejected.shape == weights.shape
     ):
         raise ValueError(
             f"policy log-probs {tuple(pairs)} and {tuple(policy_rejected_logps.shape)}, references "
-            f"{tuple(reference_chosen.shape)} and {tuple(reference_rejected.shape)}, weights {tuple(weights.shape)}: "
+            f"{tuple(references.chosen.shape)} and {tuple(references.rejected.shape)}, weights {tuple(weights.shape)}: "
             "expected (B,) twice and (B, R) three times"
         )
-    log_ratio_chosen = policy_chosen_logps.double()[:, None] - reference_chosen.double()  # (B, R)
-    log_ratio_rejected = policy_rejected_logps.double()[:, None] - reference_rejected.double()
-    if chosen_units is not None or rejected_units is not None:
-        log_ratio_chosen = log_ratio_chosen / _counts(chosen_units, pairs)
-        log_ratio_rejected = log_ratio_rejected / _counts(rejected_units, pairs)
+    log_ratio_chosen = policy_chosen_logps.double()[:, None] - references.chosen.double()  # (B, R)
+    log_ratio_rejected = policy_rejected_logps.double()[:, None] - references.rejected.double()
+    if references.chosen_units is not None or references.rejected_units is not None:
+        log_ratio_chosen = log_ratio_chosen / _counts(references.chosen_units, pairs)
+        log_ratio_rejected = log_ratio_rejected / _counts(references.rejected_units, pairs)
 
     z = beta * (log_ratio_chosen - log_ratio_rejected)
-    if loss == "ipo":
+    if settings.loss == "ipo":
         mean_chosen, mean_rejected = log_ratio_chosen, log_ratio_rejected
-        if chosen_units is None:
+        if references.chosen_units is None:
             mean_chosen = mean_chosen / _counts(chosen_lengths, pairs)
             mean_rejected = mean_rejected / _counts(rejected_lengths, pairs)
         losses = functional.ipo(mean_chosen, mean_rejected, beta)
-    elif loss == "hinge":
+    elif settings.loss == "hinge":
         losses = functional.hinge(z)
-    elif loss == "minor-dpo":
+    elif settings.loss == "minor-dpo":
         losses = functional.minor_dpo(log_ratio_chosen, log_ratio_rejected, beta)
-    elif loss == "mpo":
+    elif settings.loss == "mpo":
         losses = functional.mpo(
-            log_ratio_chosen, log_ratio_rejected, beta, reward_mean, preference_weight, quality_weight
+            log_ratio_chosen, log_ratio_rejected, beta, reward_mean, settings.mpo.preference, settings.mpo.quality
         )
-    elif loss == "modpo":
-        losses = functional.modpo(z, _counts(margins, pairs, "margins of the other objectives"), first_weight)
+    elif settings.loss == "modpo":
+        losses = functional.modpo(
+            z, _counts(references.margins, pairs, "margins of the other objectives"), settings.first_weight
+        )
     else:
-        losses = functional.sigmoid(z, label_smoothing)
+        losses = functional.sigmoid(z, settings.label_smoothing)
 
     alpha = weights.double()
     dtype = torch.promote_types(policy_chosen_logps.dtype, torch.float32)

@@ -91,10 +91,10 @@ def run_through(policy: Any, head: Any, pairs: PairLengths, training: Mapping[st
     Args:
         policy: a peft model. head: of its base.
     """
+    from mrpo_pipeline.losses.settings import LossSettings
     from mrpo_pipeline.policy.forward import PolicyForward
     from mrpo_pipeline.policy.fused_lora import fuse_adapters
     from mrpo_pipeline.policy.metrics import pair_losses
-    from mrpo_pipeline.policy.settings import LossSettings
 
     fast = fast_paths(training)
     forward = PolicyForward(head, pair_attention(head, fast), chunked_head=fast.chunked_head)

@@ -7,7 +7,6 @@ leaves a folder without a marker, which is passed over.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -23,6 +22,8 @@ from mrpo_pipeline.dataset.ragged_ids import IdRows
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.atomic import remove_folder, sync_file, write_whole_json
 from mrpo_pipeline.files.hashing import sha256_of_small
+from mrpo_pipeline.recipe import Method
+from mrpo_pipeline.targets.settings import TargetSettings
 
 log = logging.getLogger("mrpo")
 
@@ -64,20 +65,28 @@ class DamagedCheckpointsError(UserError):
 
 
 def run_identity(
-    examples: PreferenceExamples, policy: Mapping[str, Any], method: Mapping[str, Any], arguments: Any
+    examples: PreferenceExamples, policy: Mapping[str, Any], method: Method, arguments: Any
 ) -> dict[str, str]:
     """What must be the same for a checkpoint to belong to this run, by the name under which a user knows it.
 
     Args:
-        policy, method: the settings, flat. arguments: ``transformers.TrainingArguments``.
+        policy: its settings that count. arguments: ``transformers.TrainingArguments``.
     """
     identity = {f"policy.{key}": _text(value) for key, value in policy.items()}
-    identity |= {f"method.{key}": _text(value) for key, value in method.items()}
+    identity |= {f"method.{key}": _text(value) for key, value in method_in_use(examples, method).items()}
     identity |= {f"training.{key}": _text(getattr(arguments, key)) for key in NUMERIC_ARGUMENTS}
-    if examples.step_settings is not None:
-        step = dataclasses.asdict(examples.step_settings)
-        identity |= {f"method.{key}": _text(value) for key, value in step.items()}
     return identity | {"pairs": examples_digest(examples)}
+
+
+def method_in_use(examples: PreferenceExamples, method: Method) -> dict[str, Any]:
+    """What training reads of the method beside the pairs' own numbers, which are what the rest of it made of them."""
+    found = method.loss_in_use()
+    if examples.step_references is not None:
+        for key, value in method.model_dump(include=set(TargetSettings.model_fields)).items():
+            inner = value if isinstance(value, dict) else None
+            found |= {key: value} if inner is None else {f"{key}.{name}": one for name, one in inner.items()}
+        found["references"] = list(examples.step_references)
+    return found
 
 
 def _text(value: Any) -> str:

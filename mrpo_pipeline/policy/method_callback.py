@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from mrpo_pipeline.policy.metrics import TIE, wins
-from mrpo_pipeline.targets import Thompson
+from mrpo_pipeline.targets.online_weights import Thompson
 
 
 class StepsEnd(TrainerCallback):  # type: ignore[misc]

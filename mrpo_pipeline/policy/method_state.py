@@ -20,8 +20,8 @@ from torch import Tensor
 from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
 from mrpo_pipeline.files.atomic import write_whole_json
 from mrpo_pipeline.policy.sampler import StepSampler, TrainingOrder
-from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.step_weights import HISTORY, StepWeights
+from mrpo_pipeline.recipe import Method
 
 Floats = npt.NDArray[np.float64]
 
@@ -88,13 +88,13 @@ class Carried:
         examples: what is trained on. sampler: gives the order of it. seed: of the draws.
     """
 
-    def __init__(self, examples: PreferenceExamples, settings: LossSettings, sampler: StepSampler, seed: int) -> None:
+    def __init__(self, examples: PreferenceExamples, method: Method, sampler: StepSampler, seed: int) -> None:
         self.step = 0
         self._adopted: CarriedFigures | None = None
         self.weights: StepWeights | None = None
-        if examples.step_settings is not None:
-            self.weights = StepWeights(examples, TrainingOrder(sampler), seed)
-        self.rewards = RewardMean() if settings.loss == "mpo" else None
+        if examples.step_references is not None:
+            self.weights = StepWeights(examples, method, TrainingOrder(sampler), seed)
+        self.rewards = RewardMean() if method.loss == "mpo" else None
 
     def __bool__(self) -> bool:
         """Whether there is anything to carry."""

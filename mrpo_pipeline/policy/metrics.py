@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mrpo_pipeline.dataset.examples import PreferenceExamples
-from mrpo_pipeline.losses import preference_loss, sft_loss
+from mrpo_pipeline.losses.preference import References, preference_loss, sft_loss
+from mrpo_pipeline.losses.settings import LossSettings
 from mrpo_pipeline.policy.method_state import AT_START, CarriedFigures
-from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.step_weights import step_columns
+from mrpo_pipeline.recipe import Method
 
 # Two figures that differ by less than this share of the sums they come from are equal: float32 resolves no more.
 TIE = 1e-6
@@ -60,27 +61,25 @@ def pair_losses(
         reward_mean: δ of ``mpo``.
     """
     chosen_lengths, rejected_lengths = lengths.chunk(2)
-    losses, chosen_rewards, rejected_rewards = preference_loss(
-        chosen,
-        rejected,
+    references = References(
         columns["reference_chosen"],
         columns["reference_rejected"],
         columns["weights"],
-        beta=settings.beta,
-        loss=settings.loss,
-        label_smoothing=settings.label_smoothing,
+        columns["chosen_units"],
+        columns["rejected_units"],
+        columns["margins"],
+    )
+    losses, chosen_rewards, rejected_rewards = preference_loss(
+        chosen,
+        rejected,
+        references,
+        settings,
         chosen_lengths=chosen_lengths,
         rejected_lengths=rejected_lengths,
-        chosen_units=columns["chosen_units"],
-        rejected_units=columns["rejected_units"],
         reward_mean=reward_mean,
-        preference_weight=settings.preference_weight,
-        quality_weight=settings.quality_weight,
-        margins=columns["margins"],
-        first_weight=settings.first_weight,
     )
-    if settings.sft_weight:
-        losses = losses + settings.sft_weight * sft_loss(chosen, chosen_lengths)
+    if settings.sft:
+        losses = losses + settings.sft * sft_loss(chosen, chosen_lengths)
     return PairLosses(losses, chosen_rewards, rejected_rewards)
 
 
@@ -130,7 +129,7 @@ def evaluation_metrics(
     chosen: Tensor,
     rejected: Tensor,
     examples: PreferenceExamples,
-    settings: LossSettings,
+    method: Method,
     carried: CarriedFigures = AT_START,
 ) -> dict[str, float]:
     """Averages over all pairs: ``loss``, ``METRICS``, and for each share ``…_ties``, the share of pairs that tie.
@@ -143,13 +142,13 @@ def evaluation_metrics(
         return {}
     device, dtype = chosen.device, chosen.dtype
     raw = examples.columns()
-    if examples.step_settings is not None:
-        raw |= step_columns(raw, examples.step_settings, carried.weights)
+    if examples.step_references is not None:
+        raw |= step_columns(raw, method, carried.weights)
     columns = {name: None if column is None else column.to(device, dtype) for name, column in raw.items()}
     lengths = torch.cat([torch.from_numpy(examples.chosen_lengths), torch.from_numpy(examples.rejected_lengths)])
     lengths = lengths.to(device)
-    result = pair_losses(chosen, rejected, lengths, columns, settings, carried.reward_mean)
-    values = pair_metrics(chosen, rejected, result, lengths, columns, settings)
+    result = pair_losses(chosen, rejected, lengths, columns, method, carried.reward_mean)
+    values = pair_metrics(chosen, rejected, result, lengths, columns, method)
     averages = dict(zip(METRICS, values.mean(dim=1).tolist(), strict=True))
     ties = (values == 0.5).to(dtype).mean(dim=1).tolist()
     return {

@@ -25,25 +25,10 @@ from mrpo_pipeline.models.context_length import known_context
 from mrpo_pipeline.models.files import locate
 from mrpo_pipeline.pairs.counting import in_words
 from mrpo_pipeline.policy.output_dir import check_output_folder, report_earlier_run
-from mrpo_pipeline.policy.settings import LossSettings
-from mrpo_pipeline.recipe import Method, Recipe
-from mrpo_pipeline.recipe.describe import describe, first_weight
+from mrpo_pipeline.recipe import Recipe
+from mrpo_pipeline.recipe.describe import describe
 
 log = logging.getLogger("mrpo")
-
-
-def loss_settings(method: Method) -> LossSettings:
-    """The part of a recipe's method that decides the loss."""
-    return LossSettings(
-        beta=method.beta,
-        loss=method.loss,
-        label_smoothing=method.label_smoothing,
-        # The third term of MPO is the same SFT loss, with a weight of its own.
-        sft_weight=method.mpo.sft if method.loss == "mpo" else method.sft_weight,
-        preference_weight=method.mpo.preference,
-        quality_weight=method.mpo.quality,
-        first_weight=first_weight(method) if method.loss == "modpo" else 1.0,
-    )
 
 
 def train_recipe(recipe: Recipe, *, resume: bool = False) -> dict[str, float]:
@@ -99,7 +84,7 @@ def _train_recipe(recipe: Recipe, *, resume: bool) -> dict[str, float]:
                 policy,
                 given.examples,
                 given.eval_examples,
-                loss_settings(recipe.method),
+                recipe.method,
                 training,
                 recipe.output_dir,
                 resume=resume,

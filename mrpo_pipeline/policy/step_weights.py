@@ -15,15 +15,16 @@ from torch import Tensor
 from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
 from mrpo_pipeline.files.atomic import whole_file
 from mrpo_pipeline.policy.sampler import Indices, TrainingOrder
-from mrpo_pipeline.targets import TargetSettings, Thompson, sliding_window, step_inputs
 from mrpo_pipeline.targets.compute import finished
+from mrpo_pipeline.targets.online_weights import Thompson, sliding_window, step_inputs
+from mrpo_pipeline.targets.settings import TargetSettings
 
 Floats = npt.NDArray[np.float64]
 
 HISTORY = "weights.parquet"
 
 
-def step_columns(columns: Mapping[str, Any], settings: TargetSettings, weights: Floats | None) -> dict[str, Tensor]:
+def step_columns(columns: Mapping[str, Any], method: TargetSettings, weights: Floats | None) -> dict[str, Tensor]:
     """The reference columns of B pairs, (B, R) float64, in the place of the K raw ones.
 
     Args:
@@ -34,7 +35,7 @@ def step_columns(columns: Mapping[str, Any], settings: TargetSettings, weights: 
     counts = columns["chosen_units"], columns["rejected_units"]
     units = [None if column is None else column.numpy() for column in counts]
     alpha = np.full(chosen.shape[1], 1 / chosen.shape[1]) if weights is None else weights
-    inputs = step_inputs(chosen, rejected, alpha, settings, *units)
+    inputs = step_inputs(chosen, rejected, alpha, method, *units)
     return {
         name: torch.from_numpy(np.ascontiguousarray(getattr(inputs, name)))
         for name in ("reference_chosen", "reference_rejected", "weights")
@@ -48,13 +49,12 @@ class StepWeights:
     the counts are kept with the checkpoints.
     """
 
-    def __init__(self, examples: PreferenceExamples, order: TrainingOrder, seed: int) -> None:
-        assert examples.step_settings is not None
-        self.settings = examples.step_settings
-        self.names = list(self.settings.reference_names)
+    def __init__(self, examples: PreferenceExamples, method: TargetSettings, order: TrainingOrder, seed: int) -> None:
+        self.method, self.options = method, method.weights_options
+        self.names = list(examples.step_references or ())
         self.thompson: Thompson | None = None
-        if not self.settings.is_windowed:
-            self.thompson = Thompson(len(self.names), self.settings.prior, self.settings.every, seed)
+        if not method.is_windowed(self.names):
+            self.thompson = Thompson(len(self.names), self.options.prior, self.options.every, seed)
         self._adaptive = examples.weights
         names = np.array([name.encode() for name in examples.pair_ids], dtype=np.bytes_)
         self._content: Indices = np.unique(names, return_inverse=True)[1]
@@ -68,7 +68,7 @@ class StepWeights:
         """Decide the weights of a step's pairs, of all processes (steps are counted from 0)."""
         pairs = self._order.of(step)
         if self.thompson is None:
-            window = self.settings.window
+            window = self.options.window
             self._rows = sliding_window(self._adaptive, self._order.before(step), pairs, window, self._content)
         else:
             row = np.eye(len(self.names))[self.thompson.draw(step)]
@@ -78,11 +78,11 @@ class StepWeights:
     def fill(self, batch: Batch) -> Batch:
         """A micro-batch of the running step with the references as the loss takes them."""
         rows = self._rows[[self._at[pair] for pair in batch["indices"]]]
-        return batch | step_columns(batch, self.settings, rows)
+        return batch | step_columns(batch, self.method, rows)
 
     def record(self, step: int) -> None:
         """Keep what the step had, when it is done and its reference judged."""
-        weights = finished(self._rows, self.settings).mean(axis=0)
+        weights = finished(self._rows, self.options).mean(axis=0)
         self._since_log.append(weights)
         for at, name in enumerate(self.names):
             row: dict[str, Any] = {"step": step + 1, "reference": name, "weight": float(weights[at])}
@@ -97,7 +97,7 @@ class StepWeights:
         """
         if self.thompson is not None:
             return self.thompson.posterior_means()
-        seen = self._order.before(step)[-self.settings.window :]
+        seen = self._order.before(step)[-self.options.window :]
         if not len(seen):
             return np.full(len(self.names), 1 / len(self.names))
         mean: Floats = self._adaptive[seen].mean(axis=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,14 @@ from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.policy_start import AnchorStart
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.atomic import write_whole, write_whole_json
-from mrpo_pipeline.losses import check_loss
+from mrpo_pipeline.losses.settings import check_loss
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.policy import checkpoints
 from mrpo_pipeline.policy.distributed import explain_lost_processes, join, speak_once
 from mrpo_pipeline.policy.model import base_dtype, load_config, load_policy
 from mrpo_pipeline.policy.model_card import model_card
 from mrpo_pipeline.policy.safe_resume import data_only
-from mrpo_pipeline.policy.settings import LossSettings
-from mrpo_pipeline.recipe import Policy
+from mrpo_pipeline.recipe import Method, Policy
 from mrpo_pipeline.recipe.training import FastPaths
 from mrpo_pipeline.terminal import quiet_libraries
 
@@ -33,7 +31,7 @@ def train_policy(
     policy: Policy,
     examples: PreferenceExamples,
     eval_examples: PreferenceExamples | None,
-    method: LossSettings,
+    method: Method,
     training: Mapping[str, Any],
     output_dir: str | Path,
     *,
@@ -66,7 +64,7 @@ def train_policy(
         UserError: for settings that can't be, a model that is not there, or a start that is not the cached anchor.
         RunError: where the loss or its gradient is no longer finite.
     """
-    check_loss(method.loss, method.label_smoothing)
+    check_loss(method)
     if not len(examples):
         raise UserError("There are no training pairs: expected one at least. Look at the counts of dropped pairs.")
     output_dir = Path(output_dir)
@@ -81,7 +79,7 @@ def train_policy(
         fast = fast_paths(training)
         arguments = training_arguments(training, output_dir, dtype=dtype, evaluates=bool(eval_examples))
         require_full_batch(arguments, len(examples))
-        identity = checkpoints.run_identity(examples, _identifying(policy), dataclasses.asdict(method), arguments)
+        identity = checkpoints.run_identity(examples, _identifying(policy), method, arguments)
         checkpoint = checkpoints.last_whole(output_dir, identity) if resume else None
         if resume:
             log.info(
@@ -99,7 +97,7 @@ def train_policy(
         elif start is not None:
             log.info("The policy's start is not compared with the anchor again: weights are spread over processes.")
         if checkpoint is not None:
-            if arguments.ignore_data_skip and examples.step_settings is not None:
+            if arguments.ignore_data_skip and examples.step_references is not None:
                 raise UserError(
                     "The setting training.ignore_data_skip is true: a resumed run would not see the pairs in the order from which "
                     "its weights follow. Expected false. Take it out."
@@ -145,7 +143,7 @@ def _trainer(
     policy: Policy,
     examples: PreferenceExamples,
     eval_examples: PreferenceExamples | None,
-    method: LossSettings,
+    method: Method,
     arguments: Any,
     identity: Mapping[str, str],
     fast: FastPaths,

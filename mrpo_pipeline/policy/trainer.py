@@ -32,7 +32,7 @@ from mrpo_pipeline.policy.metrics import METRICS, evaluation_metrics, pair_losse
 from mrpo_pipeline.policy.nonfinite import broken_step, broken_weights, require_finite_sums
 from mrpo_pipeline.policy.prompt_sharing_check import share_prompts
 from mrpo_pipeline.policy.sampler import AllOnce, Measure, PairLoader, Steps, StepSampler, token_limit
-from mrpo_pipeline.policy.settings import LossSettings
+from mrpo_pipeline.recipe import Method
 from mrpo_pipeline.recipe.training import FastPaths
 
 log = logging.getLogger("mrpo")
@@ -47,7 +47,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     Args:
         model: a peft model over a causal language model; its ``forward`` becomes ``PolicyForward``.
-        settings: the preference loss.
+        method: what it trains against, and the loss.
         identity: what a checkpoint must agree with to be gone on from (``checkpoints.run_identity``).
         fast: what makes the step cheap.
     """
@@ -60,7 +60,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self,
         model: Any,
         args: TrainingArguments,
-        settings: LossSettings,
+        method: Method,
         train_dataset: PreferenceExamples,
         eval_dataset: PreferenceExamples | None = None,
         *,
@@ -94,7 +94,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if self.fast.fused_lora and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             fuse_adapters(model)
         self._tried_to_share = not self.fast.share_prompt
-        self.settings = settings
+        self.method = method
         self.identity = dict(identity or {})
         # Sums over the pairs since the last log: their number, then METRICS.
         self._sums = torch.zeros(1 + len(METRICS), dtype=sum_dtype(args.device), device=args.device)
@@ -105,7 +105,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._step: list[tuple[list[int], Tensor]] = []
         self._pairs_of_step: list[int] = []
         self._non_embedding_parameters: int | None = None
-        self.carried = Carried(train_dataset, settings, self.train_sampler(), args.seed)
+        self.carried = Carried(train_dataset, method, self.train_sampler(), args.seed)
         if self.carried:
             self.add_callback(StepsEnd(self))
 
@@ -218,10 +218,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         sums = model(**self._laid_out(inputs, count=model.training))  # (2B,)
         batch = to_device(inputs, self.args.device)
         chosen, rejected = sums.chunk(2)
-        result = pair_losses(chosen, rejected, batch["lengths"], batch, self.settings, self.carried.reward_mean)
+        result = pair_losses(chosen, rejected, batch["lengths"], batch, self.method, self.carried.reward_mean)
         weights = batch["pair_weights"]
         self.carried.take_rewards(result.chosen_rewards, result.rejected_rewards, weights)
-        values = pair_metrics(chosen, rejected, result, batch["lengths"], batch, self.settings)
+        values = pair_metrics(chosen, rejected, result, batch["lengths"], batch, self.method)
         self._sums[0] += batch["pairs"]
         self._sums[1:] += values @ weights.to(values.dtype)
         loss = (result.losses * weights).sum() / (num_items_in_batch or batch["pairs"])
@@ -333,7 +333,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         chosen, rejected = self.policy_sums(examples, dataloader)
         require_balance("evaluation", len(examples), self.pairs_seen)
         require_finite_sums(chosen, rejected, examples.pair_ids)
-        metrics = evaluation_metrics(chosen, rejected, examples, self.settings, self.carried.figures())
+        metrics = evaluation_metrics(chosen, rejected, examples, self.method, self.carried.figures())
         if self.is_in_train:
             self._count_tokens()
         metrics["num_tokens"] = self.state.num_input_tokens_seen

@@ -48,7 +48,7 @@ def _loss(method: Method) -> str:
         return f"mpo loss ({terms.preference:g} preference, {terms.quality:g} quality, {terms.sft:g} SFT)"
     text = f"{method.loss} loss"
     if method.loss == "modpo":
-        parts = [f"{first_weight(method):g} preference"]
+        parts = [f"{method.first_weight:g} preference"]
         parts += [f"{objective.weight:g} {name}" for name, objective in method.modpo.items()]
         text += f" ({', '.join(parts)})"
     text += f" with label smoothing {method.label_smoothing:g}" if method.label_smoothing else ""
@@ -58,8 +58,3 @@ def _loss(method: Method) -> str:
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
     """The recipe with another seed."""
     return recipe.model_copy(update={"training": {**recipe.training, "seed": seed}})
-
-
-def first_weight(method: Method) -> float:
-    """w_1, the preference's own share: what the other objectives leave of 1."""
-    return 1 - sum(objective.weight for objective in method.modpo.values())

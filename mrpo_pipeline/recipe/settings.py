@@ -11,10 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.atomic import write_whole
+from mrpo_pipeline.losses.settings import LossSettings
 from mrpo_pipeline.models.engine_options import describe_altering
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.recipe.plain_yaml import write_yaml
 from mrpo_pipeline.settings import Name, Settings
+from mrpo_pipeline.targets.settings import TargetSettings
 
 # The authors' settings [MRPO, code], where transformers' own defaults differ.
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -184,105 +186,8 @@ class Scoring(BaseModel):
         return dict(self.model_extra or {})
 
 
-def _off(value: Any) -> Any:
-    """YAML 1.1 reads an unquoted ``off`` as false."""
-    return "off" if value is False else value
-
-
-class TrustRegion(Settings):
-    kind: Annotated[Literal["adaptive", "fixed", "off"], pydantic.BeforeValidator(_off)] = "adaptive"
-    """`adaptive` shares ε between the sides of each pair, `fixed` gives it to both, `off` clips nothing."""
-    epsilon: float = Field(0.1, ge=0, le=1)
-    """The band's width, as a share of the anchor's log-prob (ε_max, or ε where `fixed`)."""
-
-
-class WeightsOptions(Settings):
-    """``window`` is of the weights ``sliding-window``; ``prior``, ``pairs`` and ``every`` are of ``thompson``."""
-
-    floor: float = Field(0.0, ge=0, lt=1)
-    """No weight below this; at most 1 / K."""
-    temperature: float = Field(1.0, gt=0)
-    """α ∝ α^(1/T): above 1 evens the weights out. Applied before the floor."""
-    window: int = Field(64, ge=1)
-    """`sliding-window`: the mean of the adaptive weights of so many other pairs seen before."""
-    prior: float = Field(1.0, gt=0)
-    """`thompson`: successes and failures of every reference to begin with."""
-    pairs: int = Field(64, ge=1)
-    """`thompson`: pairs of the third split on which a step is judged."""
-    every: int = Field(1, ge=1)
-    """`thompson`: steps for which a reference is drawn."""
-
-
-class Mpo(Settings):
-    """How much the three terms of the loss ``mpo`` count (arXiv 2411.10442)."""
-
-    preference: float = Field(0.8, ge=0)
-    """Of the sigmoid loss."""
-    quality: float = Field(0.2, ge=0)
-    """Of the BCO loss of each side alone."""
-    sft: float = Field(1.0, ge=0)
-    """Of the chosen side's negative log-likelihood per token."""
-
-
-class Objective(Settings):
-    """One objective of the loss ``modpo`` beside the preference (arXiv 2310.03708), and its share of all of them.
-
-    Its reward stands in two columns of the pairs file, ``chosen`` and ``rejected``; or it is the implicit one of two
-    references, β·(log π_tuned − log π_base), named by ``tuned`` and ``base``.
-    """
-
-    weight: float = Field(gt=0, lt=1)
-    """Its share; the preference has what the objectives leave of 1."""
-    chosen: str | None = None
-    """Column of the pairs file with the chosen side's reward."""
-    rejected: str | None = None
-    """Column with the rejected side's reward."""
-    tuned: str | None = None
-    """Reference that was tuned for the objective."""
-    base: str | None = None
-    """Reference that it was tuned from."""
-    beta: float = Field(0.1, gt=0)
-    """β of the implicit reward."""
-
-
-class Method(Settings):
+class Method(LossSettings, TargetSettings):
     """What stage two trains against, and its loss (METHOD: arXiv 2405.16388)."""
-
-    name: Literal["mrpo", "multi-dpo", "dpo"] = "mrpo"
-    """`mrpo`: one loss against π̃. `multi-dpo`: a weighted sum of one loss for each reference. `dpo`: the anchor alone."""
-    aggregate: str = "harmonic"
-    """How K references become π̃: `harmonic` (MRPO), `geometric`, `arithmetic`, or `single:NAME` (DPO against that one)."""
-    weights: str | list[float] = "adaptive"
-    """`uniform`, `adaptive`, one number for each reference, `validation-discrimination`, `validation-accuracy`,
-    `sliding-window` or `thompson`."""
-    weights_options: WeightsOptions = WeightsOptions()
-    """What is set of the weights."""
-    trust_region: TrustRegion = TrustRegion()
-    """Every reference but the anchor is clipped to a band round the anchor."""
-    compatibility: Literal["none", "official-code"] = "none"
-    """`official-code`: the arithmetic of the authors' published code, for K = 2."""
-    normalize: Literal["sum", "token", "byte"] = "sum"
-    """The unit of every log-prob: nats, nats per policy token, or nats per byte. β then multiplies nats per unit: for margins of
-    the same size it must be larger by about the mean length of a completion in that unit; see `docs/concepts.md`."""
-    beta: float = Field(0.1, gt=0)
-    """The KL strength, in the unit of `normalize`: 0.1 is a β for sums."""
-    loss: Literal["sigmoid", "hinge", "ipo", "minor-dpo", "mpo", "modpo"] = "sigmoid"
-    """The preference loss; see `docs/concepts.md`."""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Share of pairs whose label is taken to be wrong; of the sigmoid loss alone."""
-    sft_weight: float = Field(0.0, ge=0)
-    """Weight of the chosen side's negative log-likelihood per token."""
-    mpo: Mpo = Mpo()
-    """How much the terms of the loss `mpo` count."""
-    modpo: dict[str, Objective] = {}
-    """Objectives of the loss `modpo`, by name."""
-
-    @pydantic.field_validator("aggregate")
-    @classmethod
-    def _offered(cls, aggregate: str) -> str:
-        if aggregate not in ("harmonic", "geometric", "arithmetic") and not re.match("single:.", aggregate):
-            raise ValueError("harmonic, geometric, arithmetic, or single: and a reference's name")
-        return aggregate
 
 
 class Evaluation(Settings):

@@ -3,27 +3,11 @@
 No model, file or tokenizer is known here; arrays of log-probs go in and arrays of log-probs come out. To read the paper
 in code, take the files in the order in which :func:`compute_targets` uses them:
 
-1. ``weights``: how much each reference counts for a pair, α (N, K); ``validation``: the same from held-out pairs;
+1. ``weights``: how much each reference counts for a pair, α (N, K); ``validation_weights``: the same from held-out pairs;
 2. ``trust_region``: every reference but the anchor clipped to a band round the anchor (CTRO);
 3. ``aggregate``: K references become the one reference log π̃ of the preference loss;
 4. ``diagnostics``: which reference decided, and what the clipping did.
 
-``step`` has the weights that change from step to step, and makes a step's targets with them.
+``online_weights`` has the weights that change from step to step, and makes a step's targets with them. ``settings`` is the recipe's
+part of a method.
 """
-
-from mrpo_pipeline.targets.compute import LossInputs, Targets, compute_targets
-from mrpo_pipeline.targets.online_weights import Thompson, sliding_window, step_inputs
-from mrpo_pipeline.targets.settings import TargetSettings
-from mrpo_pipeline.targets.validation_weights import ValidationWeights, validation_weights
-
-__all__ = [
-    "LossInputs",
-    "TargetSettings",
-    "Targets",
-    "Thompson",
-    "ValidationWeights",
-    "compute_targets",
-    "sliding_window",
-    "step_inputs",
-    "validation_weights",
-]

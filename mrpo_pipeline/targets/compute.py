@@ -12,7 +12,7 @@ from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.targets import aggregate, weights
 from mrpo_pipeline.targets.aggregate import Floats
 from mrpo_pipeline.targets.diagnostics import diagnose
-from mrpo_pipeline.targets.settings import TargetSettings
+from mrpo_pipeline.targets.settings import TargetSettings, WeightsOptions, check_target
 from mrpo_pipeline.targets.trust_region import clip_to_anchor
 
 # Weights whose sum is as near to 1 as this were meant to sum to 1.
@@ -84,7 +84,8 @@ class Targets:
 def compute_targets(
     logps_chosen: npt.ArrayLike,
     logps_rejected: npt.ArrayLike,
-    settings: TargetSettings,
+    method: TargetSettings,
+    names: Sequence[str],
     *,
     units_chosen: npt.ArrayLike | None = None,
     units_rejected: npt.ArrayLike | None = None,
@@ -98,40 +99,43 @@ def compute_targets(
 
     Args:
         logps_chosen, logps_rejected: (N, K), nats, sums over each completion; the anchor is column 0.
-        settings: K names and the method.
+        method: the recipe's. names: of the K references, the anchor first.
         units_chosen, units_rejected: (N,), the counts to divide by: the *policy's* tokens that count (never those of
             the references, which are not comparable), or the bytes of the text that counts. Unused with
             ``normalize: sum``.
         held_out_weights: (K,), what :func:`validation_weights` made of the held-out pairs, for the weights that need it.
 
     Raises:
+        UserError: for a method that does not fit the references.
         ValueError: for shapes that do not fit, or units or held-out weights missing or not above 0.
         RunError: for log-probs that are not finite, naming the reference.
     """
+    check_target(method, names)
+    single = method.single(names)
     chosen, rejected, units = normalized(
-        logps_chosen, logps_rejected, settings, units_chosen=units_chosen, units_rejected=units_rejected
+        logps_chosen, logps_rejected, method, names, units_chosen=units_chosen, units_rejected=units_rejected
     )
-    alpha, notices = _weights(chosen - rejected, settings, held_out_weights)
-    if settings.single is None:
-        clipped = clip_to_anchor(chosen, rejected, settings.trust_region, settings.epsilon)
+    alpha, notices = _weights(chosen - rejected, method, names, held_out_weights)
+    if single is None:
+        clipped = clip_to_anchor(chosen, rejected, method.trust_region.kind, method.trust_region.epsilon)
     else:
         clipped = chosen, rejected
 
     # One-hot weights make every aggregate that one reference, exactly; Multi-DPO reports the weighted mean.
-    kind = "geometric" if settings.name == "multi-dpo" or settings.single is not None else settings.aggregate
+    kind = "geometric" if method.name == "multi-dpo" or single is not None else method.aggregate
     # The authors' code forms ℓ_1 + ℓ_2 − log(α·e^ℓ_2 + (1−α)·e^ℓ_1), α being reference 2's: the harmonic aggregate with
     # the two weights changing places. Its Multi-DPO does not swap them.
-    used = alpha[:, ::-1] if settings.official and settings.name == "mrpo" else alpha
+    used = alpha[:, ::-1] if method.official(names) and method.name == "mrpo" else alpha
     target_chosen, target_rejected = (aggregate.AGGREGATES[kind](side, used) for side in clipped)
     diagnostics = diagnose(
-        settings.reference_names,
+        names,
         logps=(chosen, rejected),
         clipped=clipped,
         weights=alpha,
         aggregate=kind,
         aggregate_weights=used,
     )
-    if settings.is_step_scoped:
+    if method.is_step_scoped(names):
         # What depends on the weights is told by the run, when there are some.
         diagnostics = {k: v for k, v in diagnostics.items() if not k.endswith(("/weight", "/effective_k"))}
     return Targets(
@@ -142,18 +146,19 @@ def compute_targets(
         target_rejected=target_rejected,
         diagnostics=diagnostics,
         notices=notices,
-        per_reference=settings.name == "multi-dpo",
+        per_reference=method.name == "multi-dpo",
         chosen_units=units[0] if units else None,
         rejected_units=units[1] if units else None,
-        step_scoped=settings.is_step_scoped,
-        adaptive=weights.adaptive(chosen - rejected) if settings.is_windowed else None,
+        step_scoped=method.is_step_scoped(names),
+        adaptive=weights.adaptive(chosen - rejected) if method.is_windowed(names) else None,
     )
 
 
 def normalized(
     logps_chosen: npt.ArrayLike,
     logps_rejected: npt.ArrayLike,
-    settings: TargetSettings,
+    method: TargetSettings,
+    names: Sequence[str],
     *,
     units_chosen: npt.ArrayLike | None = None,
     units_rejected: npt.ArrayLike | None = None,
@@ -162,46 +167,44 @@ def normalized(
 
     Arguments and errors as in :func:`compute_targets`.
     """
-    chosen, rejected = _checked(logps_chosen, logps_rejected, settings.reference_names)
-    if settings.normalize == "sum":
+    chosen, rejected = _checked(logps_chosen, logps_rejected, names)
+    if method.normalize == "sum":
         return chosen, rejected, None
     units = _checked_units(units_chosen, len(chosen)), _checked_units(units_rejected, len(chosen))
     return chosen / units[0][:, None], rejected / units[1][:, None], units
 
 
-def finished(alpha: Floats, settings: TargetSettings) -> Floats:
+def finished(alpha: Floats, options: WeightsOptions) -> Floats:
     """Weights (N, K) with the temperature and then the floor applied, whichever way they were come by."""
-    return weights.lift(weights.temper(alpha, settings.temperature), settings.floor)
+    return weights.lift(weights.temper(alpha, options.temperature), options.floor)
 
 
 def _weights(
-    margins: Floats, settings: TargetSettings, held_out: npt.ArrayLike | None
+    margins: Floats, method: TargetSettings, names: Sequence[str], held_out: npt.ArrayLike | None
 ) -> tuple[Floats, tuple[str, ...]]:
     pairs, references = margins.shape
-    if settings.single is not None:
-        return np.tile(np.eye(references)[settings.single], (pairs, 1)), ()
+    single = method.single(names)
+    if single is not None:
+        return np.tile(np.eye(references)[single], (pairs, 1)), ()
     notices: tuple[str, ...] = ()
-    if isinstance(settings.weights, str):
-        if settings.weights == "uniform" or settings.is_step_scoped or references == 1:
+    if isinstance(method.weights, str):
+        if method.weights == "uniform" or method.is_step_scoped(names) or references == 1:
             alpha = weights.uniform(pairs, references)
-        elif settings.needs_held_out:
+        elif method.needs_held_out(names):
             row = None if held_out is None else np.asarray(held_out, dtype=np.float64)
             if row is None or row.shape != (references,):
                 found = "none" if row is None else str(row.shape)
                 raise ValueError(f"weights from held-out pairs: {found}, expected ({references},)")
             alpha = weights.given(row.tolist(), pairs)
         else:
-            alpha = weights.adaptive_official(margins) if settings.official else weights.adaptive(margins)
+            alpha = weights.adaptive_official(margins) if method.official(names) else weights.adaptive(margins)
     else:
-        values = [float(value) for value in settings.weights]
+        values = [float(value) for value in method.weights]
         alpha = weights.given(values, pairs)
         if abs(sum(values) - 1) > SUM_TOLERANCE:
-            shares = ", ".join(
-                f"{name} {value / sum(values):.4g}"
-                for name, value in zip(settings.reference_names, values, strict=True)
-            )
+            shares = ", ".join(f"{name} {value / sum(values):.4g}" for name, value in zip(names, values, strict=True))
             notices = (f"The weights given sum to {sum(values):.4g}, not 1; divided by their sum: {shares}.",)
-    return finished(alpha, settings), notices
+    return finished(alpha, method.weights_options), notices
 
 
 def _checked(logps_chosen: npt.ArrayLike, logps_rejected: npt.ArrayLike, names: Sequence[str]) -> tuple[Floats, Floats]:

@@ -28,7 +28,7 @@ def step_inputs(
     reference_chosen: Floats,
     reference_rejected: Floats,
     weights: Floats,
-    settings: TargetSettings,
+    method: TargetSettings,
     chosen_units: Floats | None = None,
     rejected_units: Floats | None = None,
 ) -> LossInputs:
@@ -39,10 +39,10 @@ def step_inputs(
         weights: α (B, K), or (K,) for all pairs alike, rows summing to 1, before temperature and floor.
         chosen_units, rejected_units: (B,), with ``normalize: token`` or ``byte``.
     """
-    alpha = finished(np.broadcast_to(np.atleast_2d(weights), reference_chosen.shape), settings)
-    if settings.name == "multi-dpo":
+    alpha = finished(np.broadcast_to(np.atleast_2d(weights), reference_chosen.shape), method.weights_options)
+    if method.name == "multi-dpo":
         return LossInputs(reference_chosen, reference_rejected, alpha, chosen_units, rejected_units)
-    combine = aggregate.AGGREGATES[settings.aggregate]
+    combine = aggregate.AGGREGATES[method.aggregate]
     targets = []
     for logps, units in ((reference_chosen, chosen_units), (reference_rejected, rejected_units)):
         if units is None:

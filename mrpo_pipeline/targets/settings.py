@@ -1,193 +1,189 @@
-"""The settings of a target, checked: the part of a recipe's ``method`` that decides log π̃."""
+"""The part of a recipe's ``method`` that decides log π̃, and whether it fits the references."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Real
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.targets import trust_region
-from mrpo_pipeline.targets.aggregate import AGGREGATES
+from mrpo_pipeline.settings import Settings
 
-NAMES = ("mrpo", "multi-dpo", "dpo")
 # Which pairs decide the weights: those of a third, held-out split once; all pairs, step by step.
 HELD_OUT_WEIGHTS = ("validation-discrimination", "validation-accuracy")
 STEP_WEIGHTS = ("sliding-window", "thompson")
 WEIGHTS = ("uniform", "adaptive", *HELD_OUT_WEIGHTS, *STEP_WEIGHTS)
-COMPATIBILITIES = ("none", "official-code")
-UNITS = ("sum", "token", "byte")
 SINGLE = "single:"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetSettings:
-    """How K references become the target of a preference loss.
+def _off(value: Any) -> Any:
+    """YAML 1.1 reads an unquoted ``off`` as false."""
+    return "off" if value is False else value
 
-    Raises:
-        UserError: at construction, for a value that is not offered or does not fit the others.
-    """
 
-    reference_names: Sequence[str]
-    """The K references, the anchor first."""
-    name: str = "mrpo"
-    """``mrpo`` (one π̃) | ``multi-dpo`` (one DPO loss for each reference, weighted) | ``dpo`` (the anchor alone)."""
+class TrustRegion(Settings):
+    kind: Annotated[Literal["adaptive", "fixed", "off"], BeforeValidator(_off)] = "adaptive"
+    """`adaptive` shares ε between the sides of each pair, `fixed` gives it to both, `off` clips nothing."""
+    epsilon: float = Field(0.1, ge=0, le=1)
+    """The band's width, as a share of the anchor's log-prob (ε_max, or ε where `fixed`)."""
+
+
+class WeightsOptions(Settings):
+    """``window`` is of the weights ``sliding-window``; ``prior``, ``pairs`` and ``every`` are of ``thompson``."""
+
+    floor: float = Field(0.0, ge=0, lt=1)
+    """No weight below this; at most 1 / K."""
+    temperature: float = Field(1.0, gt=0)
+    """α ∝ α^(1/T): above 1 evens the weights out. Applied before the floor."""
+    window: int = Field(64, ge=1)
+    """`sliding-window`: the mean of the adaptive weights of so many other pairs seen before."""
+    prior: float = Field(1.0, gt=0)
+    """`thompson`: successes and failures of every reference to begin with."""
+    pairs: int = Field(64, ge=1)
+    """`thompson`: pairs of the third split on which a step is judged."""
+    every: int = Field(1, ge=1)
+    """`thompson`: steps for which a reference is drawn."""
+
+
+class TargetSettings(Settings):
+    """How K references become the target of a preference loss. What depends on them takes their names, the anchor first."""
+
+    name: Literal["mrpo", "multi-dpo", "dpo"] = "mrpo"
+    """`mrpo`: one loss against π̃. `multi-dpo`: a weighted sum of one loss for each reference. `dpo`: the anchor alone."""
     aggregate: str = "harmonic"
-    """``harmonic`` | ``geometric`` | ``arithmetic`` | ``single:NAME``; of ``mrpo`` only."""
-    weights: str | Sequence[float] = "adaptive"
-    """A name of ``WEIGHTS``, or one number for each reference (divided by their sum)."""
-    window: int = 64
-    """``sliding-window``: over how many other pairs adaptive weights are averaged."""
-    prior: float = 1.0
-    """``thompson``: every reference begins with so many successes and as many failures."""
-    pairs: int = 64
-    """``thompson``: how many pairs of the weights split are looked at to judge a reference."""
-    every: int = 1
-    """``thompson``: for how many steps a reference is drawn, and after how many it is judged."""
-    temperature: float = 1.0
-    """α_k ∝ α_k^(1/T), whatever the weights; applied before the floor."""
-    floor: float = 0.0
-    """α_k ← floor + (1 − K·floor)·α_k: no weight below it. At most 1/K."""
-    trust_region: str = "adaptive"
-    """``adaptive`` | ``fixed`` | ``off``; ``dpo`` and ``single:`` ignore it."""
-    epsilon: float = 0.1
-    """ε_max of the adaptive trust region, ε of the fixed one."""
-    compatibility: str = "none"
-    """``official-code``: the arithmetic of the authors' published code, for K = 2."""
-    normalize: str = "sum"
-    """The unit of every log-prob: ``sum`` (nats), ``token`` (nats per policy token), ``byte`` (nats per byte)."""
+    """How K references become π̃: `harmonic` (MRPO), `geometric`, `arithmetic`, or `single:NAME` (DPO against that one)."""
+    weights: str | list[float] = "adaptive"
+    """`uniform`, `adaptive`, one number for each reference, `validation-discrimination`, `validation-accuracy`,
+    `sliding-window` or `thompson`."""
+    weights_options: WeightsOptions = WeightsOptions()
+    """What is set of the weights."""
+    trust_region: TrustRegion = TrustRegion()
+    """Every reference but the anchor is clipped to a band round the anchor."""
+    compatibility: Literal["none", "official-code"] = "none"
+    """`official-code`: the arithmetic of the authors' published code, for K = 2."""
+    normalize: Literal["sum", "token", "byte"] = "sum"
+    """The unit of every log-prob: nats, nats per policy token, or nats per byte. β then multiplies nats per unit: for margins of
+    the same size it must be larger by about the mean length of a completion in that unit; see `docs/concepts.md`."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.reference_names, str) or len(self.reference_names) == 0:
-            raise UserError(
-                f"The references are {self.reference_names!r}: expected a list of at least one name, the anchor first."
-            )
-        if len(set(self.reference_names)) != len(self.reference_names):
-            raise UserError(
-                f"The references {', '.join(self.reference_names)} hold a name twice: give each a name of its own."
-            )
-        _one_of("method.name", self.name, NAMES)
-        _one_of("method.trust_region.kind", self.trust_region, trust_region.KINDS)
-        _one_of("method.compatibility", self.compatibility, COMPATIBILITIES)
-        _one_of("method.normalize", self.normalize, UNITS)
-        _number("method.trust_region.epsilon", self.epsilon, "of 0 or more", self.epsilon >= 0)
-        _number("method.weights_options.temperature", self.temperature, "above 0", self.temperature > 0)
-        _number("method.weights_options.floor", self.floor, "of 0 or more", self.floor >= 0)
-        _number("method.weights_options.prior", self.prior, "above 0", self.prior > 0)
-        for key in ("window", "pairs", "every"):
-            _number(f"method.weights_options.{key}", getattr(self, key), "of 1 or more", getattr(self, key) >= 1)
-        self._check_aggregate()
-        self._check_weights()
-        if self.official:
-            self._check_official()
+    @field_validator("aggregate")
+    @classmethod
+    def _offered(cls, aggregate: str) -> str:
+        if aggregate not in ("harmonic", "geometric", "arithmetic") and not re.match("single:.", aggregate):
+            raise ValueError("harmonic, geometric, arithmetic, or single: and a reference's name")
+        return aggregate
 
-    @property
-    def single(self) -> int | None:
+    def single(self, names: Sequence[str]) -> int | None:
         """The position of the one reference that is the target (``dpo``, ``single:NAME``); None where all count."""
         if self.name == "dpo":
             return 0
         if self.name == "mrpo" and self.aggregate.startswith(SINGLE):
-            return list(self.reference_names).index(self.aggregate.removeprefix(SINGLE))
+            return list(names).index(self.aggregate.removeprefix(SINGLE))
         return None
 
-    @property
-    def is_step_scoped(self) -> bool:
+    def is_step_scoped(self, names: Sequence[str]) -> bool:
         """Whether the weights change from step to step, so that no pair has a target of its own."""
-        return self.weights in STEP_WEIGHTS and self._weights_count
+        return self.weights in STEP_WEIGHTS and self._weights_count(names)
 
-    @property
-    def is_windowed(self) -> bool:
+    def is_windowed(self, names: Sequence[str]) -> bool:
         """Whether the weights are those of a sliding window."""
-        return self.is_step_scoped and self.weights == "sliding-window"
+        return self.is_step_scoped(names) and self.weights == "sliding-window"
 
-    @property
-    def needs_held_out(self) -> bool:
+    def needs_held_out(self, names: Sequence[str]) -> bool:
         """Whether a third split of the pairs is looked at: once for the weights, or to judge what a step was worth."""
-        return self.weights in (*HELD_OUT_WEIGHTS, "thompson") and self._weights_count
+        return self.weights in (*HELD_OUT_WEIGHTS, "thompson") and self._weights_count(names)
 
-    @property
-    def _weights_count(self) -> bool:
+    def _weights_count(self, names: Sequence[str]) -> bool:
         """Whether there is anything to weight."""
-        return isinstance(self.weights, str) and self.single is None and len(self.reference_names) > 1
+        return isinstance(self.weights, str) and self.single(names) is None and len(names) > 1
 
-    @property
-    def official(self) -> bool:
+    def official(self, names: Sequence[str]) -> bool:
         """Whether the authors' arithmetic is asked for and would differ: with one reference alone there is no α."""
-        return self.compatibility == "official-code" and self.single is None
+        return self.compatibility == "official-code" and self.single(names) is None
 
-    def _check_aggregate(self) -> None:
-        names = ", ".join(self.reference_names)
-        if not self.aggregate.startswith(SINGLE):
-            _one_of("method.aggregate", self.aggregate, (*AGGREGATES, "single:NAME"))
-            return
-        name = self.aggregate.removeprefix(SINGLE)
-        if name not in self.reference_names:
+
+def check_target(method: TargetSettings, names: Sequence[str]) -> None:
+    """Refuse settings that do not fit the references, or each other.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if isinstance(names, str) or len(names) == 0:
+        raise UserError(f"The references are {names!r}: expected a list of at least one name, the anchor first.")
+    if len(set(names)) != len(names):
+        raise UserError(f"The references {', '.join(names)} hold a name twice: give each a name of its own.")
+    _check_aggregate(method, names)
+    _check_weights(method, names)
+    if method.official(names):
+        _check_official(method, names)
+
+
+def _check_aggregate(method: TargetSettings, names: Sequence[str]) -> None:
+    if not method.aggregate.startswith(SINGLE):
+        return
+    name = method.aggregate.removeprefix(SINGLE)
+    if name not in names:
+        raise UserError(
+            f"The setting method.aggregate is {method.aggregate!r}, but there is no reference of that name: expected "
+            f"single: and one of {', '.join(names)}. Correct the name."
+        )
+    if method.name == "multi-dpo" or (method.name == "dpo" and name != names[0]):
+        raise UserError(
+            f"The setting method.aggregate is {method.aggregate!r} while method.name is {method.name!r}: a single "
+            "reference belongs to the name mrpo (dpo is the anchor alone, multi-dpo all references). Set "
+            "method.name to mrpo, or take method.aggregate out."
+        )
+
+
+def _check_weights(method: TargetSettings, names: Sequence[str]) -> None:
+    count, weights, floor = len(names), method.weights, method.weights_options.floor
+    if isinstance(weights, str):
+        if weights not in WEIGHTS:
             raise UserError(
-                f"The setting method.aggregate is {self.aggregate!r}, but there is no reference of that name: expected "
-                f"single: and one of {names}. Correct the name."
+                f"The setting method.weights is {weights!r}: expected one of {', '.join(WEIGHTS)}, or a list of {count} "
+                "numbers. Correct it."
             )
-        if self.name == "multi-dpo" or (self.name == "dpo" and name != self.reference_names[0]):
+    elif method.single(names) is None:
+        if len(weights) != count:
             raise UserError(
-                f"The setting method.aggregate is {self.aggregate!r} while method.name is {self.name!r}: a single "
-                "reference belongs to the name mrpo (dpo is the anchor alone, multi-dpo all references). Set "
-                "method.name to mrpo, or take method.aggregate out."
+                f"The setting method.weights is {weights!r}: expected one number for each of the {count} references "
+                f"({', '.join(names)}). Give {count}, or a name: {', '.join(WEIGHTS)}."
             )
-
-    def _check_weights(self) -> None:
-        count = len(self.reference_names)
-        if isinstance(self.weights, str):
-            _one_of("method.weights", self.weights, WEIGHTS, also=f"a list of {count} numbers")
-        elif self.single is None:
-            numbers = all(isinstance(w, Real) and not isinstance(w, bool) for w in self.weights)
-            if not numbers or len(self.weights) != count:
-                raise UserError(
-                    f"The setting method.weights is {list(self.weights)!r}: expected one number for each of the "
-                    f"{count} references ({', '.join(self.reference_names)}). Give {count}, or a name: {', '.join(WEIGHTS)}."
-                )
-            if not (all(w >= 0 for w in self.weights) and 0 < sum(self.weights) < math.inf):
-                raise UserError(
-                    f"The setting method.weights is {list(self.weights)!r}: expected finite numbers of 0 or more, not "
-                    "all 0. Correct them."
-                )
-        if self.single is None and self.floor > 1 / count:
+        if not (all(w >= 0 for w in weights) and 0 < sum(weights) < math.inf):
             raise UserError(
-                f"The setting method.weights_options.floor is {self.floor}: with {count} references expected at most "
-                f"1/{count} = {1 / count:.4g}, where the weights are uniform. Lower it."
+                f"The setting method.weights is {weights!r}: expected finite numbers of 0 or more, not all 0. Correct them."
             )
+    if method.single(names) is None and floor > 1 / count:
+        raise UserError(
+            f"The setting method.weights_options.floor is {floor}: with {count} references expected at most "
+            f"1/{count} = {1 / count:.4g}, where the weights are uniform. Lower it."
+        )
 
-    def _check_official(self) -> None:
-        has = {
-            "method.aggregate": (self.aggregate, "harmonic", self.name == "mrpo"),
-            "method.normalize": (self.normalize, "sum", True),
-            "method.weights_options.temperature": (self.temperature, 1.0, True),
-            "method.weights_options.floor": (self.floor, 0.0, True),
-        }
-        for key, (found, expected, applies) in has.items():
-            if applies and found != expected:
-                raise UserError(
-                    f"The setting {key} is {found!r} with method.compatibility: official-code: the authors' code has "
-                    f"{expected!r} alone. Set it to that, or set method.compatibility to none."
-                )
-        if self.weights in (*HELD_OUT_WEIGHTS, *STEP_WEIGHTS):
+
+def _check_official(method: TargetSettings, names: Sequence[str]) -> None:
+    options = method.weights_options
+    has = {
+        "method.aggregate": (method.aggregate, "harmonic", method.name == "mrpo"),
+        "method.normalize": (method.normalize, "sum", True),
+        "method.weights_options.temperature": (options.temperature, 1.0, True),
+        "method.weights_options.floor": (options.floor, 0.0, True),
+    }
+    for key, (found, expected, applies) in has.items():
+        if applies and found != expected:
             raise UserError(
-                f"The setting method.weights is {self.weights!r} with method.compatibility: official-code: the authors' code "
-                "has adaptive weights, and given ones. Set it to adaptive or to numbers, or set method.compatibility to none."
+                f"The setting {key} is {found!r} with method.compatibility: official-code: the authors' code has "
+                f"{expected!r} alone. Set it to that, or set method.compatibility to none."
             )
-        if len(self.reference_names) != 2:
-            raise UserError(
-                f"The setting method.compatibility is official-code with {len(self.reference_names)} references "
-                f"({', '.join(self.reference_names)}): the authors' code takes exactly 2, the anchor and one other. "
-                "Give two, or set method.compatibility to none."
-            )
-
-
-def _one_of(key: str, found: object, allowed: Sequence[str], also: str = "") -> None:
-    if found not in allowed:
-        offered = ", ".join(allowed) + (f", or {also}" if also else "")
-        raise UserError(f"The setting {key} is {found!r}: expected one of {offered}. Correct it.")
-
-
-def _number(key: str, found: float, expected: str, holds: bool) -> None:
-    if not (holds and math.isfinite(found)):
-        raise UserError(f"The setting {key} is {found!r}: expected a finite number {expected}. Correct it.")
+    if method.weights in (*HELD_OUT_WEIGHTS, *STEP_WEIGHTS):
+        raise UserError(
+            f"The setting method.weights is {method.weights!r} with method.compatibility: official-code: the authors' code "
+            "has adaptive weights, and given ones. Set it to adaptive or to numbers, or set method.compatibility to none."
+        )
+    if len(names) != 2:
+        raise UserError(
+            f"The setting method.compatibility is official-code with {len(names)} references "
+            f"({', '.join(names)}): the authors' code takes exactly 2, the anchor and one other. "
+            "Give two, or set method.compatibility to none."
+        )

@@ -10,8 +10,6 @@ import numpy as np
 
 from mrpo_pipeline.targets.aggregate import Floats
 
-KINDS = ("adaptive", "fixed", "off")
-
 
 def clip_to_anchor(logps_chosen: Floats, logps_rejected: Floats, kind: str, epsilon: float) -> tuple[Floats, Floats]:
     """Clip every reference but the anchor to its band, on both sides of each pair.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,8 @@ class ValidationWeights:
 def validation_weights(
     logps_chosen: npt.ArrayLike,
     logps_rejected: npt.ArrayLike,
-    settings: TargetSettings,
+    method: TargetSettings,
+    names: Sequence[str],
     *,
     units_chosen: npt.ArrayLike | None = None,
     units_rejected: npt.ArrayLike | None = None,
@@ -53,15 +55,14 @@ def validation_weights(
         RunError: for log-probs that are not finite, naming the reference.
     """
     chosen, rejected, _ = normalized(
-        logps_chosen, logps_rejected, settings, units_chosen=units_chosen, units_rejected=units_rejected
+        logps_chosen, logps_rejected, method, names, units_chosen=units_chosen, units_rejected=units_rejected
     )
     if not len(chosen):
         raise ValueError("no held-out pair: expected one at least")
-    kind = str(settings.weights)
+    kind = str(method.weights)
     row = _SCORES[kind](chosen - rejected)
     shares = ", ".join(
-        f"{name} {share:.4g}"
-        for name, share in zip(settings.reference_names, finished(row[None], settings)[0], strict=True)
+        f"{name} {share:.4g}" for name, share in zip(names, finished(row[None], method.weights_options)[0], strict=True)
     )
     rests = f"the {len(chosen):,} pairs of the weights split"
     if not _signal(kind, chosen - rejected):

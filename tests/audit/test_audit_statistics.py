@@ -22,6 +22,7 @@ from mrpo_pipeline.audit.statistics import (
     surprise_against_shuffles,
 )
 from mrpo_pipeline.audit.weight_preview import under_mrpo, weights_by
+from mrpo_pipeline.targets.settings import TargetSettings, TrustRegion
 
 
 def test_without_clusters_the_interval_is_wilsons() -> None:
@@ -212,8 +213,7 @@ def test_weightings_by_hand() -> None:
 
 
 def test_under_mrpo_the_smallest_decides() -> None:
-    settings = {"trust_region": "fixed", "epsilon": 0.5, "normalize": "sum"}
-    found = under_mrpo(scored(), settings, None)
+    found = under_mrpo(scored(), TargetSettings(trust_region=TrustRegion(kind="fixed", epsilon=0.5)), None)
     # Of the eight completions one is the smaller in six, ties in one (−8), and lies above in one (−6 against −9).
     assert found["references"]["one"]["argmin_share"] == pytest.approx((6 + 0.5) / 8)
     assert 1 <= found["effective_k"] <= 2

@@ -12,12 +12,13 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
+from tiny_methods import settings_of
 from tiny_references import plain_pairs, reference, write_pairs
 
 from mrpo_pipeline.pairs import completion_id, dump_prompt
 from mrpo_pipeline.recipe import parse_recipe
 from mrpo_pipeline.scoring import score_references
-from mrpo_pipeline.targets import TargetSettings, compute_targets
+from mrpo_pipeline.targets.compute import compute_targets
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROOT = DOCS.parent
@@ -78,17 +79,17 @@ def test_the_worked_pair_on_the_concepts_page_is_what_is_computed() -> None:
     text = " ".join(page.split())
     chosen, rejected = np.array([[-60.0, -48.0]]), np.array([[-58.0, -53.0]])
     for aggregate in ("harmonic", "geometric", "arithmetic"):
-        settings = TargetSettings(
+        settings = settings_of(
             reference_names=["base", "big"], aggregate=aggregate, weights="uniform", trust_region="off"
         )
-        targets = compute_targets(chosen, rejected, settings)
+        targets = compute_targets(chosen, rejected, *settings)
         sides = float(targets.target_chosen[0]), float(targets.target_rejected[0])
         row = next(line for line in page.splitlines() if line.startswith(f"| {aggregate} |"))
         told = [float(text) for text in row.replace("−", "-").replace("*", "").split("|")[2:5]]
         assert told == pytest.approx([*sides, sides[0] - sides[1]], abs=0.006)
         if aggregate == "harmonic":
             assert f"(here {targets.diagnostics['refs/effective_k']:.2f} of 2)" in text
-    clipped = compute_targets(chosen, rejected, TargetSettings(reference_names=["base", "big"]))
+    clipped = compute_targets(chosen, rejected, *settings_of(reference_names=["base", "big"]))
     moved = clipped.clipped_chosen[0, 1], clipped.clipped_rejected[0, 1]
     assert f"from −48 to −{-moved[0]:.2f}" in text and f"+5 to −{moved[1] - moved[0]:.2f}" in text
 
@@ -96,13 +97,14 @@ def test_the_worked_pair_on_the_concepts_page_is_what_is_computed() -> None:
 def test_the_worked_units_on_the_concepts_page_are_what_is_computed() -> None:
     import torch
 
-    from mrpo_pipeline.losses import preference_loss
+    from mrpo_pipeline.losses.preference import References, preference_loss
+    from mrpo_pipeline.losses.settings import LossSettings
 
     page = (DOCS / "concepts.md").read_text(encoding="utf-8").replace("−", "-").replace("*", "")
     section = page[page.index("### The unit") : page.index("## Weights")]
     base, big = np.array([[-60.0, -48.0]]) / 100, np.array([[-58.0, -53.0]]) / 140
-    settings = TargetSettings(reference_names=["base", "big"], weights="uniform", trust_region="off")
-    harmonic = compute_targets(base, big, settings).target_chosen[0]
+    settings = settings_of(reference_names=["base", "big"], weights="uniform", trust_region="off")
+    harmonic = compute_targets(base, big, *settings).target_chosen[0]
     assert f"and the harmonic mean is {harmonic:.2f}." in " ".join(section.split())
     units: dict[str, tuple[float, float] | None] = {"sum": None, "token": (25, 35), "byte": (100, 140)}
     for unit, counts in units.items():
@@ -114,7 +116,8 @@ def test_the_worked_units_on_the_concepts_page_are_what_is_computed() -> None:
         zero, one = torch.zeros(1, 1), torch.ones(1, 1)
         sides = []
         for beta in (1.0, 0.1, told[5]):
-            loss = preference_loss(torch.tensor([3.0]), torch.tensor([-3.0]), zero, zero, one, beta=beta, **divided)
+            references = References(zero, zero, one, **divided)
+            loss = preference_loss(torch.tensor([3.0]), torch.tensor([-3.0]), references, LossSettings(beta=beta))
             sides.append((loss.chosen_rewards.item(), loss.rejected_rewards.item()))
         expected = [*sides[0], sides[0][0] - sides[0][1], sides[1][0] - sides[1][1]]
         assert told[:4] == pytest.approx(expected, abs=5e-5)

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from flat_loss import preference_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrpo_pipeline.losses import LOSSES, preference_loss
+from mrpo_pipeline.losses.settings import LOSSES
 
 
 def doubles(*values):

@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
+from flat_loss import preference_loss
 
-from mrpo_pipeline.losses import check_loss, preference_loss
+from mrpo_pipeline.losses.settings import LossSettings, check_loss
 
 
 def doubles(*values):
@@ -21,7 +22,7 @@ def exactly(value):
 
 def test_label_smoothing_may_come_near_one_half():
     """z = 0.5·4 = 2, s = 0.4: 0.6·log(1 + e^−2) + 0.4·log(1 + e^2)."""
-    check_loss("sigmoid", 0.49)
+    check_loss(LossSettings(label_smoothing=0.49))
     result = preference_loss(
         doubles(-10), doubles(-20), doubles(-12)[:, None], doubles(-18)[:, None], doubles(1)[:, None],
         beta=0.5, label_smoothing=0.4,

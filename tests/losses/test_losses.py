@@ -5,12 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from flat_loss import preference_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from tiny_methods import settings_of
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.losses import LOSSES, preference_loss, sft_loss
-from mrpo_pipeline.targets import TargetSettings, compute_targets
+from mrpo_pipeline.losses.preference import sft_loss
+from mrpo_pipeline.losses.settings import LOSSES
+from mrpo_pipeline.targets.compute import compute_targets
 
 
 def column(*values):
@@ -213,7 +217,7 @@ def test_agrees_with_trl(pairs, loss, beta):
 
 
 def losses_of(policy, chosen, rejected, method, **options):
-    inputs = compute_targets(chosen, rejected, method).loss_inputs()
+    inputs = compute_targets(chosen, rejected, *method).loss_inputs()
     return preference_loss(
         policy[0],
         policy[1],
@@ -238,7 +242,7 @@ def test_with_one_reference_mrpo_multi_dpo_single_and_dpo_have_the_same_loss_bit
         {"name": "multi-dpo"},
     ]
     results = [
-        losses_of(policy, chosen, rejected, TargetSettings(reference_names=["base"], **changes), loss=loss, **lengths)
+        losses_of(policy, chosen, rejected, settings_of(reference_names=["base"], **changes), loss=loss, **lengths)
         for changes in methods
     ]
     for result in results[1:]:
@@ -251,10 +255,10 @@ def test_multi_dpo_is_the_weighted_sum_of_the_dpo_losses_of_its_references():
     policy = torch.tensor(-300 * random.random((2, 16)))
     names = ["a", "b", "c"]
     weights = [0.2, 0.0, 0.8]
-    method = TargetSettings(reference_names=names, name="multi-dpo", weights=weights, trust_region="off")
+    method = settings_of(reference_names=names, name="multi-dpo", weights=weights, trust_region="off")
     multi = losses_of(policy, chosen, rejected, method)
     singles = [
-        losses_of(policy, chosen, rejected, TargetSettings(reference_names=names, aggregate=f"single:{name}"))
+        losses_of(policy, chosen, rejected, settings_of(reference_names=names, aggregate=f"single:{name}"))
         for name in names
     ]
     expected = sum(weight * single.losses for weight, single in zip(weights, singles, strict=True))
@@ -264,14 +268,14 @@ def test_multi_dpo_is_the_weighted_sum_of_the_dpo_losses_of_its_references():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "kto"}, "expected one of sigmoid, hinge, ipo, minor-dpo, mpo, modpo"),
+        ({"loss": "kto"}, "'sigmoid', 'hinge', 'ipo', 'minor-dpo', 'mpo' or 'modpo'"),
         *(({"loss": loss, "label_smoothing": 0.1}, "sigmoid loss alone") for loss in LOSSES if loss != "sigmoid"),
-        ({"label_smoothing": 0.5}, "below 0.5"),
-        ({"label_smoothing": -0.1}, "below 0.5"),
+        ({"label_smoothing": 0.5}, "less than 0.5"),
+        ({"label_smoothing": -0.1}, "greater than or equal to 0"),
     ],
 )
 def test_losses_that_are_not_offered_are_refused(options, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises((UserError, ValidationError), match=message):
         one_pair((-1, -2), (-1, -2), **options)
 
 

@@ -23,7 +23,6 @@ from mrpo_pipeline.dataset.reference_logps import open_caches
 from mrpo_pipeline.dataset.splits import examples_of, load_splits
 from mrpo_pipeline.policy.arguments import training_arguments
 from mrpo_pipeline.policy.model import load_policy
-from mrpo_pipeline.policy.run import loss_settings
 from mrpo_pipeline.policy.trainer import PreferenceTrainer
 from mrpo_pipeline.recipe import parse_recipe
 from mrpo_pipeline.scoring import score_references
@@ -126,7 +125,7 @@ def our_trainer(folder: Path, model: Path, pairs: Path) -> PreferenceTrainer:
     torch.manual_seed(0)
     policy = load_policy(recipe.required_policy())
     arguments = training_arguments(TRAINING, recipe.output_dir, dtype="float32", evaluates=False)
-    return PreferenceTrainer(policy, arguments, loss_settings(recipe.method), examples)
+    return PreferenceTrainer(policy, arguments, recipe.method, examples)
 
 
 def their_trainer(folder: Path, model: Path, rows: list[dict[str, Any]], start: dict[str, torch.Tensor]) -> Any:

@@ -7,9 +7,8 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.anchor_check import TOLERANCE, check_start
 from mrpo_pipeline.policy.arguments import training_arguments
 from mrpo_pipeline.policy.model import load_policy
-from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.trainer import PreferenceTrainer
-from mrpo_pipeline.recipe import Lora, Policy
+from mrpo_pipeline.recipe import Lora, Method, Policy
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def build(folder, tmp_path):
         arguments = training_arguments(
             {"per_device_train_batch_size": 4, "disable_tqdm": True}, tmp_path, dtype=dtype, evaluates=False
         )
-        return PreferenceTrainer(model, arguments, LossSettings(), examples)
+        return PreferenceTrainer(model, arguments, Method(), examples)
 
     return make
 

@@ -19,7 +19,7 @@ from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.evaluation.held_out import evaluate_policy
 from mrpo_pipeline.policy import checkpoints
-from mrpo_pipeline.policy.settings import LossSettings
+from mrpo_pipeline.recipe import Method
 from mrpo_pipeline.recipe.training import FastPaths
 
 # A word of one pair alone.
@@ -123,7 +123,7 @@ def test_figures_of_held_out_pairs_are_not_made_of_nan(llama: Path, tmp_path: Pa
     held_out = examples_with_rare_word(2)
     trainer = trainer_for(model, tmp_path / "out", make_examples(2), eval_examples=held_out, **STEPS)  # type: ignore[no-untyped-call]
     with pytest.raises(RunError, match=r"not finite on 1 of 8 held-out pairs \(pair-2\)"):
-        _ = trainer.evaluate() if while_training else evaluate_policy(load_base(model), held_out, LossSettings())
+        _ = trainer.evaluate() if while_training else evaluate_policy(load_base(model), held_out, Method())
 
 
 @pytest.mark.parametrize(

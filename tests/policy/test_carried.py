@@ -10,7 +10,7 @@ from step_scoped_run import examples_of
 
 from mrpo_pipeline.policy.method_state import AT_START, Carried, RewardMean, read_figures
 from mrpo_pipeline.policy.sampler import StepSampler, TrainingOrder
-from mrpo_pipeline.policy.settings import LossSettings
+from mrpo_pipeline.recipe import Method
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -60,7 +60,7 @@ def test_the_running_mean_by_hand():
 
 def test_a_fixed_method_carries_nothing_and_reads_nothing(tmp_path):
     examples = examples_of("modpo")
-    carried = Carried(examples, LossSettings(), StepSampler(examples.lengths, size=2), 0)
+    carried = Carried(examples, Method(), StepSampler(examples.lengths, size=2), 0)
     assert not carried
     batch = examples.__getitems__([0, 1])
     assert carried.fill(batch) is batch
@@ -73,7 +73,7 @@ def test_a_fixed_method_carries_nothing_and_reads_nothing(tmp_path):
 
 def test_what_is_written_is_read_back_to_the_last_bit(tmp_path):
     examples = examples_of("thompson")
-    loss = LossSettings(loss="mpo")
+    loss = Method(loss="mpo")
     carried, again = (Carried(examples, loss, StepSampler(examples.lengths, size=2), 0) for _ in range(2))
     carried.rewards.total, carried.rewards.count = -0.1 / 3, 7.0
     carried.weights.thompson.accuracy = 1 / 3

@@ -13,9 +13,8 @@ from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.policy.arguments import training_arguments
 from mrpo_pipeline.policy.metrics import METRICS
 from mrpo_pipeline.policy.model import load_policy
-from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.trainer import PreferenceTrainer
-from mrpo_pipeline.recipe import Lora, Policy
+from mrpo_pipeline.recipe import Lora, Method, Policy
 
 LORA = Lora(r=4, alpha=8, target_modules="all-linear")
 
@@ -39,7 +38,7 @@ def trainer_for(
     arguments = training_arguments(
         defaults | training, output_dir, dtype="float32", evaluates=eval_examples is not None
     )
-    return PreferenceTrainer(model, arguments, settings or LossSettings(), examples, eval_examples, fast=fast)
+    return PreferenceTrainer(model, arguments, settings or Method(), examples, eval_examples, fast=fast)
 
 
 def plain_loss(chosen, rejected, examples, settings):
@@ -80,10 +79,10 @@ def plain_step(trainer, examples, settings):
 
 
 SETTINGS = {
-    "sigmoid": LossSettings(beta=0.3, label_smoothing=0.1),
-    "hinge": LossSettings(beta=0.3, loss="hinge"),
-    "ipo": LossSettings(beta=0.3, loss="ipo"),
-    "sft": LossSettings(beta=0.3, sft_weight=0.7),
+    "sigmoid": Method(beta=0.3, label_smoothing=0.1),
+    "hinge": Method(beta=0.3, loss="hinge"),
+    "ipo": Method(beta=0.3, loss="ipo"),
+    "sft": Method(beta=0.3, sft_weight=0.7),
 }
 
 
@@ -103,7 +102,7 @@ def test_other_architectures_give_the_loss_of_full_logits(tmp_path, kind):
     folder = write_policy(tmp_path / "model", kind)
     examples = make_examples(5)
     trainer = trainer_for(folder, tmp_path / "out", examples, moved=0.2, per_device_train_batch_size=5)
-    loss, norm = plain_step(trainer, examples, LossSettings())
+    loss, norm = plain_step(trainer, examples, Method())
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(loss, rel=1e-5)
     assert trainer.state.log_history[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
@@ -180,7 +179,7 @@ def test_a_last_incomplete_step_is_divided_by_its_own_number_of_pairs(llama, tmp
                 if getattr(examples, name) is not None
             },
         )
-        expected = plain_loss(*(side[list(picked)] for side in sides), part, LossSettings())
+        expected = plain_loss(*(side[list(picked)] for side in sides), part, Method())
         assert entry["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -204,7 +203,7 @@ def test_with_its_own_sums_as_the_reference_the_loss_starts_at_ln_2_and_margins_
 
 def test_metrics_are_averages_over_pairs_between_logs(llama, tmp_path):
     examples = make_examples(10)
-    settings = LossSettings(beta=0.2)
+    settings = Method(beta=0.2)
     trainer = trainer_for(
         llama,
         tmp_path,

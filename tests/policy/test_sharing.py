@@ -19,8 +19,8 @@ from mrpo_pipeline.policy.forward import PolicyForward
 from mrpo_pipeline.policy.fused_lora import fuse_adapters
 from mrpo_pipeline.policy.model import silence_config
 from mrpo_pipeline.policy.prompt_sharing_check import share_prompts
-from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.trainer import PreferenceTrainer
+from mrpo_pipeline.recipe import Method
 
 SHARED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi", "phi3", "gpt2", "gpt_neox", "mixtral",
           "qwen2_moe", "cohere", "granite", "opt")  # fmt: skip
@@ -200,7 +200,7 @@ def trainer_of(model, examples, folder, **training):
         "save_strategy": "no",
     } | training
     arguments = training_arguments(settings, folder, dtype="float32", evaluates=False)
-    return PreferenceTrainer(model, arguments, LossSettings(beta=0.3), examples, fast=fast_paths(training))
+    return PreferenceTrainer(model, arguments, Method(beta=0.3), examples, fast=fast_paths(training))
 
 
 @pytest.mark.parametrize("kind", ["bloom", "llama"])

@@ -8,9 +8,8 @@ from tiny_policy import make_examples, write_policy
 from transformers import AutoModelForCausalLM
 
 from mrpo_pipeline.models.adapters import put_adapter
-from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.train import train_policy
-from mrpo_pipeline.recipe import Policy
+from mrpo_pipeline.recipe import Method, Policy
 
 
 def test_embeddings_that_the_adapter_brings_are_in_the_adapter_that_is_left(tmp_path):
@@ -25,7 +24,7 @@ def test_embeddings_that_the_adapter_brings_are_in_the_adapter_that_is_left(tmp_
     examples.chosen_ids[0][-1] = 98
     settings = Policy(model=str(base), adapter=str(tmp_path / "sft"))
     arguments = {"max_steps": 1, "learning_rate": 1e-2, "report_to": "none", "save_strategy": "steps", "save_steps": 1}
-    train_policy(settings, examples, None, LossSettings(), arguments, tmp_path / "out")
+    train_policy(settings, examples, None, Method(), arguments, tmp_path / "out")
     for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-1"):
         again = put_adapter(AutoModelForCausalLM.from_pretrained(base), str(folder))
         for name, weight in (("embed_tokens", again.get_input_embeddings().weight), ("lm_head", model.lm_head.weight)):

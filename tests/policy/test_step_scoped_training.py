@@ -7,7 +7,7 @@ import json
 import numpy as np
 import polars as pl
 import pytest
-from step_scoped_run import KINDS, NAMES, STEPS, examples_of, run
+from step_scoped_run import KINDS, NAMES, STEPS, examples_of, method_of, run
 from test_resume import losses
 from tiny_policy import load_base, plain_sums, write_policy
 
@@ -209,10 +209,10 @@ def test_held_out_pairs_are_measured_with_what_training_has_come_to(runs, kind):
     examples = examples_of(kind, 5, seed=3)
     sums = [torch.from_numpy(side) for side in plain_sums(policy, examples)]
     carried = read_figures(folder)
-    metrics = evaluation_metrics(*sums, examples, KINDS[kind][1], carried)
+    metrics = evaluation_metrics(*sums, examples, method_of(kind), carried)
     for name in ("loss", "rewards/chosen", "rewards/margins"):
         assert metrics[name] == pytest.approx(results[f"eval_{name}"], rel=1e-5), name
-    assert evaluation_metrics(*sums, examples, KINDS[kind][1], AT_START)["loss"] != pytest.approx(metrics["loss"])
+    assert evaluation_metrics(*sums, examples, method_of(kind), AT_START)["loss"] != pytest.approx(metrics["loss"])
     if kind == "sliding-window":
         seen = np.concatenate(order(examples_of(kind)))[-5:]
         np.testing.assert_allclose(carried.weights, examples_of(kind).weights[seen].mean(axis=0), rtol=1e-12)
@@ -259,9 +259,8 @@ def test_a_resumed_run_that_would_begin_its_epoch_anew_is_refused(runs, tmp_path
 def test_another_window_is_another_run(runs, tmp_path, monkeypatch):
     model, _ = runs
     run(model, tmp_path, "sliding-window", max_steps=2)
-    step, loss = KINDS["sliding-window"]
-    monkeypatch.setitem(KINDS, "sliding-window", (step | {"window": 6}, loss))
-    with pytest.raises(UserError, match=r"method\.window \(was 5, now 6\)"):
+    monkeypatch.setitem(KINDS, "sliding-window", KINDS["sliding-window"] | {"window": 6})
+    with pytest.raises(UserError, match=r"method\.weights_options\.window \(was 5, now 6\)"):
         run(model, tmp_path, "sliding-window", max_steps=2, resume=True)
 
 
@@ -270,7 +269,7 @@ def test_examples_that_are_written_down_for_other_processes_come_back_whole(tmp_
     examples = examples_of(kind)
     examples.write(tmp_path)
     opened = PreferenceExamples.open(tmp_path)
-    assert opened.step_settings == examples.step_settings
+    assert opened.step_references == examples.step_references
     if kind == "modpo":
         np.testing.assert_array_equal(opened.margins, examples.margins)
         assert opened.judges is None

@@ -11,9 +11,8 @@ from training_run import run
 from transformers import AutoTokenizer
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.train import read_results, train_policy
-from mrpo_pipeline.recipe import Policy
+from mrpo_pipeline.recipe import Method, Policy
 from mrpo_pipeline.rendering.templates import PLAIN_TEMPLATE
 
 HERE = Path(__file__).parent
@@ -112,7 +111,7 @@ def test_the_card_and_the_saved_template(model, tmp_path):
         Policy(model=str(model)),
         make_examples(4),
         None,
-        LossSettings(),
+        Method(),
         {"max_steps": 1},
         tmp_path,
         card=card,
@@ -165,18 +164,18 @@ def test_training_keys_that_cannot_be_are_refused_by_name(model, tmp_path, train
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
     with pytest.raises(UserError, match=words):
-        train_policy(Policy(model=str(model)), make_examples(2), None, LossSettings(), training, tmp_path)
+        train_policy(Policy(model=str(model)), make_examples(2), None, Method(), training, tmp_path)
 
 
 def test_bfloat16_is_left_out_on_a_machine_without_it(model, tmp_path, monkeypatch):
     monkeypatch.setattr("mrpo_pipeline.policy.model.has_bfloat16", lambda: False)
     monkeypatch.setattr("mrpo_pipeline.policy.arguments.has_bfloat16", lambda: False)
     results = train_policy(
-        Policy(model=str(model)), make_examples(2), None, LossSettings(), {"max_steps": 1, "bf16": True}, tmp_path
+        Policy(model=str(model)), make_examples(2), None, Method(), {"max_steps": 1, "bf16": True}, tmp_path
     )
     assert results["train_loss"] > 0
 
 
 def test_no_pairs_is_an_error_of_the_user(model, tmp_path):
     with pytest.raises(UserError, match="no training pairs"):
-        train_policy(Policy(model=str(model)), make_examples(0), None, LossSettings(), {}, tmp_path)
+        train_policy(Policy(model=str(model)), make_examples(0), None, Method(), {}, tmp_path)

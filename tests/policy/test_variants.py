@@ -11,9 +11,8 @@ from mrpo_pipeline.dataset.policy_start import AnchorStart
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.lora import add_adapter
 from mrpo_pipeline.policy.model import load_policy
-from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.train import train_policy
-from mrpo_pipeline.recipe import Lora, Policy
+from mrpo_pipeline.recipe import Lora, Method, Policy
 from mrpo_pipeline.recipe.training import FastPaths
 
 SLOW = {"share_prompt": False, "micro_batch_tokens": "off", "fused_lora": False, "chunked_head": False}
@@ -27,7 +26,7 @@ def llama(tmp_path_factory):
 
 
 def losses(policy, output_dir, examples, *, anchor=None, **training):
-    train_policy(policy, examples, None, LossSettings(beta=0.3), QUICK | training, output_dir, anchor=anchor)
+    train_policy(policy, examples, None, Method(beta=0.3), QUICK | training, output_dir, anchor=anchor)
     history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "learning_rate" in entry]
 

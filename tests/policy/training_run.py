@@ -15,9 +15,8 @@ from pathlib import Path
 
 from tiny_policy import make_examples
 
-from mrpo_pipeline.policy.settings import LossSettings
 from mrpo_pipeline.policy.train import train_policy
-from mrpo_pipeline.recipe import Lora, Policy
+from mrpo_pipeline.recipe import Lora, Method, Policy
 
 TRAINING = {
     "num_train_epochs": 3,
@@ -42,7 +41,7 @@ def run(
         Policy(model=str(model), lora=Lora(r=4, alpha=8, dropout=dropout, target_modules="all-linear")),
         make_examples(10, references=2),
         make_examples(5, seed=3, references=2),
-        LossSettings(beta=0.3, sft_weight=0.1),
+        Method(beta=0.3, sft_weight=0.1),
         TRAINING | training,
         output_dir,
         resume=resume,

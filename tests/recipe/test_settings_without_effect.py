@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from mrpo_pipeline.compare import contenders
-from mrpo_pipeline.dataset.reference_logps import target_settings
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.recipe.without_effect import ignored_settings, refuse_ignored
-from mrpo_pipeline.targets import compute_targets
+from mrpo_pipeline.targets.compute import compute_targets
 
 MODELS = {"base": {"model": "m"}, "other": {"model": "n"}}
 
@@ -75,7 +74,7 @@ def test_the_table_agrees_with_the_targets_themselves() -> None:
     chosen, rejected = np.array([[-5.0, -9.0], [-7.0, -3.0]]), np.array([[-6.0, -4.0], [-8.0, -9.0]])
 
     def targets(method: Any) -> Any:
-        made = compute_targets(chosen, rejected, target_settings(method, list(MODELS))).loss_inputs()
+        made = compute_targets(chosen, rejected, method, list(MODELS)).loss_inputs()
         return np.concatenate([np.ravel(one) for one in (made.reference_chosen, made.reference_rejected, made.weights)])
 
     for method, key in [*IGNORED, *USED]:

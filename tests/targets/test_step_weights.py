@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_methods import settings_of
 
-from mrpo_pipeline.targets import TargetSettings, Thompson, compute_targets, sliding_window, step_inputs
+from mrpo_pipeline.targets.compute import compute_targets
+from mrpo_pipeline.targets.online_weights import Thompson, sliding_window, step_inputs
 
 
 def rows(*first):
@@ -88,14 +90,14 @@ def test_a_steps_targets_are_those_of_the_same_weights_given(changes):
     sides = random.normal(-60, 15, (2, 6, 3))
     units = {"units_chosen": random.integers(3, 30, 6), "units_rejected": random.integers(3, 30, 6)}
     alpha = [0.2, 0.0, 0.8]
-    fixed = TargetSettings(**{"reference_names": NAMES, "weights": alpha, **changes})
-    expected = compute_targets(*sides, fixed, **units).loss_inputs()
-    kind = TargetSettings(**{"reference_names": NAMES, "weights": "thompson", **changes})
-    raw = compute_targets(*sides, kind, **units).loss_inputs()
+    fixed = settings_of(**{"reference_names": NAMES, "weights": alpha, **changes})
+    expected = compute_targets(*sides, *fixed, **units).loss_inputs()
+    kind = settings_of(**{"reference_names": NAMES, "weights": "thompson", **changes})
+    raw = compute_targets(*sides, *kind, **units).loss_inputs()
     assert raw.reference_chosen.shape == (6, 3)
     for weights in (np.array(alpha), np.tile(alpha, (6, 1))):
         found = step_inputs(
-            raw.reference_chosen, raw.reference_rejected, weights, kind, raw.chosen_units, raw.rejected_units
+            raw.reference_chosen, raw.reference_rejected, weights, kind[0], raw.chosen_units, raw.rejected_units
         )
         for name in ("reference_chosen", "reference_rejected", "weights"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-12, err_msg=name)
@@ -106,8 +108,8 @@ def test_a_steps_targets_are_those_of_the_same_weights_given(changes):
 def test_of_step_scoped_weights_what_depends_on_them_is_not_told_beforehand():
     random = np.random.default_rng(4)
     sides = random.normal(-60, 15, (2, 6, 3))
-    kind = TargetSettings(reference_names=NAMES, weights="sliding-window")
-    targets = compute_targets(*sides, kind)
+    kind = settings_of(reference_names=NAMES, weights="sliding-window")
+    targets = compute_targets(*sides, *kind)
     assert targets.step_scoped
     assert "refs/a/accuracy" in targets.diagnostics
     assert not [name for name in targets.diagnostics if name.endswith(("/weight", "effective_k"))]

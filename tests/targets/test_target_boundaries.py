@@ -5,10 +5,11 @@ What `tests/soak/mutate_targets.py` found to be held by no other test.
 
 import numpy as np
 import pytest
+from tiny_methods import settings_of
 
 from mrpo_pipeline.errors import RunError
-from mrpo_pipeline.targets import Targets, TargetSettings, compute_targets
 from mrpo_pipeline.targets.aggregate import AGGREGATES, influence
+from mrpo_pipeline.targets.compute import Targets, compute_targets
 from mrpo_pipeline.targets.trust_region import band_widths, clip_to_anchor
 from mrpo_pipeline.targets.weights import lift, temper
 
@@ -17,7 +18,7 @@ SIDES = [[-10.0, -20.0]], [[-11.0, -17.0]]
 
 
 def settings(names=TWO, **changes):
-    return TargetSettings(reference_names=names, **{"trust_region": "off", "weights": "uniform", **changes})
+    return settings_of(reference_names=names, **{"trust_region": "off", "weights": "uniform", **changes})
 
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)
@@ -44,7 +45,7 @@ def test_influence_is_the_derivative_of_the_target_by_each_reference(aggregate):
     ],
 )
 def test_the_user_is_told_of_weights_whose_sum_is_off_by_more_than_a_millionth(weights, told):
-    assert bool(compute_targets(*SIDES, settings(weights=weights)).notices) == told
+    assert bool(compute_targets(*SIDES, *settings(weights=weights)).notices) == told
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -53,9 +54,9 @@ def test_float32_sums_are_reckoned_with_in_float64(side):
     random = np.random.default_rng(2)
     sides = [random.normal(-2000.1, 30, (6, 3)).astype(np.float32) for _ in range(2)]
     names = ["a", "b", "c"]
-    exact = compute_targets(*(one.astype(np.float64) for one in sides), settings(names, trust_region="adaptive"))
+    exact = compute_targets(*(one.astype(np.float64) for one in sides), *settings(names, trust_region="adaptive"))
     mixed = [one.astype(np.float64) if at != side else one for at, one in enumerate(sides)]
-    found = compute_targets(*mixed, settings(names, trust_region="adaptive"))
+    found = compute_targets(*mixed, *settings(names, trust_region="adaptive"))
     for name in ("clipped_chosen", "clipped_rejected", "target_chosen", "target_rejected"):
         assert getattr(found, name).dtype == np.float64
         np.testing.assert_array_equal(getattr(found, name), getattr(exact, name))
@@ -66,22 +67,22 @@ def test_a_log_prob_that_is_not_finite_names_its_side(side):
     sides = [np.full((2, 2), -1.0), np.full((2, 2), -2.0)]
     sides[side][0, 0] = np.nan
     with pytest.raises(RunError, match=f"1 of 2 {('chosen', 'rejected')[side]} completions"):
-        compute_targets(*sides, settings())
+        compute_targets(*sides, *settings())
 
 
 def test_units_are_counts_in_float64_finite_and_above_0():
-    whole = compute_targets(*SIDES, settings(normalize="token"), units_chosen=[5], units_rejected=[7]).loss_inputs()
+    whole = compute_targets(*SIDES, *settings(normalize="token"), units_chosen=[5], units_rejected=[7]).loss_inputs()
     assert whole.chosen_units.dtype == whole.rejected_units.dtype == np.float64
     with pytest.raises(ValueError, match="expected units_chosen and units_rejected"):
-        compute_targets(*SIDES, settings(normalize="token"), units_chosen=[5])
+        compute_targets(*SIDES, *settings(normalize="token"), units_chosen=[5])
     for units in ([np.inf], [-1.0], [0.0]):
         with pytest.raises(ValueError, match="finite counts above 0"):
-            compute_targets(*SIDES, settings(normalize="token"), units_chosen=[5], units_rejected=units)
+            compute_targets(*SIDES, *settings(normalize="token"), units_chosen=[5], units_rejected=units)
 
 
 def test_without_held_out_weights_the_message_says_none():
     with pytest.raises(ValueError, match="held-out pairs: none, expected"):
-        compute_targets(*SIDES, settings(weights="validation-accuracy"))
+        compute_targets(*SIDES, *settings(weights="validation-accuracy"))
 
 
 @pytest.mark.parametrize(
@@ -95,13 +96,13 @@ def test_without_held_out_weights_the_message_says_none():
 )
 def test_a_tie_is_what_float32_sums_cannot_tell_apart(rejected, tie):
     chosen = 0.0 if rejected > -1 else -5000.0
-    report = compute_targets([[chosen, -1.0]], [[rejected, -2.0]], settings()).diagnostics
+    report = compute_targets([[chosen, -1.0]], [[rejected, -2.0]], *settings()).diagnostics
     assert report["refs/base/ties"] == tie
     assert report["refs/base/accuracy"] == (0.5 if tie else 1)
 
 
 def test_half_a_nat_is_enough_to_rank_rightly_or_wrongly():
-    report = compute_targets([[-5.5, -5.0]], [[-5.0, -5.5]], settings()).diagnostics
+    report = compute_targets([[-5.5, -5.0]], [[-5.0, -5.5]], *settings()).diagnostics
     assert (report["refs/base/accuracy"], report["refs/other/accuracy"]) == (0, 1)
 
 
@@ -109,7 +110,7 @@ def test_half_a_nat_is_enough_to_rank_rightly_or_wrongly():
 def test_a_pair_ranked_wrongly_before_and_after_clipping_is_no_flip(trust_region):
     """Anchor −100 and −90; bands of 20%: the other reference's (−95, −92) lies in both, Δ = −3."""
     method = settings(trust_region=trust_region, epsilon=0.2)
-    report = compute_targets([[-100.0, -95.0]], [[-90.0, -92.0]], method).diagnostics
+    report = compute_targets([[-100.0, -95.0]], [[-90.0, -92.0]], *method).diagnostics
     assert (report["refs/base/sign_flips"], report["refs/other/sign_flips"]) == (0, 0)
 
 

@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
+from tiny_methods import settings_of
 
-from mrpo_pipeline.targets import TargetSettings, compute_targets
+from mrpo_pipeline.targets.compute import compute_targets
 
 
 def diagnostics(chosen, rejected, names=("base", "other"), **changes):
-    settings = TargetSettings(
+    settings = settings_of(
         reference_names=names, **{"weights": "uniform", "trust_region": "off", "aggregate": "harmonic", **changes}
     )
-    return compute_targets(chosen, rejected, settings).diagnostics
+    return compute_targets(chosen, rejected, *settings).diagnostics
 
 
 def test_effective_k_is_one_where_one_reference_decides_whatever_the_weights():

@@ -2,13 +2,17 @@
 
 import numpy as np
 import pytest
+from tiny_methods import nested, settings_of
 
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.targets import TargetSettings, compute_targets
+from mrpo_pipeline.recipe import parse_recipe
+from mrpo_pipeline.targets.compute import compute_targets
+from mrpo_pipeline.targets.settings import TargetSettings, check_target
 
+NAMES = ["base", "other"]
 REFUSED = {
-    "an unknown name": ({"name": "kto"}, "method.name is 'kto': expected one of mrpo, multi-dpo, dpo"),
-    "an unknown aggregate": ({"aggregate": "median"}, "harmonic, geometric, arithmetic, single:NAME"),
+    "an unknown name": ({"name": "kto"}, "`method.name` in the recipe is 'kto': expected 'mrpo', 'multi-dpo' or 'dpo'"),
+    "an unknown aggregate": ({"aggregate": "median"}, "harmonic, geometric, arithmetic, or single:"),
     "a single reference that is not there": ({"aggregate": "single:gemma"}, "one of base, other"),
     "a single reference under dpo that is not the anchor": (
         {"name": "dpo", "aggregate": "single:other"},
@@ -20,10 +24,19 @@ REFUSED = {
         "expected one of uniform, adaptive, validation-discrimination, validation-accuracy, sliding-window, thompson, "
         "or a list of 2 numbers",
     ),
-    "a window of no pair": ({"weights": "sliding-window", "window": 0}, "method.weights_options.window is 0"),
-    "a prior of zero": ({"weights": "thompson", "prior": 0.0}, "method.weights_options.prior is 0.0"),
-    "judging on no pair": ({"weights": "thompson", "pairs": 0}, "method.weights_options.pairs is 0"),
-    "judging every zero steps": ({"weights": "thompson", "every": 0}, "method.weights_options.every is 0"),
+    "a window of no pair": (
+        {"weights": "sliding-window", "window": 0},
+        "`method.weights_options.window` in the recipe is 0: expected 1 or more",
+    ),
+    "a prior of zero": (
+        {"weights": "thompson", "prior": 0.0},
+        "`method.weights_options.prior` in the recipe is 0.0: expected more than 0",
+    ),
+    "judging on no pair": ({"weights": "thompson", "pairs": 0}, "`method.weights_options.pairs` in the recipe is 0"),
+    "judging every zero steps": (
+        {"weights": "thompson", "every": 0},
+        "`method.weights_options.every` in the recipe is 0",
+    ),
     "the official code with weights of held-out pairs": (
         {"weights": "validation-accuracy", "compatibility": "official-code"},
         "adaptive or to numbers",
@@ -33,21 +46,27 @@ REFUSED = {
         "adaptive or to numbers",
     ),
     "too few weights": ({"weights": [1.0]}, "for each of the 2 references (base, other)"),
-    "weights that are no numbers": ({"weights": ["1", "2"]}, "one number for each"),
-    "weights that are truth values": ({"weights": [True, False]}, "one number for each"),
+    "weights that are no numbers": (
+        {"weights": ["1", "2"]},
+        "`method.weights.0` in the recipe is '1': expected a number",
+    ),
+    "weights that are truth values": (
+        {"weights": [True, False]},
+        "`method.weights.0` in the recipe is True: expected a number",
+    ),
     "a negative weight": ({"weights": [1.5, -0.5]}, "finite numbers of 0 or more"),
     "weights all zero": ({"weights": [0, 0]}, "not all 0"),
-    "a weight that is no number": ({"weights": [float("nan"), 1.0]}, "finite numbers"),
-    "an infinite weight": ({"weights": [float("inf"), 1.0]}, "finite numbers"),
-    "an unknown trust region": ({"trust_region": "clip"}, "adaptive, fixed, off"),
-    "a negative width": ({"epsilon": -0.1}, "method.trust_region.epsilon is -0.1"),
+    "a weight that is no number": ({"weights": [float("nan"), 1.0]}, "expected a finite number"),
+    "an infinite weight": ({"weights": [float("inf"), 1.0]}, "expected a finite number"),
+    "an unknown trust region": ({"trust_region": "clip"}, "expected 'adaptive', 'fixed' or 'off'"),
+    "a negative width": ({"epsilon": -0.1}, "`method.trust_region.epsilon` in the recipe is -0.1"),
     "a width that is no number": ({"epsilon": float("nan")}, "method.trust_region.epsilon"),
     "a temperature of zero": ({"temperature": 0.0}, "method.weights_options.temperature"),
     "an infinite temperature": ({"temperature": float("inf")}, "method.weights_options.temperature"),
     "a negative floor": ({"floor": -0.1}, "method.weights_options.floor"),
     "a floor above the uniform weight": ({"floor": 0.6}, "at most 1/2"),
-    "an unknown unit": ({"normalize": "word"}, "sum, token, byte"),
-    "an unknown compatibility": ({"compatibility": "paper"}, "none, official-code"),
+    "an unknown unit": ({"normalize": "word"}, "expected 'sum', 'token' or 'byte'"),
+    "an unknown compatibility": ({"compatibility": "paper"}, "expected 'none' or 'official-code'"),
     "the official code with another aggregate": (
         {"compatibility": "official-code", "aggregate": "geometric"},
         "'harmonic' alone",
@@ -60,7 +79,10 @@ REFUSED = {
         "takes exactly 2",
     ),
     "the official code with one reference": ({"compatibility": "official-code", "reference_names": ["a"]}, "exactly 2"),
-    "weights of which some are no numbers": ({"weights": [1.0, "2"]}, "one number for each"),
+    "weights of which some are no numbers": (
+        {"weights": [1.0, "2"]},
+        "`method.weights.1` in the recipe is '2': expected a number",
+    ),
     "a name in place of the list of names": ({"reference_names": "base"}, "a list of at least one name"),
     "no reference": ({"reference_names": []}, "at least one name"),
     "a name given twice": ({"reference_names": ["base", "base"]}, "a name twice"),
@@ -70,8 +92,10 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case):
     changes, message = REFUSED[case]
+    flat = {**changes}
+    names = flat.pop("reference_names", ["base", "other"])
     with pytest.raises(UserError) as refusal:
-        TargetSettings(**{"reference_names": ["base", "other"], **changes})
+        check_target(parse_recipe({"method": nested(**flat)}).method, names)
     assert message in str(refusal.value)
 
 
@@ -89,7 +113,7 @@ def test_refused(case):
     ],
 )
 def test_settings_that_do_not_touch_the_method_are_let_be(changes):
-    TargetSettings(**{"reference_names": ["base", "other"], **changes})
+    check_target(*settings_of(**{"reference_names": ["base", "other"], **changes}))
 
 
 @pytest.mark.parametrize("weights", ["sliding-window", "thompson", "validation-discrimination", "validation-accuracy"])
@@ -97,16 +121,16 @@ def test_settings_that_do_not_touch_the_method_are_let_be(changes):
     "changes", [{"name": "dpo"}, {"aggregate": "single:other"}, {"reference_names": ["base"]}], ids=str
 )
 def test_where_one_reference_alone_counts_no_weighting_needs_anything(weights, changes):
-    settings = TargetSettings(**{"reference_names": ["base", "other"], "weights": weights, **changes})
-    assert not settings.is_step_scoped
-    assert not settings.needs_held_out
-    logps = np.full((3, len(settings.reference_names)), -2.0)
-    assert compute_targets(logps, logps, settings).loss_inputs().reference_chosen.shape == (3, 1)
+    method, names = settings_of(**{"reference_names": ["base", "other"], "weights": weights, **changes})
+    assert not method.is_step_scoped(names)
+    assert not method.needs_held_out(names)
+    logps = np.full((3, len(names)), -2.0)
+    assert compute_targets(logps, logps, method, names).loss_inputs().reference_chosen.shape == (3, 1)
 
 
 def test_which_weightings_are_of_a_step_and_which_look_at_held_out_pairs():
     kinds = {
-        name: TargetSettings(reference_names=["base", "other"], weights=name)
+        name: TargetSettings(weights=name)
         for name in (
             "uniform",
             "adaptive",
@@ -116,8 +140,8 @@ def test_which_weightings_are_of_a_step_and_which_look_at_held_out_pairs():
             "thompson",
         )
     }
-    assert [name for name, kind in kinds.items() if kind.is_step_scoped] == ["sliding-window", "thompson"]
-    assert [name for name, kind in kinds.items() if kind.needs_held_out] == [
+    assert [name for name, kind in kinds.items() if kind.is_step_scoped(NAMES)] == ["sliding-window", "thompson"]
+    assert [name for name, kind in kinds.items() if kind.needs_held_out(NAMES)] == [
         "validation-discrimination",
         "validation-accuracy",
         "thompson",
@@ -125,10 +149,10 @@ def test_which_weightings_are_of_a_step_and_which_look_at_held_out_pairs():
 
 
 def test_arrays_that_do_not_fit_the_references_are_refused():
-    settings = TargetSettings(reference_names=["base", "other"])
+    settings = settings_of(reference_names=["base", "other"])
     for chosen, rejected in (((4, 3), (4, 3)), ((4, 2), (3, 2)), ((4,), (4,))):
         with pytest.raises(ValueError, match=r"expected \(N, 2\) twice"):
-            compute_targets(np.zeros(chosen), np.zeros(rejected), settings)
+            compute_targets(np.zeros(chosen), np.zeros(rejected), *settings)
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
@@ -136,45 +160,36 @@ def test_log_probs_that_are_not_finite_name_their_reference_side_and_pair(bad):
     chosen, rejected = np.full((3, 2), -1.0), np.full((3, 2), -2.0)
     rejected[1:, 1] = bad
     with pytest.raises(RunError, match=r"Reference other: 2 of 3 rejected completions .* in pair 1"):
-        compute_targets(chosen, rejected, TargetSettings(reference_names=["base", "other"]))
+        compute_targets(chosen, rejected, *settings_of(reference_names=["base", "other"]))
 
 
 def test_units_are_asked_for_where_they_are_needed_and_only_there():
     logps = np.full((2, 2), -1.0)
-    settings = TargetSettings(reference_names=["base", "other"], normalize="byte")
+    settings = settings_of(reference_names=["base", "other"], normalize="byte")
     for units in (None, [1], [1, 0], [1, np.nan], [[1], [1]]):
         with pytest.raises(ValueError, match="units"):
-            compute_targets(logps, logps, settings, units_chosen=[1, 1], units_rejected=units)
-    plain = TargetSettings(reference_names=["base", "other"])
-    assert compute_targets(logps, logps, plain, units_chosen=[9, 9]).loss_inputs().chosen_units is None
+            compute_targets(logps, logps, *settings, units_chosen=[1, 1], units_rejected=units)
+    plain = settings_of(reference_names=["base", "other"])
+    assert compute_targets(logps, logps, *plain, units_chosen=[9, 9]).loss_inputs().chosen_units is None
 
 
 def test_what_is_not_said_is_what_the_documentation_says():
-    settings = TargetSettings(reference_names=["base", "other"])
-    found = {name: getattr(settings, name) for name in TargetSettings.__dataclass_fields__}
-    assert found == {
-        "reference_names": ["base", "other"],
+    assert TargetSettings().model_dump() == {
         "name": "mrpo",
         "aggregate": "harmonic",
         "weights": "adaptive",
-        "window": 64,
-        "prior": 1.0,
-        "pairs": 64,
-        "every": 1,
-        "temperature": 1.0,
-        "floor": 0.0,
-        "trust_region": "adaptive",
-        "epsilon": 0.1,
+        "weights_options": {"floor": 0.0, "temperature": 1.0, "window": 64, "prior": 1.0, "pairs": 64, "every": 1},
+        "trust_region": {"kind": "adaptive", "epsilon": 0.1},
         "compatibility": "none",
         "normalize": "sum",
     }
 
 
 def test_dpo_is_the_first_reference_of_several():
-    settings = TargetSettings(reference_names=["base", "other", "third"], name="dpo")
-    assert settings.single == 0
+    settings = settings_of(reference_names=["base", "other", "third"], name="dpo")
+    assert settings[0].single(settings[1]) == 0
     chosen, rejected = np.array([[-1.0, -2.0, -3.0]]), np.array([[-4.0, -5.0, -6.0]])
-    inputs = compute_targets(chosen, rejected, settings).loss_inputs()
+    inputs = compute_targets(chosen, rejected, *settings).loss_inputs()
     assert (inputs.reference_chosen.tolist(), inputs.reference_rejected.tolist()) == ([[-1.0]], [[-4.0]])
 
 
@@ -189,13 +204,7 @@ def test_dpo_is_the_first_reference_of_several():
     ],
 )
 def test_adaptive_weights_are_kept_for_a_window_alone(changes, windowed):
-    settings = TargetSettings(**{"reference_names": ["base", "other"], **changes})
-    assert settings.is_windowed == windowed
-    logps = -np.arange(1.0, 1 + 2 * len(settings.reference_names)).reshape(2, -1)
-    assert (compute_targets(logps, 2 * logps, settings).adaptive is not None) == windowed
-
-
-def test_a_message_ends_with_what_is_offered():
-    with pytest.raises(UserError) as refusal:
-        TargetSettings(reference_names=["base"], trust_region="clip")
-    assert str(refusal.value).endswith("expected one of adaptive, fixed, off. Correct it.")
+    method, names = settings_of(**{"reference_names": ["base", "other"], **changes})
+    assert method.is_windowed(names) == windowed
+    logps = -np.arange(1.0, 1 + 2 * len(names)).reshape(2, -1)
+    assert (compute_targets(logps, 2 * logps, method, names).adaptive is not None) == windowed

@@ -9,8 +9,9 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
+from tiny_methods import settings_of
 
-from mrpo_pipeline.targets import TargetSettings, compute_targets
+from mrpo_pipeline.targets.compute import compute_targets
 
 DIGITS = 80
 AGREEMENT = 1e-9
@@ -102,7 +103,7 @@ def test_official_code_agrees_with_the_authors_formula_to_a_billionth(size, kind
 
 def check(chosen, rejected, references, aggregate, kind, trust_region, *, official):
     weights = given_weights(kind, references)
-    settings = TargetSettings(
+    settings = settings_of(
         reference_names=[f"r{k}" for k in range(references)],
         aggregate=aggregate,
         weights=weights,
@@ -112,7 +113,7 @@ def check(chosen, rejected, references, aggregate, kind, trust_region, *, offici
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        targets = compute_targets(chosen, rejected, settings)
+        targets = compute_targets(chosen, rejected, *settings)
     for row in range(len(chosen)):
         alpha, clipped_chosen, clipped_rejected, target_chosen, target_rejected = oracle(
             chosen[row],

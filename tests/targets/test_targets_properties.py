@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tiny_methods import settings_of
 
-from mrpo_pipeline.targets import TargetSettings, compute_targets
 from mrpo_pipeline.targets.aggregate import arithmetic, geometric, harmonic
+from mrpo_pipeline.targets.compute import compute_targets
 from mrpo_pipeline.targets.weights import lift, temper
 
 SLACK = 1e-9
@@ -37,7 +38,7 @@ def log_probs_and_weights(draw):
 
 
 def make(references, **changes):
-    return TargetSettings(reference_names=[f"r{k}" for k in range(references)], **changes)
+    return settings_of(reference_names=[f"r{k}" for k in range(references)], **changes)
 
 
 @settings(deadline=None)
@@ -77,8 +78,8 @@ def test_the_references_after_the_anchor_may_change_places(sides, aggregate, ran
     """Weights and clipped log-probs go with their reference; the target stays."""
     references = sides[0].shape[1]
     order = [0, *random.sample(range(1, references), references - 1)]
-    here = compute_targets(*sides, make(references, aggregate=aggregate))
-    there = compute_targets(*(side[:, order] for side in sides), make(references, aggregate=aggregate))
+    here = compute_targets(*sides, *make(references, aggregate=aggregate))
+    there = compute_targets(*(side[:, order] for side in sides), *make(references, aggregate=aggregate))
     np.testing.assert_allclose(there.weights, here.weights[:, order], rtol=0, atol=SLACK)
     np.testing.assert_allclose(there.clipped_chosen, here.clipped_chosen[:, order], rtol=0, atol=SLACK)
     np.testing.assert_allclose(there.target_chosen, here.target_chosen, rtol=0, atol=SLACK)
@@ -97,7 +98,7 @@ def test_everything_is_finite_and_weights_are_shares_without_a_warning(sides, ag
     method = make(sides[0].shape[1], name=name, aggregate=aggregate, weights=weights, trust_region=trust_region)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        targets = compute_targets(*sides, method)
+        targets = compute_targets(*sides, *method)
         inputs = targets.loss_inputs()
     for numbers in (targets.target_chosen, targets.target_rejected, inputs.reference_chosen, targets.weights):
         assert np.all(np.isfinite(numbers))
@@ -109,7 +110,7 @@ def test_everything_is_finite_and_weights_are_shares_without_a_warning(sides, ag
 @settings(deadline=None)
 @given(log_probs(), st.sampled_from(["adaptive", "fixed"]), st.floats(0, 1))
 def test_clipping_stays_in_the_band_and_moves_nothing_that_lies_in_it(sides, kind, epsilon):
-    targets = compute_targets(*sides, make(sides[0].shape[1], trust_region=kind, epsilon=epsilon))
+    targets = compute_targets(*sides, *make(sides[0].shape[1], trust_region=kind, epsilon=epsilon))
     sizes = [np.abs(side.mean(axis=1)) for side in sides]
     for side, clipped, size in zip(sides, (targets.clipped_chosen, targets.clipped_rejected), sizes, strict=True):
         assert np.array_equal(clipped[:, 0], side[:, 0]), "the anchor is never clipped"
@@ -133,7 +134,7 @@ def test_one_reference_is_its_own_target_bit_for_bit_whatever_the_method(sides, 
         make(1, name="dpo"),
         make(1, aggregate="single:r0"),
     ):
-        targets = compute_targets(*sides, method)
+        targets = compute_targets(*sides, *method)
         assert np.array_equal(targets.target_chosen, sides[0][:, 0])
         assert np.array_equal(targets.target_rejected, sides[1][:, 0])
         inputs = targets.loss_inputs()
@@ -145,7 +146,7 @@ def test_one_reference_is_its_own_target_bit_for_bit_whatever_the_method(sides, 
 @settings(deadline=None)
 @given(log_probs(references=3), st.integers(0, 2))
 def test_a_single_reference_is_the_target_bit_for_bit_and_the_trust_region_ignored(sides, which):
-    targets = compute_targets(*sides, make(3, aggregate=f"single:r{which}", trust_region="fixed", epsilon=0.0))
+    targets = compute_targets(*sides, *make(3, aggregate=f"single:r{which}", trust_region="fixed", epsilon=0.0))
     assert np.array_equal(targets.target_chosen, sides[0][:, which])
     assert np.array_equal(targets.clipped_rejected, sides[1])
     assert targets.weights.tolist() == [list(np.eye(3)[which])] * len(sides[0])
@@ -156,13 +157,13 @@ def test_a_single_reference_is_the_target_bit_for_bit_and_the_trust_region_ignor
 @given(log_probs(references=3), st.sampled_from(AGGREGATES), st.integers(0, 2))
 def test_a_reference_of_weight_one_decides_alone_bit_for_bit(sides, aggregate, which):
     method = make(3, aggregate=aggregate, weights=list(np.eye(3)[which]), trust_region="off")
-    assert np.array_equal(compute_targets(*sides, method).target_chosen, sides[0][:, which])
+    assert np.array_equal(compute_targets(*sides, *method).target_chosen, sides[0][:, which])
 
 
 @settings(deadline=None)
 @given(log_probs(references=4), st.sampled_from(AGGREGATES))
 def test_pairs_that_no_reference_tells_apart_get_uniform_weights_and_equal_targets(sides, aggregate):
-    targets = compute_targets(sides[0], sides[0], make(4, aggregate=aggregate))
+    targets = compute_targets(sides[0], sides[0], *make(4, aggregate=aggregate))
     assert np.array_equal(targets.weights, np.full(sides[0].shape, 0.25))
     assert np.array_equal(targets.target_chosen, targets.target_rejected)
 
@@ -190,10 +191,10 @@ def test_a_low_temperature_does_not_underflow():
 def test_dividing_every_side_by_the_same_power_of_two_scales_the_geometric_target(sides, unit):
     """One unit for all sides changes no weight and no relative band."""
     rows = len(sides[0])
-    plain = compute_targets(*sides, make(2, aggregate="geometric"))
+    plain = compute_targets(*sides, *make(2, aggregate="geometric"))
     scaled = compute_targets(
         *sides,
-        make(2, aggregate="geometric", normalize="byte"),
+        *make(2, aggregate="geometric", normalize="byte"),
         units_chosen=np.full(rows, unit),
         units_rejected=np.full(rows, unit),
     )
@@ -205,6 +206,6 @@ def test_dividing_every_side_by_the_same_power_of_two_scales_the_geometric_targe
 
 @pytest.mark.parametrize("name", ["mrpo", "multi-dpo", "dpo"])
 def test_no_pairs_give_empty_targets(name):
-    targets = compute_targets(np.empty((0, 2)), np.empty((0, 2)), make(2, name=name))
+    targets = compute_targets(np.empty((0, 2)), np.empty((0, 2)), *make(2, name=name))
     assert targets.target_chosen.shape == (0,)
     assert targets.diagnostics == {}
