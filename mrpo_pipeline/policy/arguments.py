@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.argument_checks import refuse, try_late_parts
 from mrpo_pipeline.policy.distributed import needs_cpu
 from mrpo_pipeline.policy.model import has_bfloat16
+from mrpo_pipeline.recipe.messages import in_words
 from mrpo_pipeline.recipe.training import FastPaths
 from mrpo_pipeline.terminal import one_line
 
@@ -29,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "ddp_broadcast_buffers": False,
 }
 
-OWN_KEYS = tuple(field.name for field in dataclasses.fields(FastPaths))
+OWN_KEYS = tuple(FastPaths.model_fields)
 
 
 def fast_paths(training: Mapping[str, Any]) -> FastPaths:
@@ -39,15 +41,12 @@ def fast_paths(training: Mapping[str, Any]) -> FastPaths:
         UserError: for a value that cannot be, naming the key.
     """
     given = {key: training[key] for key in OWN_KEYS if training.get(key) is not None}
-    for key, value in given.items():
-        if key == "micro_batch_tokens":
-            good = value in ("auto", "off") or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
-            expected = "auto, off or a number of tokens"
-        else:
-            good, expected = isinstance(value, bool), "true or false"
-        if not good:
-            raise UserError(f"The setting training.{key} is {value!r}: expected {expected}. Correct it.")
-    return FastPaths(**given)
+    try:
+        return FastPaths.model_validate(given)
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        expected = in_words([problem for problem in error.errors() if problem["loc"][0] == key])
+        raise UserError(f"The setting training.{key} is {given[key]!r}: expected {expected}. Correct it.") from None
 
 
 def training_arguments(

@@ -179,7 +179,7 @@ def _check_training(training: Mapping[str, Any], where: str) -> None:
     from mrpo_pipeline.recipe.training import FastPaths
     from mrpo_pipeline.recipe.training_bounds import RENAMED, out_of_bounds
 
-    own = typing.get_type_hints(FastPaths)
+    own = {key: field.annotation for key, field in FastPaths.model_fields.items()}
     valid = {field.name for field in dataclasses.fields(TrainingArguments) if field.init} - {"output_dir"} | own.keys()
     for key in training:
         if key not in valid and key in RENAMED:

@@ -5,14 +5,11 @@ python -m mrpo_pipeline.recipe.docs_page docs/recipes.md
 
 from __future__ import annotations
 
-import ast
 import inspect
 import sys
-import textwrap
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -80,7 +77,6 @@ def _training() -> str:
     from mrpo_pipeline.recipe.training import REFUSED, FastPaths
 
     defaults = ", ".join(f"`{key}: {_plain(value)}`" for key, value in TRAINING_DEFAULTS.items())
-    about = _attribute_docs(FastPaths)
     lines = [
         "Every key of [`transformers.TrainingArguments`](https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments).",
         f"Where nothing is said, the authors' settings hold in place of transformers' own: {defaults}.",
@@ -90,8 +86,8 @@ def _training() -> str:
         "| key | default | |",
         "|---|---|---|",
         *(
-            f"| `training.{one.name}` | `{_plain(one.default)}` | {_cell(about.get(one.name, ''))} |"
-            for one in fields(FastPaths)
+            f"| `training.{name}` | {_default(field)} | {_cell(field.description or '')} |"
+            for name, field in FastPaths.model_fields.items()
         ),
     ]
     lines += ["", "These are refused, for what they do does not fit this trainer:", ""]
@@ -99,23 +95,6 @@ def _training() -> str:
     lines += ["", "These change nothing, which is reported where one is given:", ""]
     lines += [f"- `{key}`: {reason}." for key, reason in UNREAD.items()]
     return "\n".join(lines)
-
-
-def _attribute_docs(owner: type) -> dict[str, str]:
-    """The strings that stand under a dataclass's attributes."""
-    assert is_dataclass(owner)
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-    assert isinstance(definition, ast.ClassDef)
-    docs = {}
-    for node, following in zip(definition.body, definition.body[1:], strict=False):
-        if (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(node.target, ast.Name)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-        ):
-            docs[node.target.id] = inspect.cleandoc(str(following.value.value))
-    return docs
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:

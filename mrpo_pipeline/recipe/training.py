@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mrpo_pipeline.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class FastPaths:
+class FastPaths(Settings):
     """What makes the training step cheap; none of it changes what is computed. Keys of the recipe's ``training``.
 
     Each can be switched off to see what it gives.
@@ -15,7 +17,7 @@ class FastPaths:
 
     share_prompt: bool = True
     """Run a prompt once for both of its completions, where the model then gives the same log-probs."""
-    micro_batch_tokens: int | Literal["auto", "off"] = "auto"
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = "auto"
     """How many tokens a micro-batch holds at most. ``auto``: as many as ``per_device_train_batch_size`` pairs of the longest
     kind have, so no more than a micro-batch of that many pairs can have, and on a CPU no more than stay in its caches.
     ``off``: ``per_device_train_batch_size`` pairs in every micro-batch."""

@@ -95,7 +95,7 @@ def test_quantization_is_refused_by_name_where_it_cannot_be(llama, monkeypatch):
 
 
 def test_the_fast_paths_that_are_switched_off_above_are_all_there_are():
-    assert SLOW.keys() == set(FastPaths.__dataclass_fields__)
+    assert SLOW.keys() == set(FastPaths.model_fields)
 
 
 def test_a_trainer_with_checkpointing_shares_prompts_all_the_same(llama, tmp_path):
