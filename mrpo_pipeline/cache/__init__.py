@@ -1,17 +1,26 @@
 """Reference log-probs kept in a folder or an object store: scored once, served for every run after.
 
 Knows no model and no tokenizer.
+
+Imported at first use: a light command pays for no polars.
 """
 
-from mrpo_pipeline.cache.active_writers import Others
-from mrpo_pipeline.cache.locations import check_location, check_reference_name, list_references, refuse_files
-from mrpo_pipeline.cache.maintenance import CacheStats, Pruned, ShardReport
-from mrpo_pipeline.cache.manifest import Manifest
-from mrpo_pipeline.cache.reference_cache import ReferenceCache
-from mrpo_pipeline.cache.schema import SHARD_SCHEMA, CompletionRow, RefusedRowError, Unfit
-from mrpo_pipeline.cache.shards import DamagedError
-from mrpo_pipeline.cache.storage import StoreError
-from mrpo_pipeline.cache.writer import ShardWriter
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mrpo_pipeline.cache.active_writers import Others
+    from mrpo_pipeline.cache.locations import check_location, list_references, refuse_files
+    from mrpo_pipeline.cache.maintenance import CacheStats, Pruned, ShardReport
+    from mrpo_pipeline.cache.manifest import Manifest
+    from mrpo_pipeline.cache.reference_cache import ReferenceCache
+    from mrpo_pipeline.cache.reference_names import check_reference_name
+    from mrpo_pipeline.cache.schema import SHARD_SCHEMA, CompletionRow, RefusedRowError, Unfit
+    from mrpo_pipeline.cache.shards import DamagedError
+    from mrpo_pipeline.cache.storage import StoreError
+    from mrpo_pipeline.cache.writer import ShardWriter
 
 __all__ = [
     "SHARD_SCHEMA",
@@ -32,3 +41,29 @@ __all__ = [
     "list_references",
     "refuse_files",
 ]
+
+_MODULES = {
+    "CacheStats": "maintenance",
+    "CompletionRow": "schema",
+    "DamagedError": "shards",
+    "Manifest": "manifest",
+    "Others": "active_writers",
+    "Pruned": "maintenance",
+    "ReferenceCache": "reference_cache",
+    "RefusedRowError": "schema",
+    "SHARD_SCHEMA": "schema",
+    "ShardReport": "maintenance",
+    "ShardWriter": "writer",
+    "StoreError": "storage",
+    "Unfit": "schema",
+    "check_location": "locations",
+    "check_reference_name": "reference_names",
+    "list_references": "locations",
+    "refuse_files": "locations",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

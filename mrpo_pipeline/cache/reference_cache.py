@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mrpo_pipeline.cache.active_writers import Others, at_work
 from mrpo_pipeline.cache.coverage import Coverage, read_completions
-from mrpo_pipeline.cache.locations import MANIFEST, check_reference_name, open_storage
+from mrpo_pipeline.cache.locations import MANIFEST, open_storage
 from mrpo_pipeline.cache.maintenance import (
     WRITTEN_TO,
     CacheStats,
@@ -26,6 +26,7 @@ from mrpo_pipeline.cache.maintenance import (
     verify_shards,
 )
 from mrpo_pipeline.cache.manifest import Manifest, fixed_fields
+from mrpo_pipeline.cache.reference_names import check_reference_name
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA, Unfit
 from mrpo_pipeline.cache.sequence_logps import build_sums, load_sums, shards_key, store_sums, wanted_key
 from mrpo_pipeline.cache.shards import DAMAGED, SHARDS

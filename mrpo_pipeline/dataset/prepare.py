@@ -46,12 +46,8 @@ KEPT_BYTES = 4 << 20
 
 def read_splits(settings: Pairs) -> dict[str, PairTable]:
     """The recipe's pairs by split: ``train`` and, where the recipe has them, ``eval`` and ``weights``."""
-    if settings.train is None and settings.eval is None:
-        raise UserError(
-            "The recipe names no pairs: expected `pairs: {train: FILE-OR-GLOB}`. Add it, or give --train-file FILE."
-        )
     splits: dict[str, PairTable] = {}
-    for source in settings.sources():
+    for source in settings.required_sources():
         table = read_pairs(source.place, **source.chosen, **settings.reading())
         splits[source.name] = table
         for notice in (*table.read_as, *table.notices):

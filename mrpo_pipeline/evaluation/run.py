@@ -20,6 +20,7 @@ from mrpo_pipeline.evaluation.trained_with import by_its_method
 from mrpo_pipeline.files.atomic import write_whole, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
 from mrpo_pipeline.pairs.counting import in_words
+from mrpo_pipeline.policy.adapter_folder import require_adapter
 from mrpo_pipeline.policy.output_dir import check_output_folder
 from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
 from mrpo_pipeline.recipe import Policy, Recipe
@@ -109,12 +110,7 @@ def evaluate_recipe(
     from mrpo_pipeline.policy.distributed import refuse_several
 
     refuse_several("mrpo evaluate")
-    folder = Path(adapter if adapter is not None else recipe.output_dir)
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"{folder} holds no adapter: expected the output folder of `mrpo train`, with adapter_config.json. Train first, "
-            "or give --adapter DIR."
-        )
+    folder = require_adapter(Path(adapter if adapter is not None else recipe.output_dir))
     output = folder if output_dir is None else output_dir
     if output.resolve() != folder.resolve():
         _check_output(recipe, output)

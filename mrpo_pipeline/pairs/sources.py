@@ -77,6 +77,20 @@ def find_files(
     return files
 
 
+def require_local_files(
+    source: str | Sequence[str], split: str | None = None, subset: str | None = None, *, held_out: bool = False
+) -> None:
+    """Refuse what is not on this machine, as `find_files` does. Nothing of a URL or of the hub is asked for.
+
+    For commands that would load libraries for seconds before they find a misspelt path.
+    """
+    for name in [source] if isinstance(source, str | os.PathLike) else source:
+        path = os.path.expanduser(os.fspath(name))
+        of_hub = not os.path.exists(path) and hub_name(path) is not None and not path.lower().endswith(SUFFIXES)
+        if "://" not in path and not of_hub:
+            _expand(Wanted(path, subset, split, held_out))
+
+
 def _expand(wanted: Wanted) -> list[PairFile]:
     name = wanted.name
     if name.startswith(PREFIX):

@@ -28,6 +28,7 @@ from mrpo_pipeline.models.merge_check import Differences, NotMergeableError
 from mrpo_pipeline.models.merged_files import has_tokenizer
 from mrpo_pipeline.models.merging import Adapted, compare, merge
 from mrpo_pipeline.models.source import ModelSource
+from mrpo_pipeline.policy.adapter_folder import CONFIG, require_adapter
 from mrpo_pipeline.policy.model import DTYPES
 from mrpo_pipeline.policy.train import served_tokenizer
 from mrpo_pipeline.recipe import Recipe, load_recipe
@@ -133,14 +134,7 @@ def _merge(source: ModelSource, base: str, made: Path, reader: Any, tokenizer: P
 
 def _base_of(adapter: Path, base: str | None) -> tuple[str, str | None]:
     """(folder or hub name, revision) of the base."""
-    path = adapter / "adapter_config.json"
-    if not path.is_file():
-        inner = sorted(found.parent.name for found in adapter.glob("*/adapter_config.json")) if adapter.is_dir() else []
-        several = f" It holds adapters in {', '.join(inner[:5])}: one is merged at a time." if inner else ""
-        raise UserError(
-            f"{adapter} holds no adapter: expected a folder with adapter_config.json, as `mrpo train` leaves it in its "
-            f"--output-dir.{several} Give that folder."
-        )
+    path = require_adapter(adapter) / CONFIG
     config = read_config("the adapter", path) or {}
     if adapter_content("the adapter", adapter) is None:
         raise UserError(

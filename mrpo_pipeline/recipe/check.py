@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import typing
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pydantic
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe.messages import in_words, place_of
@@ -44,13 +44,20 @@ def shorter(text: str, most: int = 80) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def parse_recipe(document: Mapping[str, Any], where: str = "the recipe") -> Recipe:
-    """Check a recipe given as plain data."""
+def parse_recipe(
+    document: Mapping[str, Any], where: str = "the recipe", given: Mapping[str, str] = MappingProxyType({})
+) -> Recipe:
+    """Check a recipe given as plain data.
+
+    Args:
+        where: what errors call the document.
+        given: dotted keys that the command line sets, and the option of each, which errors name.
+    """
     _refuse_unusable(document, "", where)
     try:
         recipe = Recipe.model_validate(dict(document))
     except pydantic.ValidationError as error:
-        raise UserError(_explain(error, document, where)) from None
+        raise UserError(_explain(error, document, where, given=given)) from None
     limits = recipe.limits
     if limits.max_length and limits.max_prompt_length and limits.max_prompt_length >= limits.max_length:
         raise UserError(
@@ -61,7 +68,7 @@ def parse_recipe(document: Mapping[str, Any], where: str = "the recipe") -> Reci
         raise UserError(
             f"In {where}, both pairs.eval and pairs.eval_fraction are given: expected one of them. Take one out."
         )
-    from mrpo_pipeline.cache import check_reference_name
+    from mrpo_pipeline.cache.reference_names import check_reference_name
 
     folders: dict[str, str] = {}
     for name in recipe.references:
@@ -80,8 +87,7 @@ def parse_recipe(document: Mapping[str, Any], where: str = "the recipe") -> Reci
             raise UserError(_explain(error, own, f"references.{name}.scoring", Scoring)) from None
     for name in recipe.compare.methods:
         method_for(recipe, name)
-    given = {key: recipe.training[key] for key in document.get("training") or {}}
-    _check_training(given, where)  # last: it loads transformers, which takes seconds
+    _check_training({key: recipe.training[key] for key in document.get("training") or {}}, where, given)
     return recipe
 
 
@@ -125,7 +131,11 @@ def method_for(recipe: Recipe, name: str) -> Method:
 
 
 def _explain(
-    error: pydantic.ValidationError, document: Mapping[str, Any], where: str, root: type[BaseModel] = Recipe
+    error: pydantic.ValidationError,
+    document: Mapping[str, Any],
+    where: str,
+    root: type[BaseModel] = Recipe,
+    given: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     problems = error.errors(include_url=False)
     # A misspelt key is the likelier fault where a required one is missing as well.
@@ -136,7 +146,7 @@ def _explain(
         valid = _keys_at(root, location[:-1])
         near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.0)
         return (
-            f"Unknown key `{key}` in {where}: the nearest valid one is `{near[0] if near else ''}` "
+            f"Unknown key `{key}` in {_option(location, given) or where}: the nearest valid one is `{near[0] if near else ''}` "
             f"(valid here: {', '.join(valid)}). Correct it or take it out."
         )
     place = place_of(problem["loc"], document)
@@ -147,7 +157,19 @@ def _explain(
     place = max((one for one in places if one[: len(place)] == place), key=len)
     alike = [p for p, one in zip(problems, places, strict=True) if one == place]
     found = _shown(alike[0].get("input"))
-    return f"The key `{shorter('.'.join(place))}` in {where} is {found}: expected {in_words(alike)}. Correct the value."
+    return f"{_named(place, where, given)} is {found}: expected {in_words(alike)}. Correct the value."
+
+
+def _named(place: Sequence[str], where: str, given: Mapping[str, str]) -> str:
+    """A key as the user wrote it: under the option that sets it, or in the recipe."""
+    key, option = shorter(".".join(place)), _option(place, given)
+    return f"The key `{key}` in {where}" if option is None else f"{option} (`{key}`)"
+
+
+def _option(place: Sequence[str], given: Mapping[str, str]) -> str | None:
+    """The option that sets a key, or one above it."""
+    above = (".".join(place[:end]) for end in range(len(place), 0, -1))
+    return next((given[dotted] for dotted in above if dotted in given), None)
 
 
 def _shown(value: Any) -> str:
@@ -171,43 +193,37 @@ def _keys_at(root: type[BaseModel], location: Sequence[str]) -> list[str]:
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
-def _check_training(training: Mapping[str, Any], where: str) -> None:
+def _check_training(training: Mapping[str, Any], where: str, given: Mapping[str, str]) -> None:
     if not training:
         return
-    from transformers import TrainingArguments
-
     from mrpo_pipeline.recipe.training import FastPaths
     from mrpo_pipeline.recipe.training_bounds import RENAMED, out_of_bounds
+    from mrpo_pipeline.recipe.training_keys import training_keys
 
-    own = {key: field.annotation for key, field in FastPaths.model_fields.items()}
-    valid = {field.name for field in dataclasses.fields(TrainingArguments) if field.init} - {"output_dir"} | own.keys()
+    own: dict[str, Any] = {key: field.annotation for key, field in FastPaths.model_fields.items()}
+    keys = training_keys()
+    valid = keys.keys() | own.keys()
     for key in training:
+        place = _option(["training", str(key)], given) or where
         if key not in valid and key in RENAMED:
             raise UserError(
-                f"Unknown key `training.{key}` in {where}: expected {RENAMED[key]}. Correct it, or take it out."
+                f"Unknown key `training.{key}` in {place}: expected {RENAMED[key]}. Correct it, or take it out."
             )
         if key not in valid:
             near = difflib.get_close_matches(str(key), sorted(valid), n=1, cutoff=0.0)
             raise UserError(
-                f"Unknown key `training.{key}` in {where}: keys there are those of transformers.TrainingArguments"
+                f"Unknown key `training.{key}` in {place}: keys there are those of transformers.TrainingArguments"
                 f" and {', '.join(own)}{' (the output folder is `output_dir` at the top)' if key == 'output_dir' else ''}; the nearest is "
                 f"`{near[0]}`. Correct it or take it out."
             )
-    hints = typing.get_type_hints(TrainingArguments) | own
     for key, value in training.items():
+        name = _named(["training", str(key)], where, given)
         expected = out_of_bounds(key, value)
         if expected:
-            raise UserError(
-                f"The key `training.{key}` in {where} is {_shown(value)}: expected {expected}. Correct the value."
-            )
-        hint = hints[key]
+            raise UserError(f"{name} is {_shown(value)}: expected {expected}. Correct the value.")
         try:
-            adapter = pydantic.TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-        except pydantic.PydanticUserError:
-            continue
-        try:
-            adapter.validate_python(value, strict=True)
+            pydantic.TypeAdapter(own[key] if key in own else keys[key].type).validate_python(value, strict=True)
         except pydantic.ValidationError as error:
             raise UserError(
-                f"The key `training.{key}` in {where} is {_shown(value)}: expected {in_words(error.errors())}. Correct the value."
+                f"{name} is {_shown(value)}: expected {in_words(error.errors())}. Correct the value."
             ) from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
@@ -62,17 +64,29 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def load_recipe(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> Recipe:
     """Read a recipe and lay the overrides (dotted key → value) over it.
+
+    Args:
+        source: a YAML file, the recipe as plain data, or None for an empty one.
+        options: the command line's option for each override that has one; errors name it.
 
     Raises:
         UserError: for a file that can't be read, or a key that is unknown or ill-typed (named, with the nearest valid).
     """
-    document = _read_yaml(Path(path)) if path is not None else {}
+    if isinstance(source, Mapping):
+        document, where = copy.deepcopy(dict(source)), "the recipe"
+    else:
+        document = _read_yaml(Path(source)) if source is not None else {}
+        where = f"the recipe {source}" if source is not None else "the options"
     for dotted, value in (overrides or {}).items():
         put(document, dotted, value)
-    where = f"the recipe {path}" if path is not None else "the options"
-    return parse_recipe(document, where)
+    return parse_recipe(document, where, options)
 
 
 def shipped_recipes() -> dict[str, Path]:

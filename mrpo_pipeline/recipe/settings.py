@@ -91,6 +91,15 @@ class Pairs(Settings):
             if place is not None
         ]
 
+    def required_sources(self) -> list[Source]:
+        """``sources()`` of a recipe that has to name pairs. Raises UserError where it names none."""
+        found = self.sources()
+        if not found:
+            raise UserError(
+                "The recipe names no pairs: expected `pairs: {train: FILE-OR-GLOB}`. Add it, or give --train-file FILE."
+            )
+        return found
+
     def reading(self) -> dict[str, Any]:
         """How files are read: the options of ``pairs.read_pairs``."""
         return self.model_dump(

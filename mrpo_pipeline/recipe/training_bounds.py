@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from mrpo_pipeline.recipe.training_keys import training_keys
+
 # key → (least, whether the least itself will do)
 _LEAST: dict[str, tuple[float, bool]] = {
     "per_device_train_batch_size": (1, True),
@@ -30,6 +32,7 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "ddp_timeout": (1, True),
     "ddp_bucket_cap_mb": (1, True),
 }
+_WORDS = ("lr_scheduler_type", "save_strategy", "eval_strategy", "logging_strategy", "optim", "hub_strategy")
 _BELOW_ONE = ("adam_beta1", "adam_beta2")
 _SEEDS = ("seed", "data_seed")
 MAX_SEED = 2**32 - 1  # numpy's
@@ -37,9 +40,6 @@ MAX_SEED = 2**32 - 1  # numpy's
 
 def out_of_bounds(key: str, value: Any) -> str | None:
     """What was expected of a value that its key cannot have; None where there is nothing against it."""
-    from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
-    from transformers.training_args import OptimizerNames
-
     if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and key != "max_grad_norm")):
         return "a finite number"
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -53,19 +53,8 @@ def out_of_bounds(key: str, value: Any) -> str | None:
         return "less than 1"
     if number and key == "max_steps" and value != -1 and value < 1:
         return "at least 1, or -1 for as many as training.num_train_epochs takes"
-    choices = {
-        "lr_scheduler_type": SchedulerType,
-        "save_strategy": SaveStrategy,
-        "eval_strategy": IntervalStrategy,
-        "logging_strategy": IntervalStrategy,
-        "optim": OptimizerNames,
-        "hub_strategy": HubStrategy,
-    }.get(key)
-    if choices is not None and isinstance(value, str):
-        names = [one.value for one in choices]
-        if value not in names:
-            return f"one of {', '.join(names)}"
-    return None
+    choices = training_keys()[key].choices if key in _WORDS and isinstance(value, str) else ()
+    return f"one of {', '.join(choices)}" if choices and value not in choices else None
 
 
 # Keys that transformers had, or that its documentation speaks of elsewhere, and what stands for them.
