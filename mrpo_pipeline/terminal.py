@@ -25,15 +25,32 @@ class _Printable(logging.Formatter):
         return printable(super().format(record))
 
 
-def show_messages(*, verbose: bool = False) -> None:
-    """Show what ``mrpo`` says on stderr, a line each; with ``verbose``, what libraries say as well."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+# Set to 1: what libraries log is shown, or nothing but warnings and errors. Processes that a command starts inherit them.
+VERBOSE, QUIET = "MRPO_VERBOSE", "MRPO_QUIET"
+
+
+def show_messages() -> None:
+    """Show what ``mrpo`` logs on stderr, a line each: more or less of it as ``VERBOSE`` and ``QUIET`` say."""
+    verbose = bool(os.environ.get(VERBOSE))
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger().setLevel(logging.INFO if verbose else logging.WARNING)
     log = logging.getLogger("mrpo")
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.WARNING if is_quiet() else logging.INFO)
     log.propagate = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Printable("%(message)s"))
     log.handlers = [handler]
+
+
+def is_quiet() -> bool:
+    """Whether progress and messages are left out."""
+    return bool(os.environ.get(QUIET))
+
+
+def progress_line(text: str) -> None:
+    """A line about work in progress, on stderr."""
+    if not is_quiet():
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -58,15 +75,12 @@ class _Lines:
             self.told = now
             rate = self.done / (now - self.began)
             left = f"{(self.total - self.done) / rate:,.0f} s left" if rate else "no estimate yet"
-            self._say(f"{self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.1f}/s, {left}")
+            progress_line(f"{self.what}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.1f}/s, {left}")
 
     def close(self) -> None:
         seconds = time.monotonic() - self.began
         if seconds >= QUICK:
-            self._say(f"{self.done:,.0f} {self.unit} in {seconds:,.1f} s")
-
-    def _say(self, text: str) -> None:
-        print(printable(f"{self.what}: {text}"), file=sys.stderr, flush=True)
+            progress_line(f"{self.what}: {self.done:,.0f} {self.unit} in {seconds:,.1f} s")
 
 
 @contextmanager
@@ -77,13 +91,25 @@ def track(what: str, total: float, unit: str = "") -> Iterator[Progress]:
         what: named at the start of the line.
         total: the size, in ``unit``.
     """
-    if not sys.stderr.isatty():
-        lines = _Lines(what, total, unit)
-        try:
+    lines = _Lines(what, total, unit)
+    try:
+        if is_quiet() or not sys.stderr.isatty():
             yield Progress(lines.advance)
-        finally:
-            lines.close()
-        return
+        else:
+            with _bar(what, total, unit) as bar:
+
+                def advance(count: float) -> None:
+                    lines.done += count
+                    bar.advance(count)
+
+                yield Progress(advance)
+    finally:
+        lines.close()
+
+
+@contextmanager
+def _bar(what: str, total: float, unit: str) -> Iterator[Progress]:
+    """A bar that is gone when the work is done: what stays on a terminal is what a pipe gets."""
     from rich import progress as rich_progress
     from rich.console import Console
 
@@ -96,7 +122,7 @@ def track(what: str, total: float, unit: str = "") -> Iterator[Progress]:
         rich_progress.TimeElapsedColumn(),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=Console(file=stream_for_bars())) as bar:
+    with rich_progress.Progress(*columns, console=Console(file=stream_for_bars()), transient=True) as bar:
         task = bar.add_task(printable(what), total=total, rate="")
 
         def advance(count: float) -> None:
@@ -120,7 +146,7 @@ def quiet_libraries() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    hide_bars = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    hide_bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     if hide_bars:
         logging.disable_progress_bar()

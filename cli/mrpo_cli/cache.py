@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mrpo_cli import ending
+from mrpo_cli.ending import Ending
 from mrpo_cli.verify import verify
 from mrpo_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from mrpo_pipeline.cache import ReferenceCache
 
-app = typer.Typer(help="The reference cache: list, verify, stats, prune.", no_args_is_help=True)
+app = typer.Typer(
+    help="The reference cache: list, stats, verify, prune.",
+    no_args_is_help=True,
+    add_completion=False,
+    epilog="Example:  mrpo cache stats --cache recipe.yaml",
+)
 
 Place = Annotated[
     str,
@@ -47,7 +55,7 @@ def _open(place: str, names: list[str]) -> list[ReferenceCache]:
     return [ReferenceCache.open(root, name) for name in names or found]
 
 
-@app.command("list")
+@app.command("list", epilog="Example:  mrpo cache list --cache cache")
 def list_caches(cache: Place = "cache") -> None:
     """List the cached references, with what their numbers were computed from."""
     for one in _open(cache, []):
@@ -56,9 +64,10 @@ def list_caches(cache: Place = "cache") -> None:
         print(one.name)
         for field, value in fields.items():
             print(f"  {field:14} {value}")
+    _end(cache, "stats")
 
 
-@app.command()
+@app.command(epilog="Example:  mrpo cache stats --cache recipe.yaml")
 def stats(cache: Place = "cache", reference: Names = []) -> None:  # noqa: B006
     """Rows, completions, tokens, bytes and nats per token of each reference."""
     caches = _open(cache, reference)
@@ -73,12 +82,13 @@ def stats(cache: Place = "cache", reference: Names = []) -> None:  # noqa: B006
             f"{one.name:20}{figures.completions:13,}{figures.shards:8,}{figures.tokens:14,}{figures.size / 1e6:10.2f}"
             f"{figures.size / tokens:13.2f}{figures.nats_per_token:12.4f}"
         )
+    _end(cache, "verify")
 
 
-app.command("verify")(verify)
+app.command("verify", epilog="Example:  mrpo cache verify recipe.yaml --check 64")(verify)
 
 
-@app.command()
+@app.command(epilog="Example:  mrpo cache prune --cache cache --reference old --all")
 def prune(
     cache: Place = "cache",
     reference: Names = [],  # noqa: B006
@@ -99,3 +109,8 @@ def prune(
                 f"{one.name}: {gone.leftovers:,} leftovers, {gone.sums:,} derived files and {gone.shards:,} doubled shards "
                 f"removed, {gone.size / 1e6:,.2f} MB"
             )
+    _end(cache, "stats")
+
+
+def _end(cache: str, following: str) -> None:
+    ending.report(Ending(next=shlex.join(["mrpo", "cache", following, "--cache", cache])))

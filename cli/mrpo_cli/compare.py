@@ -6,21 +6,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrpo_cli.options import ANCHOR, COMPARE, METHOD, OUTPUT, PAIRS, TRAINING, report_ignored, takes_recipe
+from mrpo_cli.ending import Ending
+from mrpo_cli.recipe_command import report_ignored, takes_recipe
 from mrpo_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
 
 log = logging.getLogger("mrpo")
+app = typer.Typer(add_completion=False)
 
 
-@takes_recipe(COMPARE, PAIRS, ANCHOR, METHOD, TRAINING, OUTPUT)
+@app.command(epilog="Example:  mrpo compare recipe.yaml --seeds 0,1,2 --output-dir side-by-side")
+@takes_recipe("compare", needs=("references", "pairs", "policy"))
 def compare(
     recipe: "Recipe",
     overrides: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Print comparison.json.")] = False,
-) -> None:
+) -> Ending:
     """Train and evaluate several methods and seeds on one cache, side by side.
 
     DPO against each single reference is always among them, and the verdict says whether several references do better.
@@ -40,16 +43,13 @@ def compare(
             "training.seed (%s) has no effect: compare.seeds (%s) decides.", recipe.training["seed"], _seeds(recipe)
         )
     comparison = compare_recipe(recipe)
-    if as_json:
-        print(json.dumps(comparison.as_dict(), indent=1, ensure_ascii=False))
-        return
-    print(comparison.table())
-    print(f"\nThe report: {comparison.folder / 'report.html'}; tables, figures and runs lie beside it.")
+    print(json.dumps(comparison.as_dict(), indent=1, ensure_ascii=False) if as_json else comparison.table())
+    report = comparison.folder / "report.html"
+    return Ending(
+        f"{report}; tables, figures and runs are beside it",
+        f"open {report} in a browser; mrpo merge {comparison.folder}/METHOD/seed-N --output DIR makes one run a checkpoint",
+    )
 
 
 def _seeds(recipe: "Recipe") -> str:
     return ",".join(map(str, recipe.compare.seeds))
-
-
-def register(app: typer.Typer) -> None:
-    app.command("compare")(compare)

@@ -49,7 +49,7 @@ def _run() -> None:
     # What a scheduler sends before it kills ends as cleanly as Ctrl-C: shards in hand are written.
     interrupts.from_now_on()
     try:
-        app()
+        app(prog_name="mrpo")
     except KeyboardInterrupt:
         _say_interrupted()
     except SystemExit as leaving:

@@ -5,14 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrpo_cli.options import ANCHOR, METHOD, PAIRS, SCORING, TRAINING, takes_recipe
+from mrpo_cli.ending import Ending
+from mrpo_cli.recipe_command import takes_recipe
 from mrpo_pipeline.errors import RunError
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
 
 
-@takes_recipe(PAIRS, ANCHOR, SCORING, METHOD, TRAINING)
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example:  mrpo plan recipe.yaml --gpu h100 --gpus 4")
+@takes_recipe("plan", needs=("references", "policy", "pairs"))
 def plan(
     recipe: "Recipe",
     gpu: Annotated[
@@ -36,7 +41,7 @@ def plan(
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Tokenize every pair, however many there are.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
-) -> None:
+) -> Ending:
     """What would be scored and trained, and what that takes: tokens, cache, memory, hours. Loads no weights."""
     from mrpo_pipeline.plan import plan_run
 
@@ -45,7 +50,4 @@ def plan(
     if not found.pairs_left:
         why = ". ".join(found.short_contexts) or "The references' templates write none of the completions"
         raise RunError(f"0 pairs are left that every reference reads: nothing would be scored or trained. {why}.")
-
-
-def register(app: typer.Typer) -> None:
-    app.command("plan")(plan)
+    return Ending(next="score-refs")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mrpo_cli import ending
+from mrpo_cli.ending import Ending
 from mrpo_pipeline.errors import UserError
 
 app = typer.Typer(
-    help="The recipes that ship: list them, copy one; layouts of pairs that are known.", invoke_without_command=True
+    help="The recipes that ship: list them, copy one; known layouts of pairs.",
+    invoke_without_command=True,
+    add_completion=False,
+    epilog="Example:  mrpo recipes copy small",
 )
 
 
@@ -25,9 +31,10 @@ def list_recipes(context: typer.Context) -> None:
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         print(f"{name:16} {first}")
+    ending.report(Ending(next="mrpo recipes copy small"))
 
 
-@app.command("layouts")
+@app.command("layouts", epilog="Example:  mrpo recipes layouts")
 def layouts() -> None:
     """List the data sets' layouts that `pairs.layout` takes, with their columns."""
     from mrpo_pipeline.pairs.layouts import AS_IS, LAYOUTS
@@ -36,9 +43,10 @@ def layouts() -> None:
     print(f"{AS_IS:28} prompt, chosen, rejected, or prompt, completions, and ranks or scores")
     for layout in LAYOUTS:
         print(f"{layout.name:28} {layout.about}")
+    ending.report(Ending(next="mrpo render RECIPE --layout NAME shows what is read of a row"))
 
 
-@app.command("copy")
+@app.command("copy", epilog="Example:  mrpo recipes copy small my-recipe.yaml")
 def copy(
     name: Annotated[str, typer.Argument(help="A name that `mrpo recipes` lists.")],
     to: Annotated[Path, typer.Argument(help="File or folder; the current folder where not given.")] = Path("."),
@@ -59,3 +67,4 @@ def copy(
             f"{target} can't be written ({error.strerror}): expected a new file in a folder. Give another name."
         ) from None
     print(target)
+    ending.report(Ending(str(target), shlex.join(["mrpo", "plan", str(target)])))

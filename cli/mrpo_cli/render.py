@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrpo_cli.options import PAIRS, takes_recipe
+from mrpo_cli.ending import Ending
+from mrpo_cli.recipe_command import takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
 
+app = typer.Typer(add_completion=False)
 
-@takes_recipe(PAIRS)
+
+@app.command(epilog="Example:  mrpo render recipe.yaml --row 3 --reference big")
+@takes_recipe("render", needs=("pairs",))
 def render(
     recipe: "Recipe",
     chosen_references: list[str],
@@ -22,7 +26,7 @@ def render(
     color: Annotated[
         bool | None, typer.Option("--color/--no-color", help="Colours; on a terminal by default.", show_default=False)
     ] = None,
-) -> None:
+) -> Ending:
     """What each model reads of a row: the prompt, what is scored, and what is not. Loads no weights.
 
     `--reference NAME` shows that reference alone (`policy` for the policy).
@@ -34,7 +38,4 @@ def render(
     width = shutil.get_terminal_size((80, 24)).columns
     for line in show_row(recipe, row, chosen_references, width=width, color=color, ids=ids):
         print(line)
-
-
-def register(app: typer.Typer) -> None:
-    app.command("render")(render)
+    return Ending(next="score-refs")

@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
+from mrpo_cli import ending
+from mrpo_cli.ending import Ending
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example:  mrpo report side-by-side")
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `mrpo compare` left: its output_dir.")],
 ) -> None:
     """Write a comparison's report.html and plots again, from its folder."""
     from mrpo_pipeline.report import write_report
 
-    print(write_report(folder))
-
-
-def register(app: typer.Typer) -> None:
-    app.command("report")(report)
+    written = write_report(folder)
+    print(written)
+    ending.report(Ending(f"{written}; its plots are in {folder / 'plots'}", f"open {written} in a browser"))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrpo_cli.options import PAIRS, takes_recipe
+from mrpo_cli.ending import Ending
+from mrpo_cli.recipe_command import takes_recipe
 from mrpo_pipeline.errors import RunError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from mrpo_pipeline.verify import Verified
 
 
-@takes_recipe(PAIRS)
+@takes_recipe("cache verify")
 def _verify(
     recipe: "Recipe",
     only: Annotated[
@@ -40,7 +41,7 @@ def _verify(
         typer.Option("--repair", help="First set damaged files aside; with pairs, score again what they held."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-) -> None:
+) -> Ending:
     """Re-read every shard against its checksum; with a recipe that names pairs, compute some of the numbers again.
 
     Without pairs: checksums, lengths, finite numbers. With pairs, policy and references: --check completions of each
@@ -61,6 +62,7 @@ def _verify(
     failures = [failure for one in found for failure in one.failures()]
     if failures:
         raise RunError(" ".join(failures))
+    return Ending(next="audit" if recipe.references and recipe.pairs.train else "")
 
 
 def _repair(recipe: "Recipe", only: list[str], *, silent: bool) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,8 +83,8 @@ def training_arguments(
     if settings.get("gradient_checkpointing"):
         given = settings.get("gradient_checkpointing_kwargs") or {}
         settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False, **given}
-    # A bar is for a terminal; elsewhere `reporting.PlainProgress` writes a line now and then.
-    settings.setdefault("disable_tqdm", not sys.stderr.isatty())
+    # `progress_callback.PlainProgress` writes a line now and then, on a terminal as elsewhere.
+    settings.setdefault("disable_tqdm", True)
     if needs_cpu():
         settings.setdefault("use_cpu", True)
     settings |= {

@@ -1,14 +1,13 @@
-"""What a person sees while the policy trains where there is no terminal for a bar."""
+"""What a person sees while the policy trains, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
 from transformers import TrainerCallback
 
-from mrpo_pipeline.terminal import PLAIN_INTERVAL
+from mrpo_pipeline.terminal import PLAIN_INTERVAL, progress_line
 
 _SHOWN = ("loss", "rewards/margins", "rewards/accuracies", "accuracy/policy")
 
@@ -58,7 +57,7 @@ class PlainProgress(TrainerCallback):  # type: ignore[misc]
     @staticmethod
     def _say(state: Any, text: str) -> None:
         if state.is_world_process_zero:
-            print(text, file=sys.stderr, flush=True)
+            progress_line(text)
 
 
 def _figures(values: dict[str, float]) -> str:

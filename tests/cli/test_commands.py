@@ -124,10 +124,10 @@ def test_wrong_options_of_compare_are_told_before_anything_heavy_loads(wrong: li
 
 
 def test_one_seed_is_a_list_of_one() -> None:
-    from mrpo_cli.options import _split
+    from mrpo_cli.values import value_of
 
-    assert (_split("compare.seeds", "3"), _split("compare.seeds", "3, 4")) == ([3], [3, 4])
-    assert (_split("method.weights", "adaptive"), _split("method.weights", "0.5,0.5")) == ("adaptive", [0.5, 0.5])
+    assert (value_of("compare.seeds", "3"), value_of("compare.seeds", "3, 4")) == ([3], [3, 4])
+    assert (value_of("method.weights", "adaptive"), value_of("method.weights", "0.5,0.5")) == ("adaptive", [0.5, 0.5])
 
 
 def test_shipped_recipes_are_listed_copied_and_readable(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ import os, signal, sys, time
 import mrpo_cli.commands
 from mrpo_cli.main import main
 
-def app():
+def app(**options):
     {work}
 
 mrpo_cli.commands.app = app
@@ -117,7 +118,8 @@ def test_an_error_of_no_signal_keeps_its_own_ending() -> None:
     ("command", "advice"),
     [("train", " (add --resume)"), ("train --resume", ""), ("compare", ""), ("score-refs", "")],
 )
-def test_what_goes_on_with_an_option_says_so_and_nothing_else_does(command: str, advice: str) -> None:
+def test_what_goes_on_with_an_option_says_so_and_nothing_else_does(command: str, advice: str, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").touch()
     script = f"""
 import signal, sys, types
 from mrpo_cli.main import main
@@ -129,10 +131,12 @@ for module, name in (
     ('policy.run', 'train_recipe'), ('policy.distributed', 'rank'), ('compare', 'compare_recipe'), ('scoring', 'score_references')
 ):
     sys.modules[f'mrpo_pipeline.{{module}}'] = types.SimpleNamespace(**{{name: interrupted, 'contenders': interrupted}})
-sys.argv = ['mrpo', *{command!r}.split(), '--train-file', 'pairs.jsonl']
+sys.argv = ['mrpo', *{command!r}.split(), *'--train-file pairs.jsonl --model m --reference a=m --reference b=m'.split()]
 main()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == 130
     last = "interrupted. What was finished is kept; run the same command again to go on"
     assert done.stderr == f"mrpo: {last}{advice}.\n"

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import typer
 from mrpo_cli.commands import app
-from mrpo_cli.options import COMPARE, METHOD, PAIRS, TASKS, takes_recipe
+from mrpo_cli.ending import with_same_recipe
+from mrpo_cli.options import COMMANDS, COMPARE, METHOD, PAIRS, TASKS, options_of
+from mrpo_cli.recipe_command import takes_recipe
+from mrpo_cli.values import value_of
 from typer.testing import CliRunner
 
 from mrpo_pipeline.errors import UserError
@@ -19,8 +22,9 @@ from mrpo_pipeline.errors import UserError
 def given(*arguments: str) -> Any:
     """The recipe that a command gets."""
     found: list[Any] = []
+    COMMANDS["every group"] = (COMPARE, PAIRS, METHOD, TASKS)
 
-    @takes_recipe(COMPARE, PAIRS, METHOD, TASKS)
+    @takes_recipe("every group")
     def command(recipe: Any) -> None:
         found.append(recipe)
 
@@ -90,6 +94,44 @@ def test_numbers_and_words_of_options_have_the_recipe_s_types() -> None:
     assert given("--set", "method.trust_region.kind=off").method.trust_region.kind == "off"
 
 
+def test_text_becomes_what_its_key_takes() -> None:
+    assert (value_of("method.beta", "1"), value_of("method.beta", "1e-4")) == (1.0, 1e-4)
+    assert type(value_of("method.beta", "1")) is float and type(value_of("training.seed", "010")) is int
+    assert value_of("policy.model", "1") == "1" and value_of("pairs.subset", "2.0") == "2.0"
+    assert value_of("policy.lora.target_modules", "q_proj,v_proj") == ["q_proj", "v_proj"]
+    assert value_of("policy.lora.target_modules", "all-linear") == "all-linear"
+    assert value_of("method.beta", "fast") == "fast"  # the recipe names what is wrong with it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--beta", "fast"], r"--beta \(`method.beta`\) is 'fast': expected a number"),
+        (["--beta", "0"], r"--beta \(`method.beta`\) is 0.0: expected more than 0"),
+        (["--loss-type", "sigmod"], r"--loss-type \(`method.loss`\) is 'sigmod': expected 'sigmoid', 'hinge'"),
+        (["--seeds", "1,x"], r"--seeds \(`compare.seeds.1`\) is 'x': expected a whole number"),
+        (["--set", "training.seed=x"], r"--set \(`training.seed`\) is 'x': expected a whole number"),
+        (["--set", "training.sed=1"], "Unknown key `training.sed` in --set"),
+        (["--set", "method.bta=1"], "Unknown key `method.bta` in --set: the nearest valid one is `beta`"),
+    ],
+)
+def test_an_error_names_the_option_that_was_typed(arguments: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        given(*arguments)
+
+
+def test_the_next_command_takes_the_options_that_it_knows() -> None:
+    typed = {"beta": "0.2", "train_file": "my pairs.jsonl", "check_anchor": False, "learning_rate": "1e-4"}
+    typed |= {"reference": ["base=m"], "set_": ["method.normalize=token"]}
+    audit = with_same_recipe("audit", "r.yaml", options_of("train"), typed)
+    assert (
+        audit
+        == "mrpo audit r.yaml --train-file 'my pairs.jsonl' --beta 0.2 --reference base=m --set method.normalize=token"
+    )
+    scored = with_same_recipe("score-refs", None, options_of("train"), typed)
+    assert scored.startswith("mrpo score-refs --train-file 'my pairs.jsonl' --no-check-anchor --reference base=m")
+
+
 @pytest.fixture
 def own_messages() -> Iterator[None]:
     """The command sends its messages to its own stderr; afterwards they go where they went."""
@@ -117,6 +159,11 @@ MODELS = ("--model", "m", "--reference", "base=m", "--reference", "other=n", "--
     ],
 )
 @pytest.mark.usefixtures("own_messages")
-def test_an_option_without_effect_is_refused(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+def test_an_option_without_effect_is_refused(
+    arguments: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.jsonl", "e.jsonl"):
+        (tmp_path / name).touch()
     with pytest.raises(UserError, match=says):
-        CliRunner().invoke(app, [*arguments, "--cache", str(tmp_path)], catch_exceptions=False)
+        CliRunner().invoke(app, [*arguments, "--cache", str(tmp_path / "cache")], catch_exceptions=False)

@@ -192,7 +192,7 @@ def test_input_that_cannot_be_merged_is_named(tmp_path):
     train(tmp_path)
     with pytest.raises(UserError, match="holds no adapter"):
         merge_adapter(tmp_path, tmp_path / "merged")
-    with pytest.raises(UserError, match="It holds adapters in out: one is merged at a time"):
+    with pytest.raises(UserError, match="It holds adapters in out: one is used at a time"):
         merge_adapter(tmp_path, tmp_path / "merged")
     with pytest.raises(UserError, match="--dtype is 'int4'"):
         merge_adapter(tmp_path / "out", tmp_path / "merged", dtype="int4")

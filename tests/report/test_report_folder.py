@@ -44,7 +44,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_the_command_writes_the_report_again_and_says_where(tmp_path: Path) -> None:
     folder = make_comparison(tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0,), stepwise=())
     result = CliRunner().invoke(app, ["report", str(folder)])
-    assert result.exit_code == 0 and result.output.split() == [str(folder / "report.html")]
+    assert result.exit_code == 0 and result.stdout.split() == [str(folder / "report.html")]
     refused = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert isinstance(refused.exception, UserError)
 

@@ -1,0 +1,45 @@
+"""`mrpo merge`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mrpo_cli import ending
+from mrpo_cli.ending import Ending
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example:  mrpo merge out --output merged")
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="The folder of `mrpo train`, or one of its checkpoints.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged checkpoint, a new one.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="The base: folder or hub name; what the adapter names if not given.")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the merged weights: auto is the base's own.")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the base.")
+    ] = False,
+) -> None:
+    """Write adapter and base as one plain checkpoint, and compare its log-probs with the adapted model's."""
+    from mrpo_pipeline.policy.adapter_folder import require_adapter
+
+    require_adapter(adapter)
+    from mrpo_pipeline.policy.merge import merge_adapter
+
+    merged = merge_adapter(adapter, output, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
+    for notice in merged.notices:
+        print(f"mrpo: {notice}", file=sys.stderr)
+    found = merged.differences
+    print(
+        f"Log-probs, in nats per token: the adapter changes the base's by {found.effect:.2g}, and the merged model's differ from "
+        f"the adapted one's by {found.rounding:.2g}, as {merged.dtype} rounds."
+    )
+    print(f"The merged model is in {output} ({merged.dtype}).")
+    ending.report(
+        Ending(f"{output} (a plain checkpoint, which loads as any model)", shlex.join(["vllm", "serve", str(output)]))
+    )
