@@ -1,7 +1,65 @@
 """Multi-Reference Preference Optimization (arXiv 2405.16388) from a cache of reference log-probs.
 
-Data flows one way: pairs → rendering → engines → cache → targets → policy → evaluation. Importing this package loads
-nothing heavy.
+Data flows one way: pairs → rendering → engines → cache → targets → policy → evaluation. What a notebook needs is here
+(docs/python.md) and is imported at first use: importing this package loads nothing heavy.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mrpo_pipeline.audit import audit_recipe
+    from mrpo_pipeline.compare import compare_recipe
+    from mrpo_pipeline.errors import RunError, UserError
+    from mrpo_pipeline.evaluation import evaluate_recipe
+    from mrpo_pipeline.plan import plan_run
+    from mrpo_pipeline.policy.run import train_recipe
+    from mrpo_pipeline.recipe import Recipe, load_recipe
+    from mrpo_pipeline.scoring import score_references
+    from mrpo_pipeline.targets.compute import compute_targets
+    from mrpo_pipeline.targets.settings import TargetSettings
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Recipe",
+    "RunError",
+    "TargetSettings",
+    "UserError",
+    "__version__",
+    "audit_recipe",
+    "compare_recipe",
+    "compute_targets",
+    "evaluate_recipe",
+    "load_recipe",
+    "plan_run",
+    "score_references",
+    "train_recipe",
+]
+
+_MODULES = {
+    "Recipe": "recipe",
+    "RunError": "errors",
+    "TargetSettings": "targets.settings",
+    "UserError": "errors",
+    "audit_recipe": "audit",
+    "compare_recipe": "compare",
+    "compute_targets": "targets.compute",
+    "evaluate_recipe": "evaluation",
+    "load_recipe": "recipe",
+    "plan_run": "plan",
+    "score_references": "scoring",
+    "train_recipe": "policy.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -179,7 +179,7 @@ def test_every_option_in_the_docs_exists() -> None:
         "for line in sys.stdin.read().splitlines():\n"
         "    words, command = line.split()[1:], root\n"
         "    while words and hasattr(command, 'commands') and words[0] in command.commands:\n"
-        "        command = command.commands[words.pop(0)]\n"
+        "        command = command.get_command(None, words.pop(0))\n"
         "    known = {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)} | {'--help', '-h'}\n"
         "    unknown = [w for w in words if w.startswith('-') and w.split('=')[0] not in known]\n"
         "    assert not hasattr(command, 'commands') and not unknown, (line, unknown)\n"
@@ -222,3 +222,31 @@ def test_the_block_of_the_readme_is_a_recipe_and_commands_that_exist() -> None:
             run, check=True, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
         ).stdout
         assert all(word in known for word in words if word.startswith("--")), command
+
+
+def test_the_python_page_runs(
+    scored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(scored)
+    run, compared, arrays = blocks("python.md")
+    space: dict[str, object] = {}
+    exec(run, space)
+    exec(arrays, {})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("base 0 scored") and said[1].startswith("other 0 scored")  # scored by the fixture
+    assert [line.split()[0] for line in said[2:4]] == ["base", "other"]
+    metrics, evaluation = space["metrics"], space["evaluation"]
+    assert metrics["eval_accuracy/policy"] == pytest.approx(evaluation.after["accuracy/policy"])  # type: ignore[index, attr-defined]
+    assert (scored / "out" / "adapter_model.safetensors").is_file() and "→" in said[5]
+    compile(compared, "python.md", "exec")
+
+
+def test_the_package_offers_what_the_python_page_names_and_loads_it_late() -> None:
+    import mrpo_pipeline
+
+    page = (DOCS / "python.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert named and named < set(mrpo_pipeline.__all__)
+    assert all(getattr(mrpo_pipeline, name) is not None for name in mrpo_pipeline.__all__)
+    code = "import sys, mrpo_pipeline; assert not {'torch', 'polars', 'pydantic', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
