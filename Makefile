@@ -55,7 +55,7 @@ resolve: setup ## check that every set of packages resolves, Python 3.11 to 3.14
 	 done
 
 demo: setup ## make three tiny references, score, train and compare, to a report: about eight minutes on two cores, set-up included
-	@$(BIN)/python -P -m mrpo_pipeline.demo.run
+	@$(BIN)/mrpo demo
 
 test: setup ## run the test suite, two files at a time (make test TESTERS=8 on a larger machine)
 	@OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(TESTERS) --dist loadfile

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, Literal
 
 from mrpo_pipeline.demo.questions import draw_prompt
+from mrpo_pipeline.files.atomic import whole_file
 
 TRAIN_FILE = "demo_train.jsonl"
 EVAL_FILE = "demo_eval.jsonl"
@@ -59,11 +60,13 @@ def demo_file(part: Literal["train", "eval"]) -> bytes:
 
 
 def write_demo_data(folder: Path) -> list[Path]:
-    """Write both files into `folder` (made when absent) and return their paths."""
+    """Write both files into `folder` (made when absent), unless they are there; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / TRAIN_FILE, folder / EVAL_FILE]
-    paths[0].write_bytes(demo_file("train"))
-    paths[1].write_bytes(demo_file("eval"))
+    for path, data in zip(paths, (demo_file("train"), demo_file("eval")), strict=True):
+        if not path.is_file() or path.read_bytes() != data:
+            with whole_file(path) as temporary:
+                temporary.write_bytes(data)
     return paths
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from mrpo_pipeline.demo.run import make_demo_world
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.recipe import Recipe, load_recipe, shipped_recipes
 from mrpo_pipeline.terminal import guard_output, show_messages
@@ -79,19 +80,10 @@ def _out_of_reach(model: str) -> str | None:
 
 
 def _recipe(name: str) -> Recipe:
-    recipe = load_recipe(shipped_recipes().get(name, Path(name)))
     if name == "demo":
-        if not Path(str(recipe.pairs.train)).is_file():
-            raise UserError(f"{recipe.pairs.train} is not here: run this from the project's root (`make reproduce`).")
-        _make_demo_models()
-    return recipe
-
-
-def _make_demo_models() -> None:
-    from mrpo_pipeline.demo.models import knowledge_table, make_models
-
-    _heading("three tiny models, made here")
-    print(knowledge_table(make_models(Path("runs/demo/models"))))
+        _heading("pairs and three tiny models, made here")
+        return make_demo_world()
+    return load_recipe(shipped_recipes().get(name, Path(name)))
 
 
 def _run(recipe: Recipe) -> Path:

@@ -1,29 +1,42 @@
-"""`make demo`: models made, references scored, methods trained and compared, a few answers shown."""
+"""`mrpo demo`: models and pairs made, references scored, methods trained and compared, a few answers shown.
+
+All of it goes into `runs/demo` below the current folder, where the recipe `demo` has it; no repository is needed.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from pathlib import Path
 
-from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.terminal import guard_output, show_messages
+from mrpo_pipeline.demo.data import write_demo_data
+from mrpo_pipeline.recipe import Recipe, load_recipe, method_for, shipped_recipes
+
+FOLDER = Path("runs/demo")
 
 
-def run_demo(models: Path = Path("runs/demo/models")) -> None:
-    """Run the demo's recipe from the project's root; what an earlier run finished is not done again."""
-    from mrpo_pipeline.compare import compare_recipe
+def make_demo_world() -> Recipe:
+    """Make the demo's pairs and models where they are not there yet, print what each model knows; the recipe for them."""
     from mrpo_pipeline.demo.models import knowledge_table, make_models
+
+    write_demo_data(FOLDER / "data")
+    print(knowledge_table(make_models(FOLDER / "models")))
+    return load_recipe(shipped_recipes()["demo"])
+
+
+def run_demo() -> Path:
+    """Run the demo's recipe in the current folder; what an earlier run finished is not done again.
+
+    Returns:
+        the report's path.
+    """
+    from mrpo_pipeline.compare import compare_recipe
     from mrpo_pipeline.evaluation import evaluate_recipe
-    from mrpo_pipeline.recipe import load_recipe, method_for, shipped_recipes
     from mrpo_pipeline.scoring import score_references
 
     began = time.monotonic()
     _heading("1 of 4", "three tiny models of three architectures and tokenizers: base (the policy), abacus, atlas")
-    print(knowledge_table(make_models(models)))
+    recipe = make_demo_world()
 
-    recipe = load_recipe(shipped_recipes()["demo"])
     _heading("2 of 4", "stage one: every completion scored by every reference, once  (mrpo score-refs demo)")
     score_references(recipe)
 
@@ -38,30 +51,9 @@ def run_demo(models: Path = Path("runs/demo/models")) -> None:
     adapter = comparison.folder / "mrpo" / "seed-0"
     chosen = recipe.model_copy(update={"method": method_for(recipe, "mrpo")})
     print(evaluate_recipe(chosen, adapter).table())
-    print(
-        f"\nDone in {time.monotonic() - began:,.0f} s. The report: "
-        f"{comparison.folder / 'report.html'}; the cache: {recipe.cache}."
-    )
+    print(f"\nDone in {time.monotonic() - began:,.0f} s. The reference cache is in {recipe.cache}.")
+    return comparison.folder / "report.html"
 
 
 def _heading(number: str, text: str) -> None:
     print(f"\n── {number} · {text}", flush=True)
-
-
-def main() -> int:
-    """Run the demo; the exit code is that of the `mrpo` command."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, before torch loads
-    guard_output()
-    show_messages()
-    try:
-        if not Path("data/demo_train.jsonl").is_file():
-            raise UserError("data/demo_train.jsonl is not here: run the demo from the project's root (`make demo`).")
-        run_demo()
-    except (UserError, RunError) as error:
-        print(f"mrpo demo: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
