@@ -104,6 +104,7 @@ def renderer_of(source: ModelSource) -> Renderer:
         tokenizer=source.tokenizer,
         adapter=source.adapter,
         template=source.template,
+        template_kwargs=source.template_kwargs,
         trust_remote_code=source.trust_remote_code,
         name=source.name,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -60,6 +61,8 @@ def _heading(source: ModelSource, renderer: Renderer) -> Iterator[str]:
     identity = renderer.identity()
     template = "the plain template" if identity["template"].startswith("plain:") else "a chat template"
     yield f"  read by {template}; an answer ends with {identity['end_of_turn']}"
+    if source.template_kwargs:
+        yield f"  template_kwargs: {json.dumps(source.template_kwargs, ensure_ascii=False)}"
     yield from (f"  {line}" for line in renderer.reading)
 
 

@@ -166,6 +166,12 @@ def _answer(sample: dict[str, Any]) -> dict[str, Any]:
 
 def check_chat_template(policy: ModelSource, settings: Evaluation) -> None:
     """Refuse a chat template of the policy that is not the tokenizer's own, which the harness would use. Raises UserError."""
+    if settings.chat_template and policy.template_kwargs:
+        raise UserError(
+            f"evaluation.chat_template is true, and policy.template_kwargs is {policy.template_kwargs!r}: the harness renders without "
+            "arguments of the template. Expected none. Evaluate without the chat template, or put the arguments into the template as "
+            "its defaults (tokenizer_config.json)."
+        )
     if settings.chat_template and policy.template != "auto":
         raise UserError(
             f"evaluation.chat_template is true, and policy.template is {policy.template!r}: the harness renders with the "

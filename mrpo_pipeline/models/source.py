@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.engine_options import NO_OPTIONS
@@ -32,6 +32,7 @@ from mrpo_pipeline.models.files import (
     weight_files,
     weights_content,
 )
+from mrpo_pipeline.models.template_arguments import reserved
 from mrpo_pipeline.settings import Name, Settings
 
 RENDERING_FIELDS = ("tokenizer", "template", "end_of_turn")
@@ -63,6 +64,9 @@ class ModelSource(Settings):
     """Where the tokenizer is to be had. Null: from the adapter's folder where it brings one, else from the model."""
     template: Name = "auto"
     """The chat template: `auto` (the adapter's or the tokenizer's own, else a plain one), `plain`, or a Jinja file."""
+    template_kwargs: dict[str, Any] = Field({})
+    """What the chat template is given beside the messages (`{enable_thinking: false}`). A row's `chat_template_kwargs` override it
+    key by key."""
     dtype: str = "auto"
     """`auto` (the checkpoint's own 16 bits on a GPU that computes in them, else float32), `float32`, `bfloat16` or `float16`."""
     quantization: str | None = None
@@ -72,6 +76,13 @@ class ModelSource(Settings):
 
     _name: str = PrivateAttr("the model")
     _engine_options: str = PrivateAttr(NO_OPTIONS)
+
+    @field_validator("template_kwargs")
+    @classmethod
+    def _arguments_of_a_user(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if fault := reserved(arguments):
+            raise ValueError(f"arguments of the chat template, such as enable_thinking, and not {fault}")
+        return arguments
 
     @property
     def name(self) -> str:

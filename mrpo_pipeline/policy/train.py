@@ -228,7 +228,7 @@ def _mean_loss(history: list[dict[str, float]]) -> float | None:
 def served_tokenizer(policy: ModelSource) -> Any:
     """The policy's tokenizer with the chat template that it reads by, so that it is served with it."""
     from mrpo_pipeline.dataset.prepare import tokenizer_of
-    from mrpo_pipeline.rendering.templates import PLAIN_TEMPLATE
+    from mrpo_pipeline.rendering.template_text import PLAIN_TEMPLATE
 
     tokenizer = tokenizer_of(policy)
     if policy.template == "plain" or (policy.template == "auto" and not tokenizer.chat_template):

@@ -6,8 +6,11 @@ import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.pairs.identity import Message
 from mrpo_pipeline.rendering.escaped_tokenizer import PrivateClone
 from mrpo_pipeline.rendering.templates import ChatTemplate
+from mrpo_pipeline.rendering.tool_forms import call_probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,34 @@ def find_turn_end(template: ChatTemplate, clone: PrivateClone, stops: Collection
         "what the model stops with by its generation configuration" if added in stops else "the tokenizer's eos_token"
     )
     return TurnEnd(None, added, f"{template.name} writes no end of an answer: {added} ends it, {source}.")
+
+
+def find_calls_end(template: ChatTemplate, clone: PrivateClone, ends: Collection[str]) -> str | None:
+    """The token behind a message of tool calls: the first behind them that the model stops with, or else the last that the template
+    writes there, or what it writes next where the model stops with that (GLM's `<|observation|>`). None where there is none.
+
+    Args:
+        ends: tokens that the model stops with, and the one that ends an answer.
+    """
+    names = {character: control for control, character in clone.names.items()}
+    asked, call, result = (
+        {"role": "user", "content": "question"},
+        call_probe(),
+        {"role": "tool", "content": "qZresultX9"},
+    )
+
+    def behind(messages: list[Message]) -> list[str]:
+        try:
+            text = clone.rename(template.whole(messages).split("qZvalueX9")[-1].split("qZresultX9")[0])
+        except UserError:
+            return []
+        return [names[char] for char in text if char in names]
+
+    last = behind([asked, call])
+    known = next((control for control in last if control in ends), None)
+    if known is not None or last:
+        return known or last[-1]
+    return next((control for control in behind([asked, call, result]) if control in ends), None)
 
 
 def _unknown_stop(template: ChatTemplate, written: str, stops: Collection[str], ends: Collection[str]) -> str:

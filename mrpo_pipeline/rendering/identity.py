@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.rendering.escaped_tokenizer import CloneSet, text_pieces
 from mrpo_pipeline.rendering.prompt_frame import prompt_frame
-from mrpo_pipeline.rendering.templates import TEMPLATE_DATE, ChatTemplate, uses_date
+from mrpo_pipeline.rendering.template_text import TEMPLATE_DATE, uses_date
+from mrpo_pipeline.rendering.templates import ChatTemplate
 
 if TYPE_CHECKING:
     from mrpo_pipeline.rendering.renderer import Renderer
@@ -40,6 +41,7 @@ def identity(
     """The fields (see ``Renderer.identity``)."""
     kept = {key: value for key, value in backend.items() if key not in _NOT_IDS}
     named = {k: str(v) for k, v in sorted(tokenizer.special_tokens_map.items()) if k in template.text}
+    arguments = template.arguments
     text = text_pieces(backend, clones.controls)
     probe = renderer.render([(json.dumps([_USER]), "answer")])[0]
     traits = []
@@ -48,7 +50,8 @@ def identity(
     traits += _traits(renderer, template, clones, splitter)
     return {
         "tokenizer": _hash([kept, clones.controls, *([text] if text else [])]),
-        "template": ("plain:" if template.is_plain else "") + _hash([template.text, named]),
+        "template": ("plain:" if template.is_plain else "")
+        + _hash([template.text, named, *([arguments] if arguments else [])]),
         "template_date": TEMPLATE_DATE if uses_date(template.text) else "",
         "end_of_turn": tokenizer.convert_ids_to_tokens(int(probe.completion_ids[-1])),
         "end_of_text": str(tokenizer.eos_token or ""),

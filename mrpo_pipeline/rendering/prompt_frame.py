@@ -6,12 +6,16 @@ prompt and completion together. What a model is given to answer to, its generati
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.rendering.templates import ChatTemplate, Frame, Message, UnboundedTemplateError
+from mrpo_pipeline.pairs.identity import Message
+from mrpo_pipeline.rendering.placing import Frame
+from mrpo_pipeline.rendering.templates import ChatTemplate, UnboundedTemplateError
 
 # Reasons why a prompt is not read as the template writes it round an answer.
 MERGED = "system message merged into the first user message"
@@ -62,24 +66,27 @@ def prompt_frame(template: ChatTemplate, messages: list[Message]) -> PromptFrame
 def _framed(template: ChatTemplate, messages: list[Message]) -> PromptFrame:
     frame = template.frame(messages)
     missing = left_out(frame.prefix, messages)
-    if missing is None:
+    thoughts = dropped_reasoning(frame.prefix, messages)
+    if missing is None and not thoughts:
         return PromptFrame(messages, frame)
-    last = messages[-1]["content"].strip()
     try:
         asked = template.generation_prompt(messages)
     except UnboundedTemplateError:
         raise
     except UserError:
         asked = ""
-    head = _joined(asked, frame.prefix, last)
-    if head is not None and left_out(asked, messages) is None:
-        return PromptFrame(messages, frame, head, (AS_ASKED,))
+    if missing is not None or any(thought in asked for thought in thoughts):
+        head = joined(asked, frame.prefix, messages[-1])
+        if head is not None and left_out(asked, messages) is None:
+            return PromptFrame(messages, frame, head, (AS_ASKED,))
+    if missing is None:  # no model of this kind is given it
+        return PromptFrame(messages, frame)
     if missing["role"] == "system" and messages[0]["role"] == "system":
         merged = template.merge_system(messages)
         frame = template.frame(merged)
         if left_out(frame.prefix, merged) is None:
             return PromptFrame(merged, frame, (0, ""), (MERGED,))
-    shown = " ".join(missing["content"].split())[:60]
+    shown = " ".join(missing["content"].split())[:60] or ", ".join(c["name"] for c in missing.get("tool_calls", ()))
     raise UserError(
         f"{template.name} leaves out a message of the prompt ({missing['role']}: {shown!r}): expected one that writes all of a "
         "conversation. Give another template for this model (`template:`, a Jinja file or `plain`), or take the row out."
@@ -90,29 +97,54 @@ def written_to(text: str, messages: Sequence[Message]) -> int | None:
     """Where the contents end in a rendering, one behind another; None where one is not found. System messages may stand anywhere."""
     at = 0
     for message in messages:
-        core = _core(message)
         if message["role"] != "system":
-            found = text.find(core, at)
-            if found < 0:
+            found = place_in(text, message, at)
+            if found is None:
                 return None
-            at = found + len(core)
+            at = found[1]
     return at
 
 
-def _joined(asked: str, prefix: str, last: str) -> tuple[int, str] | None:
-    """The prefix with the generation prompt's text up to the last user's: how many of its chars give way to what text.
+def place_in(text: str, message: Message, start: int = 0, *, last: bool = False) -> tuple[int, int] | None:
+    """Where the first (or last) writing of a content starts and ends; a tool's result may be written as a JSON string."""
+    for written in spellings(_core(message), message["role"] == "tool"):
+        found = text.rfind(written, start) if last else text.find(written, start)
+        if found >= 0:
+            return found, found + len(written)
+    return None
 
-    Both go on in the same way behind the last user's text, the prefix perhaps longer.
+
+def spellings(text: str, in_json: bool) -> list[str]:
+    """The text as it stands and, where asked for, as it is written in JSON."""
+    return (
+        list(dict.fromkeys([text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]]))
+        if in_json
+        else [text]
+    )
+
+
+def dropped_reasoning(text: str, messages: Sequence[Message]) -> list[str]:
+    """Reasoning of earlier messages that the text lacks."""
+    thoughts = [message["reasoning_content"].strip() for message in messages if message.get("reasoning_content")]
+    return [thought for thought in thoughts if thought not in text]
+
+
+def joined(asked: str, prefix: str, message: Message) -> tuple[int, str] | None:
+    """The prefix with the generation prompt's text up to a message's content, the last one that an answer is given to: how many
+    of the prefix's chars give way to what text.
+
+    Both go on in the same way behind that content, the prefix perhaps longer.
     """
-    p = asked.rfind(last)
-    while last and p >= 0:
-        tail = asked[p + len(last) :].rstrip()
-        q = prefix.rfind(last)
-        while q >= 0:
-            if prefix.startswith(tail, q + len(last)):
-                return q + len(last), asked[: p + len(last)]
-            q = prefix.rfind(last, 0, q + len(last) - 1)
-        p = asked.rfind(last, 0, p + len(last) - 1)
+    for last in spellings(message["content"].strip(), message["role"] == "tool"):
+        p = asked.rfind(last)
+        while last and p >= 0:
+            tail = asked[p + len(last) :].rstrip()
+            q = prefix.rfind(last)
+            while q >= 0:
+                if prefix.startswith(tail, q + len(last)):
+                    return q + len(last), asked[: p + len(last)]
+                q = prefix.rfind(last, 0, q + len(last) - 1)
+            p = asked.rfind(last, 0, p + len(last) - 1)
     return None
 
 
@@ -122,18 +154,40 @@ def left_out(text: str, messages: Sequence[Message]) -> Message | None:
     at = 0
     for message, core in zip(messages, cores, strict=True):
         if message["role"] != "system" and core:
-            found = text.find(core, at)
-            if found >= 0:
-                at = found + len(core)
+            found = place_in(text, message, at)
+            if found is not None:
+                at = found[1]
             elif not _holds_most(text, core):
                 return message
+        if any(not holds_call(text, call) for call in message.get("tool_calls", ())):
+            return message
     for message, core in zip(messages, cores, strict=True):
         if message["role"] == "system" and core:
             # As often as in all messages together: a user may repeat what the system message says.
-            found = text.count(core)
-            if found < sum(other.count(core) for other in cores) and (found or not _holds_most(text, core)):
+            times = text.count(core)
+            if times < sum(other.count(core) for other in cores) and (times or not _holds_most(text, core)):
                 return message
     return None
+
+
+def holds_call(text: str, call: dict[str, Any]) -> bool:
+    """Whether a call's name and all values of its arguments are there, as text or as JSON."""
+    return call["name"] in text and all(any(way in text for way in ways) for ways in _leaves(call["arguments"]))
+
+
+def _leaves(value: Any) -> Iterator[list[str]]:
+    """The ways to write each value and key."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield spellings(key, True)
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, str):
+        yield [*spellings(value.strip(), True), *spellings(json.dumps(value.strip(), ensure_ascii=False)[1:-1], True)]
+    else:
+        yield [str(value), json.dumps(value)]
 
 
 def _core(message: Message) -> str:

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.pairs.completion import completion_messages, completion_parts
+from mrpo_pipeline.pairs.identity import Message
 from mrpo_pipeline.rendering.byte_offsets import component_types
-from mrpo_pipeline.rendering.prompt_frame import written_to
+from mrpo_pipeline.rendering.prompt_frame import AS_ASKED, written_to
 from mrpo_pipeline.rendering.split import Job, Rendered, Splitter
-from mrpo_pipeline.rendering.templates import ChatTemplate, Message, UntrustedModelError
+from mrpo_pipeline.rendering.templates import UntrustedModelError
 
 EACH = 3  # conversations of a shape
 
@@ -50,7 +52,6 @@ class Proof:
     """
 
     name: str
-    template: ChatTemplate
     splitter: Splitter
     own: Any
     normalizes: bool
@@ -58,12 +59,10 @@ class Proof:
     unknown: int | None
     counts: Counter[str] = field(default_factory=Counter)
     conversations: int = 0
-    _seen: Counter[tuple[bool, ...]] = field(default_factory=Counter)
+    _seen: Counter[tuple[object, ...]] = field(default_factory=Counter)
 
     @classmethod
-    def of(
-        cls, tokenizer: Any, own: Any, backend: dict[str, Any], template: ChatTemplate, splitter: Splitter, name: str
-    ) -> Proof:
+    def of(cls, tokenizer: Any, own: Any, backend: dict[str, Any], splitter: Splitter, name: str) -> Proof:
         """Args: as of ``Renderer``; `own` the tokenizer of the model's file, None for the one that was loaded."""
         from tokenizers import Tokenizer
 
@@ -73,11 +72,14 @@ class Proof:
         if backend["model"].get("dropout"):  # it would read one text in many ways
             own = Tokenizer.from_str(json.dumps({**backend, "model": {**backend["model"], "dropout": None}}))
         normalizes = backend["normalizer"] is not None
-        return cls(name, template, splitter, own, normalizes, drops, tokenizer.unk_token_id)
+        return cls(name, splitter, own, normalizes, drops, tokenizer.unk_token_id)
 
     def due(self, job: Job, completion: str) -> bool:
         """Whether a conversation is among the first of its shape; asked once for each."""
-        shape = (*job.prompt.shape, any(mark in completion for mark in _REASONING))
+        shape: tuple[object, ...] = (*job.prompt.shape, any(mark in completion for mark in _REASONING))
+        if job.layout is not None:
+            parts = completion_parts(completion)
+            shape = (*shape, len(job.layout.stretches) > 1, *sorted({part.kind for part in parts}))
         if self._seen[shape] >= EACH:
             return False
         self._seen[shape] += 1
@@ -102,14 +104,16 @@ class Proof:
 
     def _reasons(self, prompt: str | list[Message], completion: str, job: Job, rendered: Rendered) -> list[str]:
         reasons = [] if job.prompt.written is None else list(job.prompt.written.reasons)
+        if job.layout is not None:  # what its head is was decided for this completion
+            reasons = [reason for reason in reasons if reason != AS_ASKED] + [AS_ASKED] * job.layout.asked
         ours = [*rendered.prompt_ids.tolist(), *rendered.completion_ids.tolist()]
         read = job.prompt.clone.original(job.prefix + job.content + job.suffix)
         if not reasons:
-            plain = prompt + completion if isinstance(prompt, str) else self.template.conversation(prompt, completion)
+            plain = _plain(job, prompt, completion)
             if read != plain:
                 raise self._mismatch("the text is not what its template writes", [read], [plain])
         if not isinstance(prompt, str):
-            self._check_asked(prompt, read, reasons)
+            self._check_asked(job, prompt, read, reasons)
         first = self.splitter.prepended
         own = self.own.encode(read, add_special_tokens=False).ids
         if not job.prefix and not first:
@@ -127,10 +131,10 @@ class Proof:
         reasons += self._ids_differ(job, ours, own)
         return reasons + self._unread(job, rendered)
 
-    def _check_asked(self, prompt: list[Message], read: str, reasons: Sequence[str]) -> None:
+    def _check_asked(self, job: Job, prompt: list[Message], read: str, reasons: Sequence[str]) -> None:
         """What the model is given to answer to is what is read, up to the last user's text."""
         try:
-            asked = self.template.generation_prompt(prompt)
+            asked = job.prompt.clone.unmask(job.prompt.template.generation_prompt(prompt))
         except UserError:  # it does not write one
             return
         end = written_to(asked, prompt)
@@ -154,8 +158,14 @@ class Proof:
 
     def _unread(self, job: Job, rendered: Rendered) -> list[str]:
         """Whether the content's tokens give its text back."""
+        if job.layout is not None:
+            parts = [part.text for stretch in job.layout.stretches for part in stretch.parts]
+            return list(dict.fromkeys(one for part in parts for one in self._unread_in(part, rendered)))
+        return self._unread_in(job.content, rendered)
+
+    def _unread_in(self, content: str, rendered: Rendered) -> list[str]:
         ids = rendered.completion_ids[:-1].tolist()
-        content, text = job.content, self._text(ids)
+        text = self._text(ids)
         if self.unknown is not None and self.unknown in ids:
             return [UNKNOWN]
         if content.strip(" ") in text or content.strip() == text.strip():
@@ -177,6 +187,14 @@ class Proof:
             "(`tokenizer:`) or another template (`template:`, a Jinja file or `plain`), and look with `mrpo render`.\n"
             + "\n".join(_side_by_side(ours, theirs))
         )
+
+
+def _plain(job: Job, prompt: str | list[Message], completion: str) -> str:
+    """What is read, rendered the plain way."""
+    if isinstance(prompt, str):
+        return prompt + completion
+    # Tools and arguments of the prompt are masked where they hold control strings.
+    return job.prompt.clone.unmask(job.prompt.template.whole([*prompt, *completion_messages(completion)]))
 
 
 def _squeezed(text: str) -> str:

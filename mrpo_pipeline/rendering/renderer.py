@@ -2,25 +2,22 @@
 
 import contextlib
 import json
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.files import refuse_gguf
-from mrpo_pipeline.pairs.identity import parse_prompt
 from mrpo_pipeline.rendering.end_of_turn import find_turn_end
 from mrpo_pipeline.rendering.escaped_tokenizer import CloneSet, PrivateClone, control_tokens, role_markers
 from mrpo_pipeline.rendering.identity import identity
-from mrpo_pipeline.rendering.prompt_frame import AS_ASKED, EMPTY_SYSTEM, MERGED, prompt_frame
+from mrpo_pipeline.rendering.jobs import Jobs
 from mrpo_pipeline.rendering.proof import Proof
-from mrpo_pipeline.rendering.split import Job, Prompt, Rendered, Splitter
-from mrpo_pipeline.rendering.templates import ChatTemplate, Message, UntrustedModelError
+from mrpo_pipeline.rendering.split import Job, Rendered, Splitter
+from mrpo_pipeline.rendering.templates import ChatTemplate, UntrustedModelError
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer, with_model_files
 from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer
 
 _BATCH = 256  # texts encoded at a time; their offsets take far more memory than their ids
-_FRAMES_KEPT = 4096
 
 
 class Renderer:
@@ -34,6 +31,7 @@ class Renderer:
     Args:
         tokenizer: a Hugging Face fast tokenizer; not changed.
         template: `auto` (the tokenizer's own, or PLAIN_TEMPLATE), `plain`, or the path of a Jinja file.
+        template_kwargs: what the template is given beside the messages (`enable_thinking`).
         name: what to call the model in messages.
         loaded: what the model's files say beside the tokenizer.
     Raises:
@@ -41,7 +39,13 @@ class Renderer:
     """
 
     def __init__(
-        self, tokenizer: Any, *, template: str = "auto", name: str = "", loaded: LoadedTokenizer | None = None
+        self,
+        tokenizer: Any,
+        *,
+        template: str = "auto",
+        template_kwargs: Mapping[str, Any] | None = None,
+        name: str = "",
+        loaded: LoadedTokenizer | None = None,
     ) -> None:
         loaded = loaded or LoadedTokenizer(tokenizer)
         self.name = name or getattr(tokenizer, "name_or_path", "") or "the model"
@@ -52,7 +56,7 @@ class Renderer:
                 "rendering needs one to tell where each token ends in the text: give a fast tokenizer for this model "
                 "(`tokenizer:`), for instance one saved by `convert_slow_tokenizer`."
             )
-        self._template = ChatTemplate(tokenizer, template, self.name, beside=loaded.template)
+        self._template = ChatTemplate(tokenizer, template, self.name, beside=loaded.template, arguments=template_kwargs)
         self.reading: list[str] = []
         """How the model reads conversations where that is not by its own tokenizer and template: for a user to know."""
         if self._template.is_plain:
@@ -69,11 +73,11 @@ class Renderer:
         self.bos = str(tokenizer.bos_token or "")
         stops = [token for token in tokenizer.convert_ids_to_tokens(list(loaded.stops)) if token]
         end = find_turn_end(self._template, self._clones.clone_for(), stops, tokenizer.eos_token)
+        self._jobs = Jobs(self._template, self._clones, end, stops, self.notices)
         if end.notice:
             self.notices.append(end.notice)
         self._splitter = Splitter(tokenizer, backend, end, self.name, self._template.name)
-        self.proof = Proof.of(tokenizer, loaded.own, backend, self._template, self._splitter, self.name)
-        self._frames: OrderedDict[tuple[str, str], Prompt] = OrderedDict()
+        self.proof = Proof.of(tokenizer, loaded.own, backend, self._splitter, self.name)
         self._proving = False
         self._identity = identity(self, tokenizer, backend, self._template, self._clones, self._splitter)
         self._proving = True
@@ -87,6 +91,7 @@ class Renderer:
         tokenizer: str | None = None,
         adapter: str | None = None,
         template: str = "auto",
+        template_kwargs: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
         name: str = "",
     ) -> "Renderer":
@@ -105,7 +110,7 @@ class Renderer:
             name=name,
         )
         loaded = with_model_files(found, model, revision, name or model)
-        renderer = cls(found, template=template, name=name or model, loaded=loaded)
+        renderer = cls(found, template=template, template_kwargs=template_kwargs, name=name or model, loaded=loaded)
         renderer.reading += [line for line in notices if template == "auto" or "chat template" not in line]
         return renderer
 
@@ -113,7 +118,7 @@ class Renderer:
         """Render (canonical prompt, completion) pairs; completions of one prompt are cheapest side by side."""
         rendered: list[Rendered] = []
         for start in range(0, len(items), _BATCH):
-            jobs = [self._job(prompt, completion) for prompt, completion in items[start : start + _BATCH]]
+            jobs = [self._jobs.job(prompt, completion) for prompt, completion in items[start : start + _BATCH]]
             texts = [job.prefix + job.content + job.suffix for job in jobs]
             encodings = _encode_in_order([job.prompt.clone for job in jobs], texts)
             split = [self._splitter.split(job, encoding) for job, encoding in zip(jobs, encodings, strict=True)]
@@ -149,7 +154,7 @@ class Renderer:
         """
         lengths: list[int] = []
         for start in range(0, len(prompts), _BATCH):
-            made = [self._prompt(prompt, "") for prompt in prompts[start : start + _BATCH]]
+            made = [self._jobs.prompt(prompt, "") for prompt in prompts[start : start + _BATCH]]
             encodings = _encode_in_order([p.clone for p in made], [p.prefix[: p.seam] for p in made])
             for prompt, encoding in zip(made, encodings, strict=True):
                 lengths.append(len(self._splitter.complete_prompt(prompt.clone.original_ids[encoding.ids])))
@@ -189,83 +194,6 @@ class Renderer:
         a template that asks for it; `rendering` the rules, and by name those that only models of some trait have.
         """
         return dict(self._identity)
-
-    def _prompt(self, prompt: str, completion: str) -> Prompt:
-        """The prompt made ready, from memory where it can be."""
-        clone = self._clones.clone_for(prompt, completion)
-        key = (prompt, clone.seam)
-        if key in self._frames:
-            self._frames.move_to_end(key)
-            return self._frames[key]
-        made = self._make_prompt(clone, parse_prompt(prompt))
-        self._frames[key] = made
-        if len(self._frames) > _FRAMES_KEPT:
-            self._frames.popitem(last=False)
-        return made
-
-    def _make_prompt(self, clone: PrivateClone, prompt: str | list[Message]) -> Prompt:
-        if isinstance(prompt, str):
-            shape, controls = (True, False, False), self._clones.holds_control(prompt)
-            return Prompt(clone, prompt, None, prompt, "", len(prompt), shape, controls)
-        messages = [{**m, "content": self._masked(clone, m["content"])} for m in prompt]
-        written = prompt_frame(self._template, messages)
-        for reason in written.reasons:
-            notice = f"{self._template.name} {_REASONS[reason].format(fault=self._template.system_fault)}"
-            if notice not in self.notices:
-                self.notices.append(notice)
-        prefix, suffix = clone.rename(written.read(written.frame.prefix)), clone.rename(written.frame.suffix)
-        seam = self._written_from(clone, written.messages, prefix)
-        system = bool(prompt) and prompt[0]["role"] == "system"
-        shape = (False, system, len(prompt) > 1 + system)
-        controls = any(self._clones.holds_control(m["content"]) for m in prompt)
-        return Prompt(clone, prompt, written, prefix, suffix, seam, shape, controls)
-
-    def _masked(self, clone: PrivateClone, content: str) -> str:
-        return clone.mask(content) if self._clones.holds_control(content) else content
-
-    def _job(self, prompt_text: str, completion: str) -> Job:
-        prompt = self._prompt(prompt_text, completion)
-        total = len(completion.encode())
-        if prompt.written is None:
-            controls = prompt.controls or self._clones.holds_control(completion)
-            return Job(prompt, prompt.prefix, completion, "", prompt.seam, 0, total, controls)
-        clone, written = prompt.clone, prompt.written
-        masked = self._masked(clone, completion)
-        found = self._template.locate(written.messages, masked, written.frame)
-        prefix, seam = prompt.prefix, prompt.seam
-        if found.prefix != written.frame.prefix:
-            prefix = clone.rename(written.read(found.prefix))
-            seam = len(prefix)
-        content = clone.unmask(found.content) if masked is not completion else found.content
-        lead = len(masked[: found.start].encode())
-        controls = prompt.controls or masked is not completion
-        return Job(prompt, prefix, content, prompt.suffix, seam, lead, total, controls)
-
-    def _written_from(self, clone: PrivateClone, messages: list[Message], prefix: str) -> int:
-        """Where in the prefix the prompt ends: behind the generation prompt if nothing but spaces follows it.
-
-        Llama-2's template writes a space between `[/INST]` and the answer. The model is asked to go on after
-        `[/INST]`, and what it writes first is the token of that space and its first word: TRL parts them there as well.
-        """
-        if not prefix.endswith(" "):
-            return len(prefix)
-        try:
-            given = clone.rename(self._template.generation_prompt(messages))
-        except UserError:  # a template may refuse to go on without an answer
-            return len(prefix)
-        spaces_follow = prefix.startswith(given) and not prefix[len(given) :].strip(" ")
-        return len(given) if spaces_follow else len(prefix)
-
-
-# By the reasons of a PromptFrame, what a user is to know.
-_REASONS = {
-    MERGED: "takes no system message (it {fault}): system messages are merged into the first user message.",
-    EMPTY_SYSTEM: "is given no empty system message: it would write what stands round one.",
-    AS_ASKED: (
-        "writes the prompt in another way once an answer follows, and leaves a message out: it is read as the generation "
-        "prompt has it."
-    ),
-}
 
 
 def _encode_in_order(clones: Sequence[PrivateClone], texts: Sequence[str]) -> list[Any]:

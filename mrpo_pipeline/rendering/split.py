@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.pairs.identity import Message
 from mrpo_pipeline.rendering.boundary import Seam, Spans, first_from
 from mrpo_pipeline.rendering.byte_offsets import TokenBytes, byte_ends
 from mrpo_pipeline.rendering.end_of_turn import TurnEnd
 from mrpo_pipeline.rendering.escaped_tokenizer import PrivateClone
 from mrpo_pipeline.rendering.prompt_frame import PromptFrame
-from mrpo_pipeline.rendering.templates import Message
+from mrpo_pipeline.rendering.stretches import Layout, stretch_ends
+from mrpo_pipeline.rendering.templates import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Prompt:
     seam: int  # where in `prefix` the model's own writing starts
     shape: tuple[bool, ...]  # raw text, with a system message, several turns
     controls: bool  # whether it holds control strings
+    template: ChatTemplate  # with what belongs to this prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Job:
     lead: int  # bytes of the completion before the content: white space the template trimmed
     total: int  # bytes of the completion as given
     controls: bool = False  # whether the data hold control strings
+    layout: Layout | None = None  # of a completion that is more than a text
     breaks: list[int] = field(default_factory=list)  # where the encoding was broken; known once it is split
 
 
@@ -83,12 +87,15 @@ class Splitter:
         self._seam = Seam(backend)
         self._end_id: int | None = tokenizer.convert_tokens_to_ids(end.token) if end.token else None
         self._eos_id: int | None = tokenizer.eos_token_id
+        self._id_of = tokenizer.convert_tokens_to_ids
         self.prepended = prepended_ids(tokenizer)
         self._context_id = next((i for i in (tokenizer.bos_token_id, self._eos_id) if i is not None), None)
         self.swallowed = False  # whether a token ever reached from a content into what the template writes behind it
 
     def split(self, job: Job, encoding: Any) -> Rendered:
         """Prompt and completion out of the encoding of the whole text."""
+        if job.layout is not None:
+            return self._split_layout(job, job.layout, encoding)
         clone, content = job.prompt.clone, job.content
         ids, spans = encoding.ids, encoding.offsets
         content_start = len(job.prefix)
@@ -124,6 +131,31 @@ class Splitter:
         ends[: len(inner)] = inner
         return Rendered(self.complete_prompt(original[:split]), completion_ids, ends)
 
+    def _split_layout(self, job: Job, layout: Layout, encoding: Any) -> Rendered:
+        """A completion with reasoning, tool calls or several messages: in the tokens that the complete text has."""
+        clone, text, breaks = job.prompt.clone, layout.text, job.breaks
+        ids, spans = encoding.ids, encoding.offsets
+        for _ in layout.edges:
+            at = next((e for e in layout.edges if e not in breaks and self._seam.crossed(spans, text, e)), None)
+            if at is None:
+                break
+            breaks[:] = sorted([*breaks, at])
+            ids, spans = self._seam.encode_apart(clone, _parts(text, breaks))
+        split, end = first_from(spans, job.seam), first_from(spans, layout.stretches[-1].end)
+        original = clone.original_ids[ids[:end]]
+        ends, scored = stretch_ends(layout, spans[:end], original.tolist(), split, self._bytes)
+        completion_ids = original[split:]
+        if layout.end_token is not None:
+            completion_ids = np.append(completion_ids, self._id_of(layout.end_token))
+            ends, scored = np.append(ends, job.total), np.append(scored, True)
+        ends[-1] = job.total
+        return Rendered(
+            self.complete_prompt(original[:split]),
+            completion_ids.astype(np.int32),
+            ends.astype(np.int32),
+            None if scored.all() else scored,
+        )
+
     def _end_of_turn(self, job: Job, spans: list[tuple[int, int]], split: int, content_end: int) -> int:
         """Index of the token that ends the turn; the number of tokens where the template writes none."""
         name = job.prompt.clone.names.get(self._end.control or "")
@@ -157,6 +189,8 @@ class Splitter:
 
     def ends_itself(self, job: Job) -> bool:
         """Whether the token that ends the turn is added, and not found in what the template writes."""
+        if job.layout is not None:
+            return job.layout.end_token is not None
         name = job.prompt.clone.names.get(self._end.control or "")
         return not job.suffix or name is None or name not in job.suffix
 

@@ -1,61 +1,34 @@
 """Chat templates as text: a conversation in, and where the completion's content stands in the rendering."""
 
-import re
-import stat
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import copy
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.checks import reason_of
+from mrpo_pipeline.pairs.identity import Message, PromptSettings
+from mrpo_pipeline.rendering.placing import Frame, Located, find_content
+from mrpo_pipeline.rendering.template_arguments import check_arguments, undeclared, used
 from mrpo_pipeline.rendering.template_limits import TemplateFaultError, TemplateLimitError, Watched
-
-TEMPLATE_DATE = "2024-07-26"
-"""The date every template that asks for one is told (`strftime_now`): the default Llama 3.1's own template prints."""
-
-PLAIN_TEMPLATE = """\
-{%- for message in messages -%}
-{%- if message['role'] == 'system' -%}
-{{- message['content'] + '\\n\\n' -}}
-{%- elif message['role'] == 'assistant' -%}
-{{- 'Assistant:\\n' + message['content'] -}}{{- eos_token | default('') -}}{{- '\\n\\n' -}}
-{%- else -%}
-{{- 'User:\\n' + message['content'] + '\\n\\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- 'Assistant:\\n' -}}{%- endif -%}
-"""
-"""What a tokenizer without a template of its own gets. The newline after a role keeps tokens from reaching across."""
+from mrpo_pipeline.rendering.template_text import PLAIN_TEMPLATE, TEMPLATE_DATE, template_text, tool_template
+from mrpo_pipeline.rendering.tool_forms import Forms, cannot_write
 
 _DATE = datetime.fromisoformat(TEMPLATE_DATE)
-
-# The longest templates in use have some 20 kB.
-MAX_TEMPLATE_BYTES = 1 << 20
-
-Message = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """What a template writes round a completion's content: `prefix + content + suffix`."""
-
-    prefix: str
-    suffix: str
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """A completion found in the full rendering, `prefix + content + suffix`.
-
-    `content` is the completion less the white space the template trimmed, `start` its first char in the completion.
-    """
-
-    prefix: str
-    content: str
-    suffix: str
-    start: int
+_VIEWS_KEPT = 256  # rows may have arguments of their own, each another
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "qZtoolX8",
+        "description": "A probe.",
+        "parameters": {
+            "type": "object",
+            "properties": {"q": {"type": "string", "description": "A text."}},
+            "required": ["q"],
+        },
+    },
+}
 
 
 class UntrustedModelError(UserError):
@@ -89,10 +62,21 @@ class ChatTemplate:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._arguments = dict(arguments or {})
-        self.text, self.name = _template_text(tokenizer, template, owner, beside)
+        self.text, self.name = template_text(tokenizer, template, owner, beside)
         self.is_plain = self.text == PLAIN_TEMPLATE
         self._write = Watched(self._rendered)
+        self._owner = owner
+        self._tools: list[dict[str, Any]] | None = None
+        self._tool_text = tool_template(tokenizer) if template == "auto" else None
+        self._writes_tools: bool | None = None
+        self._forms = Forms(self._write_as_given, self.name)
+        self._views: dict[str, ChatTemplate] = {}
+        self._variables: list[str] | None = None
+        self.arguments: dict[str, Any] = {}
+        """Those that the template reads: others change nothing."""
+        self.unused: list[str] = []
+        """Arguments of the model or of rows that it does not read."""
+        self.arguments = self._used(arguments or {})
         user, system = {"role": "user", "content": "question"}, "systemprobe"
         # A processor's template may take a content as a list of parts only.
         self._as_parts = False
@@ -185,18 +169,9 @@ class ChatTemplate:
             UserError: the template changes the completion by more than white space at its ends.
         """
         full = self._render([*messages, {"role": "assistant", "content": completion}])
-        before, after = frame.prefix, frame.suffix
-        if full.startswith(before) and full.endswith(after) and len(full) >= len(before) + len(after):
-            content = full[len(before) : len(full) - len(after)]
-            start = _place(content, completion)
-            if start is not None:
-                return Located(before, content, after, start)
-        if full.endswith(after):
-            head = full[: len(full) - len(after)]
-            for trimmed in _trimmings(completion):
-                start = _place(trimmed, completion)
-                if head.endswith(trimmed) and start is not None:
-                    return Located(head[: len(head) - len(trimmed)], trimmed, after, start)
+        found = find_content(full, completion, frame)
+        if found is not None:
+            return found
         shown = completion if len(completion) <= 80 else completion[:77] + "..."
         raise UserError(
             f"{self.name} does not write the completion {shown!r} as it stands (beyond trimming white space at its "
@@ -204,10 +179,72 @@ class ChatTemplate:
             "(`template:`, a Jinja file or `plain`), or take the row out."
         )
 
+    def given(self, settings: PromptSettings) -> "ChatTemplate":
+        """The template with what belongs to a prompt: its tools, and arguments that override the model's one by one.
+
+        Raises UserError: an argument is not a user's to give, or the template has no place for tools.
+        """
+        if not (settings.tools or settings.template_kwargs):
+            return self
+        key = json.dumps([bool(settings.tools), settings.template_kwargs], sort_keys=True)
+        if key not in self._views:  # the process that writes is shared
+            if len(self._views) >= _VIEWS_KEPT:
+                self._views.clear()
+            view = self._views[key] = copy.copy(self)
+            view.arguments = {**self.arguments, **self._used(settings.template_kwargs or {})}
+            view._tools = [_PROBE_TOOL] if settings.tools else None
+            view._forms = Forms(view._write_as_given, self.name)
+        if not settings.tools:
+            return self._views[key]
+        self._views[key]._require_tools()
+        made = copy.copy(self._views[key])
+        made._tools = settings.tools
+        return made
+
+    def _require_tools(self) -> None:
+        """Raises UserError: the template has no place for the tools that it is given."""
+        if self._writes_tools is None:
+            try:
+                self._writes_tools = "qZtoolX8" in self.generation_prompt([{"role": "user", "content": "question"}])
+            except UserError:
+                self._writes_tools = False
+        if not self._writes_tools:
+            raise UserError(cannot_write(self.name, "tools"))
+
+    def _used(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that the template reads; the others are noted."""
+        if not arguments:
+            return {}
+        check_arguments(arguments, self._owner)
+        if self._variables is None:
+            try:
+                self._variables = json.loads(Watched(undeclared)(self.text))
+            except (TemplateFaultError, TemplateLimitError):  # rendering tells what is wrong with the template
+                return dict(arguments)
+        read = used(arguments, self._variables)
+        self.unused += [key for key in arguments if key not in read and key not in self.unused]
+        return read
+
+    def with_earlier_reasoning(self, messages: list[Message]) -> list[Message]:
+        """A prompt as the template can take it: where it has no place for reasoning, that of earlier answers is left out, as those
+        that have one do with earlier turns."""
+        if not any("reasoning_content" in message for message in messages) or self._forms.writes_reasoning():
+            return messages
+        return [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
+
+    def whole(self, messages: Sequence[Message]) -> str:
+        """All that the template writes of a conversation in canonical form."""
+        return self._render(messages)
+
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        if any(len(message) > 2 or message["role"] == "tool" for message in messages):
+            messages = self._forms.written(messages)
+        return self._write_as_given(messages, add_generation_prompt)
+
+    def _write_as_given(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         try:
             given = [_in_parts(message) for message in messages] if self._as_parts else list(messages)
-            return self._write(given, add_generation_prompt)
+            return self._write(given, add_generation_prompt, self._tools, self.arguments)
         except TemplateLimitError as error:
             raise UnboundedTemplateError(
                 f"{self.name} does not render a conversation within bounds: {error}. Expected a template that writes the "
@@ -222,77 +259,26 @@ class ChatTemplate:
                 "one that writes it. Mend the data, or give another template for this model (`template:`, a Jinja file or `plain`)."
             ) from error
 
-    def _rendered(self, messages: list[Message], add_generation_prompt: bool) -> str:
+    def _rendered(
+        self,
+        messages: list[Message],
+        add_generation_prompt: bool,
+        tools: list[dict[str, Any]] | None,
+        arguments: dict[str, Any],
+    ) -> str:
         """What the template writes. It runs as long as the template lets it: called through ``self._write``."""
         text: str = self._tokenizer.apply_chat_template(
             messages,
-            chat_template=self.text,
+            tools=tools,
+            chat_template=self._tool_text if tools and self._tool_text else self.text,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             strftime_now=_DATE.strftime,
-            **self._arguments,
+            **arguments,
         )
         return text
 
 
 def _in_parts(message: Message) -> Message:
-    return {**message, "content": [{"type": "text", "text": message["content"]}]}
-
-
-def _template_text(tokenizer: Any, template: str, owner: str, beside: str | None) -> tuple[str, str]:
-    """The Jinja text, and what to call it in messages."""
-    if template == "plain":
-        return PLAIN_TEMPLATE, f"The plain template (for {owner})"
-    if template == "auto":
-        if not tokenizer.chat_template and beside:
-            return beside, f"The chat template of {owner}"
-        if not tokenizer.chat_template:
-            return PLAIN_TEMPLATE, f"The plain template (for {owner}, which has none)"
-        try:
-            return str(tokenizer.get_chat_template()), f"The chat template of {owner}"
-        except ValueError as error:  # several named templates, none of them the default
-            raise UserError(
-                f"The chat template of {owner} cannot be chosen ({reason_of(error)}): expected one, or one called `default`. Give a "
-                "Jinja file as `template`."
-            ) from error
-    try:
-        path = Path(template)
-        state = path.stat()
-        if not stat.S_ISREG(state.st_mode) or state.st_size > MAX_TEMPLATE_BYTES:  # a pipe would wait for ever
-            raise OSError(f"no file, or one of more than {MAX_TEMPLATE_BYTES >> 20} MiB")
-        return path.read_text(encoding="utf-8"), f"The template {template} (for {owner})"
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"The template {template!r} for {owner} cannot be read ({error}): expected `auto`, `plain` or the path of "
-            "a Jinja file in UTF-8. Correct `template`."
-        ) from error
-
-
-def _trimmings(text: str) -> list[str]:
-    """The text with white space off its ends in the ways templates do it, the longest forms first."""
-    ways: list[Callable[[str], str]] = [
-        lambda s: s,
-        lambda s: s.rstrip("\n"),
-        lambda s: s.lstrip("\n"),
-        lambda s: s.strip("\n"),
-        str.rstrip,
-        str.lstrip,
-        str.strip,
-    ]
-    return [way(text) for way in ways]
-
-
-def _place(content: str, completion: str) -> int | None:
-    """Where `content` starts in the completion, if it is the completion less white space at its ends."""
-    core = completion.strip()
-    if not core:
-        return 0 if completion.startswith(content) else None
-    # Aligned by the first character that is not white space: both hold the same core, or it is not the completion.
-    start = (len(completion) - len(completion.lstrip())) - (len(content) - len(content.lstrip()))
-    if start < 0 or core not in content or completion[start : start + len(content)] != content:
-        return None
-    return start
-
-
-def uses_date(template: str) -> bool:
-    return re.search(r"\bstrftime_now\b", template) is not None
+    content = message["content"]
+    return {**message, "content": [{"type": "text", "text": content}] if isinstance(content, str) else content}

@@ -16,7 +16,7 @@ from typing import Any
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.checks import reason_of
 from mrpo_pipeline.models.files import is_folder, is_hub_name, locate, read_config
-from mrpo_pipeline.rendering.templates import MAX_TEMPLATE_BYTES
+from mrpo_pipeline.rendering.template_text import MAX_TEMPLATE_BYTES
 
 # Where a model may have its template but in the tokenizer's own files: a processor's, or the configuration of the model's
 # tokenizer where `tokenizer:` names another.

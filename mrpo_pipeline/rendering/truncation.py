@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from mrpo_pipeline.pairs.identity import dump_prompt, parse_prompt
+from mrpo_pipeline.pairs.completion import completion_text
+from mrpo_pipeline.pairs.identity import Message, PromptSettings, dump_prompt, parse_prompt, prompt_settings
 from mrpo_pipeline.rendering.renderer import Renderer
 from mrpo_pipeline.rendering.split import Rendered
 
@@ -25,21 +26,21 @@ def cut_prompt(renderer: Renderer, prompt: str, max_tokens: int) -> str | None:
     """
     if renderer.prompt_lengths([prompt])[0] <= max_tokens:
         return prompt
-    content = parse_prompt(prompt)
+    content, settings = parse_prompt(prompt), prompt_settings(prompt)
     if isinstance(content, str):
-        return _cut_text(renderer, [], content, [], max_tokens)
+        return _cut_text(renderer, [], content, [], max_tokens, settings)
     first = next((i for i, m in enumerate(content) if m["role"] != "system"), len(content))
     starts = [i for i, m in enumerate(content) if m["role"] == "user" and i > first]
     shorter = [[*_system(content[:i]), *content[i:]] for i in starts]
-    fitting = renderer.prompt_lengths([dump_prompt(messages) for messages in shorter])
+    fitting = renderer.prompt_lengths([dump_prompt(messages, settings) for messages in shorter])
     for messages, length in zip(shorter, fitting, strict=True):
         if length <= max_tokens:
-            return dump_prompt(messages)
+            return dump_prompt(messages, settings)
     left = shorter[-1] if shorter else content
     at = next((i for i, m in enumerate(left) if m["role"] != "system"), None)
     if at is None:
         return None
-    return _cut_text(renderer, left[:at], left[at], left[at + 1 :], max_tokens)
+    return _cut_text(renderer, left[:at], left[at], left[at + 1 :], max_tokens, settings)
 
 
 def cut_offset(rendered: Rendered, completion: str, budget: int) -> int | None:
@@ -47,7 +48,7 @@ def cut_offset(rendered: Rendered, completion: str, budget: int) -> int | None:
 
     Args:
         rendered: the completion as the policy reads it.
-        completion: its text, as given to the renderer.
+        completion: as given to the renderer.
         budget: most completion tokens, the end-of-turn token among them.
     Returns:
         None where the whole fits; else a byte offset at a character's edge: the tokens that end at or before it count.
@@ -60,7 +61,7 @@ def cut_offset(rendered: Rendered, completion: str, budget: int) -> int | None:
     while 0 < count < len(ends) - 1 and ends[count - 1] == ends[count]:
         count -= 1
     offset = int(ends[count - 1]) if count else 0
-    encoded = completion.encode()
+    encoded = completion_text(completion).encode()
     while offset < len(encoded) and encoded[offset] & 0xC0 == 0x80:  # inside a character
         offset -= 1
     return offset
@@ -96,10 +97,11 @@ def tokens_to_score(byte_ends: npt.NDArray[np.int32], cut: int | None) -> int:
 
 def _cut_text(
     renderer: Renderer,
-    before: list[dict[str, str]],
-    cut: str | dict[str, str],
-    after: list[dict[str, str]],
+    before: list[Message],
+    cut: str | Message,
+    after: list[Message],
     max_tokens: int,
+    settings: PromptSettings,
 ) -> str | None:
     """Keep the longest end of one text (raw, or of a message between others) with which the prompt fits."""
     text = cut if isinstance(cut, str) else cut["content"]
@@ -110,7 +112,8 @@ def _cut_text(
 
     def ending(kept: int) -> str:
         tail = text[len(text) - kept :]
-        return dump_prompt(tail if isinstance(cut, str) else [*before, {"role": cut["role"], "content": tail}, *after])
+        messages = tail if isinstance(cut, str) else [*before, {**cut, "content": tail}, *after]
+        return dump_prompt(messages, settings)
 
     low, high = 0, len(text)  # `low` characters fit or none were tried; `high` do not
     shortest, longest = renderer.prompt_lengths([ending(0), ending(high)])
@@ -129,5 +132,5 @@ def _cut_text(
     return ending(max(fitting)) if fitting else None
 
 
-def _system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def _system(messages: list[Message]) -> list[Message]:
     return [message for message in messages if message["role"] == "system"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
+from mrpo_pipeline.pairs.completion import completion_parts, is_plain
 from mrpo_pipeline.rendering.renderer import Renderer
 from mrpo_pipeline.rendering.split import Rendered
 from mrpo_pipeline.rendering.truncation import tokens_counted
@@ -38,25 +40,58 @@ def view(
     rendered = renderer.render([(prompt, completion) for _, completion, _ in sides])
     lines: list[str] = []
     shown: list[int] = []
-    for (name, _, cut), one in zip(sides, rendered, strict=True):
+    for (name, completion, cut), one in zip(sides, rendered, strict=True):
         if one.prompt_ids.tolist() != shown:
             shown = one.prompt_ids.tolist()
             lines += _block("prompt, not scored", renderer, shown, None, width, _DIM if color else "", ids)
         counted = tokens_counted(one.byte_ends, True, cut)
-        lines += _side(name, renderer, one, counted, width, color, ids)
+        lines += _side(name, completion, renderer, one, counted, width, color, ids)
     return lines
 
 
 def _side(
-    name: str, renderer: Renderer, one: Rendered, counted: int, width: int, color: bool, ids: bool
+    name: str, completion: str, renderer: Renderer, one: Rendered, counted: int, width: int, color: bool, ids: bool
 ) -> Iterator[str]:
     tokens, ends = one.completion_ids.tolist(), one.byte_ends.tolist()
-    yield from _block(
-        f"{name}, scored", renderer, tokens[:counted], ends[:counted], width, _GREEN if color else "", ids
-    )
+    for what, start, end in _runs(completion, one, counted):
+        context = what.endswith("not scored")
+        paint = (_DIM if context else _GREEN) if color else ""
+        yield from _block(f"{name}, {what}", renderer, tokens[start:end], ends[start:end], width, paint, ids)
     if counted < len(tokens):
         rest = f"{name}, cut off by limits, not scored"
         yield from _block(rest, renderer, tokens[counted:], ends[counted:], width, _DIM if color else "", ids)
+
+
+def _runs(completion: str, one: Rendered, counted: int) -> list[tuple[str, int, int]]:
+    """The counted tokens in runs of one kind: what to call it, from, to."""
+    if is_plain(completion):
+        return [("scored", 0, counted)]
+    runs: list[tuple[str, int, int]] = []
+    for i, what in enumerate(_kinds(completion, one)[:counted]):
+        start = runs.pop()[1] if runs and runs[-1][0] == what else i
+        runs.append((what, start, i + 1))
+    return runs
+
+
+def _kinds(completion: str, one: Rendered) -> list[str]:
+    """Of each token, what it belongs to: a text of the completion, its tool calls, or what only this template writes."""
+    parts, ends, total = completion_parts(completion), [], 0
+    for part in parts:
+        total += len(part.text.encode())
+        ends.append(total)
+    kinds, before = [], 0
+    for i, end in enumerate(one.byte_ends.tolist()):
+        at = bisect_left(ends, end)
+        if one.scored is not None and not one.scored[i]:
+            kinds.append("context, not scored")
+        elif end > 0 and parts[at].kind == "calls" and (end > before or kinds[-1].endswith("tool calls")):
+            kinds.append("scored, tool calls")
+        elif end > before:
+            kinds.append(f"scored, {parts[at].kind}")
+        else:
+            kinds.append("scored, written by the template")
+        before = end
+    return kinds
 
 
 def _block(

@@ -136,7 +136,7 @@ def test_an_adapter_that_16_bits_round_away_is_reported(tmp_path):
 ])  # fmt: skip
 def test_a_checkpoint_has_the_tokenizer_and_template_of_its_run(tmp_path, left, policy, template):
     """Of a run that has ended, of one that was interrupted, whose recipe tells, and of none: the base's."""
-    from mrpo_pipeline.rendering.templates import PLAIN_TEMPLATE
+    from mrpo_pipeline.rendering.template_text import PLAIN_TEMPLATE
 
     train(tmp_path)
     checkpoint = tmp_path / "out" / "checkpoint-4"

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.train import read_results, train_policy
 from mrpo_pipeline.recipe import Method, Policy
-from mrpo_pipeline.rendering.templates import PLAIN_TEMPLATE
+from mrpo_pipeline.rendering.template_text import PLAIN_TEMPLATE
 
 HERE = Path(__file__).parent
 METRICS = {

@@ -66,6 +66,9 @@ def documents(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
 def _value(model: type[BaseModel], name: str, field: FieldInfo) -> st.SearchStrategy[Any]:
     if name == "tasks_batch_size":
         return st.integers(1, 9) | st.just("auto:4")
+    if name == "template_kwargs":  # names that a template can use, values that JSON holds
+        finite = PLAIN.filter(lambda value: value not in (float("inf"), float("-inf")))
+        return st.dictionaries(st.sampled_from(["enable_thinking", "documents"]), finite | st.lists(finite, max_size=2))
     if name == "scoring" and model is not Recipe:
         return st.just({}) | st.just({"kv_cache_dtype": None, "unit": 7})
     return _of_type(field.annotation, field.metadata)

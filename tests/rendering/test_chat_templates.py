@@ -9,7 +9,8 @@ from tiny_tokenizers import CHATML, GEMMA, LLAMA2, LLAMA3, MISTRAL, QWEN3, gemma
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.identity import dump_prompt
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.templates import ChatTemplate, Frame
+from mrpo_pipeline.rendering.placing import Frame
+from mrpo_pipeline.rendering.templates import ChatTemplate
 
 
 def located(template: str, prompt: str, completion: str) -> tuple[str, str, str, int]:

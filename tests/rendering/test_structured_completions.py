@@ -1,0 +1,384 @@
+"""Reasoning, tool calls, results and several messages: what is read and scored, by templates of every kind in use."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from structured_templates import DEEPSEEK, GLM_XML, HARMONY, MAGISTRAL, MISTRAL_TOOLS, QWEN3_TOOLS
+from tiny_tokenizers import LLAMA2, LLAMA3, llama2, llama3, qwen, special
+from tokenizers import AddedToken
+
+from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.pairs.completion import completion_text, dump_completion
+from mrpo_pipeline.pairs.identity import Message, PromptSettings, dump_prompt
+from mrpo_pipeline.rendering import Rendered, Renderer, cut_offset, cut_prompt, tokens_counted
+from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer
+from mrpo_pipeline.rendering.tool_forms import nine
+from mrpo_pipeline.rendering.view import view
+
+USER: Message = {"role": "user", "content": "How is the weather?"}
+ARGUMENTS = {"city": 'Zürich "x"\n', "deep": {"flag": True, "none": None}, "n": 3}
+CALL: Message = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"name": "look", "arguments": ARGUMENTS, "id": "call_1"}],
+}
+RESULT: Message = {"role": "tool", "content": '{"t": 21}\nfine', "tool_call_id": "call_1", "name": "look"}
+ANSWER: Message = {"role": "assistant", "content": "It is fine."}
+THOUGHT: Message = {**ANSWER, "reasoning_content": "Let me think.\nIt is fine, so"}
+TOOLS = [{"type": "function", "function": {"name": "look", "description": "Look <|im_end|> out", "parameters": {}}}]
+TOOLS_PLAIN = [{"type": "function", "function": {"name": "look", "description": "Look out.", "parameters": {}}}]
+
+
+@dataclass
+class Model:
+    """A tokenizer, its template, and the form in which the template takes messages."""
+
+    tokenizer: Any
+    stops: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, template: str, *tokens: str, stops: Sequence[str] = (), eos: str = "<|im_end|>") -> Model:
+        made = copy.deepcopy(qwen(template))
+        tags = [
+            AddedToken(tag, special=False, normalized=False)
+            for tag in ("<think>", "</think>", "<tool_call>", "</tool_call>")
+        ]
+        made.add_tokens([special(token) for token in (*tokens, "<s>", "</s>")], special_tokens=True)
+        made.add_tokens(tags)
+        made.eos_token = eos
+        made.chat_template = template
+        return cls(made, tuple(stops))
+
+    def renderer(self, **options: Any) -> Renderer:
+        stops = tuple(self.tokenizer.convert_tokens_to_ids(list(self.stops)))
+        return Renderer(self.tokenizer, name="tiny", loaded=LoadedTokenizer(self.tokenizer, stops=stops), **options)
+
+    @property
+    def end(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def text(self, messages: list[Any], **options: Any) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+
+    def ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+QWEN3_LIKE = Model.of(QWEN3_TOOLS)
+HARMONY_LIKE = Model.of(
+    HARMONY, *("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|call|>", "<|return|>"), eos="<|return|>"
+)
+MISTRAL_LIKE = Model.of(
+    MISTRAL_TOOLS,
+    *(
+        "[INST]",
+        "[/INST]",
+        "[TOOL_CALLS]",
+        "[TOOL_RESULTS]",
+        "[/TOOL_RESULTS]",
+        "[AVAILABLE_TOOLS]",
+        "[/AVAILABLE_TOOLS]",
+    ),
+    eos="</s>",
+)
+MISTRAL_LIKE.tokenizer.bos_token = "<s>"
+DEEPSEEK_LIKE = Model.of(
+    DEEPSEEK,
+    *("<|User|>", "<|Assistant|>", "<|call_begin|>", "<|call_end|>", "<|output|>", "<|output_end|>"),
+    eos="</s>",
+)
+DEEPSEEK_LIKE.tokenizer.bos_token = "<s>"
+GLM_LIKE = Model.of(
+    GLM_XML,
+    *("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"),
+    stops=("<|endoftext|>", "<|user|>", "<|observation|>"),
+    eos="<|endoftext|>",
+)
+MAGISTRAL_LIKE = Model.of(MAGISTRAL, "[INST]", "[/INST]", "[THINK]", "[/THINK]", eos="</s>")
+MAGISTRAL_LIKE.tokenizer.bos_token = "<s>"
+
+
+def rendered(
+    renderer: Renderer, prompt: list[Message], completion: list[Message], settings: PromptSettings | None = None
+) -> Rendered:
+    canonical = dump_prompt(prompt, settings or PromptSettings())
+    [one] = renderer.render([(canonical, dump_completion(completion))])
+    assert len(one.completion_ids) == len(one.byte_ends)
+    assert one.byte_ends[-1] == len(completion_text(dump_completion(completion)).encode())
+    assert (np.diff(one.byte_ends) >= 0).all()
+    return one
+
+
+def wrapped(message: Message, *, ids: bool = True, text: str | None = None, content: object = "") -> dict[str, Any]:
+    """A call as OpenAI's form has it."""
+    calls = []
+    for call in message["tool_calls"]:
+        function = {"name": call["name"], "arguments": call["arguments"] if text is None else text}
+        calls.append({"type": "function", **({"id": call["id"]} if ids else {}), "function": function})
+    return {"role": "assistant", "content": message["content"] or content, "tool_calls": calls}
+
+
+@pytest.mark.parametrize(
+    ("completion", "theirs"),
+    [
+        ([THOUGHT], [THOUGHT]),
+        ([CALL, RESULT, THOUGHT], [wrapped(CALL), RESULT, THOUGHT]),
+        ([CALL], [wrapped(CALL)]),
+        ([{**CALL, "reasoning_content": "Look first."}], [{**wrapped(CALL), "reasoning_content": "Look first."}]),
+        ([{**CALL, "content": "Wait."}], [wrapped({**CALL, "content": "Wait."})]),
+        ([{"role": "assistant", "content": "", "reasoning_content": "Only a thought"}],) * 2,
+        (
+            [{**CALL, "content": "<think>\nTags.\n</think>\n\nWait."}],
+            [wrapped({**CALL, "content": "<think>\nTags.\n</think>\n\nWait."})],
+        ),
+    ],
+)
+def test_the_rest_of_the_text_behind_the_generation_prompt_is_scored_as_trl_has_it(
+    completion: list[Message], theirs: list[Any]
+) -> None:
+    """As the installed TRL's DPO trainer tokenizes the same row."""
+    from trl.data_utils import _tokenize, common_prefix_length
+
+    model = QWEN3_LIKE
+    for tools, arguments in ((None, {}), (TOOLS_PLAIN, {}), (TOOLS_PLAIN, {"enable_thinking": True})):
+        options = {"tools": tools, **arguments}
+        prompt_ids = _tokenize(model.tokenizer, [USER], add_generation_prompt=True, **options)["input_ids"]
+        full = _tokenize(model.tokenizer, [USER, *theirs], **options)["input_ids"]
+        split = common_prefix_length(prompt_ids, full)
+        assert split == len(prompt_ids)
+        renderer = model.renderer()
+        one = rendered(renderer, [USER], completion, PromptSettings(tools, arguments or None))
+        assert one.prompt_ids.tolist() == prompt_ids
+        # The line break behind the end of the turn is no part of it.
+        assert one.completion_ids.tolist() == full[split : max(i for i, t in enumerate(full) if t == model.end) + 1]
+        assert (one.scored is None) == (len(completion) == 1)
+        assert renderer.proof.counts == {"exact": 1}
+
+
+def test_the_assistants_parts_of_several_messages_are_scored_and_the_results_are_not() -> None:
+    model = QWEN3_LIKE
+    one = rendered(model.renderer(), [USER], [CALL, RESULT, THOUGHT])
+    theirs = [USER, wrapped(CALL), RESULT, THOUGHT]
+    kept = model.text([USER], add_generation_prompt=True)
+    full = model.text(theirs)
+    assert [*one.prompt_ids, *one.completion_ids] == model.ids(full.removesuffix("\n"))
+    assert one.prompt_ids.tolist() == model.ids(kept)
+    assert one.scored is not None
+    first, last = (
+        model.tokenizer.decode(part) for part in np.split(one.completion_ids[one.scored], [one.scored.argmin()])
+    )
+    assert first + "\n" == model.text(theirs[:2])[len(model.text([USER])) :].removeprefix(
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    assert last == full[len(model.text(theirs[:3], add_generation_prompt=True)) :].removesuffix("\n")
+
+
+def test_bytes_of_calls_end_together_and_a_cut_never_falls_into_one() -> None:
+    completion = dump_completion([{**CALL, "content": "Wait.", "reasoning_content": "Look first."}, RESULT, ANSWER])
+    [one] = QWEN3_LIKE.renderer().render([(dump_prompt([USER]), completion)])
+    text = completion_text(completion)
+    assert one.scored is not None
+    calls = (len("Look first.Wait."), len(text) + len("ü".encode()) - 1 - len("It is fine."))
+    inside = {int(end) for end in one.byte_ends if calls[0] < end < calls[1]}
+    assert not inside
+    assert set(one.byte_ends[~one.scored].tolist()) == {calls[1]}
+    for budget in range(1, len(one.byte_ends)):
+        cut = cut_offset(one, completion, budget)
+        assert cut is not None
+        assert not calls[0] < cut < calls[1]
+        assert tokens_counted(one.byte_ends, True, cut) <= budget or cut == 0  # a side that is empty is left out
+
+
+def test_harmony_channels_are_read_as_the_model_is_given_them() -> None:
+    model, renderer = HARMONY_LIKE, HARMONY_LIKE.renderer()
+    one = rendered(renderer, [USER], [THOUGHT])
+    thinking = {"role": "assistant", "content": "It is fine.", "thinking": THOUGHT["reasoning_content"]}
+    assert [*one.prompt_ids, *one.completion_ids] == model.ids(model.text([USER, thinking]))
+    assert model.tokenizer.decode(one.completion_ids).startswith("<|channel|>analysis<|message|>")
+    called = {**CALL, "reasoning_content": "Look first."}
+    one = rendered(renderer, [USER], [called])
+    assert model.tokenizer.decode(one.completion_ids[-1:]) == "<|call|>"
+    # Its reasoning is dropped from the complete text once an answer follows, but not from what the answer is given to.
+    one = rendered(renderer, [USER], [called, RESULT, THOUGHT])
+    before = [USER, {**wrapped(called), "thinking": "Look first."}, RESULT]
+    asked = model.text(before, add_generation_prompt=True)
+    answer = model.text([*before, thinking]).split("<|start|>assistant")[-2:]
+    assert [*one.prompt_ids, *one.completion_ids] == model.ids(asked + "<|start|>assistant".join(answer))
+    assert one.scored is not None
+    assert model.tokenizer.decode(one.completion_ids[one.scored]).count("<|call|>") == 1
+    two = {**CALL, "tool_calls": [*CALL["tool_calls"], {"name": "other", "arguments": {}, "id": "call_2"}]}
+    with pytest.raises(UserError, match="tiny cannot write tool calls"):
+        rendered(renderer, [USER], [two])
+
+
+def test_a_prompt_keeps_the_reasoning_that_its_answer_is_given_to() -> None:
+    model = HARMONY_LIKE
+    called = {**CALL, "reasoning_content": "Look first."}
+    renderer = model.renderer()
+    one = rendered(renderer, [USER, called, RESULT], [ANSWER])
+    asked = model.text([USER, {**wrapped(called), "thinking": "Look first."}, RESULT], add_generation_prompt=True)
+    assert one.prompt_ids.tolist() == model.ids(asked + "<|channel|>final<|message|>")
+    assert rendered(renderer, [USER, called, RESULT], [THOUGHT]).prompt_ids.tolist() == model.ids(asked)
+
+
+def test_ids_of_nine_characters_are_made_where_a_template_wants_them() -> None:
+    model = MISTRAL_LIKE
+    made = wrapped(CALL)
+    made["tool_calls"][0]["id"] = nine("call_1")
+    result = {**RESULT, "tool_call_id": nine("call_1")}
+    one = rendered(model.renderer(), [USER], [CALL, RESULT, ANSWER])
+    assert [*one.prompt_ids, *one.completion_ids] == model.ids(model.text([USER, made, result, ANSWER]))
+    unnamed = {**CALL, "tool_calls": [{"name": "look", "arguments": {}}]}
+    assert rendered(model.renderer(), [USER], [unnamed, {"role": "tool", "content": "fine"}, ANSWER]).scored is not None
+
+
+def test_arguments_become_text_and_content_none_where_a_template_wants_that() -> None:
+    import json
+
+    model = DEEPSEEK_LIKE
+    text = json.dumps(ARGUMENTS, ensure_ascii=False)
+    one = rendered(model.renderer(), [USER, CALL, RESULT], [CALL])
+    theirs = wrapped(CALL, text=text)
+    theirs["content"] = None
+    assert [*one.prompt_ids, *one.completion_ids] == model.ids(model.text([USER, theirs, RESULT, theirs]))
+    with pytest.raises(UserError, match="tiny cannot write tool calls"):
+        rendered(model.renderer(), [USER], [{**CALL, "content": "Wait."}])
+    with pytest.raises(UserError, match="tiny cannot write reasoning"):
+        rendered(model.renderer(), [USER], [THOUGHT])
+
+
+def test_the_header_of_a_result_ends_a_call_where_the_model_stops_with_it() -> None:
+    model, renderer = GLM_LIKE, GLM_LIKE.renderer()
+    one = rendered(renderer, [USER], [{**CALL, "reasoning_content": "Look."}])
+    theirs = {**wrapped(CALL), "reasoning_content": "Look."}
+    observation, user = model.tokenizer.convert_tokens_to_ids(["<|observation|>", "<|user|>"])
+    assert [*one.prompt_ids, *one.completion_ids] == [*model.ids(model.text([USER, theirs])), observation]
+    one = rendered(renderer, [USER], [CALL, RESULT, ANSWER])
+    assert one.scored is not None
+    scored = one.completion_ids[one.scored].tolist()
+    assert observation in scored
+    assert scored[-1] == user
+    assert [*one.prompt_ids, *one.completion_ids] == [
+        *model.ids(model.text([USER, wrapped(CALL), RESULT, ANSWER])),
+        user,
+    ]
+
+
+def test_reasoning_as_parts_of_the_content() -> None:
+    model = MAGISTRAL_LIKE
+    one = rendered(model.renderer(), [USER], [THOUGHT])
+    parts = [{"type": "thinking", "thinking": THOUGHT["reasoning_content"]}, {"type": "text", "text": "It is fine."}]
+    assert [*one.prompt_ids, *one.completion_ids] == model.ids(
+        model.text([USER, {"role": "assistant", "content": parts}])
+    )
+    assert model.tokenizer.decode(one.completion_ids).startswith("[THINK]")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "settings", "what"),
+    [
+        ([USER], [THOUGHT], PromptSettings(), "reasoning"),
+        ([USER], [CALL], PromptSettings(), "tool calls"),
+        ([USER, CALL, RESULT], [ANSWER], PromptSettings(), "tool calls"),
+        ([USER], [ANSWER], PromptSettings(TOOLS), "tools"),
+    ],
+)
+def test_a_template_without_a_place_for_it_is_refused_by_name(
+    prompt: list[Message], completion: list[Message], settings: PromptSettings, what: str
+) -> None:
+    with pytest.raises(UserError, match=f"tiny cannot write {what}, which the row holds"):
+        rendered(Renderer(llama2(LLAMA2), name="tiny"), prompt, completion, settings)
+
+
+@pytest.mark.parametrize("where", ["content", "reasoning", "argument", "key", "result", "tool"])
+def test_control_strings_are_text_wherever_they_are(where: str) -> None:
+    nasty = "a <|im_end|> b"
+    call = {"name": "look", "arguments": {nasty if where == "key" else "q": [nasty if where == "argument" else "x"]}}
+    message = {
+        "role": "assistant",
+        "content": nasty if where == "content" else "y",
+        "reasoning_content": nasty if where == "reasoning" else "z",
+        "tool_calls": [call],
+    }
+    result = {"role": "tool", "content": nasty if where == "result" else "r"}
+    settings = PromptSettings(TOOLS if where == "tool" else None)
+    one = rendered(QWEN3_LIKE.renderer(), [USER], [message, result, ANSWER], settings)
+    ids = [*one.prompt_ids, *one.completion_ids]
+    assert "a <|im_end|> b" in QWEN3_LIKE.tokenizer.decode(ids) or "Look <|im_end|> out" in QWEN3_LIKE.tokenizer.decode(
+        ids
+    )
+    ends = sum(int(i) == QWEN3_LIKE.tokenizer.eos_token_id for i in ids)
+    assert ends == 4 + (where == "tool")
+
+
+def test_arguments_of_the_template_of_the_model_and_of_the_row() -> None:
+    model = QWEN3_LIKE
+    off = model.renderer(template_kwargs={"enable_thinking": False, "other": 1})
+    assert any("does not use an argument that it is given: other" in notice for notice in off.notices)
+    plain = model.renderer()
+    assert off.identity() != plain.identity()
+    assert model.renderer(template_kwargs={"other": 1}).identity() == plain.identity()
+    assert model.renderer(template_kwargs={}).identity() == plain.identity()
+    asked = model.ids(model.text([USER], add_generation_prompt=True, enable_thinking=False))
+    row = PromptSettings(template_kwargs={"enable_thinking": False})
+    prompts = [dump_prompt([USER]), dump_prompt([USER], row)]
+    one = rendered(off, [USER], [CALL])
+    assert one.prompt_ids.tolist() == asked
+    on, by_row = plain.render([(prompt, dump_completion([CALL])) for prompt in prompts])
+    assert by_row.prompt_ids.tolist() == asked
+    assert on.prompt_ids.tolist() == model.ids(model.text([USER], add_generation_prompt=True))
+    back = rendered(off, [USER], [CALL], PromptSettings(template_kwargs={"enable_thinking": True}))
+    assert back.prompt_ids.tolist() == on.prompt_ids.tolist()
+    with pytest.raises(UserError, match="'tools', which rendering itself decides"):
+        rendered(plain, [USER], [ANSWER], PromptSettings(template_kwargs={"tools": []}))
+    with pytest.raises(UserError, match="'eos_token'"):
+        model.renderer(template_kwargs={"eos_token": "x"})
+
+
+def test_a_cut_prompt_keeps_tools_arguments_and_calls_with_their_results() -> None:
+    renderer = QWEN3_LIKE.renderer()
+    settings = PromptSettings([{"type": "function", "function": {"name": "look"}}], {"enable_thinking": False})
+    long = {"role": "user", "content": "An old question. " * 40}
+    prompt = dump_prompt([long, ANSWER, {**USER, "content": "x " * 200}, CALL, RESULT], settings)
+    room = renderer.prompt_lengths([dump_prompt([{**USER, "content": "x " * 20}, CALL, RESULT], settings)])[0]
+    cut = cut_prompt(renderer, prompt, room)
+    assert cut is not None
+    kept = dump_prompt([{**USER, "content": "x "}, CALL, RESULT], settings)
+    assert cut.endswith(kept[kept.index('"},{"role":"assistant"') :])
+    assert "An old question" not in cut
+    assert renderer.prompt_lengths([cut])[0] <= room
+
+
+def test_a_person_sees_what_is_text_call_scaffold_and_context() -> None:
+    completion = dump_completion([{**CALL, "reasoning_content": "Look first."}, RESULT, ANSWER])
+    lines = view(QWEN3_LIKE.renderer(), dump_prompt([USER]), [("chosen", completion, None)])
+    titles = [line.split(" (")[0].strip() for line in lines if not line.startswith("    ")]
+    assert titles == [
+        "prompt, not scored",
+        "chosen, scored, written by the template",
+        "chosen, scored, reasoning",
+        "chosen, scored, tool calls",
+        "chosen, context, not scored",
+        "chosen, scored, written by the template",
+        "chosen, scored, content",
+        "chosen, scored, written by the template",
+    ]
+
+
+def test_a_list_that_python_writes_is_no_place_for_reasoning() -> None:
+    with pytest.raises(UserError, match="tiny cannot write reasoning"):
+        rendered(Renderer(llama3(LLAMA3), name="tiny"), [USER], [{**THOUGHT, "reasoning_content": "one line"}])
+
+
+def test_earlier_reasoning_is_left_out_where_a_template_has_no_place_for_it() -> None:
+    renderer = Renderer(llama2(LLAMA2), name="tiny")
+    second = {"role": "user", "content": "And now?"}
+    with_it, without = (dump_prompt([USER, answer, second]) for answer in (THOUGHT, ANSWER))
+    one, other = renderer.render([(with_it, "fine"), (without, "fine")])
+    assert one.prompt_ids.tolist() == other.prompt_ids.tolist()
