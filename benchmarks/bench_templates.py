@@ -7,7 +7,8 @@ is tried as well). A template is paired with the tokenizer that has the most of 
 special tokens or (reasoning and tool tags) as plain added ones, and the table says how many.
 
 The oracle is the plain way: transformers' apply_chat_template, `tokenizers.Tokenizer.from_file`, and the content located by its last
-occurrence in the text. Every conversation is exact, explained by reasons that docs/rendering.md gives, refused with a reason, or wrong.
+occurrence in the text (for reasoning, tools and several messages see structured_oracle). Every
+conversation is exact, explained by reasons that docs/rendering.md gives, refused with a reason, or wrong.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from template_conversations import conversations
+import structured_oracle
+from template_conversations import conversations, structured
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs.identity import dump_prompt
+from mrpo_pipeline.pairs.completion import dump_completion
+from mrpo_pipeline.pairs.identity import PromptSettings, dump_prompt
 from mrpo_pipeline.rendering import Rendered, Renderer
 from mrpo_pipeline.rendering.proof import RenderingMismatchError
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer
@@ -67,7 +70,7 @@ class Oracle:
         self.special = {token.content for token in added.values() if token.special and len(token.content) > 1}
         self.special_ids = {i for i, token in added.items() if token.special}
 
-    def text(self, messages: list[dict[str, str]], *, ask: bool = False) -> str:
+    def text(self, messages: list[dict[str, Any]], *, ask: bool = False, **options: Any) -> str:
         return str(
             self.tokenizer.apply_chat_template(
                 messages,
@@ -75,6 +78,7 @@ class Oracle:
                 tokenize=False,
                 add_generation_prompt=ask,
                 strftime_now=DATE.strftime,
+                **options,
             )
         )
 
@@ -164,7 +168,7 @@ def _squeezed(text: str, own: Any) -> str:
     return "".join(text.replace("▁", " ").split())
 
 
-def pairings(templates: Path, tokenizers: Path, only: str) -> Iterator[tuple[str, str, Path]]:
+def pairings(templates: Path, tokenizers: Path, only: list[str]) -> Iterator[tuple[str, str, Path]]:
     """(name, template, tokenizer folder)"""
     folders = sorted(path.parent for path in tokenizers.glob("*/tokenizer.json"))
     marks = {folder: _added(folder) for folder in folders}
@@ -174,11 +178,11 @@ def pairings(templates: Path, tokenizers: Path, only: str) -> Iterator[tuple[str
         size = {
             folder: (len(wanted & marks[folder]), -(folder / "tokenizer.json").stat().st_size) for folder in folders
         }
-        if only in path.name:
+        if any(one in path.name for one in only):
             yield path.stem, text, max(folders, key=lambda folder: size[folder])
     for folder in folders:
         text = json.loads((folder / "tokenizer_config.json").read_bytes()).get("chat_template")
-        if isinstance(text, str) and only in folder.name:
+        if isinstance(text, str) and any(one in folder.name for one in only):
             yield f"{folder.name} (its own)", text, folder
 
 
@@ -228,6 +232,24 @@ def run(name: str, template: str, folder: Path, items: list[tuple[list[dict[str,
             outcome.refused[_short(error)] += 1
         else:
             oracle.judge(outcome, prompt, answer, got)
+    for row in structured():
+        settings = PromptSettings(row.get("tools"), row.get("template_kwargs"))
+        try:
+            [got] = renderer.render([(dump_prompt(row["prompt"], settings), dump_completion(row["completion"]))])
+        except RenderingMismatchError as error:
+            outcome.wrong.append(f"stopped: {error}")
+        except UserError as error:
+            outcome.refused[_short(error)] += 1
+        else:
+            result, why = structured_oracle.judge(oracle, row, got)
+            if result == "exact":
+                outcome.exact += 1
+            elif result == "explained":
+                outcome.explained[why] += 1
+            else:
+                outcome.wrong.append(
+                    f"{json.dumps(row['completion'])[:120]} {row.keys() - {'prompt', 'completion'}}: {why}"
+                )
     outcome.seconds = time.monotonic() - began
     return outcome
 
@@ -237,6 +259,8 @@ def _short(error: UserError) -> str:
     for part, reason in (
         ("fails on a conversation", "template fails: " + (re.findall(r"\(\w+: ([^)]{0,40})", text) or [""])[0]),
         ("does not write the completion", "template rewrites the answer"),
+        ("cannot write", "cannot write " + (re.findall(r"cannot write ([a-z ]+)", text) or [""])[0]),
+        ("does not write", "does not write " + (re.findall(r"does not write ([a-z, ]+) of", text) or ["an answer"])[0]),
         ("leaves out a message", "template leaves out a message"),
         ("times, where once", "template does not write one answer"),
     ):
@@ -251,10 +275,10 @@ def main() -> None:
     parser.add_argument("tokenizers", type=Path)
     parser.add_argument("--pairs", type=Path, help="messages to take conversations from (JSON lines)")
     parser.add_argument("--conversations", type=int, default=100)
-    parser.add_argument("--only", default="", help="templates with this in their name")
+    parser.add_argument("--only", nargs="*", default=[""], help="templates with one of these in their name")
     parser.add_argument("--json", type=Path, help="write the table here as well")
     options = parser.parse_args()
-    items = conversations(options.pairs, options.conversations)
+    items = conversations(options.pairs, options.conversations - len(structured()))
     print(f"{'template':44} {'tokenizer':12} add exact explained refused wrong  reasons")
     outcomes = []
     for name, template, folder in pairings(options.templates, options.tokenizers, options.only):
