@@ -23,6 +23,7 @@ from mrpo_pipeline.audit.weight_preview import under_mrpo, weights_by
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.dataset.prepare import renderer_of
 from mrpo_pipeline.dataset.reference_logps import CachedPairs, open_caches
+from mrpo_pipeline.dataset.shared_prompt import scored_counts
 from mrpo_pipeline.dataset.splits import Split, load_splits
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource
@@ -211,6 +212,6 @@ def _under_mrpo(scored: Scored, pairs: CachedPairs, method: Method) -> dict[str,
     if method.normalize == "byte":
         units = scored.chosen_bytes.astype(float), scored.rejected_bytes.astype(float)
     elif method.normalize == "token":
-        lengths = [pairs.frame[f"{side}_ids"].list.len().to_numpy().astype(float) for side in ("chosen", "rejected")]
+        lengths = [scored_counts(pairs.frame, side).to_numpy().astype(float) for side in ("chosen", "rejected")]
         units = lengths[0], lengths[1]
     return under_mrpo(scored, mrpo, units)

@@ -61,7 +61,7 @@ def drift_per_token(chosen: Floats, rejected: Floats, examples: PreferenceExampl
         chosen, rejected: (N,), nats, the start's sums.
     """
     off = np.concatenate([chosen - examples.anchor_chosen, rejected - examples.anchor_rejected])
-    tokens = np.concatenate([examples.chosen_lengths, examples.rejected_lengths])
+    tokens = np.concatenate([examples.chosen_counts, examples.rejected_counts])
     if not len(off):
         return 0.0
     found = float(np.sqrt(np.mean(np.square(off) / np.maximum(tokens, 1))))
@@ -71,6 +71,6 @@ def drift_per_token(chosen: Floats, rejected: Floats, examples: PreferenceExampl
 
 def ties_within(drift: float, examples: PreferenceExamples) -> Floats:
     """(N,) nats between the two sides of a pair that may be drift."""
-    tokens = (examples.chosen_lengths + examples.rejected_lengths).astype(np.float64)
+    tokens = (examples.chosen_counts + examples.rejected_counts).astype(np.float64)
     result: Floats = _TIMES * drift * np.sqrt(tokens)
     return result

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mrpo_pipeline.dataset.ragged_ids import IdRows, Ids
+from mrpo_pipeline.dataset.ragged_ids import IdRows, Ids, Mask, MaskRows
 from mrpo_pipeline.errors import RunError
 
 Floats = npt.NDArray[np.float64]
+Lengths = npt.NDArray[np.int64]
 
 Batch = dict[str, Any]
 
@@ -37,9 +38,9 @@ class PreferenceExamples(Dataset[Batch]):
 
     pair_ids: Sequence[str]
     prompt_ids: Sequence[Ids]
-    """The policy's tokens, already cut."""
+    """The policy's tokens, already cut; empty where the two sides begin with different ones, which are context then."""
     chosen_ids: Sequence[Ids]
-    """The completion's tokens that count, the end-of-turn token included where the completion is whole."""
+    """The tokens behind the prompt that count, the end-of-turn token included where the completion is whole."""
     rejected_ids: Sequence[Ids]
     reference_chosen: Floats
     """(N, R), nats, sums: what the loss compares the policy with. R is 1, or K for Multi-DPO and step-scoped weights."""
@@ -58,6 +59,10 @@ class PreferenceExamples(Dataset[Batch]):
     """Where weights change from step to step, the names of the K references: a step's targets are made of the K columns, which
     are those after the trust region; ``weights`` are then each pair's own adaptive ones (``sliding-window``), or uniform. None
     where targets are fixed."""
+    chosen_scored: Sequence[Mask] | None = None
+    """Which tokens of ``chosen_ids`` are scored, the others being context of the completion; an empty row where all are. None where
+    that holds for every pair."""
+    rejected_scored: Sequence[Mask] | None = None
     judges: PreferenceExamples | None = None
     """With ``thompson``: the held-out pairs whose ranking by the policy tells what a step was worth."""
 
@@ -83,17 +88,40 @@ class PreferenceExamples(Dataset[Batch]):
         self.prompt_lengths = _lengths(self.prompt_ids, pairs, "prompt_ids")
         self.chosen_lengths = _lengths(self.chosen_ids, pairs, "chosen_ids")
         self.rejected_lengths = _lengths(self.rejected_ids, pairs, "rejected_ids")
+        self.chosen_counts = self._counts("chosen", self.chosen_lengths)
+        self.rejected_counts = self._counts("rejected", self.rejected_lengths)
+
+    def _counts(self, side: str, lengths: Lengths) -> Lengths:
+        """(N,) scored tokens of one side."""
+        rows = getattr(self, f"{side}_scored")
+        if rows is not None:
+            rows = MaskRows.of(rows)
+            setattr(self, f"{side}_scored", rows)
+            some = rows.lengths > 0
+            if len(rows) != len(lengths) or (rows.lengths[some] != lengths[some]).any():
+                raise ValueError(f"{side}_scored: expected a row for each of {side}_ids, as long or empty")
+        empty = self.prompt_lengths == 0
+        if (empty if rows is None else empty & rows.firsts()).any():
+            raise ValueError(
+                "prompt_ids: a row is empty, and a token is scored right behind it; expected a token before it"
+            )
+        counts = lengths if rows is None else rows.counts(lengths)
+        if (counts == 0).any():
+            raise ValueError(
+                f"{side}_scored: row {int(counts.argmin())} has no token that is scored; expected one at least"
+            )
+        return counts
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> Lengths:
         """(N,) tokens of each pair's longer row: what a batch of two rows is padded to."""
-        longer: npt.NDArray[np.int64] = self.prompt_lengths + np.maximum(self.chosen_lengths, self.rejected_lengths)
+        longer: Lengths = self.prompt_lengths + np.maximum(self.chosen_lengths, self.rejected_lengths)
         return longer
 
     @property
-    def shared_lengths(self) -> npt.NDArray[np.int64]:
+    def shared_lengths(self) -> Lengths:
         """(N,) tokens of each pair whose prompt stands there once."""
-        together: npt.NDArray[np.int64] = self.prompt_lengths + self.chosen_lengths + self.rejected_lengths
+        together: Lengths = self.prompt_lengths + self.chosen_lengths + self.rejected_lengths
         return together
 
     def __len__(self) -> int:
@@ -108,26 +136,38 @@ class PreferenceExamples(Dataset[Batch]):
         There is no ``labels`` key: with one, transformers' Trainer counts tokens and scales the loss by them.
 
         Returns:
-            ``prompts``, ``chosen``, ``rejected``: B lists of ids each; ``lengths`` (2B,): the tokens of the chosen
-            completions, then of the rejected ones; the columns of the dataset, (B,) or (B, R), float64;
-            ``pair_weights`` (B,); ``indices`` (B,), ``pairs`` and ``tokens``: counts without weight-0 pairs, every prompt
-            counted with both of its completions, plain numbers.
+            ``prompts``, ``chosen``, ``rejected``: B lists of ids each; ``scored``: which tokens of the chosen completions, then
+            of the rejected ones, are scored, None where all are; ``lengths`` (2B,): how many that are in each; the columns of
+            the dataset, (B,) or (B, R), float64; ``pair_weights`` (B,); ``indices`` (B,), ``pairs`` and ``tokens``: counts
+            without weight-0 pairs, every prompt counted with both of its completions, plain numbers.
         """
         picked = [index if index >= 0 else ~index for index in indices]
         real = np.array([index >= 0 for index in indices], dtype=np.float64)
         lengths = np.concatenate([self.chosen_lengths[picked], self.rejected_lengths[picked]])
+        counts, scored = lengths, None
+        if self.chosen_scored is not None or self.rejected_scored is not None:
+            counts = np.concatenate([self.chosen_counts[picked], self.rejected_counts[picked]])
+            scored = None if (counts == lengths).all() else self._scored(picked, lengths)
         tokens = np.tile(self.prompt_lengths[picked], 2) + lengths
         batch: Batch = {
             "prompts": [self.prompt_ids[i] for i in picked],
             "chosen": [self.chosen_ids[i] for i in picked],
             "rejected": [self.rejected_ids[i] for i in picked],
-            "lengths": torch.from_numpy(lengths),
+            "scored": scored,
+            "lengths": torch.from_numpy(counts),
             "pair_weights": torch.from_numpy(real),
             "indices": picked,
             "pairs": int(real.sum()),
             "tokens": int((tokens * np.tile(real, 2)).sum()),
         }
         return batch | self.columns(picked)
+
+    def _scored(self, picked: Sequence[int], lengths: Lengths) -> Mask:
+        """Which tokens of the picked pairs' completions are scored, end to end."""
+        rows = [() if side is None else side[i] for side in (self.chosen_scored, self.rejected_scored) for i in picked]
+        return np.concatenate(
+            [row if len(row) else np.ones(n, np.bool_) for row, n in zip(rows, lengths.tolist(), strict=True)]
+        )
 
     def columns(self, picked: Sequence[int] | slice = slice(None)) -> dict[str, Tensor | None]:
         """The cached numbers of some pairs, or of all, as float64 tensors: (B, R) or (B,)."""
@@ -146,17 +186,18 @@ class PreferenceExamples(Dataset[Batch]):
         """
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "pair_ids.npy", np.array([name.encode() for name in self.pair_ids], dtype=np.bytes_))
-        for name in _IDS:
+        for name in (*_IDS, *_MASKS):
             if ids_from is not None:
-                for file in (f"{name}.npy", f"{name}.lengths.npy"):
+                for file in (f"{name}.npy", f"{name}.lengths.npy") if (ids_from / f"{name}.npy").exists() else ():
                     try:
                         (folder / file).hardlink_to(ids_from / file)
                     except OSError:  # a file system without links
                         shutil.copyfile(ids_from / file, folder / file)
                 continue
-            rows = IdRows.of(getattr(self, name))
-            np.save(folder / f"{name}.npy", rows.ids)
-            np.save(folder / f"{name}.lengths.npy", rows.lengths)
+            if (given := getattr(self, name)) is not None:
+                rows = (MaskRows if name in _MASKS else IdRows).of(given)
+                np.save(folder / f"{name}.npy", rows.flat)
+                np.save(folder / f"{name}.lengths.npy", rows.lengths)
         for name in _COLUMNS:
             if getattr(self, name) is not None:
                 np.save(folder / f"{name}.npy", getattr(self, name))
@@ -172,8 +213,10 @@ class PreferenceExamples(Dataset[Batch]):
         Every file is open when this returns: the folder may go.
         """
         ids: dict[str, Any] = {
-            name: IdRows(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}.lengths.npy"))
-            for name in _IDS
+            name: rows(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}.lengths.npy"))
+            for rows, names in ((IdRows, _IDS), (MaskRows, _MASKS))
+            for name in names
+            if (folder / f"{name}.npy").is_file()
         }
         columns: dict[str, Any] = {
             name: np.load(path) if (path := folder / f"{name}.npy").is_file() else None for name in _COLUMNS
@@ -188,6 +231,7 @@ class PreferenceExamples(Dataset[Batch]):
 _STEP_REFERENCES = "step_references.json"
 _OPTIONAL = ("chosen_units", "rejected_units", "margins")
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_MASKS = ("chosen_scored", "rejected_scored")
 _COLUMNS = (
     *("reference_chosen", "reference_rejected", "weights"),
     *("anchor_chosen", "anchor_rejected", *_OPTIONAL),
@@ -206,13 +250,13 @@ def _require_finite(name: str, column: Floats | None, pair_ids: Sequence[str]) -
         )
 
 
-def _lengths(rows: Sequence[Ids], pairs: int, name: str) -> npt.NDArray[np.int64]:
+def _lengths(rows: Sequence[Ids], pairs: int, name: str) -> Lengths:
     if len(rows) != pairs:
         raise ValueError(f"{name} has {len(rows)} rows: expected {pairs}")
     if isinstance(rows, IdRows):
         lengths = rows.lengths
     else:
         lengths = np.fromiter((len(ids) for ids in rows), dtype=np.int64, count=pairs)
-    if pairs and lengths.min() == 0:
+    if pairs and lengths.min() == 0 and name != "prompt_ids":
         raise ValueError(f"{name}: row {int(lengths.argmin())} is empty; expected a token at least")
     return lengths

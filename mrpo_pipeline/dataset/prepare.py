@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 import mrpo_pipeline
@@ -25,7 +23,6 @@ from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer
 
 __all__ = [
     "Prepared",
-    "as_arrays",
     "files_of",
     "hold_out",
     "policy_renderer",
@@ -258,10 +255,3 @@ def wanted_completions(parts: Iterator[Prepared] | list[Prepared]) -> pl.DataFra
         "telling completions apart", every.height, distinct.height, {"the same again": again}, what="sides of pairs"
     )
     return distinct.drop("sides")
-
-
-def as_arrays(column: pl.Series) -> list[npt.NDArray[np.int32]]:
-    """A list column as one array per row, without copying the values."""
-    exploded = column.explode(empty_as_null=False, keep_nulls=False).to_numpy()
-    ends = np.cumsum(column.list.len().to_numpy())
-    return np.split(exploded, ends[:-1]) if len(ends) else []

@@ -3,49 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from typing import ClassVar, Generic, Self, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
+T = TypeVar("T", bound=np.generic)
+
 Ids = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
 
 
-class IdRows(Sequence[Ids]):
-    """N rows of ids. A row is a view of the flat array, made when it is asked for.
+class RaggedRows(Sequence[npt.NDArray[T]], Generic[T]):
+    """N rows of uneven lengths. A row is a view of the flat array, made when it is asked for.
 
     Args:
-        ids: (T,) all rows one after another; may be mapped from a file.
-        lengths: (N,) tokens of each row.
+        flat: (T,) all rows one after another; may be mapped from a file.
+        lengths: (N,) of each row.
     """
 
-    def __init__(self, ids: Ids, lengths: npt.NDArray[np.int64]) -> None:
+    dtype: ClassVar[type[np.generic]]
+
+    def __init__(self, flat: npt.NDArray[T], lengths: npt.NDArray[np.int64]) -> None:
         # A view that is a plain array: slices of a memory map are made many times slower.
-        self.ids: Ids = np.asarray(ids).view(np.ndarray)
+        self.flat: npt.NDArray[T] = np.asarray(flat).view(np.ndarray)
         self.lengths = np.array(lengths, dtype=np.int64)
         self._ends = np.cumsum(self.lengths)
-        if len(self.ids) != (int(self._ends[-1]) if len(self._ends) else 0):
-            raise ValueError(f"the rows' lengths add up to {int(self.lengths.sum())} and there are {len(self.ids)} ids")
+        if len(self.flat) != (int(self._ends[-1]) if len(self._ends) else 0):
+            raise ValueError(
+                f"the rows' lengths add up to {int(self.lengths.sum())} and there are {len(self.flat)} values"
+            )
 
     @classmethod
-    def of(cls, rows: Sequence[Ids]) -> IdRows:
-        """The rows put together; those that are together already as they stand."""
-        if isinstance(rows, IdRows):
+    def of(cls, rows: Sequence[npt.NDArray[T]]) -> Self:
+        """The rows put together; those that are together already as they are."""
+        if isinstance(rows, cls):
             return rows
         lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
-        return cls(np.concatenate([*rows, np.empty(0, np.int32)]).astype(np.int32, copy=False), lengths)
+        return cls(np.concatenate([*rows, np.empty(0, cls.dtype)]).astype(cls.dtype, copy=False), lengths)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @overload
-    def __getitem__(self, row: int) -> Ids: ...
+    def __getitem__(self, row: int) -> npt.NDArray[T]: ...
     @overload
-    def __getitem__(self, row: slice) -> list[Ids]: ...
-    def __getitem__(self, row: int | slice) -> Ids | list[Ids]:
+    def __getitem__(self, row: slice) -> list[npt.NDArray[T]]: ...
+    def __getitem__(self, row: int | slice) -> npt.NDArray[T] | list[npt.NDArray[T]]:
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(len(self)))]
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         end = int(self._ends[row])
-        return self.ids[end - int(self.lengths[row]) : end]
+        return self.flat[end - int(self.lengths[row]) : end]
+
+
+class IdRows(RaggedRows[np.int32]):
+    """N rows of token ids."""
+
+    dtype = np.int32
+
+
+class MaskRows(RaggedRows[np.bool_]):
+    """N rows that say which tokens are scored; a row without values says that all are."""
+
+    dtype = np.bool_
+
+    def counts(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(N,) scored tokens of texts of these lengths."""
+        before = np.concatenate([[0], np.cumsum(self.flat, dtype=np.int64)])
+        return np.where(self.lengths > 0, before[self._ends] - before[self._ends - self.lengths], lengths)
+
+    def firsts(self) -> Mask:
+        """(N,) whether the first token of each text is scored."""
+        firsts = np.ones(len(self), dtype=np.bool_)
+        some = self.lengths > 0
+        firsts[some] = self.flat[(self._ends - self.lengths)[some]]
+        return firsts

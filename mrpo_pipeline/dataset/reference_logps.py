@@ -15,7 +15,8 @@ from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.modpo_rewards import objective_margins
 from mrpo_pipeline.dataset.nothing_left import handful, nothing_left, short_context
 from mrpo_pipeline.dataset.prepare import Prepared, renderer_of, report_reading
-from mrpo_pipeline.dataset.ragged_ids import IdRows
+from mrpo_pipeline.dataset.ragged_ids import IdRows, MaskRows
+from mrpo_pipeline.dataset.shared_prompt import scored_counts
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource, as_recorded, has_tokenizer, resolve
 from mrpo_pipeline.pairs.counting import require_balance
@@ -172,7 +173,7 @@ def _wanted(frame: pl.DataFrame, side: str) -> pl.DataFrame:
 def _units(pairs: CachedPairs, side: str, normalize: str) -> Floats | None:
     """(N,) what each side's log-probs are divided by: the policy's tokens, or the bytes, that count."""
     if normalize == "token":
-        counts = pairs.frame[f"{side}_ids"].list.len()
+        counts = scored_counts(pairs.frame, side)
     elif normalize == "byte":
         counts = pairs.frame.select(pl.coalesce(f"{side}_cut", pl.col(side).str.len_bytes())).to_series()
     else:
@@ -250,6 +251,8 @@ def training_examples(pairs: CachedPairs, method: Method) -> tuple[PreferenceExa
         prompt_ids=_id_rows(frame["prompt_ids"]),
         chosen_ids=_id_rows(frame["chosen_ids"]),
         rejected_ids=_id_rows(frame["rejected_ids"]),
+        chosen_scored=_mask_rows(frame["chosen_scored"]),
+        rejected_scored=_mask_rows(frame["rejected_scored"]),
         reference_chosen=inputs.reference_chosen,
         reference_rejected=inputs.reference_rejected,
         weights=inputs.weights,
@@ -287,3 +290,10 @@ def _id_rows(column: pl.Series) -> IdRows:
     """A list column's values as they lie in memory, or in the file that they are mapped from."""
     flat = column.explode(empty_as_null=False, keep_nulls=False).to_numpy()
     return IdRows(flat, column.list.len().cast(pl.Int64).to_numpy())
+
+
+def _mask_rows(column: pl.Series) -> MaskRows | None:
+    if column.null_count() == len(column):
+        return None
+    flat = column.explode(empty_as_null=False, keep_nulls=False).to_numpy()
+    return MaskRows(flat, column.list.len().fill_null(0).cast(pl.Int64).to_numpy())

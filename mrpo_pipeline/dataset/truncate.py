@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from mrpo_pipeline.dataset.shared_prompt import with_shared_prompt
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import PairTable, completion_id
 from mrpo_pipeline.pairs.counting import require_balance
@@ -33,6 +34,8 @@ PREPARED_SCHEMA: dict[str, pl.DataType] = {
     "prompt_ids": pl.List(pl.Int32()),
     "chosen_ids": pl.List(pl.Int32()),
     "rejected_ids": pl.List(pl.Int32()),
+    "chosen_scored": pl.List(pl.Boolean()),
+    "rejected_scored": pl.List(pl.Boolean()),
 }
 
 
@@ -42,7 +45,8 @@ class Prepared:
 
     ``frame`` holds the columns of ``PairTable.frame`` and: ``prompt_read`` (the prompt after its cut), ``prompt_tokens``,
     ``chosen_id`` / ``rejected_id`` (completion ids), ``chosen_cut`` / ``rejected_cut`` (bytes; null where the whole
-    completion counts), and the policy's ``prompt_ids``, ``chosen_ids``, ``rejected_ids`` (tokens that count).
+    completion counts), and the policy's ``prompt_ids`` (what both sides begin with), ``chosen_ids``, ``rejected_ids`` (the tokens
+    behind it, as far as they count) and ``chosen_scored``, ``rejected_scored`` (which of those are scored; null where all are).
     """
 
     frame: pl.DataFrame
@@ -191,13 +195,14 @@ def _prepare_batch(
             sides.append((items[side][1], one))
         if len(sides) < 2:
             continue
-        budget = None
-        if limits.max_length is not None:
-            budget = limits.max_length - len(sides[0][1].prompt_ids)
-            if budget < 1:
-                _drop(prepared, "prompt leaves no room within max_length")
-                continue
-        cuts = [None if budget is None else cut_offset(side, text, budget) for text, side in sides]
+        budgets = [None if limits.max_length is None else limits.max_length - len(one.prompt_ids) for _, one in sides]
+        if any(budget is not None and budget < 1 for budget in budgets):
+            _drop(prepared, "prompt leaves no room within max_length")
+            continue
+        cuts = [
+            None if budget is None else cut_offset(side, text, budget)
+            for (text, side), budget in zip(sides, budgets, strict=True)
+        ]
         texts = [
             text if cut is None else text.encode()[:cut].decode() for (text, _), cut in zip(sides, cuts, strict=True)
         ]
@@ -209,24 +214,27 @@ def _prepare_batch(
             continue
         prepared.cut_completions += sum(cut is not None for cut in cuts)
         counted = [
-            side.completion_ids[: tokens_counted(side.byte_ends, True, cut)]
+            side.beginning(tokens_counted(side.scored_ends, True, cut))
             for (_, side), cut in zip(sides, cuts, strict=True)
         ]
-        if not all(len(ids) for ids in counted):
+        if not all(len(side.completion_ids) for side in counted):
             _drop(prepared, "a side is empty after the cut")
             continue
+        prompt_ids, chosen, rejected = with_shared_prompt(*counted)
         kept.append(position)
         rows.append(
             {
                 "prompt_read": prompt,
-                "prompt_tokens": len(sides[0][1].prompt_ids),
+                "prompt_tokens": len(prompt_ids),
                 "chosen_id": completion_id(prompt, sides[0][0]),
                 "rejected_id": completion_id(prompt, sides[1][0]),
                 "chosen_cut": cuts[0],
                 "rejected_cut": cuts[1],
-                "prompt_ids": sides[0][1].prompt_ids,
-                "chosen_ids": counted[0],
-                "rejected_ids": counted[1],
+                "prompt_ids": prompt_ids,
+                "chosen_ids": chosen.ids,
+                "rejected_ids": rejected.ids,
+                "chosen_scored": None if chosen.scored is None else chosen.scored.tolist(),
+                "rejected_scored": None if rejected.scored is None else rejected.scored.tolist(),
             }
         )
     columns = {name: [row[name] for row in rows] for name in PREPARED_SCHEMA}

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mrpo_pipeline.dataset.ragged_ids import Ids
 from mrpo_pipeline.pairs import parse_prompt
 
 
@@ -24,7 +23,7 @@ class Sample:
         return asdict(self)
 
 
-def generate(model: Any, tokenizer: Any, prompts: Sequence[Ids], *, max_new_tokens: int) -> list[str]:
+def generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[str]:
     """Greedy answers, one prompt at a time.
 
     Args:

@@ -31,7 +31,7 @@ def pair_outcomes(
     from mrpo_pipeline.policy.metrics import TIE, wins
 
     size = np.abs(chosen) + np.abs(rejected)
-    per_token = chosen / examples.chosen_lengths, rejected / examples.rejected_lengths
+    per_token = chosen / examples.chosen_counts, rejected / examples.rejected_counts
     ahead = {
         "accuracy/policy": (chosen - rejected, size),
         "accuracy/policy_per_token": (per_token[0] - per_token[1], np.abs(per_token[0]) + np.abs(per_token[1])),

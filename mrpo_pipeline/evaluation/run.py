@@ -150,8 +150,9 @@ def _check_output(recipe: Recipe, output: Path) -> None:
 
 def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evaluation) -> None:
     from mrpo_pipeline.dataset.policy_start import anchor_start, start_notice
-    from mrpo_pipeline.dataset.prepare import as_arrays, policy_tokenizer
+    from mrpo_pipeline.dataset.prepare import policy_tokenizer
     from mrpo_pipeline.dataset.reference_logps import open_caches
+    from mrpo_pipeline.dataset.shared_prompt import own_prompts
     from mrpo_pipeline.dataset.splits import check_method, examples_of, load_splits
     from mrpo_pipeline.policy.anchor_check import compare_start
     from mrpo_pipeline.policy.method_state import AT_START, read_figures
@@ -182,7 +183,7 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evalua
         figures[moment] = evaluate_policy(model, examples, recipe.method, carried, what=f"evaluating {moment} training")
         if moment == "before" and anchor is not None:
             compare_start(examples, figures[moment].chosen, figures[moment].rejected, anchor, dtype_of(model))
-        prompts = as_arrays(chosen["prompt_ids"])
+        prompts = own_prompts(chosen, "chosen")
         answers = generate(model, tokenizer, prompts, max_new_tokens=recipe.evaluation.max_new_tokens)
         for sample, answer in zip(samples, answers, strict=True):
             setattr(sample, moment, answer)

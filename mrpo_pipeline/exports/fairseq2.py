@@ -17,6 +17,7 @@ import polars as pl
 
 from mrpo_pipeline.dataset.prepare import policy_tokenizer
 from mrpo_pipeline.dataset.reference_logps import CachedPairs
+from mrpo_pipeline.exports.unscored import UNSCORED, holds_unscored
 from mrpo_pipeline.recipe import Recipe
 
 COLUMNS = ("reference_score_chosen", "reference_score_rejected")
@@ -40,12 +41,17 @@ def rows(pairs: CachedPairs, recipe: Recipe) -> tuple[pl.DataFrame, dict[str, in
     texts = {name: _texts(tokenizer, ids) for name, ids in parts.items()}
     same = [_same(tokenizer, texts[name], parts[name]) for name in parts]
     reads_alike = pl.Series([all(each) for each in zip(*same, strict=True)], dtype=pl.Boolean)
+    unscored = holds_unscored(frame)
     kept = frame.select(
         pl.int_range(pl.len()).alias("index"),
         pl.col("pair_id").alias("id"),
         *(pl.Series(name, values, dtype=pl.String) for name, values in texts.items()),
-    ).filter(~cut & reads_alike)
-    left_out = {CUT: int(cut.sum()), OTHER_IDS: int((~cut & ~reads_alike).sum())}
+    ).filter(~cut & ~unscored & reads_alike)
+    left_out = {
+        CUT: int(cut.sum()),
+        UNSCORED: int((~cut & unscored).sum()),
+        OTHER_IDS: int((~cut & ~unscored & ~reads_alike).sum()),
+    }
     return kept, {reason: count for reason, count in left_out.items() if count}
 
 

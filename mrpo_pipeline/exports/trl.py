@@ -14,6 +14,7 @@ import polars as pl
 
 from mrpo_pipeline.dataset.reference_logps import CachedPairs
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.exports.unscored import UNSCORED, holds_unscored
 from mrpo_pipeline.pairs import parse_prompt
 from mrpo_pipeline.recipe import Recipe
 
@@ -47,7 +48,8 @@ def rows(pairs: CachedPairs, recipe: Recipe) -> tuple[pl.DataFrame, dict[str, in
     for side in ("chosen", "rejected"):
         texts = _counted_text(frame, side)
         sides[side] = texts if all(raw) else [[{"role": "assistant", "content": text}] for text in texts]
-    return frame.select(
+    unscored = holds_unscored(frame)
+    kept = frame.select(
         pl.int_range(pl.len()).alias("index"),
         "pair_id",
         pl.Series("prompt", prompts),
@@ -56,7 +58,8 @@ def rows(pairs: CachedPairs, recipe: Recipe) -> tuple[pl.DataFrame, dict[str, in
         "prompt_ids",
         "chosen_ids",
         "rejected_ids",
-    ), {}
+    ).filter(~unscored)
+    return kept, {UNSCORED: int(unscored.sum())} if unscored.any() else {}
 
 
 def settings(recipe: Recipe) -> list[str]:

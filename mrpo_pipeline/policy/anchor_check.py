@@ -102,7 +102,7 @@ def compare(
     """
     rows = np.concatenate([picked, picked + len(examples)])
     anchor = np.concatenate([examples.anchor_chosen, examples.anchor_rejected])[rows]
-    tokens = np.concatenate([examples.chosen_lengths, examples.rejected_lengths])[rows]
+    tokens = np.concatenate([examples.chosen_counts, examples.rejected_counts])[rows]
     gaps = np.abs(policy[rows] - anchor)
     dtype = max(policy_dtype, start.dtype or policy_dtype, key=lambda name: TOLERANCE.get(name, 0.0))
     tolerance = TOLERANCE.get(dtype, max(TOLERANCE.values()))

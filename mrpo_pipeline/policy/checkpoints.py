@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mrpo_pipeline.dataset.examples import PreferenceExamples
-from mrpo_pipeline.dataset.ragged_ids import IdRows
+from mrpo_pipeline.dataset.ragged_ids import IdRows, MaskRows
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.atomic import remove_folder, sync_file, write_whole_json
 from mrpo_pipeline.files.hashing import sha256_of_small
@@ -98,9 +98,14 @@ def examples_digest(examples: PreferenceExamples) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update("\n".join(examples.pair_ids).encode())
     for rows in (examples.prompt_ids, examples.chosen_ids, examples.rejected_ids):
-        flat = IdRows.of(rows)
-        digest.update(flat.lengths.data)
-        digest.update(np.ascontiguousarray(flat.ids, dtype=np.int32).data)
+        together = IdRows.of(rows)
+        digest.update(together.lengths.data)
+        digest.update(np.ascontiguousarray(together.flat, dtype=np.int32).data)
+    for scored in (examples.chosen_scored, examples.rejected_scored):
+        if scored is not None:
+            masks = MaskRows.of(scored)
+            digest.update(masks.lengths.data)
+            digest.update(np.packbits(masks.flat).data)
     for name in ("reference_chosen", "reference_rejected", "weights", "chosen_units", "rejected_units", "margins"):
         column = getattr(examples, name)
         digest.update(b"none" if column is None else np.ascontiguousarray(column, dtype=np.float64).tobytes())

@@ -25,7 +25,7 @@ def two_rows(batch: Batch) -> dict[str, Any]:
     The last token of a row is left out, for nothing is predicted from it.
 
     Returns:
-        ``input_ids`` (2B, T); for each of the M completion tokens ``sources`` (M,): where in the flattened rows it is
+        ``input_ids`` (2B, T); for each of the M scored completion tokens ``sources`` (M,): where in the flattened rows it is
         predicted, ``targets`` (M,): the token, and ``completions`` (M,): which of the ``count`` = 2·B completions it is
         part of.
     """
@@ -38,7 +38,7 @@ def two_rows(batch: Batch) -> dict[str, Any]:
         input_ids[row, : len(prompt)] = prompt
         input_ids[row, len(prompt) : len(prompt) + len(completion) - 1] = completion[:-1]
     sources = np.repeat(np.arange(len(prompts)) * width + starts - 1, counts) + _within(counts)
-    return _tensors(input_ids, sources, completions, counts)
+    return _tensors(batch, input_ids, sources, completions, counts)
 
 
 def shared_row(batch: Batch) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def shared_row(batch: Batch) -> dict[str, Any]:
     sources = np.repeat(before_second, counts) + within
     is_first = within == 0
     sources[is_first] = np.tile(last_of_prompt, 2)
-    return _tensors(input_ids[None], sources, completions, counts) | {
+    return _tensors(batch, input_ids[None], sources, completions, counts) | {
         "position_ids": torch.from_numpy(position_ids[None]),
         "segments": [(int(p), int(c), int(r)) for p, c, r in sizes],
     }
@@ -86,15 +86,21 @@ def _within(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _tensors(
+    batch: Batch,
     input_ids: npt.NDArray[np.int64],
     sources: npt.NDArray[np.int64],
     completions: list[Ids],
     counts: npt.NDArray[np.int64],
 ) -> dict[str, Any]:
+    targets = np.concatenate(completions).astype(np.int64)
+    numbers = np.repeat(np.arange(len(counts)), counts)
+    scored = batch["scored"]
+    if scored is not None:
+        sources, targets, numbers = sources[scored], targets[scored], numbers[scored]
     return {
         "input_ids": torch.from_numpy(input_ids),
         "sources": torch.from_numpy(sources),
-        "targets": torch.from_numpy(np.concatenate(completions).astype(np.int64)),
-        "completions": torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
+        "targets": torch.from_numpy(targets),
+        "completions": torch.from_numpy(numbers),
         "count": len(counts),
     }

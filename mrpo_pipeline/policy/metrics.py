@@ -145,7 +145,7 @@ def evaluation_metrics(
     if examples.step_references is not None:
         raw |= step_columns(raw, method, carried.weights)
     columns = {name: None if column is None else column.to(device, dtype) for name, column in raw.items()}
-    lengths = torch.cat([torch.from_numpy(examples.chosen_lengths), torch.from_numpy(examples.rejected_lengths)])
+    lengths = torch.cat([torch.from_numpy(examples.chosen_counts), torch.from_numpy(examples.rejected_counts)])
     lengths = lengths.to(device)
     result = pair_losses(chosen, rejected, lengths, columns, method, carried.reward_mean)
     values = pair_metrics(chosen, rejected, result, lengths, columns, method)

@@ -38,6 +38,31 @@ class Rendered:
     byte_ends: npt.NDArray[np.int32]
     scored: npt.NDArray[np.bool_] | None = None
 
+    @property
+    def scored_ids(self) -> npt.NDArray[np.int32]:
+        """(S,) int32: the tokens that are scored."""
+        return self.completion_ids if self.scored is None else self.completion_ids[self.scored]
+
+    @property
+    def scored_ends(self) -> npt.NDArray[np.int32]:
+        """(S,) int32: their byte ends."""
+        return self.byte_ends if self.scored is None else self.byte_ends[self.scored]
+
+    def scored_within(self, length: int) -> int:
+        """Number of scored tokens among the completion's first `length`."""
+        if self.scored is None:
+            return min(max(length, 0), len(self.completion_ids))
+        return int(self.scored[: max(length, 0)].sum())
+
+    def beginning(self, count: int) -> Rendered:
+        """As far as the first `count` scored tokens reach, the context between them included."""
+        if self.scored is None:
+            return Rendered(self.prompt_ids, self.completion_ids[:count], self.byte_ends[:count])
+        length = int(np.flatnonzero(self.scored)[count - 1]) + 1 if count else 0
+        scored = self.scored[:length]
+        kept = None if scored.all() else scored
+        return Rendered(self.prompt_ids, self.completion_ids[:length], self.byte_ends[:length], kept)
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

@@ -49,14 +49,14 @@ def cut_offset(rendered: Rendered, completion: str, budget: int) -> int | None:
     Args:
         rendered: the completion as the policy reads it.
         completion: as given to the renderer.
-        budget: most completion tokens, the end-of-turn token among them.
+        budget: most completion tokens, context between messages and the end-of-turn token among them.
     Returns:
         None where the whole fits; else a byte offset at a character's edge: the tokens that end at or before it count.
     """
-    ends = rendered.byte_ends
-    if len(ends) <= budget:
+    ends = rendered.scored_ends
+    count = rendered.scored_within(budget)
+    if count == len(ends):
         return None
-    count = max(budget, 0)
     # Tokens with one end count together or not at all. The end-of-turn token is not among them: a cut never has it.
     while 0 < count < len(ends) - 1 and ends[count - 1] == ends[count]:
         count -= 1
@@ -84,7 +84,7 @@ def tokens_to_score(byte_ends: npt.NDArray[np.int32], cut: int | None) -> int:
     """Number of leading tokens to score so that the row serves the cut: its last byte end reaches it.
 
     Args:
-        byte_ends: (T,) of the whole completion, the end-of-turn token among them.
+        byte_ends: (T,) of the whole completion's scored tokens, the end-of-turn token among them.
         cut: byte offset; None: all of it.
     """
     if cut is None or len(byte_ends) == 0:

@@ -27,8 +27,8 @@ class Examples:
 
     anchor_chosen: Any
     anchor_rejected: Any
-    chosen_lengths: Any
-    rejected_lengths: Any
+    chosen_counts: Any
+    rejected_counts: Any
 
 
 def examples(random: np.random.Generator) -> Any:
@@ -41,9 +41,7 @@ def examples(random: np.random.Generator) -> Any:
 def outcomes(moves: dict[str, float], random: np.random.Generator, engine: float = 0.0) -> tuple[Outcomes, Any]:
     """Methods that move each pair's margin by so many nats and half a nat of chance; ``engine``: nats a token of drift."""
     one = examples(random)
-    off = [
-        engine * random.normal(size=PAIRS) * np.sqrt(tokens) for tokens in (one.chosen_lengths, one.rejected_lengths)
-    ]
+    off = [engine * random.normal(size=PAIRS) * np.sqrt(tokens) for tokens in (one.chosen_counts, one.rejected_counts)]
     start = (one.anchor_chosen + off[0], one.anchor_rejected + off[1])
     ties = ties_within(drift_per_token(*start, one), one)
     made = {}

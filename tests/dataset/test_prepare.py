@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_references import pair, reference, write_pairs
 
-from mrpo_pipeline.dataset.prepare import as_arrays, prepare_splits, wanted_completions
+from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
 from mrpo_pipeline.pairs import completion_id
 from mrpo_pipeline.recipe import parse_recipe
 
@@ -63,9 +63,3 @@ def test_the_furthest_cut_of_a_completion_is_wanted_once(tmp_path: Path, model: 
     wanted = wanted_completions([prepared(tmp_path, model, rows)])
     assert wanted.height == 4
     assert wanted["cut"].null_count() == 4
-
-
-def test_list_columns_come_back_row_by_row(tmp_path: Path, model: Path) -> None:
-    found = prepared(tmp_path, model, [pair("q", f"answer {'x' * i}", "no") for i in range(1, 5)])
-    arrays = as_arrays(found.frame["chosen_ids"])
-    assert [array.tolist() for array in arrays] == found.frame["chosen_ids"].to_list()

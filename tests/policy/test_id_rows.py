@@ -16,7 +16,7 @@ def test_rows_are_views_of_one_flat_array_and_read_as_the_list_did():
         assert rows[place].tolist() == ROWS[place].tolist()
     assert [row.tolist() for row in rows] == [row.tolist() for row in ROWS]
     assert [row.tolist() for row in rows[1:]] == [[8], [9, 10]]
-    assert np.shares_memory(rows[1], rows.ids)
+    assert np.shares_memory(rows[1], rows.flat)
     assert IdRows.of(rows) is rows
     for place in (3, -4):
         with pytest.raises(IndexError, match="of 3"):
@@ -37,7 +37,7 @@ def test_examples_that_were_written_open_as_they_were_mapped_and_outlive_their_f
     for file in (tmp_path / "train").iterdir():
         file.unlink()
     assert examples_digest(opened) == examples_digest(examples)
-    assert isinstance(opened.chosen_ids, IdRows) and not opened.chosen_ids.ids.flags.writeable
+    assert isinstance(opened.chosen_ids, IdRows) and not opened.chosen_ids.flat.flags.writeable
     ours, theirs = examples.__getitems__([2, ~5]), opened.__getitems__([2, ~5])
     assert ours.keys() == theirs.keys()
     for name in ("prompts", "chosen", "rejected"):

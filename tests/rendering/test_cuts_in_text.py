@@ -137,6 +137,24 @@ def test_tokens_of_one_character_count_together() -> None:
     assert tokens_to_score(rendered.byte_ends, 2) == 3
 
 
+def test_context_between_messages_takes_room_and_is_never_scored() -> None:
+    scored = np.array([True, True, True, False, False, True, True, True])
+    rendered = Rendered(
+        ends(1), ends(*range(10, 18)), ends(1, 2, 2, 2, 2, 3, 5, 5), scored
+    )  # "ab", end, context, "cde"
+    assert rendered.scored_ids.tolist() == [10, 11, 12, 15, 16, 17]
+    assert rendered.scored_ends.tolist() == [1, 2, 2, 3, 5, 5]
+    # From "ab" and its end token on, the context costs two tokens more before "c" counts.
+    assert [cut_offset(rendered, "abcde", n) for n in range(9)] == [0, 1, 1, 2, 2, 2, 3, 5, None]
+    assert [tokens_to_score(rendered.scored_ends, cut) for cut in (1, 2, 3, 5, None)] == [1, 3, 4, 6, 6]
+    for count, length in enumerate((0, 1, 2, 3, 6, 7, 8)):
+        part = rendered.beginning(count)
+        assert part.completion_ids.tolist() == list(range(10, 10 + length))
+        assert len(part.scored_ids) == count == rendered.scored_within(length)
+        assert (part.scored is None) == (count <= 3)
+    assert rendered.scored_within(5) == 3 and rendered.scored_within(-1) == 0
+
+
 def test_a_row_scored_for_a_cut_reaches_it_and_serves_it() -> None:
     for kind in KINDS:
         for text in TEXTS:
