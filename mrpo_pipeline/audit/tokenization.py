@@ -87,9 +87,9 @@ def origin_of(tokens: Tokens, texts: Texts, readers: Readers) -> Origin:
     cached = [tokens.full_ids[at] for at in chosen]
     complete = whole[chosen]
     differs = np.array([not _same(ids, one, all_) for ids, one, all_ in zip(cached, rendered, complete, strict=True)])
-    edges = np.array([_same_inside(ids, one.completion_ids) for ids, one in zip(cached, rendered, strict=True)])
+    edges = np.array([_same_inside(ids, one.scored_ids) for ids, one in zip(cached, rendered, strict=True)])
     wrong = np.flatnonzero(differs)
-    everyone = Counter(one.completion_ids.tobytes() for one in rendered)
+    everyone = Counter(one.scored_ids.tobytes() for one in rendered)
     of_others = [everyone[cached[at].astype(np.int32).tobytes()] > 0 for at in wrong]
     expected = np.array([len(one.prompt_ids) for one in rendered], dtype=np.int64)
     found = tokens.prompt_tokens[chosen]
@@ -113,9 +113,9 @@ def origin_of(tokens: Tokens, texts: Texts, readers: Readers) -> Origin:
 
 def _same(ids: npt.NDArray[np.int32], one: Rendered, complete: bool) -> bool:
     """Whether the row has the ids of the text, as far as it goes."""
-    if complete or len(ids) > len(one.completion_ids):
-        return np.array_equal(ids, one.completion_ids)
-    return np.array_equal(ids, one.completion_ids[: len(ids)])
+    if complete or len(ids) > len(one.scored_ids):
+        return np.array_equal(ids, one.scored_ids)
+    return np.array_equal(ids, one.scored_ids[: len(ids)])
 
 
 def _same_inside(ids: npt.NDArray[np.int32], text: npt.NDArray[np.int32]) -> bool:
@@ -129,9 +129,7 @@ def _same_inside(ids: npt.NDArray[np.int32], text: npt.NDArray[np.int32]) -> boo
 
 def _other_ids(rendered: list[Rendered], own: list[Rendered]) -> float:
     """The share of completions that two renderers read as other ids, not only at their ends."""
-    return float(
-        np.mean([not _same_inside(a.completion_ids, b.completion_ids) for a, b in zip(rendered, own, strict=True)])
-    )
+    return float(np.mean([not _same_inside(a.scored_ids, b.scored_ids) for a, b in zip(rendered, own, strict=True)]))
 
 
 def _other_prompts(rendered: list[Rendered], own: list[Rendered]) -> float:

@@ -27,10 +27,17 @@ class ScoringRequest:
         prompt_ids: (P,) what stands before the completion, BOS included where the model has one; at least one token,
             for the last of them predicts the completion's first.
         completion_ids: (C,) at least one token; the end-of-turn token is among them where it is to be scored.
+        scored: (C,) False for tokens that are read as context and not scored; None: all are scored.
     """
 
     prompt_ids: TokenIds
     completion_ids: TokenIds
+    scored: NDArray[np.bool_] | None = None
+
+    @property
+    def scored_ids(self) -> TokenIds:
+        """(S,) the completion's tokens that are scored."""
+        return self.completion_ids if self.scored is None else self.completion_ids[self.scored]
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -49,7 +56,7 @@ class Engine(Protocol):
     """What a user should be told once: what was chosen, and why."""
 
     def score(self, requests: Sequence[ScoringRequest]) -> Iterator[tuple[int, LogProbs]]:
-        """Yield (index into `requests`, (C,) float32 log-probs in nats), as they come, the longest first.
+        """Yield (index into `requests`, (S,) float32 log-probs of its scored tokens in nats), as they come, the longest first.
 
         Raises:
             UserError: a request is empty, longer than the context allows, or holds an id outside the vocabulary.
@@ -69,7 +76,7 @@ class Engine(Protocol):
 def check_requests(requests: Sequence[ScoringRequest], context_length: int | None, vocab_size: int) -> None:
     """Refuse, before anything runs, what no engine can score. Raises UserError naming the request's index."""
     for index, request in enumerate(requests):
-        if not len(request.prompt_ids) or not len(request.completion_ids):
+        if not len(request.prompt_ids) or not len(request.scored_ids):
             side = "prompt" if not len(request.prompt_ids) else "completion"
             raise UserError(
                 f"request {index}: its {side} has no tokens. Scoring needs at least one token before the completion "
@@ -106,7 +113,7 @@ def check_finite(index: int, request: ScoringRequest, logps: LogProbs) -> None:
         place = int(bad[0])
         raise ImpossibleLogProbError(
             index,
-            f"the log-prob of completion token {place} (id {int(request.completion_ids[place])}) is "
+            f"the log-prob of completion token {place} (id {int(request.scored_ids[place])}) is "
             f"{logps[place]}; {bad.size} of {logps.size} are not finite. A 16-bit dtype that overflows is the commonest "
             "cause: try dtype: bfloat16 or float32 for this reference. Weights that hold NaN give such numbers too.",
         )

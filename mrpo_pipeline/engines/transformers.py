@@ -121,10 +121,11 @@ class TransformersEngine:
             prompt, completion = len(request.prompt_ids), len(request.completion_ids)
             ids[row, :prompt] = request.prompt_ids
             ids[row, prompt : prompt + completion] = request.completion_ids
-            rows.append(np.full(completion, row))
             # A token is predicted at the position before its own: the completion's first at the prompt's last.
-            positions.append(np.arange(prompt - 1, prompt - 1 + completion))
-            targets.append(request.completion_ids.astype(np.int64))
+            places = np.arange(prompt - 1, prompt - 1 + completion)
+            positions.append(places if request.scored is None else places[request.scored])
+            targets.append(request.scored_ids.astype(np.int64))
+            rows.append(np.full(len(targets[-1]), row))
         flat = [torch.from_numpy(np.concatenate(parts)).to(self._device) for parts in (rows, positions, targets)]
         # No attention mask: padding stands on the right, where a causal model's earlier positions do not see it, and
         # without a mask attention takes its fast causal path.
@@ -138,7 +139,7 @@ def _by_request(
     everything = logps.float().cpu().numpy()
     start = 0
     for index in batch:
-        end = start + len(requests[index].completion_ids)
+        end = start + len(requests[index].scored_ids)
         own = everything[start:end].copy()
         check_finite(index, requests[index], own)
         yield index, own

@@ -21,9 +21,9 @@ _BYTES_PER_TOKEN = 4  # of text, about: only to choose how many shards are kept
 class Lengths:
     """Completions to score, the longest text first, as stage one takes them.
 
-    ``places`` (n,): their rows in the frame of wanted completions; ``prompts``, ``tokens`` (n,): tokens of the prompt, and
-    those of the completion that are scored, 0 where the template does not write it; ``rows``: every so many-th shard of them
-    whole, for their bytes.
+    ``places`` (n,): their rows in the frame of wanted completions; ``prompts``, ``tokens`` (n,): tokens of the prompt
+    and of the context between the completion's messages, and those of the completion that are scored, 0 where the template does
+    not write it; ``rows``: every so many-th shard of them whole, for their bytes.
     """
 
     places: npt.NDArray[np.int64]
@@ -81,11 +81,12 @@ def measure_lengths(
                     if not skip:
                         raise sides
                     continue
-                count = tokens_to_score(sides.byte_ends, cut)
-                prompts[at], tokens[at] = len(sides.prompt_ids), count
+                count = tokens_to_score(sides.scored_ends, cut)
+                context = len(sides.beginning(count).completion_ids) - count
+                prompts[at], tokens[at] = len(sides.prompt_ids) + context, count
                 if at // rows_per_shard % every == 0:
-                    ids, ends = sides.completion_ids[:count], sides.byte_ends[:count]
-                    complete = count == len(sides.completion_ids)
+                    ids, ends = sides.scored_ids[:count], sides.scored_ends[:count]
+                    complete = count == len(sides.scored_ids)
                     rows.append((at, RowToScore(identifier, len(sides.prompt_ids), ids, ends, complete)))
             progress.advance(batch.height)
     return Lengths(ordered["place"].cast(pl.Int64).to_numpy(), prompts, tokens, rows)

@@ -130,10 +130,10 @@ class Scorer:
                 row = CompletionRow(
                     completion_id=identifier,
                     prompt_tokens=len(sides.prompt_ids),
-                    token_ids=sides.completion_ids[:count],
+                    token_ids=sides.scored_ids[:count],
                     logprobs=logprobs,
-                    byte_ends=sides.byte_ends[:count],
-                    complete=count == len(sides.completion_ids),
+                    byte_ends=sides.scored_ends[:count],
+                    complete=count == len(sides.scored_ids),
                 )
                 try:
                     self._writer.add(row)
@@ -141,7 +141,7 @@ class Scorer:
                     _require_finite_weights(self._source)
                     raise RunError(f"{self._name}: {error} {_text_of(batch, identifier)}") from error
                 counts.scored += 1
-                counts.tokens += len(sides.prompt_ids) + count
+                counts.tokens += len(requests[index])
                 if time.monotonic() - told >= TELL_EVERY:
                     told = time.monotonic()
                     yield counts
@@ -188,12 +188,12 @@ class Scorer:
                     ) from sides
                 unfit.append(Unfit.unwritten(identifier))
                 continue
-            count = tokens_to_score(sides.byte_ends, cut)
-            length = len(sides.prompt_ids) + count
-            if context is not None and length > context - 1:
-                unfit.append(Unfit(identifier, cut, length, context))
+            part = sides.beginning(tokens_to_score(sides.scored_ends, cut))
+            request = ScoringRequest(part.prompt_ids, part.completion_ids, part.scored)
+            if context is not None and len(request) > context - 1:
+                unfit.append(Unfit(identifier, cut, len(request), context))
                 continue
-            requests.append(ScoringRequest(sides.prompt_ids, sides.completion_ids[:count]))
+            requests.append(request)
             fitting.append((identifier, sides))
         if unfit:
             self._cache.mark_unfit(unfit)

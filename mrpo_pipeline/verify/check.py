@@ -9,20 +9,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 import mrpo_pipeline
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.cache.manifest import Manifest
 from mrpo_pipeline.dataset.prepare import renderer_of
+from mrpo_pipeline.dataset.shared_prompt import shared_tokens
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models.engine_options import NO_OPTIONS
 from mrpo_pipeline.models.source import ModelSource, as_recorded, fetch, resolve
+from mrpo_pipeline.pairs.completion import completion_text
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.rendering import Rendered, Renderer
 from mrpo_pipeline.terminal import quiet_libraries, track
-from mrpo_pipeline.verify.comparison import Compared, figures, shared_tokens, worst_token
+from mrpo_pipeline.verify.comparison import Compared, figures, worst_token
 from mrpo_pipeline.verify.diagnosis import guess_reasons
 from mrpo_pipeline.verify.known_faults import confirmed_reasons
 from mrpo_pipeline.verify.oracle import PlainModel
@@ -107,7 +108,7 @@ def _measure(check: _Check, picked: pl.DataFrame) -> Drift:
     fingerprint = check.manifest.fingerprint
     dtype, quantization = fingerprint.get("dtype", check.model.dtype), fingerprint.get("quantization", "none")
     limits = limits_for(dtype, quantization, asked=check.limit)
-    compared, prompts = _compare(check, picked)
+    compared, rendered = _compare(check, picked)
     found = figures(compared)
     lengths = [len(one.cached_ids) for one in compared]
     drift = Drift(
@@ -136,7 +137,7 @@ def _measure(check: _Check, picked: pl.DataFrame) -> Drift:
     )
     if drift.passed:
         return drift
-    confirmed = confirmed_reasons(check.model, compared, prompts, limits)
+    confirmed = confirmed_reasons(check.model, compared, rendered, limits)
     reasons = confirmed or guess_reasons(compared, limits.clearly_off)
     options = fingerprint.get("engine_options", NO_OPTIONS)
     if options != NO_OPTIONS:
@@ -144,8 +145,8 @@ def _measure(check: _Check, picked: pl.DataFrame) -> Drift:
     return replace(drift, reasons=reasons)
 
 
-def _compare(check: _Check, picked: pl.DataFrame) -> tuple[list[Compared], list[npt.NDArray[np.int32]]]:
-    """The picked completions beside themselves computed again, and their prompts' ids."""
+def _compare(check: _Check, picked: pl.DataFrame) -> tuple[list[Compared], list[Rendered]]:
+    """The picked completions beside themselves computed again, and as rendered here."""
     rows = {row["completion_id"]: row for row in check.cache.rows(picked).iter_rows(named=True)}
     texts = list(picked.select("prompt", "completion").iter_rows())
     rendered = check.renderer.render(texts)
@@ -154,25 +155,26 @@ def _compare(check: _Check, picked: pl.DataFrame) -> tuple[list[Compared], list[
         for identifier, (_, text), sides in zip(picked["completion_id"], texts, rendered, strict=True):
             compared.append(_computed_again(check.model, rows[identifier], text, sides))
             progress.advance(1)
-    return compared, [sides.prompt_ids for sides in rendered]
+    return compared, rendered
 
 
 def _computed_again(model: PlainModel, row: dict[str, Any], text: str, sides: Rendered) -> Compared:
     cached_ids = np.asarray(row["token_ids"], dtype=np.int32)
-    shared = shared_tokens(cached_ids, sides.completion_ids)
+    shared = shared_tokens(cached_ids, sides.scored_ids)
     if model.context_length is not None:
         # A row that was scored under a shorter prompt than this one may be longer than fits here.
-        shared = max(0, min(shared, model.context_length - len(sides.prompt_ids)))
-    again = model.logps(sides.prompt_ids, sides.completion_ids[:shared]) if shared else np.empty(0, np.float32)
+        shared = min(shared, sides.scored_within(model.context_length - len(sides.prompt_ids)))
+    part = sides.beginning(shared)
+    again = model.logps(part.prompt_ids, part.completion_ids, part.scored) if shared else np.empty(0, np.float32)
     return Compared(
         completion_id=row["completion_id"],
-        text=text,
+        text=completion_text(text),
         cached_prompt_tokens=row["prompt_tokens"],
         prompt_tokens=len(sides.prompt_ids),
         cached_ids=cached_ids,
-        ids=sides.completion_ids,
+        ids=sides.scored_ids,
         complete=row["complete"],
-        byte_ends=sides.byte_ends,
+        byte_ends=sides.scored_ends,
         cached=np.asarray(row["logprobs"][:shared], dtype=np.float32),
         again=again,
     )

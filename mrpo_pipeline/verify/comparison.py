@@ -14,23 +14,17 @@ from mrpo_pipeline.engines.base import TokenIds
 Floats = npt.NDArray[np.float64]
 
 
-def shared_tokens(a: TokenIds, b: TokenIds) -> int:
-    """Number of leading ids that are the same in both."""
-    shorter = min(len(a), len(b))
-    differing = np.flatnonzero(a[:shorter] != b[:shorter])
-    return int(differing[0]) if len(differing) else shorter
-
-
 @dataclass(frozen=True)
 class Compared:
     """A completion of which S leading tokens have the same ids in the cache and as rendered here.
 
     Attributes:
         completion_id: 32 hex digits.
-        text: the whole completion.
+        text: the canonical text of the whole completion.
         cached_prompt_tokens, prompt_tokens: tokens of the prompt by the cache, and as rendered here. (Of the prompt the
             cache keeps only that.)
-        cached_ids: (C,) as the cache has them. ids: (D,) of the whole completion as rendered here, end-of-turn token last.
+        cached_ids: (C,) as the cache has them. ids: (D,) the scored tokens of the whole completion as rendered here, end-of-turn
+            token last.
         complete: the cached row claims to be whole.
         byte_ends: (D,) of ``ids``, in the completion's bytes.
         cached: (S,) log-probs of the cache. again: (S,) computed again. Nats.

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from mrpo_pipeline.engines.base import TokenIds
+from mrpo_pipeline.rendering import Rendered
 from mrpo_pipeline.verify.comparison import Compared
 from mrpo_pipeline.verify.oracle import PlainModel
 from mrpo_pipeline.verify.tolerances import Limits
@@ -16,12 +17,12 @@ TRIED = 3  # completions that each guess is tried on: the worst ones
 
 
 def confirmed_reasons(
-    model: PlainModel, compared: Sequence[Compared], prompts: Sequence[TokenIds], limits: Limits
+    model: PlainModel, compared: Sequence[Compared], rendered: Sequence[Rendered], limits: Limits
 ) -> list[str]:
     """The faults with which the model gives what the cache has, on the completions that differ most.
 
     Args:
-        compared: (N,) completions. prompts: (N,) their prompts' ids as rendered here.
+        compared: (N,) completions. rendered: (N,) they and their prompts as rendered here.
     """
     differing = [at for at, one in enumerate(compared) if len(one.cached)]
     worst = sorted(differing, key=lambda at: -float(np.abs(compared[at].difference).mean()))[:TRIED]
@@ -30,7 +31,7 @@ def confirmed_reasons(
     return [
         f"confirmed: {told} (the {len(worst)} worst completions computed so agree with the cache)"
         for told, change, fault in _faults(model)
-        if _explains(model, [(compared[at], change(prompts[at])) for at in worst], limits, fault)
+        if _explains(model, [(compared[at], rendered[at], change) for at in worst], limits, fault)
     ]
 
 
@@ -58,18 +59,18 @@ def _as_it_is(prompt: TokenIds) -> TokenIds:
 
 def _explains(
     model: PlainModel,
-    cases: Sequence[tuple[Compared, TokenIds]],
+    cases: Sequence[tuple[Compared, Rendered, Callable[[TokenIds], TokenIds]]],
     limits: Limits,
     fault: Callable[[], AbstractContextManager[None]],
 ) -> bool:
     before, after = [], []
     with fault():
-        for one, prompt in cases:
-            shared = len(one.cached)
-            too_long = model.context_length is not None and len(prompt) + shared > model.context_length
-            if not len(prompt) or too_long:
+        for one, rendered, change in cases:
+            part, prompt = rendered.beginning(len(one.cached)), change(rendered.prompt_ids)
+            length = len(prompt) + len(part.completion_ids)
+            if not len(prompt) or (model.context_length is not None and length > model.context_length):
                 return False
-            logps = model.logps(prompt, one.ids[:shared])
+            logps = model.logps(prompt, part.completion_ids, part.scored)
             after.append(np.abs(one.cached.astype(np.float64) - logps))
             before.append(np.abs(one.difference))
     now = np.concatenate(after)

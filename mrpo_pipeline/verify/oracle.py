@@ -63,8 +63,13 @@ class PlainModel:
         self._adapted = source.adapter is not None
         self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
 
-    def logps(self, prompt_ids: TokenIds, completion_ids: TokenIds) -> npt.NDArray[np.float32]:
-        """(C,) log-probs of the completion's tokens, nats: log-softmax in float32 of the logits as the model gives them.
+    def logps(
+        self, prompt_ids: TokenIds, completion_ids: TokenIds, scored: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """(S,) log-probs of the completion's scored tokens, nats: log-softmax in float32 of the logits as the model gives them.
+
+        Args:
+            scored: (C,) which of the completion's tokens; None: all.
 
         Raises:
             RunError: where memory does not suffice, or a log-prob is not finite.
@@ -89,6 +94,8 @@ class PlainModel:
                         found[start + row : start + row + len(some)] = logps.cpu().numpy()
         except torch.OutOfMemoryError as error:
             raise self._no_room() from error
+        if scored is not None:
+            found = found[scored]
         if not np.isfinite(found).all():
             raise RunError(
                 f"reference {self._name}: computed again by transformers in {self.dtype}, a log-prob is not finite: the weights "

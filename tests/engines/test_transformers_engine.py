@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,22 @@ def test_the_budget_does_not_change_the_numbers(budget, llama, uneven, oracle, s
     for index, expected in enumerate(oracle(llama, requests)):
         np.testing.assert_allclose(got[index], expected, atol=1e-4, rtol=0)
     np.testing.assert_allclose(got[12], got[4], atol=1e-5)
+
+
+def test_context_is_read_and_not_scored(llama, uneven, oracle, source_of) -> None:  # type: ignore[no-untyped-def]
+    draw = np.random.default_rng(2)
+    requests = []
+    for request in uneven(12):
+        scored = draw.random(len(request.completion_ids)) < 0.5
+        scored[-1] = True
+        requests.append(replace(request, scored=scored))
+    engine = TransformersEngine(source_of(llama), {"max_batch_tokens": 150})
+    got = dict(engine.score(requests))
+    for index, expected in enumerate(oracle(llama, requests)):
+        np.testing.assert_allclose(got[index], expected[requests[index].scored], atol=1e-4, rtol=0)
+    nothing = replace(requests[0], scored=np.zeros(len(requests[0].completion_ids), np.bool_))
+    with pytest.raises(UserError, match="request 0: its completion has no tokens"):
+        list(engine.score([nothing]))
 
 
 def test_the_longest_come_first_and_one_batch_at_a_time(llama, uneven, source_of, monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from made_up import compared
 
-from mrpo_pipeline.verify.comparison import figures, shared_tokens, worst_token
+from mrpo_pipeline.dataset.shared_prompt import shared_tokens
+from mrpo_pipeline.verify.comparison import figures, worst_token
 from mrpo_pipeline.verify.tolerances import Limits, limits_for
 
 

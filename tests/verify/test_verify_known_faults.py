@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from made_up import compared
 
+from mrpo_pipeline.rendering import Rendered
 from mrpo_pipeline.verify.known_faults import confirmed_reasons
 from mrpo_pipeline.verify.tolerances import Limits, limits_for
 
@@ -25,7 +26,7 @@ class MadeUp:
     adapted = False
     bare = False
 
-    def logps(self, prompt: np.ndarray, completion: np.ndarray) -> np.ndarray:
+    def logps(self, prompt: np.ndarray, completion: np.ndarray, scored: Any = None) -> np.ndarray:
         numbers = {(7, 8, 9): RIGHT, (7, 7, 8, 9): TWICE, (8, 9): MISSING}[tuple(prompt.tolist())]
         return numbers[: len(completion)] * (2 if self.bare else 1)
 
@@ -38,7 +39,8 @@ class MadeUp:
 
 def confirmed(cached: np.ndarray, model: Any = None, limits: Limits | None = None, count: int = 5) -> list[str]:
     rows = [compared(cached, RIGHT)] * count
-    return confirmed_reasons(model or MadeUp(), rows, [PROMPT] * count, limits or limits_for("float32"))
+    rendered = [Rendered(PROMPT, row.ids, row.byte_ends) for row in rows]
+    return confirmed_reasons(model or MadeUp(), rows, rendered, limits or limits_for("float32"))
 
 
 def test_the_fault_that_gives_the_cached_numbers_is_confirmed_alone() -> None:
@@ -69,7 +71,7 @@ def test_what_passes_the_limits_and_explains_little_is_not_confirmed() -> None:
 
 def test_right_numbers_are_not_tried() -> None:
     class Refuses(MadeUp):
-        def logps(self, prompt: np.ndarray, completion: np.ndarray) -> np.ndarray:
+        def logps(self, prompt: np.ndarray, completion: np.ndarray, scored: Any = None) -> np.ndarray:
             raise AssertionError
 
     assert (

@@ -142,8 +142,10 @@ class VllmEngine:
         finished = False
         try:
             for index, logps in self._exchange(requests):
-                check_finite(index, requests[index], logps)
-                yield index, logps
+                scored = requests[index].scored
+                found = logps if scored is None else logps[scored]
+                check_finite(index, requests[index], found)
+                yield index, found
             finished = True
         finally:
             if not finished:  # a run that was left in the middle: the process still works on it
