@@ -36,19 +36,12 @@ def test_help_fits_80_columns_with_an_example_and_the_options_of_all(command: li
     assert "--verbose" in text and "-q" in text and not re.search(r"\w…", text)
 
 
-def test_the_list_of_commands_says_what_each_ones_own_help_says_first() -> None:
+def test_every_command_of_the_list_is_there_with_help_of_its_own() -> None:
     listed = help_of()
     for name, one in COMMANDS.items():
-        assert one.about.split()[0] in listed
+        assert re.search(rf"{name} +{re.escape(one.about[:20])}", listed)
         command = get_command(app).get_command(None, name)  # type: ignore[attr-defined]
         assert command is not None and command.help
-
-
-def rows(text: str) -> dict[str, str]:
-    """The help's text by option, without frames and line breaks."""
-    plain = [re.sub("[│╭╰─╮╯]+", " ", line).rstrip() for line in text.splitlines()]
-    parts = re.split(r"\s(?=--[a-z])", " " + "\n".join(line for line in plain if re.match(r"\s+--|\s{20}", line)))
-    return {part.split()[0]: " ".join(part.split()[1:]) for part in parts if part.strip()}
 
 
 def test_types_bounds_choices_and_defaults_are_those_of_the_recipe() -> None:
@@ -83,6 +76,8 @@ for line in sys.stdin.read().splitlines():
         print(error)
     except SystemExit as error:
         print("exit", error.code)
+    if line.startswith(("cache", "report")):  # the last ones: they read tables
+        heavy -= {"polars", "pyarrow", "numpy"}
     found = heavy & set(sys.modules)
     assert not found, (line, found)
 """
@@ -103,6 +98,8 @@ ERRORS = {
     "evaluate recipe.yaml": "holds no adapter",
     "merge nowhere --output merged": "holds no adapter",
     "recipes copy nothing": "No shipped recipe",
+    "cache stats --cache nowhere": "no cached reference",
+    "report nowhere": "no such folder",
 }
 
 

@@ -77,6 +77,12 @@ def test_a_bar_and_what_is_printed_beside_it_hold_no_sequence_but_the_bars_own()
     assert "3/3" in left and "[/red]" in left
 
 
+def test_a_bar_is_gone_from_the_terminal_when_its_work_is_done() -> None:
+    written = on_a_terminal([sys.executable, "-P", "-c", BAR])
+    last = written.rindex("3/3")
+    assert "\x1b[2K" in written[last:]  # the line that held it is erased
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict", "utf-8"])
 def test_an_encoding_that_lacks_letters_ends_nothing_and_json_stays_json(encoding: str) -> None:
     program = f"""

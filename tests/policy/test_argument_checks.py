@@ -216,3 +216,9 @@ def test_an_earlier_run_in_the_folder_is_reported(
     assert "starts anew" not in caplog.text
     train_recipe(trained(scored, tmp_path))
     assert "holds a finished run. This one starts anew" in caplog.text
+
+
+def test_a_terminal_gets_the_lines_that_a_pipe_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert arguments(tmp_path).disable_tqdm
+    assert not arguments(tmp_path, disable_tqdm=False).disable_tqdm
