@@ -62,6 +62,8 @@ class LazyGroup(TyperGroup):
         shared = [param for param in self.params if param.name in verbosity.NAMES]
         for one in (command, *getattr(command, "commands", {}).values()):
             one.params = [*one.params, *shared]
+            # A line break in a docstring is none in the help.
+            one.help = "\n\n".join(" ".join(part.split()) for part in (one.help or "").split("\n\n"))
         return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

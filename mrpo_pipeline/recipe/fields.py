@@ -65,15 +65,13 @@ def _field(key: str) -> FieldInfo:
 
 def _shortened(text: str, enough: int = 40, most: int = 160) -> str:
     """The text where it is short; else its first sentence, or as many as say enough. Without marks of code."""
-    text = " ".join(text.split()).replace("`", "")
-    if len(text) <= most:
-        return text
+    text = " ".join(text.split())
     kept = ""
-    for sentence in re.split(r"(?<=[.])\s+(?=[A-Z])", text):
+    for sentence in re.split(r"(?<=[.])\s+(?=[A-Z`])", text) if len(text) > most else [text]:
         kept = f"{kept} {sentence}".strip()
         if len(kept) >= enough:
             break
-    return kept
+    return kept.replace("`", "")
 
 
 def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
