@@ -18,8 +18,10 @@ from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import PairTable, parse_prompt, read_pairs
+from mrpo_pipeline.pairs.completion import completion_messages
 from mrpo_pipeline.pairs.layouts import LAYOUTS, Sides
 from mrpo_pipeline.pairs.paths import is_filled, value_at
+from mrpo_pipeline.pairs.tool_calls import read_calls
 
 BEGIN, END = "<!-- layout table -->", "<!-- end of layout table -->"
 ANSWERS = ("chosen", "rejected")
@@ -91,7 +93,7 @@ def theirs(rows: Sequence[dict[str, Any]], table: PairTable | None) -> str:
     if table is None:
         return f"{len(read)} pairs"
     expected = [
-        (plain(parse_prompt(prompt)), chosen, rejected)
+        (plain(parse_prompt(prompt)), *(plain(completion_messages(side)) for side in (chosen, rejected)))
         for prompt, chosen, rejected in table.frame.select("prompt", *ANSWERS).iter_rows()
     ]
     if read == expected:
@@ -103,8 +105,10 @@ def theirs(rows: Sequence[dict[str, Any]], table: PairTable | None) -> str:
 
 
 def plain(value: Any) -> str:
-    """The text of a string or of messages, without roles."""
-    return value if isinstance(value, str) else "\n\n".join(message["content"] for message in value)
+    """The text of a string or of messages, without roles, and their calls."""
+    if isinstance(value, str):
+        return value
+    return "\n\n".join(message["content"] + "".join(map(str, read_calls(message, ""))) for message in value)
 
 
 def one_line(error: Exception) -> str:

@@ -27,6 +27,7 @@ from mrpo_pipeline.dataset.shared_prompt import scored_counts
 from mrpo_pipeline.dataset.splits import Split, load_splits
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource
+from mrpo_pipeline.pairs.completion import text_bytes
 from mrpo_pipeline.recipe import Method, Recipe
 from mrpo_pipeline.targets.settings import TargetSettings
 from mrpo_pipeline.verify.tolerances import limits_for
@@ -173,10 +174,7 @@ def _rounding(cache: ReferenceCache) -> float:
 def _scored(pairs: CachedPairs, caches: Sequence[ReferenceCache]) -> Scored:
     frame = pairs.frame
     sizes = {
-        side: frame.select(pl.coalesce(f"{side}_cut", pl.col(side).str.len_bytes()).cast(pl.Int64))
-        .to_series()
-        .to_numpy()
-        for side in ("chosen", "rejected")
+        side: frame[f"{side}_cut"].fill_null(text_bytes(frame[side])).to_numpy() for side in ("chosen", "rejected")
     }
     tokens = {side: np.empty((frame.height, len(caches)), dtype=np.int64) for side in ("chosen", "rejected")}
     wanted = pl.concat(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache
+from mrpo_pipeline.pairs.completion import completion_text
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -27,7 +28,7 @@ class Texts:
 
     frame: pl.DataFrame
     joined: npt.NDArray[np.uint8]
-    """The bytes that count of all completions, end to end."""
+    """The bytes that count of all completions' canonical texts, end to end."""
     starts: Ints
     """(R + 1,) where each completion begins in ``joined``."""
     whole: Ints
@@ -38,7 +39,7 @@ class Texts:
 
     @classmethod
     def of(cls, frame: pl.DataFrame) -> Texts:
-        encoded = [text.encode() for text in frame["completion"].to_list()]
+        encoded = [completion_text(one).encode() for one in frame["completion"].to_list()]
         whole = np.array([len(text) for text in encoded], dtype=np.int64)
         counted = [text if cut is None else text[:cut] for text, cut in zip(encoded, frame["cut"], strict=True)]
         starts = np.concatenate([[0], np.cumsum([len(text) for text in counted], dtype=np.int64)]).astype(np.int64)

@@ -23,6 +23,7 @@ from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.files.atomic import remove_leftovers, temporary_folder, whole_file, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
 from mrpo_pipeline.pairs.counting import in_words
+from mrpo_pipeline.pairs.readable import readable_completion, readable_prompt
 from mrpo_pipeline.policy.output_dir import check_output_folder
 from mrpo_pipeline.policy.run import check_training
 from mrpo_pipeline.recipe import Recipe
@@ -119,14 +120,12 @@ def _clusters(frame: pl.DataFrame) -> pl.Series:
 
 def _write_held_out(path: Path, pairs: CachedPairs) -> None:
     """The held-out pairs as a person reads them, beside the anchor's sums."""
-    from mrpo_pipeline.evaluation.generations import readable
-
     table = pl.DataFrame(
         {
             "pair_id": pairs.frame["pair_id"],
-            "prompt": [readable(prompt) for prompt in pairs.frame["prompt_read"]],
-            "chosen": pairs.frame["chosen"],
-            "rejected": pairs.frame["rejected"],
+            "prompt": [readable_prompt(prompt) for prompt in pairs.frame["prompt_read"]],
+            "chosen": [readable_completion(one) for one in pairs.frame["chosen"]],
+            "rejected": [readable_completion(one) for one in pairs.frame["rejected"]],
             "anchor_logps_chosen": pairs.logps_chosen[:, 0],
             "anchor_logps_rejected": pairs.logps_rejected[:, 0],
         }

@@ -19,6 +19,7 @@ from mrpo_pipeline.dataset.ragged_ids import IdRows, MaskRows
 from mrpo_pipeline.dataset.shared_prompt import scored_counts
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource, as_recorded, has_tokenizer, resolve
+from mrpo_pipeline.pairs.completion import text_bytes
 from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.recipe import Limits, Method, Recipe
 from mrpo_pipeline.targets.compute import Targets, compute_targets
@@ -175,7 +176,7 @@ def _units(pairs: CachedPairs, side: str, normalize: str) -> Floats | None:
     if normalize == "token":
         counts = scored_counts(pairs.frame, side)
     elif normalize == "byte":
-        counts = pairs.frame.select(pl.coalesce(f"{side}_cut", pl.col(side).str.len_bytes())).to_series()
+        counts = pairs.frame[f"{side}_cut"].fill_null(text_bytes(pairs.frame[side]))
     else:
         return None
     return counts.cast(pl.Float64).to_numpy(writable=True)  # torch warns of tensors over what can't be written to

@@ -9,11 +9,13 @@ import logging
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from mrpo_pipeline.dataset.shared_prompt import with_shared_prompt
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import PairTable, completion_id
+from mrpo_pipeline.pairs.completion import completion_text, is_plain
 from mrpo_pipeline.pairs.counting import require_balance
 from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.recipe import Limits
@@ -200,23 +202,24 @@ def _prepare_batch(
             _drop(prepared, "prompt leaves no room within max_length")
             continue
         cuts = [
-            None if budget is None else cut_offset(side, text, budget)
-            for (text, side), budget in zip(sides, budgets, strict=True)
+            None if budget is None else cut_offset(side, completion, budget)
+            for (completion, side), budget in zip(sides, budgets, strict=True)
         ]
-        texts = [
-            text if cut is None else text.encode()[:cut].decode() for (text, _), cut in zip(sides, cuts, strict=True)
-        ]
+        texts = [completion_text(completion) for completion, _ in sides]
+        texts = [text if cut is None else text.encode()[:cut].decode() for text, cut in zip(texts, cuts, strict=True)]
         if not all(texts):
             _drop(prepared, "a side is empty after the cut")
             continue
-        if texts[0] == texts[1]:
-            _drop(prepared, "the sides are equal after the cut")
-            continue
-        prepared.cut_completions += sum(cut is not None for cut in cuts)
         counted = [
             side.beginning(tokens_counted(side.scored_ends, True, cut))
             for (_, side), cut in zip(sides, cuts, strict=True)
         ]
+        # Reasoning, content and calls of equal text together are not the same completion where tokens between them differ.
+        same = all(is_plain(completion) for completion, _ in sides) or _same_ids(*counted)
+        if same and texts[0] == texts[1]:
+            _drop(prepared, "the sides are equal after the cut")
+            continue
+        prepared.cut_completions += sum(cut is not None for cut in cuts)
         if not all(len(side.completion_ids) for side in counted):
             _drop(prepared, "a side is empty after the cut")
             continue
@@ -239,6 +242,10 @@ def _prepare_batch(
         )
     columns = {name: [row[name] for row in rows] for name in PREPARED_SCHEMA}
     return pl.concat([batch[kept], pl.DataFrame(columns, schema=PREPARED_SCHEMA)], how="horizontal")
+
+
+def _same_ids(one: Rendered, other: Rendered) -> bool:
+    return np.array_equal(one.prompt_ids, other.prompt_ids) and np.array_equal(one.completion_ids, other.completion_ids)
 
 
 def _report_control_strings(frame: pl.DataFrame, renderer: Renderer) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mrpo_pipeline.pairs import parse_prompt
-
 
 @dataclass
 class Sample:
@@ -52,14 +50,6 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, ma
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def readable(prompt: str) -> str:
-    """A canonical prompt as a person reads it."""
-    content = parse_prompt(prompt)
-    if isinstance(content, str):
-        return content
-    return "\n".join(f"{message['role']}: {message['content']}" for message in content)
 
 
 def as_markdown(samples: Sequence[Sample]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mrpo_pipeline.dataset.nothing_left import handful
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.evaluation.generations import Sample, as_markdown, generate, readable
+from mrpo_pipeline.evaluation.generations import Sample, as_markdown, generate
 from mrpo_pipeline.evaluation.held_out import PolicyFigures, device_of_choice, dtype_of, evaluate_policy
 from mrpo_pipeline.evaluation.staleness import ANSWERS, EVALUATION, SAMPLES, adapter_content, how_asked
 from mrpo_pipeline.evaluation.task_changes import TaskChange, table_of, task_changes, write_answers
@@ -20,6 +20,7 @@ from mrpo_pipeline.evaluation.trained_with import by_its_method
 from mrpo_pipeline.files.atomic import write_whole, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
 from mrpo_pipeline.pairs.counting import in_words
+from mrpo_pipeline.pairs.readable import readable_completion, readable_prompt
 from mrpo_pipeline.policy.adapter_folder import require_adapter
 from mrpo_pipeline.policy.output_dir import check_output_folder
 from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
@@ -172,7 +173,7 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evalua
     frame = split.pairs.frame
     chosen = frame.head(recipe.evaluation.samples)
     samples = [
-        Sample(readable(prompt), good, bad)
+        Sample(readable_prompt(prompt), readable_completion(good), readable_completion(bad))
         for prompt, good, bad in chosen.select("prompt_read", "chosen", "rejected").iter_rows()
     ]
     figures: dict[str, PolicyFigures] = {}

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mrpo_pipeline.files.bounds import MAX_ROW_BYTES, MAX_ROW_VALUES
 from mrpo_pipeline.pairs.bad_row import BadRowError
+from mrpo_pipeline.pairs.json_values import Exact, parsed
 from mrpo_pipeline.terminal import one_line
 
 _SLICE_BYTES = 16 << 20  # decoded at a time
@@ -66,18 +67,60 @@ def _values(name: str, column: Any) -> list[Any]:
     # Arrow has values that Python lacks, of any error: a year 10,000, a nanosecond, a text that is not UTF-8.
     try:
         column = _dates_as_text(column)
-        return list(column.to_pylist())
+        values = list(column.to_pylist())
+        return [_without_json(value, column.type) for value in values] if _holds_json(column.type) else values
     except Exception:
         return [_value(name, column, index) for index in range(len(column))]
 
 
 def _value(name: str, column: Any, index: int) -> Any:
     try:
-        return column[index].as_py()
+        value = column[index].as_py()
+        return _without_json(value, column.type) if _holds_json(column.type) else value
+    except BadRowError as error:
+        return error
     except UnicodeDecodeError as error:
         return BadRowError("invalid UTF-8", f"`{name}` holds bytes that are no UTF-8: {one_line(error)}")
     except Exception as error:
         return BadRowError("unreadable value", f"`{name}` cannot be read: {one_line(error)}")
+
+
+def _holds_json(kind: Any) -> bool:
+    """Whether a type is Arrow's JSON (`datasets` has it as `Json`), or has it within."""
+    import pyarrow as pa
+
+    if pa.types.is_map(kind):
+        return _holds_json(kind.item_type)
+    if pa.types.is_struct(kind):
+        return any(_holds_json(one.type) for one in kind)
+    return isinstance(kind, pa.JsonType) or (_is_list(kind) and _holds_json(kind.value_type))
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return any(
+        test(kind)
+        for test in (
+            *(pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
+            *(pa.types.is_list_view, pa.types.is_large_list_view),
+        )
+    )
+
+
+def _without_json(value: Any, kind: Any) -> Any:
+    """A value with its texts of JSON read. Raises BadRowError: one is not JSON."""
+    import pyarrow as pa
+
+    if value is None or not _holds_json(kind):
+        return value
+    if isinstance(kind, pa.JsonType):
+        return parsed(value, "a value of type JSON", "invalid JSON", Exact)
+    if pa.types.is_struct(kind):
+        return {name: _without_json(one, kind.field(name).type) for name, one in value.items()}
+    if pa.types.is_map(kind):
+        return [(key, _without_json(one, kind.item_type)) for key, one in value]
+    return [_without_json(one, kind.value_type) for one in value]
 
 
 def _dates_as_text(column: Any) -> Any:

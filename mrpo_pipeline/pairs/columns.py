@@ -7,8 +7,15 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.bad_row import found, quoted
 from mrpo_pipeline.pairs.layouts import AS_IS, BY_NAME
 
-COLUMNS = ("prompt", "system", "chosen", "rejected", "completions", "ranks", "scores", "id")
+COLUMNS = (
+    *("prompt", "system", "chosen", "rejected", "completions", "ranks", "scores", "id"),
+    *("tools", "chat_template_kwargs"),
+)
 RANKED = ("completions", "ranks", "scores")
+MEDIA = {
+    "image": "image", "images": "image", "audio": "audio", "audios": "audio", "video": "video", "videos": "video",
+}  # fmt: skip
+"""Columns that hold more than text, and what."""
 Columns = Mapping[str, str | Sequence[str]]
 
 

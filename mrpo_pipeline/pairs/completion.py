@@ -12,6 +12,8 @@ import json
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import polars as pl
+
 from mrpo_pipeline.pairs.identity import Message, dump_messages
 
 MARK = "\x1emessages:"
@@ -55,16 +57,58 @@ def completion_parts(completion: str) -> list[Part]:
     parts = []
     for index, message in enumerate(completion_messages(completion)):
         if message["role"] == "assistant":
-            calls = "".join(_call(call) for call in message.get("tool_calls", ()))
-            texts = (message.get("reasoning_content", ""), message["content"], calls)
-            kinds: tuple[Kind, ...] = ("reasoning", "content", "calls")
-            parts += [Part(index, kind, text) for kind, text in zip(kinds, texts, strict=True) if text]
+            parts += _parts_of(message, index)
     return parts
+
+
+def _parts_of(message: Message, index: int) -> list[Part]:
+    calls = "".join(_call(call) for call in message.get("tool_calls", ()))
+    texts = (message.get("reasoning_content", ""), message["content"], calls)
+    kinds: tuple[Kind, ...] = ("reasoning", "content", "calls")
+    return [Part(index, kind, text) for kind, text in zip(kinds, texts, strict=True) if text]
 
 
 def completion_text(completion: str) -> str:
     """The canonical text, by whose UTF-8 bytes byte ends and cuts count."""
     return completion if is_plain(completion) else "".join(part.text for part in completion_parts(completion))
+
+
+def cut_messages(completion: str, cut: int | None) -> list[Message]:
+    """Its messages up to a byte of the canonical text (None: all of them); what is behind it is left out, results of tools too.
+
+    A message's calls are in or out as a whole.
+    """
+    messages = completion_messages(completion)
+    if cut is None:
+        return messages
+    kept: list[Message] = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        if kept and cut <= 0:
+            break
+        short: Message = {"role": "assistant", "content": ""}
+        for part in _parts_of(message, index):
+            size = len(part.text.encode())
+            if part.kind == "calls":
+                if cut >= size:
+                    short["tool_calls"] = message["tool_calls"]
+            elif cut > 0:
+                key = "content" if part.kind == "content" else "reasoning_content"
+                short[key] = part.text if cut >= size else part.text.encode()[:cut].decode()
+            cut -= size
+        kept += [*messages[len(kept) : index], short]
+    return kept
+
+
+def text_bytes(completions: pl.Series) -> pl.Series:
+    """(N,) int64: the UTF-8 bytes of each completion's canonical text."""
+    sizes = completions.str.len_bytes().cast(pl.Int64)
+    structured = completions.str.starts_with(MARK)
+    if not structured.any():
+        return sizes
+    own = [len(completion_text(one).encode()) for one in completions.filter(structured)]
+    return sizes.scatter(structured.arg_true(), own)
 
 
 def _call(call: dict[str, object]) -> str:

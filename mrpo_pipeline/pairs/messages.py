@@ -1,27 +1,31 @@
-"""Chat messages in a row: checked, and brought to plain `{"role", "content"}`.
+"""Chat messages in a row: checked, and brought to one form whatever the data have.
 
-Messages of ShareGPT's `from` and `value` are read as such.
-Keys other than these two (`name`, `weight`, timestamps and the like) are left out, so they change neither the
-rendering nor an id. Keys that carry part of the conversation in another form (tool calls, images, reasoning) refuse
-the row by name where they hold anything; null and empty values count as absent, as Parquet writes them so.
+`role` and `content`, or ShareGPT's `from` and `value`. Reasoning apart from the content, tool calls and their results are read in
+the forms of OpenAI, TRL, Anthropic (thinking), ShareGPT and LLaMA-Factory; see `identity.Message` for what comes out. Keys other than
+those (`weight`, timestamps and the like) are left out, so they change neither the rendering nor an id. Keys that carry part
+of the conversation in a form that is not read (images, audio) refuse the row by name where they hold anything; null and empty
+values count as absent, as Parquet writes them so.
 """
 
 from typing import Any
 
 from mrpo_pipeline.pairs.bad_row import BadRowError, check_text, found, quoted
+from mrpo_pipeline.pairs.identity import Message
+from mrpo_pipeline.pairs.paths import is_filled
+from mrpo_pipeline.pairs.tool_calls import read_calls, read_written_calls, text_of
 
-Message = dict[str, str]
-
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+_PLAIN = ("system", "user", "assistant")
+_BOTH = ("role", "content")
 # ShareGPT's names, in messages of `from` and `value`.
-_FROM = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "observation": "tool",
-         "function_call": "function", "function_response": "tool"}  # fmt: skip
+_FROM = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+# Other names of a tool's result, and of a turn whose text is the assistant's calls.
+_TOOL = ("tool", "function", "ipython", "observation", "function_response", "tool_response")
+_CALLS = ("function_call", "tool_call")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 
 # Key of a message, or type of a content part → the reason it is refused by.
 _UNSUPPORTED = {
-    "tool_calls": "tool call",
-    "tool_call_id": "tool call",
-    "function_call": "tool call",
     "tool_use": "tool call",
     "tool_result": "tool call",
     "image": "image",
@@ -32,58 +36,168 @@ _UNSUPPORTED = {
     "input_audio": "audio",
     "video": "video",
     "videos": "video",
-    "reasoning": "reasoning apart from the content",
-    "reasoning_content": "reasoning apart from the content",
-    "thinking": "reasoning apart from the content",
+    "redacted_thinking": "unreadable reasoning",
+    "tools": "tools in a message",
+    "functions": "tools in a message",
 }
-_TOOL_ROLES = ("tool", "function", "ipython")
 
 
-def read_messages(value: list[Any], name: str) -> list[Message]:
-    """Check a list of messages and return it as plain ones; `name` is the column, for the refusal.
+def read_messages(value: list[Any], name: str, filled: bool = False) -> list[Message]:
+    """Check a list of messages and return it in canonical form; `name` is the column, for the refusal.
 
+    `filled`: see `json_values.checked`.
     Raises BadRowError: a message that is no object, an unknown role, a system message that is not the first, content
-    that is no text, tool calls, images, reasoning in its own key.
+    that is no text, unreadable calls, images, audio, video.
     """
-    messages = []
+    messages: list[Message] = []
     for index, item in enumerate(value):
-        where = f"{name}[{index}]"
-        message = read_message(item, where)
-        if index > 0 and message["role"] == "system":
-            raise BadRowError("system message not first", f"`{where}` has the role system; only the first message may")
+        plain = _plain(item)
+        if plain is not None and (index == 0 or plain["role"] != "system"):
+            messages.append(plain)
+            continue
+        message = read_message(item, f"{name}[{index}]", filled)
+        role = message["role"]
+        if index > 0:
+            if role == "system":
+                where = f"{name}[{index}]"
+                raise BadRowError(
+                    "system message not first", f"`{where}` has the role system; only the first message may"
+                )
+            if role == "assistant" and _is_written_call(item) and messages[-1]["role"] == "assistant":
+                _add_calls(messages[-1], message)
+                continue
         messages.append(message)
     return messages
 
 
-def read_message(item: Any, where: str) -> Message:
-    """Check one message and return it plain; see `read_messages`."""
+def read_message(item: Any, where: str, filled: bool = False) -> Message:
+    """Check one message and return it in canonical form; see `read_messages`."""
     if not isinstance(item, dict):
         raise BadRowError("wrong type", f"`{where}` is {found(item)}; expected a message with role and content")
-    if len(item) > 2:
-        _refuse_unsupported(item, where)
-    if "from" in item and "value" in item and item.get("role") is None and item.get("content") is None:
-        spoken = item["from"]
-        item = {"role": _FROM.get(spoken, spoken) if isinstance(spoken, str) else spoken, "content": item["value"]}
-    role = item.get("role")
-    if role in _TOOL_ROLES:
-        raise BadRowError("tool call", f"`{where}` has the role {role}; tool calls are not supported")
-    if role is None and "role" not in item:
+    plain = _plain(item)
+    if plain is not None:
+        return plain
+    role, content = item.get("role"), item.get("content")
+    _refuse_unsupported(item, where)
+    has_content = "content" in item
+    if role is None and content is None and "from" in item and "value" in item:
+        role, content, has_content = item["from"], item["value"], True
+        role = _FROM.get(role, role) if isinstance(role, str) else role
+    elif role is None and "role" not in item:
         raise BadRowError("message without role", f"`{where}` is {found(item)}; expected role and content")
-    if role not in ROLES:
+    if role in _CALLS:
+        return _written_calls(item, content, where, filled)
+    if role in _TOOL:
+        return _tool_result(item, content, where)
+    if role not in _PLAIN:
         text = quoted(role) if isinstance(role, str) else found(role)
         raise BadRowError("unknown role", f"`{where}` has the role {text}; expected {', '.join(ROLES)}")
-    if "content" not in item:
-        raise BadRowError("message without content", f"`{where}` is {found(item)}; expected role and content")
-    return {"role": role, "content": _content(item["content"], f"{where}.content")}
+    if role != "assistant":
+        _refuse_keys(item, ("tool_calls", "function_call", "tool_call_id", *_REASONING), role, where)
+    elif is_filled(item.get("tool_call_id")):
+        _refuse_keys(item, ("tool_call_id",), role, where)
+    text, thoughts = ("", "") if content is None else _content(content, f"{where}.content", role == "assistant")
+    message: Message = {"role": role, "content": text}
+    if role == "assistant":
+        _add_reasoning(message, item, thoughts, where)
+        calls = read_calls(item, where, filled)
+        if calls:
+            message["tool_calls"] = calls
+    if content is None and len(message) == 2:
+        if not has_content:
+            raise BadRowError("message without content", f"`{where}` is {found(item)}; expected role and content")
+        raise BadRowError("wrong type", f"`{where}.content` is {found(content)}; expected a string")
+    return message
 
 
-def _content(content: Any, where: str) -> str:
-    if isinstance(content, list):
-        # Chat templates write text parts one behind the other with nothing between.
-        return "".join(_part(part, f"{where}[{index}]") for index, part in enumerate(content))
-    if not isinstance(content, str):
+def _plain(item: Any) -> Message | None:
+    """A message that holds role and content alone, as most do; None for any other."""
+    if type(item) is not dict:
+        return None
+    role, content = item.get("role"), item.get("content")
+    if role not in _PLAIN or not isinstance(content, str) or "\0" in content:
+        return None
+    if len(item) > 2 and any(value is not None for key, value in item.items() if key not in _BOTH):
+        return None
+    return {"role": role, "content": content}
+
+
+def _written_calls(item: dict[Any, Any], content: Any, where: str, filled: bool) -> Message:
+    """A turn of the assistant whose text is its calls."""
+    _refuse_keys(item, ("tool_calls", "function_call", "tool_call_id"), "function_call", where)
+    thought, calls = read_written_calls(content, where, filled)
+    message: Message = {"role": "assistant", "content": ""}
+    _add_reasoning(message, item, thought, where)
+    return {**message, "tool_calls": calls}
+
+
+def _is_written_call(item: dict[Any, Any]) -> bool:
+    return item.get("role") in _CALLS or (item.get("role") is None and item.get("from") in _CALLS)
+
+
+def _add_calls(message: Message, calling: Message) -> None:
+    """A turn of calls behind one of the assistant is the rest of it."""
+    if "reasoning_content" in calling:
+        texts = [message.get("reasoning_content", ""), calling["reasoning_content"]]
+        if message["content"]:
+            raise BadRowError(
+                "reasoning behind content", "a turn of calls has reasoning, and the assistant's text is before it"
+            )
+        message["reasoning_content"] = "".join(texts)
+    message["tool_calls"] = [*message.get("tool_calls", ()), *calling["tool_calls"]]
+
+
+def _tool_result(item: dict[Any, Any], content: Any, where: str) -> Message:
+    _refuse_keys(item, ("tool_calls", "function_call", *_REASONING), "tool", where)
+    if isinstance(content, dict):
+        raise BadRowError(
+            "wrong type", f"`{where}.content` is {found(content)}; expected a text (write the result as JSON)"
+        )
+    text = "" if content is None else _content(content, f"{where}.content", False)[0]
+    message: Message = {"role": "tool", "content": text}
+    for key in ("tool_call_id", "name"):
+        if is_filled(item.get(key)):
+            message[key] = text_of(item[key], f"{where}.{key}")
+    return message
+
+
+def _add_reasoning(message: Message, item: dict[Any, Any], thoughts: str, where: str) -> None:
+    """The reasoning of the message's own key, or of its content's parts; what holds nothing but white space is absent."""
+    texts = {thoughts: "content"} if thoughts.strip() else {}
+    for key in _REASONING:
+        value = item.get(key)
+        if not is_filled(value):
+            continue
+        if not isinstance(value, str):
+            raise BadRowError("wrong type", f"`{where}.{key}` is {found(value)}; expected a string")
+        texts.setdefault(check_text(value, f"{where}.{key}"), key)
+    if len(texts) > 1:
+        raise BadRowError(
+            "two texts of reasoning",
+            f"`{where}` has one in {' and another in '.join(f'`{key}`' for key in texts.values())}",
+        )
+    for text in texts:
+        message["reasoning_content"] = text
+
+
+def _content(content: Any, where: str, may_think: bool) -> tuple[str, str]:
+    """Text and reasoning of a message's content."""
+    if isinstance(content, str):
+        return check_text(content, where), ""
+    if not isinstance(content, list):
         raise BadRowError("wrong type", f"`{where}` is {found(content)}; expected a string")
-    return check_text(content, where)
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for index, part in enumerate(content):
+        at = f"{where}[{index}]"
+        if may_think and isinstance(part, dict) and part.get("type") in _REASONING[1:]:
+            thoughts.append(_thought(part, at))
+            if "".join(texts).strip():
+                raise BadRowError("reasoning behind content", f"`{at}` is reasoning; expected it before the text")
+        else:
+            texts.append(_part(part, at))
+    # Chat templates write text parts one behind the other with nothing between.
+    return "".join(texts), "".join(thoughts)
 
 
 def _part(part: Any, where: str) -> str:
@@ -97,14 +211,37 @@ def _part(part: Any, where: str) -> str:
     if kind != "text":
         kind_found = quoted(kind) if isinstance(kind, str) else found(kind)
         raise BadRowError("unknown content part", f"`{where}` has the type {kind_found}; expected text")
-    text = part.get("text")
+    return _text(part.get("text"), f"{where}.text")
+
+
+def _thought(part: dict[Any, Any], where: str) -> str:
+    """A part of reasoning: its text, or (Magistral) a list of parts of text."""
+    key = next((key for key in ("thinking", "reasoning", "text") if is_filled(part.get(key))), "thinking")
+    if part.get("closed") is False:
+        raise BadRowError(
+            "unreadable reasoning", f"`{where}` is reasoning that is not closed, so the answer goes on in it"
+        )
+    value = part.get(key)
+    if isinstance(value, list):
+        return "".join(_part(one, f"{where}.{key}[{index}]") for index, one in enumerate(value))
+    return _text("" if value is None else value, f"{where}.{key}")
+
+
+def _text(text: Any, where: str) -> str:
     if not isinstance(text, str):
-        raise BadRowError("wrong type", f"`{where}.text` is {found(text)}; expected a string")
+        raise BadRowError("wrong type", f"`{where}` is {found(text)}; expected a string")
     return check_text(text, where)
+
+
+def _refuse_keys(item: dict[Any, Any], keys: tuple[str, ...], role: str, where: str) -> None:
+    for key in keys:
+        if is_filled(item.get(key)):
+            raise BadRowError("key of another role", f"`{where}` holds `{key}`, and has the role {role}")
 
 
 def _refuse_unsupported(item: dict[Any, Any], where: str) -> None:
     for key, value in item.items():
         reason = _UNSUPPORTED.get(key)
         if reason is not None and value is not None and value != [] and value != {} and value != "":
-            raise BadRowError(reason, f"`{where}` holds `{key}`, which is not supported")
+            hint = "; give them in a column `tools`" if reason == "tools in a message" else ""
+            raise BadRowError(reason, f"`{where}` holds `{key}`, which is not supported there{hint}")

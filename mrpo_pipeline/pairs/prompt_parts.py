@@ -1,16 +1,18 @@
 """Columns that well-known sets use for a part of the prompt, and that no pair has read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.bad_row import quoted
-from mrpo_pipeline.pairs.identity import parse_prompt
+from mrpo_pipeline.pairs.completion import completion_messages
+from mrpo_pipeline.pairs.identity import Message, parse_prompt, prompt_settings
 from mrpo_pipeline.pairs.rows import Pair
 from mrpo_pipeline.pairs.serialized import written_out
 
 _LONG = 24  # characters of a text that is hardly found in another by chance
-_NO_TEXT = frozenset({"role", "from", "name", "type", "id", "weight", "train", "loss"})
+_NO_TEXT = frozenset({"role", "from", "name", "type", "id", "tool_call_id", "weight", "train", "loss"})
+_SPOKEN = ("content", "reasoning_content", "tool_calls")
 _SYSTEM = ("system", "system_prompt", "system_message", "sys_prompt", "custom_system_prompt")
 
 
@@ -28,14 +30,17 @@ def refuse_unused(
     Raises UserError.
     """
     prompt = parse_prompt(pairs[0].prompt)
-    asked = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-    answers = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    asked = [prompt] if isinstance(prompt, str) else _spoken(prompt)
+    asked += _texts(prompt_settings(pairs[0].prompt).tools)
+    answers = [
+        text for pair in pairs for side in (pair.chosen, pair.rejected) for text in _spoken(completion_messages(side))
+    ]
     for column in columns:
         cell = value[column]
         if isinstance(cell, str):
             cell = written_out(cell) or cell
         repeated = asked if isinstance(cell, str) else [*asked, *answers]
-        missing = next((text for text in _texts(cell) if not _holds(repeated, text)), None)
+        missing = next(_missing(cell, repeated), None)
         if missing is not None:
             raise UserError(
                 f"{file}: row {row}: the column {column!r} holds {quoted(missing)}, which the prompt does not have: a part of "
@@ -55,6 +60,22 @@ def _way_out(column: str, prompt_columns: Sequence[str]) -> str:
         f"Build the prompt of both (`pairs.columns: {{prompt: [{', '.join(built)}]}}`, joined by a blank line) or name a layout "
         "(`mrpo recipes layouts`)"
     )
+
+
+def _spoken(messages: Sequence[Message]) -> list[str]:
+    """Every text of some messages: content, reasoning, and the texts in the arguments of calls."""
+    return [text for message in messages for key in _SPOKEN for text in _texts(message.get(key))]
+
+
+def _missing(cell: Any, repeated: Sequence[str]) -> Iterator[str]:
+    """The texts of a cell that none of `repeated` has; one that is JSON (the arguments of a call) is there if its texts are."""
+    for text in _texts(cell):
+        if not _holds(repeated, text):
+            inner = written_out(text)
+            if inner is None:
+                yield text
+            else:
+                yield from _missing(inner, repeated)
 
 
 def _texts(value: Any) -> list[str]:

@@ -110,6 +110,7 @@ def read_files(
         records, head = _with_head(file)
         reading = reading_of(file.name, head, columns or {}, layout, ignore_columns, decode=serialized == "parse")
         turns: Strings = "messages" if reading.is_chat else strings
+        filled = file.format in (".parquet", ".arrow")
         seen: dict[str, None] = {}
         before, objects = rows, 0
         for record in records:
@@ -124,7 +125,7 @@ def read_files(
             if objects == 1 and file.suffix == ".parquet":
                 reading.check_seen(seen)
             try:
-                _add_row(builder, record, value, reading, turns, notices, serialized)
+                _add_row(builder, record, value, reading, turns, notices, serialized, filled)
                 used += 1
             except BadRowError as error:
                 bad.add(record, reading.left_out(error))
@@ -192,9 +193,10 @@ def _add_row(
     strings: Strings,
     notices: Counter[str],
     serialized: Serialized,
+    filled: bool,
 ) -> None:
     fields = reading.fields(value)
-    pairs = pairs_of_row(fields, strings, notices, serialized)
+    pairs = pairs_of_row(fields, strings, notices, serialized, filled=filled)
     unused = reading.unused_parts(value)
     if unused:
         refuse_unused(record.file, record.row, value, unused, pairs, reading.prompt_columns(value))

@@ -8,12 +8,12 @@ from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.bad_row import BadRowError, NoPreferenceError, found
-from mrpo_pipeline.pairs.columns import RANKED, Columns, nearest
+from mrpo_pipeline.pairs.columns import MEDIA, RANKED, Columns, nearest
 from mrpo_pipeline.pairs.layouts import PROMPT_PARTS, Choice, Layout, Ranked, Sides
 from mrpo_pipeline.pairs.paths import column_of, is_filled, value_at
 from mrpo_pipeline.pairs.turns import as_list, as_number, dialogue, joined_turns, marked_turns, objects_in, texts_of
 
-_ALWAYS = ("tools", "images", "image")  # refused by name where they hold anything
+_SETTINGS = ("tools", "chat_template_kwargs")  # what a chat template is given beside the messages
 _OWN = ("prompt", "chosen", "rejected", *RANKED, "id")
 FORM = re.compile(r"\{([^}]+)\}")
 
@@ -33,13 +33,15 @@ class Reading:
     used: frozenset[str] = field(init=False)
     """Columns whose text a pair holds: they are not carried along beside it."""
     _parts: dict[str, bool] = field(init=False, default_factory=dict)
+    _settings: dict[str, None] = field(init=False, default_factory=dict)  # of `_SETTINGS`, those that a row gives
 
     def __post_init__(self) -> None:
-        paths = [*self._prompt_paths, self._system, *self._answer_paths(), self._of("id")]
+        paths = [*self._prompt_paths, self._system, *self._answer_paths(), self._of("id"), *map(self._of, _SETTINGS)]
         if self.layout is not None:
             paths += [self.layout.history, self.layout.begun]
         self.used = frozenset(path for path in paths if path)
         self._read = self.used | frozenset(map(column_of, self.used))
+        self._seldom = {*map(column_of, map(self._of, _SETTINGS)), *map(self._of, _SETTINGS), *MEDIA}
 
     def _of(self, name: str) -> str:
         given = self.mapped.get(name, name)
@@ -93,7 +95,7 @@ class Reading:
     def taken(self, ranked: bool) -> frozenset[str]:
         """Columns that are not kept beside the pair."""
         if self.layout is None and self.ranked is None and ranked:
-            return frozenset({*self._prompt_paths, *RANKED, self._of("id"), self._system})
+            return frozenset({*self._prompt_paths, *RANKED, self._of("id"), self._system, *map(self._of, _SETTINGS)})
         return self.used
 
     def check_seen(self, seen: Mapping[str, Any]) -> None:
@@ -134,7 +136,7 @@ class Reading:
 
         Raises BadRowError; NoPreferenceError for a row that its set leaves without a preference.
         """
-        fields = {name: row[name] for name in _ALWAYS if name in row and is_filled(as_list(row[name]))}
+        fields: dict[str, Any] = {} if self._seldom.isdisjoint(row) else self._beside(row)
         if self.layout is None and not (self.mapped or self.continued or self.decode):  # most files: our own names
             fields.update((name, row[name]) for name in _OWN if name in row)
             return fields
@@ -152,6 +154,19 @@ class Reading:
         if self.continued:
             fields["continued"] = True
         self._add_answers(fields, row)
+        return fields
+
+    def _beside(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of the template that a row has. Raises BadRowError: it has media."""
+        for name, media in MEDIA.items():
+            if name in row and name not in self.ignored and is_filled(as_list(row[name])):
+                raise BadRowError(media, f"`{name}` holds {found(row[name])}; {media} is not supported, only text")
+        fields = {}
+        for name in _SETTINGS:
+            value = self._at(row, self._of(name))
+            if is_filled(as_list(value)):
+                fields[name] = value
+                self._settings[name] = None
         return fields
 
     def ends_in_answer(self, row: Mapping[str, Any]) -> bool:
@@ -275,6 +290,7 @@ class Reading:
             parts.append(
                 "the last message of a prompt, an assistant's, begins both answers and is put in front of each"
             )
+        parts += [f"{name} `{self._of(name)}`" for name in self._settings]
         if self.layout is not None and self.layout.notice:
             parts.append(self.layout.notice)
         if self.is_chat and strings == "text":

@@ -14,8 +14,11 @@ from mrpo_pipeline.pairs.bad_row import BadRowError, quoted
 Serialized = Literal["error", "parse", "text"]
 
 # `[{"role": …` and its kin, in JSON's quotes or Python's; numpy writes no comma between the objects.
-_MESSAGES = re.compile(r"""\s*(?:array\()?\[?\s*\{\s*(['"])(?:role|content|from|value|name|tool_calls|weight)\1\s*:""")
-_BOTH_KEYS = (re.compile(r"""(['"])(?:role|from)\1\s*:"""), re.compile(r"""(['"])(?:content|value)\1\s*:"""))
+_BODY = "content|value|tool_calls|function_call"
+_MESSAGES = re.compile(
+    rf"""\s*(?:array\()?\[?\s*\{{\s*(['"])(?:role|from|name|weight|tool_call_id|reasoning_content|{_BODY})\1\s*:"""
+)
+_BOTH_KEYS = (re.compile(r"""(['"])(?:role|from)\1\s*:"""), re.compile(rf"""(['"])(?:{_BODY})\1\s*:"""))
 
 _ROLE = r"(?:system|user|assistant|developer|model|human|tool|ipython)"
 _BOS = (

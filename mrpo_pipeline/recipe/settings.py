@@ -63,8 +63,11 @@ class Pairs(Settings):
     weights_fraction: float = Field(0.0, ge=0, lt=1)
     """Hold this share out as a third split, for weights that look at held-out pairs and for sweeps."""
     columns: dict[
-        Literal["prompt", "system", "chosen", "rejected", "id", "completions", "ranks", "scores"], str | list[str]
-    ] = {}
+        Literal[
+            "prompt", "system", "chosen", "rejected", "id", "completions", "ranks", "scores", "tools", "chat_template_kwargs"
+        ],
+        str | list[str],
+    ] = {}  # fmt: skip
     """Our name: the file's name, for columns that have other names there; for `prompt` also a list, joined by a blank line."""
     layout: str = "auto"
     """The columns of a well-known set (`mrpo recipes layouts`): `auto` recognises them, `as-is` takes our names."""

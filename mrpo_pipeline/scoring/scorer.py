@@ -23,6 +23,7 @@ from mrpo_pipeline.models.checks import check_numbers
 from mrpo_pipeline.models.files import locate
 from mrpo_pipeline.models.source import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.pairs.read import OnBadRow
+from mrpo_pipeline.pairs.readable import readable_completion
 from mrpo_pipeline.recipe import Scoring
 from mrpo_pipeline.rendering import Rendered, Renderer, tokens_to_score
 from mrpo_pipeline.scoring.report import Counts, count_control_strings, texts_of
@@ -205,7 +206,7 @@ class Scorer:
 
 def _text_of(batch: pl.DataFrame, identifier: str) -> str:
     """The completion's beginning, for the person who looks for it in the pairs."""
-    text = batch.filter(pl.col("completion_id") == identifier)["completion"][0]
+    text = readable_completion(batch.filter(pl.col("completion_id") == identifier)["completion"][0])
     return f"The completion begins {text[:60]!r}."
 
 

@@ -148,17 +148,17 @@ def _measure(check: _Check, picked: pl.DataFrame) -> Drift:
 def _compare(check: _Check, picked: pl.DataFrame) -> tuple[list[Compared], list[Rendered]]:
     """The picked completions beside themselves computed again, and as rendered here."""
     rows = {row["completion_id"]: row for row in check.cache.rows(picked).iter_rows(named=True)}
-    texts = list(picked.select("prompt", "completion").iter_rows())
-    rendered = check.renderer.render(texts)
+    items = list(picked.select("prompt", "completion").iter_rows())
+    rendered = check.renderer.render(items)
     compared: list[Compared] = []
     with quiet_libraries(), track(f"computing {check.cache.name} again", picked.height, "completions") as progress:
-        for identifier, (_, text), sides in zip(picked["completion_id"], texts, rendered, strict=True):
-            compared.append(_computed_again(check.model, rows[identifier], text, sides))
+        for identifier, (_, completion), sides in zip(picked["completion_id"], items, rendered, strict=True):
+            compared.append(_computed_again(check.model, rows[identifier], completion, sides))
             progress.advance(1)
     return compared, rendered
 
 
-def _computed_again(model: PlainModel, row: dict[str, Any], text: str, sides: Rendered) -> Compared:
+def _computed_again(model: PlainModel, row: dict[str, Any], completion: str, sides: Rendered) -> Compared:
     cached_ids = np.asarray(row["token_ids"], dtype=np.int32)
     shared = shared_tokens(cached_ids, sides.scored_ids)
     if model.context_length is not None:
@@ -168,7 +168,7 @@ def _computed_again(model: PlainModel, row: dict[str, Any], text: str, sides: Re
     again = model.logps(part.prompt_ids, part.completion_ids, part.scored) if shared else np.empty(0, np.float32)
     return Compared(
         completion_id=row["completion_id"],
-        text=completion_text(text),
+        text=completion_text(completion),
         cached_prompt_tokens=row["prompt_tokens"],
         prompt_tokens=len(sides.prompt_ids),
         cached_ids=cached_ids,

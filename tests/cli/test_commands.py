@@ -22,7 +22,8 @@ BAD_ROWS = {
     "unknown role": {"prompt": [{"role": "wizard", "content": "a"}], "chosen": "b", "rejected": "c"},
     "tool call": pair("a", "b", "c") | {"chosen": [{"role": "assistant", "content": "b", "tool_calls": [{"id": "1"}]}]},
     "image": pair([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "b", "c"),
-    "two messages": pair("a", "b", "c") | {"chosen": [{"role": "assistant", "content": "b"}] * 2},
+    "a user's message in an answer": pair("a", "b", "c")
+    | {"chosen": [{"role": role, "content": "b"} for role in ("assistant", "user", "assistant")]},
     "empty prompt": pair([], "b", "c"),
     "lone surrogate": None,
     "invalid UTF-8": None,

@@ -22,6 +22,10 @@ def row(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in whole.items() if value is not ...}
 
 
+def calling(call: Any) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": None, "tool_calls": [call]}]
+
+
 def ranked(**changes: Any) -> dict[str, Any]:
     whole = {"prompt": "Q", "completions": ["a", "b", "c"], "ranks": [1, 2, 3], **changes}
     return {key: value for key, value in whole.items() if value is not ...}
@@ -54,18 +58,105 @@ BAD: list[tuple[str, str, Any]] = [
         row(prompt=..., chosen=[USER, *answer("x")], rejected=[USER, *answer("x")]),
     ),
     ("chosen equals rejected", "same text", {"chosen": "\n\nAssistant: x", "rejected": "\n\nAssistant: x"}),
-    ("unknown role", "'bot'; expected system, user, assistant", row(chosen=[{"role": "bot", "content": "x"}])),
+    ("unknown role", "'bot'; expected system, user, assistant, tool", row(chosen=[{"role": "bot", "content": "x"}])),
     ("unknown role", "'Assistant'", row(chosen=[{"role": "Assistant", "content": "x"}])),
     ("unknown role", "null", row(chosen=[{"role": None, "content": "x"}])),
     ("unknown role", "a list", row(chosen=[{"role": ["user"], "content": "x"}])),
     ("message without role", "keys 'from', 'content'", row(chosen=[{"from": "gpt", "content": "x"}])),
     ("unknown role", "'bot'", row(chosen=[{"from": "bot", "value": "x"}])),
-    ("tool call", "role tool", row(chosen=[{"from": "observation", "value": "x"}])),
+    ("completion not by the assistant", "role tool", row(chosen=[{"from": "observation", "value": "x"}])),
     ("message without content", "keys 'role'", row(chosen=[{"role": "assistant"}])),
     ("system message not first", "`prompt[1]`", row(prompt=[USER, {"role": "system", "content": "s"}])),
-    ("tool call", "role tool", row(prompt=[USER, {"role": "tool", "content": "42"}])),
-    ("tool call", "`tool_calls`", row(chosen=[{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}])),
-    ("tool call", "`tools`", row(tools=[{"name": "search"}])),
+    ("unreadable tool call", "the name null", row(chosen=calling({"id": "1"}))),
+    ("unreadable tool call", "is no JSON", row(chosen=calling({"name": "f", "arguments": "{'a': 1}"}))),
+    ("unreadable tool call", "'a' occurs twice", row(chosen=calling({"name": "f", "arguments": '{"a": 1, "a": 2}'}))),
+    ("unreadable tool call", "NaN", row(chosen=calling({"name": "f", "arguments": '{"a": NaN}'}))),
+    ("unreadable tool call", "is a list", row(chosen=calling({"name": "f", "arguments": "[1]"}))),
+    ("unreadable tool call", "a number (3)", row(chosen=calling(3))),
+    (
+        "unreadable tool call",
+        "and another `function_call`",
+        row(chosen=[{**calling({"name": "f"})[0], "function_call": {"name": "g"}}]),
+    ),
+    ("unreadable tool call", "is empty", row(chosen=[{"from": "function_call", "value": " "}])),
+    ("unreadable tool call", "'weather(Paris)'", row(chosen=[{"from": "function_call", "value": "weather(Paris)"}])),
+    ("unsupported tool", "'custom'", row(chosen=calling({"type": "custom", "custom": {"name": "f"}}))),
+    ("unsupported tool", "'web_search'", row(tools=[{"type": "web_search"}])),
+    ("not a finite number", "inf", row(chosen=calling({"name": "f", "arguments": '{"a": 1e999}'}))),
+    ("not a finite number", "inf", row(tools=[{"name": "f", "maximum": float("inf")}])),
+    ("lone surrogate", "\\ud800", row(chosen=calling({"name": "f", "arguments": '{"a": "\\ud800"}'}))),
+    ("NUL character", "arguments", row(chosen=calling({"name": "f", "arguments": '{"a": "\\u0000"}'}))),
+    (
+        "invalid JSON",
+        "nested too deep",
+        row(chosen=calling({"name": "f", "arguments": {"a": json.loads("[" * 99 + "]" * 99)}})),
+    ),
+    (
+        "tools in a message",
+        "give them in a column `tools`",
+        row(prompt=[{"role": "system", "content": "s", "tools": [{"name": "f"}]}, USER]),
+    ),
+    ("unreadable tools", "the name null", row(tools=[{"description": "search"}])),
+    ("unreadable tools", "is no JSON", row(tools="search(query)")),
+    ("unreadable tools", "a number (1)", row(tools=[1])),
+    ("unreadable chat_template_kwargs", "is a list", row(chat_template_kwargs=["enable_thinking"])),
+    (
+        "tools beside raw text",
+        "strings: messages",
+        {"prompt": "q", "chosen": "a", "rejected": "b", "tools": [{"name": "f"}]},
+    ),
+    (
+        "chat_template_kwargs beside raw text",
+        "",
+        {"prompt": "q", "chosen": "a", "rejected": "b", "chat_template_kwargs": {"x": 1}},
+    ),
+    (
+        "key of another role",
+        "`tool_calls`, and has the role user",
+        row(prompt=[{**USER, "tool_calls": [{"name": "f"}]}]),
+    ),
+    (
+        "key of another role",
+        "`thinking`, and has the role tool",
+        row(prompt=[USER, {"role": "tool", "content": "x", "thinking": "y"}]),
+    ),
+    ("wrong type", "write the result as JSON", row(prompt=[USER, {"role": "tool", "content": {"a": 1}}])),
+    ("wrong type", "`chosen[0].reasoning`", row(chosen=answer("x", reasoning={"effort": "low"}))),
+    (
+        "two texts of reasoning",
+        "`reasoning` and another in `thinking`",
+        row(chosen=answer("x", thinking="a", reasoning="b")),
+    ),
+    (
+        "reasoning behind content",
+        "",
+        row(chosen=answer([{"type": "text", "text": "x"}, {"type": "thinking", "thinking": "y"}])),
+    ),
+    ("unreadable reasoning", "redacted_thinking", row(chosen=answer([{"type": "redacted_thinking", "data": "x"}]))),
+    ("tool call", "'tool_use'", row(chosen=answer([{"type": "tool_use", "name": "f", "input": {}}]))),
+    (
+        "completion not by the assistant",
+        "ends in a message of the role tool",
+        row(chosen=[*calling({"name": "f"}), {"role": "tool", "content": "x"}]),
+    ),
+    (
+        "completion not by the assistant",
+        "begins in a message of the role tool",
+        row(chosen=[{"role": "tool", "content": "x"}, *answer("y")]),
+    ),
+    (
+        "empty completion",
+        "an assistant message with nothing",
+        row(chosen=[*calling({"name": "f"}), {"role": "tool", "content": "x"}, *answer(" ")]),
+    ),
+    ("empty completion", "an assistant message with nothing", row(chosen=[*answer("x"), *answer("")])),
+    ("audio", "`audios`", row(audios=["cat.mp3"])),
+    ("video", "`video`", row(video="cat.mp4")),
+    (
+        "prompt does not end in a user message",
+        "role assistant; expected a user's message or a tool's result",
+        row(prompt=[USER, *calling({"name": "f"})]),
+    ),
     (
         "image",
         "'image_url'",
@@ -77,7 +168,6 @@ BAD: list[tuple[str, str, Any]] = [
     ("unknown content part", "'poem'", row(chosen=answer([{"type": "poem", "text": "x"}]))),
     ("unknown content part", "null", row(chosen=answer([{"text": "x"}]))),
     ("wrong type", "`chosen[0].content[0]` is a string", row(chosen=answer(["x"]))),
-    ("reasoning apart from the content", "`reasoning_content`", row(chosen=answer("x", reasoning_content="hm"))),
     ("several messages", "(assistant, user, assistant)", row(chosen=[*answer("x"), USER, *answer("y")])),
     ("completion not by the assistant", "role user", row(chosen=[{"role": "user", "content": "x"}])),
     (
