@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,13 +31,15 @@ class Trainer:
     """The pairs as the trainer reads them, with their positions in ``index``, and those left out, by reason."""
     columns: tuple[str, str]
     """Where it looks for the reference's log-probs: of the chosen side, of the rejected one."""
+    json_columns: Callable[[pl.DataFrame], list[str]]
+    """Those of the table's columns that hold JSON."""
     settings: Callable[[Recipe], list[str]]
     """What must be set there for the same loss, a line each."""
 
 
 TRAINERS: dict[str, Trainer] = {
-    "trl": Trainer("targets.parquet", trl.rows, trl.COLUMNS, trl.settings),
-    "fairseq2": Trainer("targets.jsonl", fairseq2.rows, fairseq2.COLUMNS, fairseq2.settings),
+    "trl": Trainer("targets.parquet", trl.rows, trl.COLUMNS, trl.json_columns, trl.settings),
+    "fairseq2": Trainer("targets.jsonl", fairseq2.rows, fairseq2.COLUMNS, lambda frame: [], fairseq2.settings),
 }
 
 
@@ -98,7 +100,7 @@ def export_targets(recipe: Recipe, trainer: str, output: Path | None = None, *, 
         pl.Series(chosen.columns[0], inputs.reference_chosen[kept, 0]),
         pl.Series(chosen.columns[1], inputs.reference_rejected[kept, 0]),
     )
-    write_frame(frame, output)
+    write_frame(frame, output, chosen.json_columns(frame))
     write_whole(output.with_suffix(".recipe.yaml"), recipe.dump())
     return Export(output, frame.height, left_out, chosen.settings(recipe))
 
@@ -129,10 +131,27 @@ def check_exportable(method: Method, references: list[str]) -> None:
         )
 
 
-def write_frame(frame: pl.DataFrame, output: Path) -> None:
-    """Write a table as Parquet, or as JSON lines where the name ends so: whole or not at all."""
+def write_frame(frame: pl.DataFrame, output: Path, json_columns: Sequence[str] = ()) -> None:
+    """Write a table as Parquet, or as JSON lines where the name ends so: whole or not at all.
+
+    Args:
+        json_columns: columns of JSON texts, or of lists of them, that Parquet is to know as JSON.
+    """
     with whole_file(output) as temporary:
         if output.suffix == ".jsonl":
             frame.write_ndjson(temporary)
+        elif json_columns:
+            _write_json(frame, temporary, json_columns)
         else:
             frame.write_parquet(temporary)
+
+
+def _write_json(frame: pl.DataFrame, path: Path, names: Sequence[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = frame.to_arrow()
+    for name in names:
+        kind = pa.list_(pa.json_()) if isinstance(frame.schema[name], pl.List) else pa.json_()
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(kind))
+    pq.write_table(table, path)

@@ -7,8 +7,5 @@ UNSCORED = "a side holds tokens that are not scored (a tool's result between two
 
 def holds_unscored(frame: pl.DataFrame) -> pl.Series:
     """(N,) whether prepared pairs have tokens that are not scored behind the prompt that both sides share."""
-    masks = [name for name in ("chosen_scored", "rejected_scored") if name in frame.columns]
-    unscored = pl.repeat(False, frame.height, eager=True)
-    for name in masks:
-        unscored |= frame[name].is_not_null()
-    return unscored
+    masks = pl.col("chosen_scored").is_not_null() | pl.col("rejected_scored").is_not_null()
+    return frame.select(masks).to_series()
