@@ -30,6 +30,7 @@ __all__ = [
     "prepare",
     "prepare_splits",
     "read_splits",
+    "read_tables",
     "renderer_of",
     "report_reading",
     "wanted_completions",
@@ -41,15 +42,25 @@ log = logging.getLogger("mrpo")
 KEPT_BYTES = 4 << 20
 
 
+def read_tables(settings: Pairs) -> dict[str, PairTable]:
+    """The files of the recipe's pairs: ``train`` and ``eval``, as far as it names them.
+
+    Raises:
+        UserError: see ``pairs.read_pairs``, and where the recipe names no pairs.
+    """
+    return {
+        source.name: read_pairs(source.place, **source.chosen, **settings.reading())
+        for source in settings.required_sources()
+    }
+
+
 def read_splits(settings: Pairs) -> dict[str, PairTable]:
     """The recipe's pairs by split: ``train`` and, where the recipe has them, ``eval`` and ``weights``."""
-    splits: dict[str, PairTable] = {}
-    for source in settings.required_sources():
-        table = read_pairs(source.place, **source.chosen, **settings.reading())
-        splits[source.name] = table
+    tables = read_tables(settings)
+    for name, table in tables.items():
         for notice in (*table.read_as, *table.notices):
-            log.info("%s: %s", source.name, notice)
-    splits = hold_out(settings, splits)
+            log.info("%s: %s", name, notice)
+    splits = hold_out(settings, tables)
     if settings.eval is not None and "train" in splits:
         shared = splits["eval"].frame.select("prompt").unique().join(splits["train"].frame, on="prompt", how="semi")
         if shared.height:

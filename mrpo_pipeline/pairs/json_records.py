@@ -45,7 +45,7 @@ def json_records(file: PairFile) -> Iterator[Record]:
     with local_path(file) as path, open_text(path, file.suffix, file.name) as stream:
         may_be_list = file.format == ".json"
         is_list = may_be_list and _begins_list(stream)
-        elements = split_list(stream, file.name) if is_list else split_lines(stream, file.part, name=file.name)
+        elements = split_list(stream, file.name) if is_list else split_lines(stream, file.name)
         for row, (line, data) in enumerate(elements):
             if may_be_list and not is_list and row == 0 and data.strip(_SPACE) == b"{":
                 raise UserError(
@@ -83,42 +83,19 @@ def _begins_list(stream: IO[bytes]) -> bool:
     return head.lstrip(_SPACE)[:1] == b"["
 
 
-def split_lines(
-    stream: IO[bytes], part: tuple[int, int] | None = None, *, name: str = "the file"
-) -> Iterator[tuple[int, bytes]]:
+def split_lines(stream: IO[bytes], name: str = "the file") -> Iterator[tuple[int, bytes]]:
     """(1-based line number, bytes) of every line that is not blank. Only a line feed ends a line.
 
-    `part`: only the lines that begin in these bytes (from, to), counted from the first of them.
     Raises UserError: a line of more than MAX_ROW_BYTES.
     """
-    lines = _whole_lines(stream, name) if part is None else _lines_within(stream, name, *part)
-    for number, line in enumerate(lines, start=1):
-        at_start = number == 1 and (part is None or part[0] == 0)
-        data = line.removeprefix(BOM) if at_start else line
-        if data.strip(_SPACE):
-            yield number, data
-
-
-def _whole_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
+    number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
         if len(line) > MAX_ROW_BYTES:
             raise row_too_long(name)
-        yield line
-
-
-def _lines_within(stream: IO[bytes], name: str, begin: int, end: int) -> Iterator[bytes]:
-    at = begin
-    if begin:
-        stream.seek(begin - 1)
-        at += len(stream.readline()) - 1  # the rest of a line that began before
-    while at < end:
-        line = stream.readline(MAX_ROW_BYTES + 1)
-        if not line:
-            return
-        if len(line) > MAX_ROW_BYTES:
-            raise row_too_long(name)
-        at += len(line)
-        yield line
+        number += 1
+        data = line.removeprefix(BOM) if number == 1 else line
+        if data.strip(_SPACE):
+            yield number, data
 
 
 # Inside a string, everything up to its closing quote, or up to where the chunk ends.

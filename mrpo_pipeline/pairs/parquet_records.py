@@ -48,7 +48,7 @@ def _batches(stream: Any, file: PairFile) -> Iterator[Any]:
     check_footer(stream, file.name)
     metadata = pq.read_metadata(stream)
     check_columns(file.name, metadata.num_columns, metadata.schema)
-    groups = range(metadata.num_row_groups) if file.part is None else range(*file.part)
+    groups = range(metadata.num_row_groups)
     pages = check_pages(stream, file.name, metadata, groups)
     size = min(_batch_rows(metadata), pages.most_rows)
     leaves = [metadata.schema.column(index) for index in range(len(metadata.schema)) if index not in pages.repeating]

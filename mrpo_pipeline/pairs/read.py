@@ -6,13 +6,11 @@ import json
 import math
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import chain, islice
 from typing import Any, Literal, get_args
-
-import polars as pl
 
 from mrpo_pipeline.errors import NothingLeftError, UserError
 from mrpo_pipeline.files.bounds import MAX_ROW_PAIR_BYTES
@@ -37,7 +35,7 @@ OnBadRow = Literal["error", "skip"]
 _HEAD = 16  # rows that show which columns a file has
 _LISTED = 10  # bad rows listed in full
 
-__all__ = ["COLUMNS", "OnBadRow", "read_files", "read_pairs"]
+__all__ = ["COLUMNS", "OnBadRow", "read_pairs"]
 
 
 def read_pairs(
@@ -72,41 +70,13 @@ def read_pairs(
     Raises UserError: a file that is missing, damaged or empty, a mapped column that no row has, a part of the prompt
     that is not used, bad rows, no pair left.
     """
-    options = {
-        "columns": columns,
-        "strings": strings,
-        "on_bad_row": on_bad_row,
-        "layout": layout,
-        "ignore_columns": ignore_columns,
-        "serialized": serialized,
-    }
-    _check_options(**options)  # type: ignore[arg-type]
-    return read_files(find_files(source, split, subset, held_out=held_out), **options)  # type: ignore[arg-type]
-
-
-def read_files(
-    files: Sequence[PairFile],
-    *,
-    columns: Columns | None = None,
-    strings: Strings = "text",
-    on_bad_row: OnBadRow = "error",
-    layout: str = "auto",
-    ignore_columns: Sequence[str] = (),
-    serialized: Serialized = "error",
-    sink: Callable[[pl.DataFrame], None] | None = None,
-) -> PairTable:
-    """Read files, or parts of files, that were found; see `read_pairs`.
-
-    `sink`: takes the pairs, a frame of a few thousand at a time; the table that is given back then holds none.
-    Rows of a part are counted from its first.
-    """
     _check_options(columns, strings, on_bad_row, layout, ignore_columns, serialized)
-    builder = TableBuilder(sink)
+    builder = TableBuilder()
     bad = _BadRows()
     notices: Counter[str] = Counter()
     readings: Counter[str] = Counter()
     rows = used = 0
-    for file in files:
+    for file in find_files(source, split, subset, held_out=held_out):
         records, head = _with_head(file)
         reading = reading_of(file.name, head, columns or {}, layout, ignore_columns, decode=serialized == "parse")
         turns: Strings = "messages" if reading.is_chat else strings
@@ -131,7 +101,7 @@ def read_files(
                 bad.add(record, reading.left_out(error))
             except RecursionError:
                 bad.add(record, BadRowError("invalid JSON", "nested too deep"))
-        if rows == before and file.part is None:
+        if rows == before:
             raise UserError(
                 f"{file.name}: this file of preference pairs is empty; expected a row for each pair. Fetch or "
                 "write it again, or name another."
@@ -144,8 +114,7 @@ def read_files(
     if bad.total and on_bad_row == "error":
         raise bad.refusal(rows)
     require_balance("reading rows of pairs", rows, used, bad.reasons, what="rows")
-    if sink is None:
-        require_balance("reading pairs", builder.pairs, frame.height)
+    require_balance("reading pairs", builder.pairs, frame.height)
     if not builder.pairs:
         raise NothingLeftError(f"No pair is left of {rows} rows: {bad.counts()}.{bad.hints()}")
     return PairTable(frame, dict(bad.reasons), rows, dict(notices), dict(readings))
@@ -157,14 +126,10 @@ def _records(file: PairFile) -> Iterator[Record]:
 
 
 def _with_head(file: PairFile) -> tuple[Iterator[Record], list[Mapping[str, Any]]]:
-    """The records, and the first rows of the file: the same ones for each of its parts."""
+    """The records, and the first rows of the file."""
     records = _records(file)
-    if file.part is None:
-        first = list(islice(records, _HEAD))
-        records = chain(first, records)
-    else:
-        first = list(islice(_records(replace(file, part=None)), _HEAD))
-    return records, [record.value for record in first if isinstance(record.value, dict)]
+    first = list(islice(records, _HEAD))
+    return chain(first, records), [record.value for record in first if isinstance(record.value, dict)]
 
 
 def _check_options(

@@ -33,10 +33,6 @@ class PairFile:
     suffix: str
     """One of `SUFFIXES`."""
     remote: bool
-    part: tuple[int, int] | None = None
-    """From and to, where only a part of the file is meant: bytes of a `.jsonl` file (the lines that begin there), row
-    groups of a Parquet file."""
-
     origin: str = ""
     """Its URL at a commit, where it is a copy of a file of the hub."""
 

@@ -1,6 +1,5 @@
 """The pairs of a run as one polars frame, built batch by batch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -66,14 +65,10 @@ def _counted(texts: dict[str, int]) -> tuple[str, ...]:
 
 
 class TableBuilder:
-    """Collects pairs, and turns every few thousand into columns, so few are Python objects at any time.
+    """Collects pairs, and turns every few thousand into columns, so few are Python objects at any time."""
 
-    `sink`: takes each of these frames (columns of `SCHEMA`) in order, and then none is kept here.
-    """
-
-    def __init__(self, sink: Callable[[pl.DataFrame], None] | None = None) -> None:
+    def __init__(self) -> None:
         self._frames: list[pl.DataFrame] = []
-        self._sink = sink or self._frames.append
         self.pairs = 0
         self._entries: list[Entry] = []
         self._file = ""
@@ -88,7 +83,7 @@ class TableBuilder:
         self._characters += len(entry[4]) + len(entry[5]) + len(entry[6]) + len(entry[7] or "")
 
     def finish(self) -> pl.DataFrame:
-        """Every pair added, in order; none where a sink took them."""
+        """Every pair added, in order."""
         self._flush()
         return pl.concat(self._frames, rechunk=True) if self._frames else pl.DataFrame(schema=SCHEMA)
 
@@ -97,6 +92,6 @@ class TableBuilder:
             inner = {name: kind for name, kind in SCHEMA.items() if name != "file"}
             columns = dict(zip(inner, map(list, zip(*self._entries, strict=True)), strict=True))
             frame = pl.DataFrame(columns, schema=inner, strict=True)
-            self._sink(frame.select(pl.lit(self._file, dtype=pl.String).alias("file"), pl.all()))
+            self._frames.append(frame.select(pl.lit(self._file, dtype=pl.String).alias("file"), pl.all()))
         self._entries = []
         self._characters = 0

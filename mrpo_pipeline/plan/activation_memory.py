@@ -8,9 +8,10 @@ kernel takes inside itself, and what an allocator keeps of blocks that were free
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mrpo_pipeline.models import head_logps as head_logits
+from mrpo_pipeline.models import head_logps
 from mrpo_pipeline.models.head import Head
 from mrpo_pipeline.models.head_logps import LogitForm
+from mrpo_pipeline.terminal import one_line
+
+log = logging.getLogger("mrpo")
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -87,13 +91,33 @@ def on_fake_device(model: nn.Module, *, as_gpu: bool = False) -> Iterator[Any]:
                             fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
                         made[id(tensor)] = fake, tensor
                     tensors[name] = made[id(tensor)][0]  # type: ignore[assignment]
-    chunk = head_logits.CPU_CHUNK_BYTES
+    chunk = head_logps.CPU_CHUNK_BYTES
     try:
         if as_gpu:
-            head_logits.CPU_CHUNK_BYTES = head_logits.GPU_CHUNK_BYTES
+            head_logps.CPU_CHUNK_BYTES = head_logps.GPU_CHUNK_BYTES
         yield mode
     finally:
-        head_logits.CPU_CHUNK_BYTES = chunk
+        head_logps.CPU_CHUNK_BYTES = chunk
+
+
+def traced_bytes(
+    model: nn.Module, run: Callable[[], None], *, as_gpu: bool, computing: AbstractContextManager[Any] | None = None
+) -> tuple[int | None, str]:
+    """The most bytes alive beside an empty model's own while it runs, or None and the reason where shapes alone can't be run through.
+
+    Args:
+        run: uses the model; tensors that it makes are fake. computing: around it, autocast for one.
+    """
+    live = LiveBytes()
+    try:
+        with on_fake_device(model, as_gpu=as_gpu) as mode:
+            live.hold(model)
+            with mode, live, computing or nullcontext():
+                run()
+    except Exception as error:  # whatever an architecture does that needs numbers
+        log.debug("running the model through failed", exc_info=True)
+        return None, f"{type(error).__name__}: {one_line(error, 160)}"
+    return live.peak - live.held, ""
 
 
 def head_for(model: Any) -> Head:

@@ -105,6 +105,17 @@ def empty_model(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = Fa
         ) from error
 
 
+def architecture_of(config: Any, trust_remote_code: bool = False) -> Architecture:
+    """Count the model that a configuration describes.
+
+    Raises:
+        UserError: see ``empty_model``.
+    """
+    import torch
+
+    return describe(empty_model(config, dtype=torch.float32, trust_remote_code=trust_remote_code))
+
+
 def describe(model: Any) -> Architecture:
     """Count an empty model."""
     from torch import nn

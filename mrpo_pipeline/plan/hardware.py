@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.plan.estimate import Estimate
+from mrpo_pipeline.plan.extrapolation import Estimate
 from mrpo_pipeline.plan.gpus import EFFICIENCY, Gpu, find_gpu, gpu_here
-from mrpo_pipeline.plan.report import CpuPlan, GpuPlan
+from mrpo_pipeline.plan.result import CpuPlan, GpuPlan
 
 NONE = "none"
 
@@ -58,17 +58,14 @@ class Machine:
         if flops is None or not self.timed:
             return None
         if self.gpu is not None:
-            if self.gpu.peak_tflops is None:
-                return None
-            return flops.times(1 / (self.gpu.peak_tflops * 1e12 * self.efficiency * self.count * 3600))
-        return None if dtype is None else flops.times(1 / (cpu_flops(dtype) * self.efficiency * 3600))
+            speed = self.gpu.peak_tflops and self.gpu.peak_tflops * 1e12 * self.count
+        else:
+            speed = cpu_flops(dtype) if dtype else None
+        return flops.times(1 / (speed * self.efficiency * 3600)) if speed else None
 
     def describe(self) -> GpuPlan | None:
         """The GPU; None where the plan is for the CPU."""
-        gpu = self.gpu
-        if gpu is None:
-            return None
-        return GpuPlan(gpu.name, gpu.label, gpu.peak_tflops, gpu.memory_bytes, self.efficiency, self.count)
+        return None if self.gpu is None else GpuPlan(**asdict(self.gpu), efficiency=self.efficiency, count=self.count)
 
     def describe_cpu(self, dtypes: Iterable[str | None]) -> CpuPlan | None:
         """The CPU, with its speed in these dtypes; None where hours are for a GPU, or for nothing."""

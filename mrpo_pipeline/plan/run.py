@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import polars as pl
 
 from mrpo_pipeline.dataset.nothing_left import require_pairs, short_context
 from mrpo_pipeline.dataset.policy_start import start_notice
-from mrpo_pipeline.dataset.prepare import policy_renderer
-from mrpo_pipeline.plan.completions import describe_data, prepare_population, wanted_of
+from mrpo_pipeline.dataset.prepare import Prepared, policy_renderer, prepare
+from mrpo_pipeline.pairs import PairTable
+from mrpo_pipeline.plan.completions import Completions, describe_data, readable
 from mrpo_pipeline.plan.hardware import choose_machine
-from mrpo_pipeline.plan.report import Plan
+from mrpo_pipeline.plan.result import Plan
 from mrpo_pipeline.plan.sampling import read_population
 from mrpo_pipeline.plan.stage_one import ReferencePlanner
 from mrpo_pipeline.plan.stage_two import TrainingData, plan_training
@@ -42,49 +42,45 @@ def plan_run(
     sources = recipe.sources()
     population = read_population(recipe.pairs, exact=exact)
     renderer = policy_renderer(recipe)
-    prepared, longest = prepare_population(
-        population, renderer, recipe.limits, recipe.pairs.on_bad_row, recipe.pairs.serialized != "text"
-    )
+
+    def prepared_from(frame: pl.DataFrame, what: str) -> Prepared:
+        pairs = recipe.pairs
+        return prepare(
+            PairTable(frame), renderer, recipe.limits,
+            what=what, on_bad_row=pairs.on_bad_row, refuse_rendered=pairs.serialized != "text",
+        )  # fmt: skip
+
+    prepared = {name: prepared_from(population.sample(name), f"{name} pairs") for name in population.splits}
     require_pairs(prepared)
-    wanted = wanted_of(population, prepared)
-    planner = ReferencePlanner(recipe.cache, wanted, machine, recipe.pairs.on_bad_row)
+    completions = Completions.of(population, prepared)
+    planner = ReferencePlanner(recipe.cache, completions, machine, recipe.pairs.on_bad_row)
     references = [planner.plan(source, recipe.scoring_of(source.name)) for source in sources]
     training = None
     if "train" in prepared:
-        data = TrainingData(population, prepared["train"], longest["train"], planner.unfit)
-        training = plan_training(recipe, data, machine)
-    timed = [one.dtype for one in references if one.hours is not None]
-    if training is not None and training.hours is not None:
-        timed.append(training.dtype)
+        longest = None
+        if population.step > 1:
+            longest = prepared_from(population.longest("train"), "the longest pairs")
+        training = plan_training(recipe, TrainingData(population, prepared["train"], longest, planner.unfit), machine)
+    start = start_notice(recipe)
     frames = [part.frame for part in prepared.values()]
-    described = describe_data(population, prepared, wanted)
+    data = describe_data(population, prepared, completions)
+    kept = round(sum(split.kept.value for split in data.splits.values())) if population.step > 1 else None
     short = [
-        short_context(
-            one.name, one.context_tokens, recipe.limits, frames, planner.too_long[one.name],
-            pairs=None if population.share >= 1 else round(sum(split.kept.value for split in described.splits.values())),
-        )
+        short_context(one.name, one.context_tokens, recipe.limits, frames, planner.too_long[one.name], pairs=kept)
         for one in references
         if one.context_tokens is not None
-    ]  # fmt: skip
+    ]
     return Plan(
-        described,
+        data,
         references,
         training,
         machine.describe(),
         machine.device,
-        float(np.round(time.monotonic() - began, 1)),
-        tuple(notice for notice in [start_notice(recipe)] if notice)
-        + tuple(f"policy: {line}." for line in renderer.reading)
-        + tuple(planner.notices),
-        machine.describe_cpu(timed),
+        round(time.monotonic() - began, 1),
+        tuple(
+            notice for notice in (start, *(f"policy: {line}." for line in renderer.reading), *planner.notices) if notice
+        ),
+        machine.describe_cpu(one.dtype for one in [*references, training] if one is not None and one.hours is not None),
         short_contexts=[text for text in short if text],
-        pairs_left=_pairs_left(frames, planner.unfit),
-    )
-
-
-def _pairs_left(frames: list[pl.DataFrame], unfit: set[str]) -> int:
-    """Of the pairs that were tokenized, those that every reference reads."""
-    away = pl.Series(sorted(unfit), dtype=pl.String).implode()
-    return sum(
-        frame.filter(~pl.col("chosen_id").is_in(away) & ~pl.col("rejected_id").is_in(away)).height for frame in frames
+        pairs_left=sum(readable(frame, planner.unfit).height for frame in frames),
     )

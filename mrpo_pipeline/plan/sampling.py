@@ -1,208 +1,87 @@
-"""All pairs of a run as numbers, and the text of those that are looked at closer."""
+"""All pairs of a run, and the prompts whose text is tokenized."""
 
 from __future__ import annotations
 
-import logging
-import os
-import subprocess
-import tempfile
+import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import polars as pl
 
-from mrpo_pipeline.dataset.prepare import hold_out
-from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.files.python_processes import child_environment, module_command
+from mrpo_pipeline.dataset.prepare import hold_out, read_tables
 from mrpo_pipeline.pairs import PairTable
-from mrpo_pipeline.pairs.partitioning import in_parts
-from mrpo_pipeline.pairs.sources import PairFile, find_files
-from mrpo_pipeline.pairs.table import SCHEMA
-from mrpo_pipeline.plan.collector import (
-    Collected,
-    Limits,
-    collect,
-    longest_pairs,
-    prompts_at,
-    read_found,
-    text_bytes,
-    write_task,
-)
+from mrpo_pipeline.plan.extrapolation import SIDES, Extrapolation, sampled
 from mrpo_pipeline.recipe import Pairs
 
-log = logging.getLogger("mrpo")
+# Rendering takes about 1.2 ms of one core a pair of 1.6 kB, for every tokenizer. About so much is tokenized; less is counted.
+MOST_PAIRS = 5_000
+MOST_BYTES = 8_000_000
+FEWEST_PROMPTS = 200  # however long they are: of fewer, a sample says little
+LONGEST = 64  # pairs that are tokenized whatever the sample, for the memory that the longest batch takes
 
-# Rendering takes about 1.2 ms of one core a pair of 1.6 kB, for every tokenizer. Up to so much is counted; of more, a sample
-# of about half that: it is known to half a percent and less.
-COUNTED = Limits(5_000, 8_000_000)
-SAMPLED = Limits(3_000, 5_000_000)
-
-PROCESSES = 2
+_BYTES = {name: pl.col(name).str.len_bytes().cast(pl.Int64) for name in ("prompt", *SIDES)}
 
 
-@dataclass
-class Split:
-    """One split of the data.
+@dataclass(frozen=True)
+class Population:
+    """The data of a run.
 
     Attributes:
-        numbers: every pair, see ``Collected.numbers``.
-        sample: the pairs of the sampled prompts (all pairs where nothing is sampled), columns of ``PairTable.frame`` and of
-            ``numbers``.
-        longest: its longest pairs, whether sampled or not, the same columns.
+        splits: every pair of each split, columns of ``PairTable.frame``.
+        step: every so many-th prompt is tokenized.
+        rows: of the files. skipped: rows that were left out, by reason. notices: how files were read.
     """
 
-    numbers: pl.DataFrame
-    sample: pl.DataFrame
-    longest: pl.DataFrame
+    splits: dict[str, pl.DataFrame]
+    step: int
+    rows: int
+    skipped: dict[str, int]
+    notices: tuple[str, ...]
 
-    def table(self, frame: pl.DataFrame) -> PairTable:
-        """Pairs of this split as they are read elsewhere."""
-        return PairTable(frame.select(list(SCHEMA)))
+    def sample(self, split: str) -> pl.DataFrame:
+        """The pairs of the sampled prompts; all pairs where everything is counted."""
+        return sampled(self.splits[split], self.step)
 
+    def longest(self, split: str) -> pl.DataFrame:
+        """The longest pairs, by the bytes of their longer side with the prompt."""
+        length = _BYTES["prompt"] + pl.max_horizontal(_BYTES["chosen"], _BYTES["rejected"])
+        return self.splits[split].top_k(LONGEST, by=length)
 
-@dataclass
-class Population:
-    """Every split, and the share of the prompts that was looked at closer."""
+    def completions(self, prompts: pl.Series) -> Extrapolation:
+        """From completions of these prompts to the distinct completions of all splits."""
+        return Extrapolation(self.splits.values(), self.step, prompts, distinct=True)
 
-    splits: dict[str, Split]
-    share: float = 1.0
-    rows: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    notices: tuple[str, ...] = ()
+    def pairs(self, split: str, prompts: pl.Series) -> Extrapolation:
+        """From pairs of these prompts to all pairs of the split; each counts as two completions."""
+        return Extrapolation([self.splits[split]], self.step, prompts, distinct=False)
 
 
 def read_population(settings: Pairs, *, exact: bool = False) -> Population:
-    """Read every pair, and keep the text of a few.
+    """Read every pair.
 
     Args:
-        exact: keep the text of all.
+        exact: tokenize every pair, however many there are.
 
     Raises:
-        UserError: see ``pairs.read_pairs``, and where the recipe names no pairs.
+        UserError: see ``prepare.read_tables`` and ``prepare.hold_out``.
     """
-    if settings.train is None and settings.eval is None:
-        raise UserError(
-            "The recipe names no pairs: expected `pairs: {train: FILE-OR-GLOB}`. Add it, or give --train-file FILE."
-        )
-    limits = Limits() if exact else COUNTED
-    fractions = {"eval": settings.eval_fraction, "weights": settings.weights_fraction}
-    salts = [split for split, fraction in fractions.items() if fraction]
-    options = settings.reading()
-    read = {
-        source.name: _read(
-            find_files(source.place, **source.chosen), options, limits, salts if source.name == "train" else []
-        )
-        for source in settings.sources()
-    }
-    level = _level(list(read.values()))
-    splits = {name: Split(part.numbers, prompts_at(part.sample, level), part.longest) for name, part in read.items()}
-    splits = _hold_out(settings, splits) if level == 0 else _hold_out_by_place(fractions, splits)
-    skipped: Counter[str] = Counter()
-    noted: Counter[str] = Counter()
-    readings: Counter[str] = Counter()
-    for part in read.values():
-        skipped.update(part.skipped)
-        noted.update(part.noted)
-        readings.update(part.readings)
-    rows = sum(part.rows for part in read.values())
-    told = PairTable(pl.DataFrame(), noted=dict(noted), readings=dict(readings))
-    return Population(splits, 2.0**-level, rows, dict(skipped), (*told.read_as, *told.notices))
-
-
-def _level(parts: Sequence[Collected]) -> int:
-    """Of the sample that is looked at: the coarsest, and coarser still while it is too large."""
-    level = max(part.level for part in parts)
-    while 0 < level < 63:
-        samples = [prompts_at(part.sample, level) for part in parts]
-        if not SAMPLED.exceeded_by(sum(one.height for one in samples), sum(text_bytes(one) for one in samples)):
-            break
-        level += 1
-    return level
-
-
-def _hold_out(settings: Pairs, splits: dict[str, Split]) -> dict[str, Split]:
-    """As every command does it, where all text is at hand."""
-    tables = hold_out(settings, {name: PairTable(split.sample) for name, split in splits.items()})
-    result = {}
-    for name, table in tables.items():
-        numbers = table.frame.select(pl.exclude(list(SCHEMA)))
-        result[name] = Split(numbers, table.frame, longest_pairs([table.frame]))
-    return result
-
-
-def _hold_out_by_place(fractions: dict[str, float], splits: dict[str, Split]) -> dict[str, Split]:
-    """The same by each prompt's place; with so many prompts no side is left empty."""
-    splits = dict(splits)
-    for name, fraction in fractions.items():
-        if fraction and "train" in splits:
-            held_out = pl.col(f"place_{name}") < fraction
-            if name == "weights" and "eval" in splits:
-                held_out &= ~pl.col("prompt_key").is_in(splits["eval"].numbers["prompt_key"].implode())
-            train = splits["train"]
-            frames = (train.numbers, train.sample, train.longest)
-            splits[name] = Split(*(frame.filter(held_out) for frame in frames))
-            splits["train"] = Split(*(frame.filter(~held_out) for frame in frames))
-    return splits
-
-
-def _read(files: Sequence[PairFile], options: dict[str, Any], limits: Limits, salts: Sequence[str]) -> Collected:
-    parts = in_parts(files, min(PROCESSES, os.cpu_count() or 1))
-    if len(parts) > 1:
-        found = _read_together(parts, options, limits, salts)
-        if found is not None:
-            return found
-        log.debug("Reading in parts failed: reading the files as a whole.")
-    return collect(files, options, limits, salts)
-
-
-def _read_together(
-    parts: Sequence[list[PairFile]], options: dict[str, Any], limits: Limits, salts: Sequence[str]
-) -> Collected | None:
-    """The parts read side by side; None where one could not be read, for the reason names rows of the whole file then."""
-    with tempfile.TemporaryDirectory(prefix="mrpo-plan-") as folder:
-        places = [Path(folder) / str(number) for number in range(1, len(parts))]
-        for place, part in zip(places, parts[1:], strict=True):
-            place.mkdir()
-            write_task(place, part, options, limits, salts)
-        command = module_command("mrpo_pipeline.plan.collector")
-        children = [
-            subprocess.Popen([*command, str(place)], stderr=subprocess.DEVNULL, env=child_environment())
-            for place in places
-        ]
-        try:
-            own = collect(parts[0], options, limits, salts)
-            failed = [child.wait() for child in children]
-        except UserError:
-            return None
-        finally:
-            for child in children:
-                if child.poll() is None:
-                    child.kill()
-                    child.wait()
-        if any(failed):
-            return None
-        return _merge([own, *(read_found(place) for place in places)], limits)
-
-
-def _merge(parts: Sequence[Collected], limits: Limits) -> Collected:
-    level = max(part.level for part in parts)
-    sample = pl.concat([prompts_at(part.sample, level) for part in parts])
-    while limits.exceeded_by(sample.height, text_bytes(sample)) and level < 63:
-        level += 1
-        sample = prompts_at(sample, level)
-    merged = Collected(
-        pl.concat([part.numbers for part in parts]),
-        sample,
-        longest_pairs([part.longest for part in parts]),
-        level,
-        sum(part.rows for part in parts),
+    tables = read_tables(settings)
+    splits = {name: table.frame for name, table in hold_out(settings, tables).items()}
+    step = 1 if exact else _step(splits)
+    skipped, noted, readings = (
+        dict(sum((Counter(getattr(table, name)) for table in tables.values()), Counter()))
+        for name in ("skipped", "noted", "readings")
     )
-    for name in ("skipped", "noted", "readings"):
-        counts: Counter[str] = Counter()
-        for part in parts:
-            counts.update(getattr(part, name))
-        setattr(merged, name, dict(counts))
-    return merged
+    read = PairTable(pl.DataFrame(), noted=noted, readings=readings)
+    return Population(
+        splits, step, sum(table.rows for table in tables.values()), skipped, (*read.read_as, *read.notices)
+    )
+
+
+def _step(splits: dict[str, pl.DataFrame]) -> int:
+    frames = splits.values()
+    size = sum(int(frame.select(pl.sum_horizontal(_BYTES.values()).sum()).item()) for frame in frames)
+    wanted = math.ceil(max(sum(frame.height for frame in frames) / MOST_PAIRS, size / MOST_BYTES))
+    # The tokens of training are those of its own prompts.
+    prompts = [splits["train"]] if "train" in splits else frames
+    return max(1, min(wanted, sum(frame["prompt"].n_unique() for frame in prompts) // FEWEST_PROMPTS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -10,13 +9,11 @@ from mrpo_pipeline.engines.batching import BATCH_TOKENS
 from mrpo_pipeline.engines.vllm.sizes import choose_sizes, first_model_length, kv_bytes_per_token
 from mrpo_pipeline.models.context_length import context_length
 from mrpo_pipeline.models.source import ModelSource
-from mrpo_pipeline.plan.activation_memory import LiveBytes, head_for, on_fake_device
+from mrpo_pipeline.plan.activation_memory import head_for, traced_bytes
 from mrpo_pipeline.plan.architecture import ITEM_BYTES, Architecture, empty_model, weight_bytes
 from mrpo_pipeline.plan.hardware import Machine
-from mrpo_pipeline.plan.report import StageOneMemory
+from mrpo_pipeline.plan.result import StageOneMemory
 from mrpo_pipeline.recipe import Scoring
-
-log = logging.getLogger("mrpo")
 
 # Resident bytes of a scoring process on a CPU beside weights and activations: interpreter and libraries, the tokenizer for each entry
 # of its vocabulary, and the interpreter and libraries of vLLM's own process. Measured with vocabularies of 49,152 and 262,144.
@@ -65,13 +62,12 @@ class ScoringMemory:
         weights = weight_bytes(source, architecture, dtype)
         if engine == "vllm":
             return self._vllm(settings, architecture, dtype, longest, weights)
-        budget = int(settings.engine_options.get("max_batch_tokens") or BATCH_TOKENS[self._machine.device])
-        rows = max(1, budget // longest.length)
+        device = self._machine.device
+        rows = max(1, int(settings.engine_options.get("max_batch_tokens") or BATCH_TOKENS[device]) // longest.length)
         key = (architecture.config.to_json_string(use_diff=False), dtype, rows, longest)
         if key not in self._activations:
-            self._activations[key] = self._run_through(architecture, dtype, rows, longest)
-        activations = self._activations[key]
-        process = process_bytes(architecture.vocabulary, self._machine.device)
+            self._activations[key] = _activation_bytes(architecture, dtype, rows, longest, device)
+        activations, process = self._activations[key], process_bytes(architecture.vocabulary, device)
         peak = weights + (activations or 0) + process
         fits = peak <= self._machine.memory_bytes
         return StageOneMemory(weights, activations, None, None, None, peak, fits, process_bytes=process)
@@ -107,20 +103,17 @@ class ScoringMemory:
             copies_bytes=copies, process_bytes=process,
         )  # fmt: skip
 
-    def _run_through(self, architecture: Architecture, dtype: str, rows: int, longest: Batch) -> int | None:
-        """Most bytes alive beside the weights in one batch of the transformers engine; None where it can't be told."""
-        import torch
 
-        try:
-            model = empty_model(architecture.config, dtype=getattr(torch, dtype))
-            live = LiveBytes()
-            with on_fake_device(model, as_gpu=self._machine.device == "gpu") as mode:
-                live.hold(model)
-                with mode, live, torch.inference_mode():
-                    ids = torch.zeros(rows, longest.length, dtype=torch.long)
-                    flat = torch.zeros(rows * longest.completion, dtype=torch.long)
-                    head_for(model).completion_logps(ids, flat, flat, flat)
-            return live.peak - live.held
-        except Exception as error:  # whatever an architecture does that shapes alone can't be run through
-            log.debug("the activations of %s: %s: %s", architecture.config.model_type, type(error).__name__, error)
-            return None
+def _activation_bytes(architecture: Architecture, dtype: str, rows: int, longest: Batch, device: str) -> int | None:
+    """Most bytes alive beside the weights in one batch of the transformers engine; None where that is unknown."""
+    import torch
+
+    model = empty_model(architecture.config, dtype=getattr(torch, dtype))
+
+    def run() -> None:
+        with torch.inference_mode():
+            ids = torch.zeros(rows, longest.length, dtype=torch.long)
+            flat = torch.zeros(rows * longest.completion, dtype=torch.long)
+            head_for(model).completion_logps(ids, flat, flat, flat)
+
+    return traced_bytes(model, run, as_gpu=device == "gpu")[0]

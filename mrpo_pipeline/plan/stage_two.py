@@ -6,16 +6,15 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from mrpo_pipeline.dataset.prepare import Prepared
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.plan.architecture import describe, empty_model, read_model_config, weight_bytes
-from mrpo_pipeline.plan.completions import kept_rows, pair_expansion
-from mrpo_pipeline.plan.estimate import Estimate
+from mrpo_pipeline.plan.architecture import architecture_of, read_model_config, weight_bytes
+from mrpo_pipeline.plan.completions import readable
+from mrpo_pipeline.plan.extrapolation import COMPLETION, Estimate
 from mrpo_pipeline.plan.hardware import Machine
-from mrpo_pipeline.plan.report import TrainingMemory, TrainingPlan
+from mrpo_pipeline.plan.result import TrainingMemory, TrainingPlan
 from mrpo_pipeline.plan.sampling import Population
 from mrpo_pipeline.plan.scoring_memory import process_bytes
 from mrpo_pipeline.plan.training_memory import (
@@ -36,51 +35,38 @@ _DRAWN = 20_000
 
 
 class TrainingData:
-    """The training pairs as the policy reads them: those of the sample, and how they stand for all.
+    """The training pairs as the policy reads them: those of the sample, and how they count for all.
 
     Args:
-        prepared: the sampled pairs. longest: the longest ones of all, or the same.
-        unfit: completions that do not fit some reference's context: their pairs are left out.
+        prepared: the sampled pairs. longest: the longest of all pairs; None where all are in the sample.
+        unfit: completions that some reference can't read: their pairs are left out.
+
+    Attributes:
+        known: lengths of all pairs, or of the longest with the sample over and over: as many as there are, up to some, so that like
+            pairs come together as often as they will.
     """
 
-    def __init__(self, population: Population, prepared: Prepared, longest: Prepared, unfit: set[str]) -> None:
-        self._expansion = pair_expansion(population, "train")
-        rows = kept_rows(population.splits["train"].sample, prepared)
-        lengths, fits = _lengths(prepared.frame, unfit)
-        self._inside = rows >= 0
-        self._inside[self._inside] = fits[rows[self._inside]]
-        self._lengths = lengths.pick(rows[self._inside])
-        self.pairs = self._expansion.count(self._inside)
-        others, others_fit = _lengths(longest.frame, unfit)
-        known = [self._lengths] if longest is prepared else [others.pick(np.flatnonzero(others_fit)), self._lengths]
-        # As many as there are, up to some, so that like pairs come together as often as they will.
-        times = max(1, min(round(self.pairs.value), _DRAWN) // max(1, len(self._lengths))) if len(known) > 1 else 1
-        known += [self._lengths] * (times - 1)
-        self.known = PairLengths(
-            np.concatenate([one.prompts for one in known]),
-            np.concatenate([one.chosen for one in known]),
-            np.concatenate([one.rejected for one in known]),
-        )
-        """Of all pairs, or of the sample over and over with the longest of all."""
+    def __init__(self, population: Population, prepared: Prepared, longest: Prepared | None, unfit: set[str]) -> None:
+        frame = readable(prepared.frame, unfit)
+        self._own = self.known = PairLengths.of(frame)
+        self._everyone = population.pairs("train", frame["prompt"])
+        self.pairs = self._everyone.count(np.ones(frame.height, dtype=bool))
+        if longest is not None:
+            times = max(1, min(round(self.pairs.value), _DRAWN) // max(1, frame.height))
+            self.known = PairLengths.of(pl.concat([readable(longest.frame, unfit), *[frame] * times]))
 
     def tokens(self, *, shared: bool) -> Estimate:
         """Of prompts and completions; a prompt counts for both of its completions, or once where it is shared."""
-        own = self._lengths
-        return self._total((1 if shared else 2) * own.prompts + own.chosen + own.rejected)
+        return self._everyone.total((1 if shared else 2) * self._own.prompts + self._own.chosen + self._own.rejected)
 
     def completion_tokens(self) -> Estimate:
-        return self._total(self._lengths.chosen + self._lengths.rejected)
+        return self._everyone.total(self._own.chosen + self._own.rejected, COMPLETION)
 
     def squares(self, *, shared: bool) -> Estimate:
         """Σ of what every token looks back on, doubled: length² of each sequence."""
-        own = self._lengths
+        own = self._own
         both = (own.prompts + own.chosen) ** 2 + (own.prompts + own.rejected) ** 2
-        return self._total(both - own.prompts**2 if shared else both)
-
-    def _total(self, values: npt.NDArray[np.int64]) -> Estimate:
-        spread = np.zeros(len(self._inside))
-        spread[self._inside] = values
-        return self._expansion.total(spread)
+        return self._everyone.total(both - own.prompts**2 if shared else both)
 
 
 def plan_training(recipe: Recipe, data: TrainingData, machine: Machine) -> TrainingPlan:
@@ -120,15 +106,13 @@ def _steps(model: str, training: dict[str, Any], data: TrainingData, machine: Ma
 
 def _size(plan: TrainingPlan, recipe: Recipe, config: Any, data: TrainingData, machine: Machine) -> None:
     """Memory and operations."""
-    import torch
-
     policy, training, dtype = recipe.required_policy(), recipe.training_arguments(), str(plan.dtype)
     try:
         figures = policy_figures(
             policy, config, policy.lora, training, data.known,
             dtype=dtype, on_cpu=machine.device == "cpu", world_size=machine.count,
         )  # fmt: skip
-        architecture = describe(empty_model(config, dtype=torch.float32, trust_remote_code=policy.trust_remote_code))
+        architecture = architecture_of(config, policy.trust_remote_code)
     except UserError as error:
         if "policy." in str(error):  # a setting, which can be mended
             raise
@@ -136,11 +120,9 @@ def _size(plan: TrainingPlan, recipe: Recipe, config: Any, data: TrainingData, m
         return
     plan.parameters, plan.trainable_parameters = architecture.parameters, figures.trainable
     plan.batch_pairs = len(figures.pairs)
-    plan.batch_longest_tokens = _longest(figures.pairs)
+    plan.batch_longest_tokens = int(figures.pairs.longest.max())
     weights = weight_bytes(policy, architecture, dtype)
-    plan.memory = _memory(
-        weights, figures, training, machine, architecture.vocabulary, checkpointing=plan.gradient_checkpointing
-    )
+    plan.memory = _memory(plan, weights, figures, training, machine, architecture.vocabulary)
     if figures.activation_bytes is None:
         plan.unknown.append(f"peak memory: this architecture could not be run through ({figures.reason})")
     run, squares = data.tokens(shared=figures.shared), data.squares(shared=figures.shared)
@@ -153,39 +135,21 @@ def _size(plan: TrainingPlan, recipe: Recipe, config: Any, data: TrainingData, m
 
 
 def _memory(
+    plan: TrainingPlan,
     weights: int,
     figures: PolicyFigures,
     training: dict[str, Any],
     machine: Machine,
     vocabulary: int,
-    *,
-    checkpointing: bool,
 ) -> TrainingMemory:
-    adapter = lora_bytes(figures.trainable)
-    states = optimizer_bytes(training, figures.trainable)
-    process = PROCESS_BYTES[machine.device]
-    started = process_bytes(vocabulary, machine.device)
+    adapter, states = lora_bytes(figures.trainable), optimizer_bytes(training, figures.trainable)
+    process, started = PROCESS_BYTES[machine.device], process_bytes(vocabulary, machine.device)
     peak = resident = fits = None
     if figures.activation_bytes is not None:
         peak = weights + 2 * adapter + states + figures.activation_bytes
-        resident = started + resident_bytes(peak + process, device=machine.device, checkpointing=checkpointing)
+        alive = peak + process
+        resident = started + resident_bytes(alive, device=machine.device, checkpointing=plan.gradient_checkpointing)
         fits = resident <= machine.memory_bytes
-    process += started
-    return TrainingMemory(weights, adapter, adapter, states, figures.activation_bytes, peak, process, resident, fits)
-
-
-def _lengths(frame: pl.DataFrame, unfit: set[str]) -> tuple[PairLengths, npt.NDArray[np.bool_]]:
-    """Of prepared pairs; and which of them every reference can read."""
-    lengths = [
-        frame["prompt_tokens"].cast(pl.Int64).to_numpy(),
-        *(frame[f"{side}_ids"].list.len().cast(pl.Int64).to_numpy() for side in ("chosen", "rejected")),
-    ]
-    if not unfit:
-        return PairLengths(*lengths), np.ones(frame.height, dtype=bool)
-    away = pl.Series(sorted(unfit), dtype=pl.String).implode()
-    hit = frame["chosen_id"].is_in(away) | frame["rejected_id"].is_in(away)
-    return PairLengths(*lengths), ~hit.to_numpy()
-
-
-def _longest(pairs: PairLengths) -> int:
-    return int((pairs.prompts + np.maximum(pairs.chosen, pairs.rejected)).max())
+    return TrainingMemory(
+        weights, adapter, adapter, states, figures.activation_bytes, peak, process + started, resident, fits
+    )

@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from mrpo_pipeline.plan.estimate import Estimate
-from mrpo_pipeline.plan.report import DataPlan, Plan, ReferencePlan, TrainingPlan
+from mrpo_pipeline.plan.extrapolation import Estimate
+from mrpo_pipeline.plan.result import DataPlan, Plan, ReferencePlan, TrainingPlan
 
 UNKNOWN = "?"
 
 
 def plan_table(plan: Plan) -> str:
-    """Three short tables: data, references, training; and what the figures stand on."""
-    parts = ["\n".join(_data(plan.data)), _references(plan)]
-    if plan.training is not None:
-        parts.append("\n".join(_training(plan.training, plan)))
-    notes = [f"{one.name}: unknown: {reason}" for one in plan.references for reason in one.unknown] + (
-        [f"training: unknown: {reason}" for reason in plan.training.unknown] if plan.training else []
-    )
-    notes = [*plan.notices, *notes]
-    parts += ["\n".join(f"{text}." for text in plan.short_contexts)] if plan.short_contexts else []
-    return "\n\n".join([*parts, *(["\n".join(notes)] if notes else []), "\n".join(_footnotes(plan))])
+    """Three short tables: data, references, training; and what the figures assume."""
+    unknown = [(one.name, reason) for one in plan.references for reason in one.unknown]
+    unknown += [("training", reason) for reason in (plan.training.unknown if plan.training else [])]
+    parts = [
+        _data(plan.data),
+        _references(plan.references),
+        _training(plan.training, plan.device) if plan.training else [],
+        [f"{text}." for text in plan.short_contexts],
+        [*plan.notices, *(f"{name}: unknown: {reason}" for name, reason in unknown)],
+        [*_estimates_notes(plan), *_hours_notes(plan), *_memory_notes(plan)],
+    ]
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def _data(data: DataPlan) -> list[str]:
     splits = ", ".join(f"{name} {split.pairs:,}" for name, split in data.splits.items())
-    lines = [f"{data.pairs:,} pairs ({splits}) of {data.prompts:,} prompts in {data.rows:,} rows"]
-    sides = 2 * data.pairs
-    lines.append(
-        f"{count(data.completions)} distinct completions to score for each reference, where the pairs have {sides:,} sides"
-    )
-    for reason, number in data.bad_rows.items():
-        lines.append(f"  rows left out: {number:,} ({reason})")
+    lines = [
+        f"{data.pairs:,} pairs ({splits}) of {data.prompts:,} prompts in {data.rows:,} rows",
+        f"{count(data.completions)} distinct completions to score for each reference, where the pairs have {2 * data.pairs:,} sides",
+    ]
+    lines += [f"  rows left out: {number:,} ({reason})" for reason, number in data.bad_rows.items()]
     for name, split in data.splits.items():
-        for reason, dropped in split.dropped.items():
-            lines.append(f"  {name}: {count(dropped)} pairs dropped ({reason})")
-        if split.cut_prompts.value:
-            lines.append(f"  {name}: {count(split.cut_prompts)} pairs with a cut prompt")
-        if split.cut_completions.value:
-            lines.append(f"  {name}: {count(split.cut_completions)} completions cut")
-    lines += [f"  {notice}" for notice in data.notices]
-    return lines
+        lines += [f"  {name}: {count(dropped)} pairs dropped ({reason})" for reason, dropped in split.dropped.items()]
+        cuts = ((split.cut_prompts, "pairs with a cut prompt"), (split.cut_completions, "completions cut"))
+        lines += [f"  {name}: {count(number)} {what}" for number, what in cuts if number.value]
+    return lines + [f"  {notice}" for notice in data.notices]
 
 
-def _references(plan: Plan) -> str:
+def _references(references: list[ReferencePlan]) -> list[str]:
     header = [
         "reference", "cached", "to score", "too long", "tokens", "of completions", "cache", "memory", "FLOPs", "hours",
     ]  # fmt: skip
@@ -52,55 +46,55 @@ def _references(plan: Plan) -> str:
             one.name, count(one.cached), count(one.to_score), count(one.unfit), count(one.tokens),
             count(one.completion_tokens), size(one.cache_bytes), _memory_of(one), flops(one.flops), hours(one.hours),
         ]
-        for one in plan.references
+        for one in references
     ]  # fmt: skip
-    if len(plan.references) > 1:
+    if len(references) > 1:
+        tokens, completions, cache, operations, time = (
+            _sum([getattr(one, name) for one in references])
+            for name in ("tokens", "completion_tokens", "cache_bytes", "flops", "hours")
+        )
         body.append(
-            [
-                "together", "", "", "", count(_sum([one.tokens for one in plan.references])),
-                count(_sum([one.completion_tokens for one in plan.references])),
-                size(_sum([one.cache_bytes for one in plan.references])), "",
-                flops(_sum([one.flops for one in plan.references])), hours(_sum([one.hours for one in plan.references])),
-            ]
-        )  # fmt: skip
-    lines = [_grid(header, body)]
-    for one in plan.references:
-        lines.append(_reference_details(one))
-    return "\n".join(["stage one: score-refs", *lines])
+            ["together", "", "", "", count(tokens), count(completions), size(cache), "", flops(operations), hours(time)]
+        )
+    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+    grid = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+        for line in [header, ["-" * width for width in widths], *body]
+    ]
+    return ["stage one: score-refs", *grid, *(f"  {_details(one)}" for one in references)]
 
 
-def _reference_details(one: ReferencePlan) -> str:
+def _details(one: ReferencePlan) -> str:
     parts = [f"{one.name}: {one.model}, {one.engine}"]
     if one.dtype:
         parts.append(one.dtype + (f" ({one.quantization})" if one.quantization else ""))
-    if one.parameters is not None:
-        text = f"{short(one.parameters)} parameters"
-        if one.active_parameters != one.parameters:
-            text += f", {short(one.active_parameters or 0)} of them for a token"
-        parts.append(text)
-    if one.context_tokens is not None:
-        parts.append(f"context {one.context_tokens:,}")
-    if one.longest_tokens:
-        parts.append(f"longest {one.longest_tokens:,} tokens")
+    if one.parameters is not None and one.active_parameters is not None:
+        active = f", {short(one.active_parameters)} of them for a token"
+        parts.append(f"{short(one.parameters)} parameters" + active * (one.active_parameters != one.parameters))
+    parts += [f"context {one.context_tokens:,}"] if one.context_tokens is not None else []
+    parts += [f"longest {one.longest_tokens:,} tokens"] if one.longest_tokens else []
     memory = one.memory
     if memory is not None:
-        pieces = [f"weights {size(memory.weights_bytes)}"]
-        if memory.activation_bytes is not None:
-            pieces.append(f"activations {size(memory.activation_bytes)}")
-        if memory.logprob_block_bytes is not None:
-            pieces.append(f"prompt log-probs {size(memory.logprob_block_bytes)}")
-            pieces.append(
-                f"room for keys and values {size(memory.kv_cache_bytes)} ({size(memory.kv_bytes_per_token)} a token)"
-            )
-        if memory.copies_bytes:
-            pieces.append(f"packed weights {size(memory.copies_bytes)}")
-        if memory.process_bytes:
-            pieces.append(f"interpreter, libraries and tokenizer {size(memory.process_bytes)}")
-        parts.append(" + ".join(pieces))
-    return "  " + ", ".join(parts)
+        room = f"{size(memory.kv_cache_bytes)} ({size(memory.kv_bytes_per_token)} a token)"
+        pieces = {
+            "weights": size(memory.weights_bytes),
+            "activations": memory.activation_bytes is not None and size(memory.activation_bytes),
+            "prompt log-probs": memory.logprob_block_bytes is not None and size(memory.logprob_block_bytes),
+            "room for keys and values": memory.logprob_block_bytes is not None and room,
+            "packed weights": memory.copies_bytes and size(memory.copies_bytes),
+            "interpreter, libraries and tokenizer": memory.process_bytes and size(memory.process_bytes),
+        }
+        parts.append(" + ".join(f"{what} {text}" for what, text in pieces.items() if text))
+    return ", ".join(parts)
 
 
-def _training(training: TrainingPlan, plan: Plan) -> list[str]:
+def _memory_of(one: ReferencePlan) -> str:
+    if one.memory is None:
+        return "-" if one.longest_tokens == 0 else UNKNOWN
+    return size(one.memory.peak_bytes) + ("" if one.memory.fits is not False else " !")
+
+
+def _training(training: TrainingPlan, device: str) -> list[str]:
     lines = [
         "stage two: train",
         f"  {count(training.pairs)} pairs, {count(training.tokens_per_epoch)} tokens an epoch; {training.steps:,} steps of "
@@ -123,35 +117,22 @@ def _training(training: TrainingPlan, plan: Plan) -> list[str]:
             f"pairs of up to {training.batch_longest_tokens:,} tokens); and about {size(memory.process_bytes)} for the process"
         )
         if memory.fits is False:
-            where = "the GPU" if plan.device == "gpu" else "this machine"
-            lines.append(f"  this does NOT fit the memory of {where}")
+            lines.append(f"  this does NOT fit the memory of {'the GPU' if device == 'gpu' else 'this machine'}")
     if training.flops is not None:
-        told = f"  {flops(training.flops)} FLOPs"
-        lines.append(told + (f", {hours(training.hours)} hours" if training.hours is not None else ""))
+        time = f", {hours(training.hours)} hours" if training.hours is not None else ""
+        lines.append(f"  {flops(training.flops)} FLOPs{time}")
     return lines
 
 
-def _footnotes(plan: Plan) -> list[str]:
-    lines = []
-    if plan.data.sampled_share < 1:
+def _estimates_notes(plan: Plan) -> list[str]:
+    data, lines = plan.data, []
+    if data.sampled_share < 1:
         lines.append(
-            f"Rows, pairs and prompts are counted; what stands with ± is estimated from the {plan.data.sampled_pairs:,} pairs "
-            f"of every {round(1 / plan.data.sampled_share):,}th prompt (95% interval; --exact counts everything)."
+            f"Rows, pairs and prompts are counted; figures with ± are estimated from the {data.sampled_pairs:,} pairs of one prompt "
+            f"in {round(1 / data.sampled_share):,} (95% interval; --exact counts everything)."
         )
     if any(one.cache_bytes and one.cache_bytes.error for one in plan.references):
-        lines.append(
-            "Cache sizes come from real rows with log-probs that are drawn: as those that are cached, else as models of that "
-            "size give them."
-        )
-    lines += _hours_notes(plan)
-    where = plan.gpu.label if plan.device == "gpu" and plan.gpu else "this machine's CPU (--gpu NAME for a GPU)"
-    lines.append(f"Memory is for one process on {where}.")
-    memory = plan.training.memory if plan.training is not None else None
-    if memory is not None and memory.peak_bytes and memory.resident_bytes != memory.peak_bytes + memory.process_bytes:
-        lines.append(
-            "In training glibc's malloc holds more than what is alive, by a factor that was measured; "
-            "MALLOC_MMAP_THRESHOLD_=131072 in the environment makes it give memory back, and costs about a quarter more time."
-        )
+        lines.append("Cache sizes come from real rows as they are written, and the measured size of a log-prob.")
     return lines
 
 
@@ -176,38 +157,28 @@ def _hours_notes(plan: Plan) -> list[str]:
     ]
 
 
-def _memory_of(one: ReferencePlan) -> str:
-    if one.memory is None:
-        return "-" if one.longest_tokens == 0 else UNKNOWN
-    return size(one.memory.peak_bytes) + ("" if one.memory.fits is not False else " !")
+def _memory_notes(plan: Plan) -> list[str]:
+    where = plan.gpu.label if plan.gpu else "this machine's CPU (--gpu NAME for a GPU)"
+    lines = [f"Memory is for one process on {where}."]
+    memory = plan.training.memory if plan.training is not None else None
+    if memory is not None and memory.peak_bytes and memory.resident_bytes != memory.peak_bytes + memory.process_bytes:
+        lines.append(
+            "In training glibc's malloc holds more than what is alive, by a factor that was measured; "
+            "MALLOC_MMAP_THRESHOLD_=131072 in the environment makes it give memory back, and costs about a quarter more time."
+        )
+    return lines
 
 
-def _sum(found: Sequence[Estimate | None]) -> Estimate | None:
-    total = Estimate(0)
-    for one in found:
-        if one is None:
-            return None
-        total = total.plus(one)
-    return total
-
-
-def _grid(header: list[str], body: list[list[str]]) -> str:
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in [header, ["-" * width for width in widths], *body]
-    ]
-    return "\n".join(lines)
+def _sum(found: list[Estimate | None]) -> Estimate | None:
+    known = [one for one in found if one is not None]
+    return (
+        Estimate(sum(one.value for one in known), sum(one.error for one in known)) if len(known) == len(found) else None
+    )
 
 
 def count(found: Estimate | None) -> str:
     """A number of things."""
-    if found is None:
-        return UNKNOWN
-    return f"{round(found.value):,}{_error(found)}"
+    return UNKNOWN if found is None else f"{round(found.value):,}{_error(found)}"
 
 
 def size(found: Estimate | int | None) -> str:
@@ -243,7 +214,4 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
 
 
 def _error(found: Estimate) -> str:
-    if not found.error:
-        return ""
-    share = 100 * found.relative_error
-    return f" ±{share:.2g}%" if share < 100 else " ±100%"
+    return f" ±{min(100 * found.relative_error, 100):.2g}%" if found.error else ""

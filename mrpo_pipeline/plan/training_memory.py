@@ -14,7 +14,6 @@ environment gives freed blocks back at once, for about a quarter more CPU time.
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 from collections.abc import Mapping
@@ -24,16 +23,13 @@ from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource
-from mrpo_pipeline.plan.activation_memory import LiveBytes, head_for, on_fake_device
+from mrpo_pipeline.plan.activation_memory import head_for, traced_bytes
 from mrpo_pipeline.plan.architecture import ITEM_BYTES, Architecture, empty_model
 from mrpo_pipeline.plan.worst_batch import PairLengths, heaviest, pair_attention, run_through
 from mrpo_pipeline.policy.arguments import fast_paths
 from mrpo_pipeline.policy.lora import add_adapter
 from mrpo_pipeline.policy.model import silence_config, silence_modules
 from mrpo_pipeline.recipe import Lora
-from mrpo_pipeline.terminal import one_line
-
-log = logging.getLogger("mrpo")
 
 # What a process takes beside its tensors and what it has imported: code pages of torch's libraries that training alone
 # touches, buffers of the matrix library, Trainer's own objects. Measured with models of no size (benchmarks/bench_plan.py);
@@ -127,19 +123,14 @@ def policy_figures(
         given = training.get("gradient_checkpointing_kwargs") or {}
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **given})
         policy.enable_input_require_grads()
-    live = LiveBytes()
-    try:
-        with on_fake_device(policy, as_gpu=not on_cpu) as mode:
-            live.hold(policy)
-            with mode, live, _autocast(dtype, on_cpu):
-                run_through(policy, head_for(policy.get_base_model()), pairs, training)
-    except Exception as error:  # whatever an architecture does that shapes alone can't be run through
-        log.debug("running the policy through failed", exc_info=True)
-        reason = f"{type(error).__name__}: {one_line(error, 160)}"
-        return PolicyFigures(trainable, shared, pairs, None, reason)
+
+    def run() -> None:
+        run_through(policy, head_for(policy.get_base_model()), pairs, training)
+
+    found, reason = traced_bytes(policy, run, as_gpu=not on_cpu, computing=_autocast(dtype, on_cpu))
     # Of one micro-batch the gradients come when the most is over; of several, those of the first are there all along.
     grown = 0 if several else lora_bytes(trainable)
-    return PolicyFigures(trainable, shared, pairs, max(0, live.peak - live.held - grown))
+    return PolicyFigures(trainable, shared, pairs, None if found is None else max(0, found - grown), reason)
 
 
 def optimizer_bytes(training: Mapping[str, Any], trainable: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.policy.arguments import DEFAULTS, fast_paths
@@ -28,6 +29,18 @@ class PairLengths:
     chosen: Lengths
     rejected: Lengths
 
+    @classmethod
+    def of(cls, frame: pl.DataFrame) -> PairLengths:
+        """Of prepared pairs."""
+        names = ("prompt_ids", "chosen_ids", "rejected_ids")
+        return cls(*(frame[name].list.len().cast(pl.Int64).to_numpy() for name in names))
+
+    @property
+    def longest(self) -> Lengths:
+        """(N,) the prompt with the longer completion."""
+        longest: Lengths = self.prompts + np.maximum(self.chosen, self.rejected)
+        return longest
+
     def pick(self, places: npt.NDArray[Any]) -> PairLengths:
         return PairLengths(self.prompts[places], self.chosen[places], self.rejected[places])
 
@@ -38,7 +51,8 @@ class PairLengths:
 def examples_of(lengths: PairLengths) -> PreferenceExamples:
     """Pairs of these lengths, every token the same."""
     count = len(lengths)
-    ids = [[np.ones(n, dtype=np.int32) for n in side] for side in (lengths.prompts, lengths.chosen, lengths.rejected)]
+    prompts = np.maximum(lengths.prompts, 1)  # sides that begin with different tokens have no prompt of their own
+    ids = [[np.ones(n, dtype=np.int32) for n in side] for side in (prompts, lengths.chosen, lengths.rejected)]
     sums = np.full((count, 1), -1.0)
     return PreferenceExamples(
         pair_ids=[str(number) for number in range(count)],
@@ -67,11 +81,10 @@ def heaviest(
     """
     fast = fast_paths(training)
     size, limit = int(training.get("per_device_train_batch_size", 8)), fast.micro_batch_tokens
-    whole = lengths.prompts + np.maximum(lengths.chosen, lengths.rejected)
     together = lengths.prompts + lengths.chosen + lengths.rejected
-    measure = Measure(together if shared else whole, padded=not shared)
+    measure = Measure(together if shared else lengths.longest, padded=not shared)
     sampler = StepSampler(
-        whole,
+        lengths.longest,
         size=size,
         accumulation=int(training.get("gradient_accumulation_steps", 1)),
         world_size=world_size,

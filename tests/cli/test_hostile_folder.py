@@ -1,7 +1,7 @@
 """Commands in a folder that holds modules of every name a Python program imports: none of them runs, in no process.
 
 Each module says that it ran, and fails. What is run here: the
-processes of compare, the parts of plan, a template's process, and Ray's workers.
+processes of compare, a template's process, and Ray's workers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ OTHERS = (
 )  # fmt: skip
 HOSTILE = "import os\nopen({log!r}, 'a').write({name!r} + '\\n')\nraise SystemExit('hostile ' + {name!r})\n"
 AS_SCRIPT = "from mrpo_cli.main import main; main()"
-# Files are read in parts from 32 MiB on; here from a few bytes on.
-IN_PARTS = "import mrpo_pipeline.pairs.partitioning as partitioning; partitioning._SMALLEST = 64; from mrpo_cli.main import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +63,6 @@ def test_compares_workers_and_templates_run_no_module_of_the_folder(folder: Path
     options = ("compare", "recipe.yaml", "--processes", "2", "--seeds", "0")
     said = run(folder, document, *start, options=options)
     assert "2 runs at a time" in said
-
-
-def test_plans_parts_run_no_module_of_the_folder(folder: Path, document: dict[str, Any]) -> None:
-    said = run(folder, document, sys.executable, "-P", "-c", IN_PARTS, options=("--verbose", "plan", "recipe.yaml"))
-    assert "Reading in parts failed" not in said
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mrpo_pipeline.plan import hardware
-from mrpo_pipeline.plan.estimate import Estimate
+from mrpo_pipeline.plan.extrapolation import Estimate
 from mrpo_pipeline.plan.gpus import GPUS, gpu_here, recognize
 from mrpo_pipeline.plan.hardware import choose_machine, cpu_flops
 

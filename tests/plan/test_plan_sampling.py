@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from planned_run import made_pairs, run
-from tiny_references import write_pairs
+from tiny_references import pair, write_pairs
 
 from mrpo_pipeline.dataset.prepare import read_splits
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs import partitioning, read_pairs
+from mrpo_pipeline.pairs import read_pairs
 from mrpo_pipeline.plan import plan_run
 from mrpo_pipeline.plan import sampling as sampling_module
-from mrpo_pipeline.plan.collector import Limits
-from mrpo_pipeline.plan.estimate import Expansion
+from mrpo_pipeline.plan.extrapolation import COMPLETION, NUMBER, TEXT, Extrapolation, sampled
 from mrpo_pipeline.plan.sampling import read_population
 from mrpo_pipeline.recipe import Pairs
 
 
 @pytest.fixture
 def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling_module, "COUNTED", Limits(2000, 8_000_000))
-    monkeypatch.setattr(sampling_module, "SAMPLED", Limits(1500, 5_000_000))
+    monkeypatch.setattr(sampling_module, "MOST_PAIRS", 1000)
 
 
 @pytest.mark.usefixtures("small_sample")
 def test_tokens_and_bytes_of_a_sample_are_within_two_percent_and_within_what_is_stated(tmp_path: Path) -> None:
-    recipe = run(tmp_path, made_pairs(6000, longest=30), pairs={"eval_fraction": 0.1})
+    recipe = run(tmp_path, made_pairs(3000, longest=30), pairs={"eval_fraction": 0.1})
     found, truth = plan_run(recipe), plan_run(recipe, exact=True)
     assert found.data.sampled_share < 1 == truth.data.sampled_share
-    assert 600 < found.data.sampled_pairs <= 1500
+    assert 700 < found.data.sampled_pairs < 1300
     counted = ("rows", "pairs", "prompts")
     assert [getattr(found.data, name) for name in counted] == [getattr(truth.data, name) for name in counted]
     assert {name: split.pairs for name, split in found.data.splits.items()} == {
@@ -50,105 +47,102 @@ def test_tokens_and_bytes_of_a_sample_are_within_two_percent_and_within_what_is_
     assert found.references[0].cache_bytes.value == pytest.approx(truth.references[0].cache_bytes.value, rel=0.02)
     assert (
         "tokens an epoch" in found.table()
-        and "every 8th prompt" in found.table()
-        and "prompt (95%" not in truth.table()
+        and "of one prompt in 3 (95%" in found.table()
+        and "(95%" not in truth.table()
     )
     assert found.as_dict()["references"][0]["tokens_error"] > 0
 
 
 @pytest.mark.usefixtures("small_sample")
 def test_a_sample_is_of_whole_prompts_and_the_longest_pairs_are_known(tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path / "pairs.jsonl", made_pairs(5000, longest=20))
+    pairs = write_pairs(tmp_path / "pairs.jsonl", made_pairs(2000, longest=20))
     found = read_population(Pairs(train=str(pairs)))
-    split, everything = found.splits["train"], read_pairs(str(pairs)).frame
-    inside = everything.filter(everything["prompt"].is_in(split.sample["prompt"].unique().implode()))
-    assert inside.height == split.sample.height < everything.height == split.numbers.height
-    longest = (
-        everything["prompt"].str.len_bytes()
-        + np.maximum(everything["chosen"].str.len_bytes(), everything["rejected"].str.len_bytes())
-    ).sort(descending=True)
-    sizes = split.longest["prompt_bytes"] + np.maximum(split.longest["chosen_bytes"], split.longest["rejected_bytes"])
-    assert sizes.to_list() == longest.head(64).to_list()
+    sample, everything = found.sample("train"), read_pairs(str(pairs)).frame
+    inside = everything.filter(everything["prompt"].is_in(sample["prompt"].unique().implode()))
+    assert inside.height == sample.height < everything.height == found.splits["train"].height
+    length = pl.col("prompt").str.len_bytes() + pl.max_horizontal(
+        pl.col("chosen").str.len_bytes(), pl.col("rejected").str.len_bytes()
+    )
+    longest, lengths = (frame.select(length).to_series() for frame in (found.longest("train"), everything))
+    assert longest.sort(descending=True).to_list() == lengths.sort(descending=True).head(64).to_list()
 
 
 @pytest.mark.usefixtures("small_sample")
-def test_splits_of_a_sample_are_those_of_every_command(tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path / "pairs.jsonl", made_pairs(4000, longest=6))
+def test_splits_are_those_of_every_command(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", made_pairs(2000, longest=6))
     settings = Pairs(train=str(pairs), eval_fraction=0.2, weights_fraction=0.1)
     found, truth = read_population(settings), read_splits(settings)
-    assert found.share < 1
-    assert {name: split.numbers.height for name, split in found.splits.items()} == {
-        name: table.frame.height for name, table in truth.items()
-    }
-    for name, split in found.splits.items():
-        assert set(split.sample["pair_id"]) <= set(truth[name].frame["pair_id"])
+    assert found.step > 1
+    for name, table in truth.items():
+        assert found.splits[name].equals(table.frame)
 
 
-def as_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
-    import polars as pl
-
-    pl.DataFrame(rows).write_parquet(path, row_group_size=400)
-    return path
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_read_in_parts_side_by_side_it_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    rows = made_pairs(3000, longest=12)
-    write = as_parquet if kind == "parquet" else write_pairs
-    settings = Pairs(train=str(write(tmp_path / f"pairs.{kind}", rows)), eval_fraction=0.1)
-    whole = read_population(settings, exact=True)
-    monkeypatch.setattr(partitioning, "_SMALLEST", 1000)
-    parts = read_population(settings, exact=True)
-    assert (parts.rows, parts.skipped) == (whole.rows, whole.skipped)
-    for name, split in whole.splits.items():
-        columns = ["pair_id", "prompt_key", "chosen_key", "rejected_key", "chosen_bytes"]
-        assert (
-            parts.splits[name].sample.select(columns).sort(columns).equals(split.sample.select(columns).sort(columns))
-        )
-        assert parts.splits[name].longest["prompt_bytes"].to_list() == split.longest["prompt_bytes"].to_list()
+@pytest.mark.usefixtures("small_sample")
+def test_of_few_prompts_everything_is_counted_whatever_else_there_is(tmp_path: Path) -> None:
+    rows = [pair(f"prompt {i % 20}", f"one {i}", f"two {i}") for i in range(1500)]
+    few = write_pairs(tmp_path / "few.jsonl", rows)
+    many = write_pairs(tmp_path / "many.jsonl", made_pairs(1500, longest=6))
+    assert read_population(Pairs(train=str(few))).step == 1
+    assert read_population(Pairs(train=str(few), eval=str(many))).step == 1
+    # Held-out pairs decide nothing that has to be known well.
+    assert read_population(Pairs(train=str(many), eval=str(few))).step == 3
 
 
-def test_a_bad_row_in_a_later_part_is_named_by_its_row_in_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = made_pairs(400, longest=6)
-    rows[350] = {"prompt": "x", "chosen": 3, "rejected": "y"}
+def test_a_bad_row_is_named_as_every_command_names_it(tmp_path: Path) -> None:
+    rows = made_pairs(40, longest=6)
+    rows[35] = {"prompt": "x", "chosen": 3, "rejected": "y"}
     path = write_pairs(tmp_path / "pairs.jsonl", rows)
-    monkeypatch.setattr(partitioning, "_SMALLEST", 1000)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as found:
         read_population(Pairs(train=str(path)))
     with pytest.raises(UserError) as expected:
         read_pairs(str(path))
-    assert str(told.value) == str(expected.value)
-    assert "row 350 (line 351)" in str(told.value)
+    assert str(found.value) == str(expected.value)
     skipped = read_population(Pairs(train=str(path), on_bad_row="skip"))
-    assert (skipped.rows, skipped.skipped) == (400, {"wrong type": 1})
+    assert (skipped.rows, skipped.skipped) == (40, {"wrong type": 1})
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     draw = np.random.default_rng(0)
-    prompts = np.repeat(np.arange(6000, dtype=np.uint64), draw.integers(1, 6, 6000))
-    sizes = draw.lognormal(6, 1, len(prompts))
+    prompts = np.repeat(np.arange(3000), draw.integers(1, 6, 3000))
+    sizes = draw.lognormal(6, 1, len(prompts)).astype(int) + 1
     # Tokens about in proportion to bytes, cut at some length, and alike within a prompt.
-    values = np.minimum(sizes * (0.25 + draw.normal(0, 0.04, 6000)[prompts.astype(int)]), 600)
-    share, hits, gaps, stated = 1 / 16, 0, [], []
-    for _ in range(300):
-        inside = (draw.random(6000) < share)[prompts.astype(int)]
-        expansion = Expansion({"text": sizes[inside]}, prompts[inside], {"text": sizes}, share)
-        found = expansion.total(values[inside])
+    values = np.minimum(sizes * (0.25 + draw.normal(0, 0.04, 3000)[prompts]), 600)
+    hits, gaps, stated = 0, [], []
+    for trial in range(100):
+        frame = pl.DataFrame(
+            {
+                "prompt": [f"{trial} {prompt}" for prompt in prompts],
+                "chosen": ["c" * size for size in sizes],
+                "rejected": "",
+                "value": values,
+            }
+        )
+        sample = sampled(frame, 8)
+        found = Extrapolation([frame], 8, sample["prompt"], distinct=False).total(sample["value"].to_numpy(), TEXT)
         hits += abs(found.value - values.sum()) <= found.error
         gaps.append(found.value / values.sum() - 1)
         stated.append(found.relative_error)
-    assert 0.9 <= hits / 300 <= 0.99
-    assert abs(np.mean(gaps)) < 0.002
+    assert 0.9 <= hits / 100 <= 0.99
+    assert abs(np.mean(gaps)) < 0.003
     # Without the bytes, 375 prompts of so uneven lengths would tell it to about ±13%.
     assert np.mean(stated) < 0.03
 
 
+def test_a_completion_of_several_pairs_counts_once_among_completions_and_each_time_among_pairs() -> None:
+    names = [f"prompt {i}" for i in range(4000)]
+    frame = pl.DataFrame({"prompt": names * 2, "chosen": ["abc"] * 8000, "rejected": ["de"] * 4000 + ["fgh"] * 4000})
+    prompts = sampled(frame, 4)["prompt"]
+    pairs = Extrapolation([frame], 4, prompts, distinct=False)
+    assert pairs.count(np.ones(len(prompts), dtype=bool)).value == pytest.approx(8000)
+    own = prompts.unique()
+    completions = Extrapolation([frame], 4, pl.concat([own] * 3), distinct=True)
+    assert completions.count(np.ones(3 * len(own), dtype=bool)).value == pytest.approx(12000)
+    each = np.repeat([3.0, 2.0, 3.0], len(own))
+    assert completions.total(each, COMPLETION).value == pytest.approx(4000 * 8)
+    assert completions.total(np.ones(3 * len(own)), NUMBER).error == pytest.approx(0)
+
+
 def test_everything_looked_at_is_a_sum_without_error() -> None:
-    sizes = np.array([3.0, 5.0])
-    expansion = Expansion({"text": sizes}, np.array([1, 2], np.uint64), {"text": sizes}, 1.0)
-    assert expansion.total(np.array([2.0, 4.0])) == expansion.total(np.array([2.0, 4.0]), None)
-    assert json.dumps(
-        [expansion.total(np.array([2.0, 4.0])).value, expansion.count(np.array([True, False])).value]
-    ) == ("[6.0, 1.0]")
+    found = Extrapolation([], 1, pl.Series(["a", "b"]), distinct=True)
+    total = found.total(np.array([2.0, 4.0]))
+    assert (total.value, total.error, found.count(np.array([True, False])).value) == (6.0, 0.0, 1.0)

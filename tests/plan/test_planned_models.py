@@ -10,7 +10,6 @@ import torch
 
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.plan.architecture import Architecture, describe, empty_model, weight_bytes
-from mrpo_pipeline.plan.cache_bytes import drawn_logps
 
 
 def described(kind: str) -> Architecture:
@@ -67,15 +66,3 @@ def test_a_model_of_seventy_billion_parameters_is_counted_without_memory() -> No
         num_key_value_heads=8,
     )  # fmt: skip
     assert describe(empty_model(config, dtype=torch.float32)).parameters == 70_553_706_496  # Llama-3-70B's own
-
-
-def test_drawn_log_probs_are_log_probs_and_follow_those_that_are_known() -> None:
-    for parameters in (1_000_000, 100_000_000, 8_000_000_000, None):
-        drawn = drawn_logps(20_000, parameters, None)
-        assert drawn.dtype.name == "float32" and (drawn <= 0).all()
-    assert drawn_logps(20_000, 8_000_000_000, None).mean() == pytest.approx(-1, abs=0.05)
-    assert drawn_logps(20_000, 1_000_000, None).mean() == pytest.approx(-5.5, abs=0.1)
-    known = -drawn_logps(500, None, None) * 3 - 7
-    drawn = drawn_logps(20_000, None, known)
-    assert drawn.min() >= known.min() - 1e-6 and drawn.max() <= known.max() + 1e-6
-    assert drawn.mean() == pytest.approx(known.mean(), rel=0.03)

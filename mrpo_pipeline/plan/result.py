@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from mrpo_pipeline.plan.estimate import Estimate
+from mrpo_pipeline.plan.extrapolation import Estimate
+from mrpo_pipeline.plan.gpus import Gpu
 
 
 @dataclass
@@ -138,14 +139,10 @@ class TrainingPlan:
     unknown: list[str] = field(default_factory=list)
 
 
-@dataclass
-class GpuPlan:
-    """The GPU that hours and memory are for. ``peak_tflops`` is None, and hours with it, for one whose speed is unknown."""
+@dataclass(frozen=True, slots=True)
+class GpuPlan(Gpu):
+    """The GPU that hours and memory are for; there are no hours for one whose speed is unknown."""
 
-    name: str
-    label: str
-    peak_tflops: float | None
-    memory_bytes: int
     efficiency: float
     count: int
 
@@ -179,9 +176,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON: an estimate under its own name, and the half width of its 95% interval under ``NAME_error``."""
-        found = _plain(self)
-        assert isinstance(found, dict)
-        return found
+        return _named(vars(self))
 
     def table(self) -> str:
         """For the terminal."""
@@ -195,19 +190,17 @@ def _plain(value: Any) -> Any:
         return _named({one.name: getattr(value, one.name) for one in fields(value)})
     if isinstance(value, dict):
         return _named(value)
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _named(values: dict[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Estimate):
-            whole = name != "hours"
-            plain[name] = round(value.value) if whole else value.value
-            if value.error:
-                plain[f"{name}_error"] = math.ceil(value.error) if whole else value.error
-        else:
+        if not isinstance(value, Estimate):
             plain[name] = _plain(value)
+            continue
+        whole = name != "hours"
+        plain[name] = round(value.value) if whole else value.value
+        if value.error:
+            plain[f"{name}_error"] = math.ceil(value.error) if whole else value.error
     return plain
