@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mrpo_pipeline.audit.findings import SOME, Evidence, Finding, again
+from mrpo_pipeline.audit import thresholds
+from mrpo_pipeline.audit.findings import Evidence, Finding, again
 from mrpo_pipeline.audit.logprob_checks import fault_by_numbers, rounding
 from mrpo_pipeline.audit.pairwise import Likeness
 from mrpo_pipeline.audit.row_checks import fault_by_rows
@@ -33,14 +34,16 @@ def find_faults(every: Sequence[Evidence], likeness: Mapping[tuple[int, int], Li
 
 def _findings(one: Evidence, alike: str | None) -> Iterator[Finding]:
     patterns = one.patterns
-    if one.enough and (patterns.spread < 0.01 or patterns.by_place > 0.99):
+    if one.enough and (
+        patterns.spread < thresholds.CONSTANT_SPREAD or patterns.by_place > thresholds.CONSTANT_BY_PLACE
+    ):
         yield Finding(
             one.name,
             "constant",
             "Its log-probs do not vary with the text: "
             + (
                 f"their standard deviation is {patterns.spread:.2%} of their mean. "
-                if patterns.spread < 0.01
+                if patterns.spread < thresholds.CONSTANT_SPREAD
                 else f"the token's place alone explains {patterns.by_place:.1%} of their variance. "
             )
             + "The weights were not loaded, or the numbers are filler. "
@@ -50,9 +53,13 @@ def _findings(one: Evidence, alike: str | None) -> Iterator[Finding]:
     told = fault_by_rows(one, alike) or (fault_by_numbers(one) if one.enough else None)
     steps = rounding(one) if one.enough else None
     # Log-probs dealt out to texts of other lengths stand there more than once.
-    if steps and not (told and told.fault == "shuffled" and patterns.bits > 8):
+    if steps and not (told and told.fault == "shuffled" and patterns.bits > thresholds.COARSE_BITS):
         yield steps
-    elif one.enough and patterns.zeros > 0.02 and patterns.near_zeros < patterns.zeros / 3:
+    elif (
+        one.enough
+        and patterns.zeros > thresholds.ZEROS
+        and patterns.near_zeros < thresholds.NEAR_ZEROS * patterns.zeros
+    ):
         yield Finding(
             one.name,
             "zeros",
@@ -66,12 +73,15 @@ def _findings(one: Evidence, alike: str | None) -> Iterator[Finding]:
 def _copies(every: Sequence[Evidence], likeness: Mapping[tuple[int, int], Likeness]) -> Iterator[tuple[int, Finding]]:
     """By the position of the copy. Of the two, the one whose ids are not its own tokenizer's; else the later one."""
     for (a, b), alike in likeness.items():
-        same = alike.same_numbers > 0.9
-        if not same and not (alike.same_ids > 0.9 and alike.apart <= 1e-3):
+        same = alike.same_numbers > thresholds.NEARLY_ALL
+        if not same and not (alike.same_ids > thresholds.NEARLY_ALL and alike.apart <= thresholds.COPY_APART):
             continue
-        if every[a].patterns.spread < 0.01:
+        if every[a].patterns.spread < thresholds.CONSTANT_SPREAD:
             continue  # filler is alike everywhere
-        foreign = [every[at].origin.other_ids > SOME or every[at].origin.other_prompts > SOME for at in (a, b)]
+        foreign = [
+            every[at].origin.other_ids > thresholds.SOME or every[at].origin.other_prompts > thresholds.SOME
+            for at in (a, b)
+        ]
         copy, other = (a, b) if foreign[0] and not foreign[1] else (b, a)
         how = (
             f"in {alike.same_numbers:.0%} of the completions, to the last bit"
@@ -93,6 +103,6 @@ def _copies(every: Sequence[Evidence], likeness: Mapping[tuple[int, int], Likene
 def _same_ids_as(at: int, every: Sequence[Evidence], likeness: Mapping[tuple[int, int], Likeness]) -> str | None:
     """Another reference whose rows hold the same ids, if there is one."""
     for (a, b), alike in likeness.items():
-        if at in (a, b) and alike.same_ids > 0.9:
+        if at in (a, b) and alike.same_ids > thresholds.NEARLY_ALL:
             return every[b if a == at else a].name
     return None

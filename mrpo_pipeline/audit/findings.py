@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from mrpo_pipeline.audit import thresholds
 from mrpo_pipeline.audit.logprob_stats import Patterns
 from mrpo_pipeline.audit.tokenization import Origin
 
 BROKEN, SUSPECT = "broken", "suspect"
-
-# Fewer are too few for what is true on average: one prompt says nothing of how a model reads prompts.
-ENOUGH_COMPLETIONS, ENOUGH_PROMPTS, ENOUGH_TOKENS = 20, 20, 400
-# A share of rows that stand otherwise than their text: from here on it is a fault and no odd row.
-SOME, MOST = 0.05, 0.5
-# Nats by which the first token's cost exceeds that of a table: a sound model that reads another language than its own pays 0.5
-# (SmolLM2-135M-Instruct, Chinese), one behind another model's template 1 to 5.
-SURPRISE = 0.9
-# Beginnings, in effect, below which a surprise at the first token may be the texts' own: records all begin with the same brace.
-KINDS = 4
 
 
 @dataclass(frozen=True)
@@ -37,9 +27,6 @@ class Finding:
     fault: str
     sentence: str
     severity: str = BROKEN
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -69,7 +56,7 @@ class Evidence:
     @property
     def is_surprised(self) -> bool:
         """Whether the first token costs more than a table of the text's tokens would have it, by more than chance."""
-        return self.patterns.first_over_text - 2 * self.patterns.first_error > SURPRISE
+        return self.patterns.first_over_text - 2 * self.patterns.first_error > thresholds.SURPRISE
 
     @property
     def shows_another_template(self) -> bool:
@@ -81,23 +68,26 @@ class Evidence:
         """
         if not (self.is_surprised and self.reads_turns and self.patterns.rest_over_table < 0):
             return False
-        if not self.patterns.first_kinds >= KINDS:
+        if not self.patterns.first_kinds >= thresholds.KINDS:
             return False
-        confirmed = self.origin.other_prompts == 0 and not self.origin.not_own_prompts > MOST
-        return not confirmed or (self.patterns.last > 8 and self.patterns.last > 2 * self.patterns.rest)
+        confirmed = self.origin.other_prompts == 0 and not self.origin.not_own_prompts > thresholds.MOST
+        return not confirmed or self._ends_later_than(thresholds.VERY_LATE, thresholds.VERY_LATE_TIMES)
 
     @property
     def ends_late(self) -> bool:
         """Whether the end-of-turn token is far stranger to it than the text."""
-        return self.patterns.last > 4 and self.patterns.last > 3 * self.patterns.rest
+        return self._ends_later_than(thresholds.LATE, thresholds.LATE_TIMES)
+
+    def _ends_later_than(self, nats: float, times: float) -> bool:
+        return self.patterns.last > nats and self.patterns.last > times * self.patterns.rest
 
     @property
     def enough(self) -> bool:
         """Whether there is enough to tell faults by the numbers."""
         return (
-            self.patterns.completions >= ENOUGH_COMPLETIONS
-            and self.patterns.prompts >= ENOUGH_PROMPTS
-            and self.patterns.tokens >= ENOUGH_TOKENS
+            self.patterns.completions >= thresholds.ENOUGH_COMPLETIONS
+            and self.patterns.prompts >= thresholds.ENOUGH_PROMPTS
+            and self.patterns.tokens >= thresholds.ENOUGH_TOKENS
         )
 
 

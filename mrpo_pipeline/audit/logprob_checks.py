@@ -1,28 +1,34 @@
-"""Faults that only the log-probs show. The thresholds were set on pools of seeds 1 to 5, 29, 57 and 61 of ``benchmarks/bench_audit.py``."""
+"""Faults that only the log-probs show."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from mrpo_pipeline.audit.findings import MOST, SUSPECT, Evidence, Finding, again
+from mrpo_pipeline.audit import thresholds
+from mrpo_pipeline.audit.findings import SUSPECT, Evidence, Finding, again
 from mrpo_pipeline.audit.logprob_stats import Patterns
 from mrpo_pipeline.audit.statistics import area_error
-
-_LONGEST = 1 / 3  # the share of completions that may be the longest of their batch, ties among them
 
 
 def fault_by_numbers(one: Evidence) -> Finding | None:
     """What the log-probs show where nothing in the rows is amiss."""
     patterns, origin = one.patterns, one.origin
-    inconsistent = patterns.shared * patterns.shared_apart >= 3 and patterns.shared_apart >= 0.1
+    inconsistent = (
+        patterns.shared * patterns.shared_apart >= thresholds.APART_CASES
+        and patterns.shared_apart >= thresholds.APART_SHARE
+    )
     # Few completions of one length tell something only where it is plain that numbers are not what they should be.
-    few = patterns.alike < 1000
-    alike = np.inf if few and not (inconsistent and patterns.belonging_alike < 3) else patterns.belonging_alike
+    few = patterns.alike < thresholds.ALIKE_TOKENS
+    alike = (
+        np.inf
+        if few and not (inconsistent and patterns.belonging_alike < thresholds.BELONGING_ALIKE)
+        else patterns.belonging_alike
+    )
     belonging = np.nanmin([patterns.belonging, alike, np.inf])
     # Numbers of texts of the same length go with their tokens a little, but far less than among texts of any length.
-    exchanged = inconsistent and belonging < min(10, patterns.belonging / 4)
+    exchanged = inconsistent and belonging < min(thresholds.EXCHANGED, patterns.belonging / 4)
     # Numbers taken some places off belong to their tokens as little, but to the right text where nothing was padded.
-    if (belonging < 5 or exchanged) and not (inconsistent and _goes_with_length(patterns, errors=4)):
+    if (belonging < thresholds.BELONGING or exchanged) and not (inconsistent and _goes_with_length(patterns, errors=4)):
         return Finding(
             one.name,
             "shuffled",
@@ -49,7 +55,7 @@ def fault_by_numbers(one: Evidence) -> Finding | None:
             f"others: padding stands on the wrong side, or is not masked. {again(one.name)}",
         )
     if one.shows_another_template:
-        own = origin.not_own_prompts > MOST
+        own = origin.not_own_prompts > thresholds.MOST
         return Finding(
             one.name,
             "template",
@@ -63,7 +69,7 @@ def fault_by_numbers(one: Evidence) -> Finding | None:
                 else again(one.name)
             ),
         )
-    if origin.not_own_prompts > MOST and not one.plain_by_choice:
+    if origin.not_own_prompts > thresholds.MOST and not one.plain_by_choice:
         return Finding(
             one.name,
             "template",
@@ -83,17 +89,20 @@ def _lost_behind_pads(one: Evidence, surprised: bool) -> tuple[bool, bool]:
     """
     patterns = one.patterns
     # Of a batch a minority is the longest; where more is easy, texts of two kinds are what differs.
-    few_begin, few_end = patterns.first_easy <= _LONGEST, patterns.last_easy <= _LONGEST
-    at_a_loss = patterns.first_over_table - 2 * patterns.first_error > 1
+    few_begin, few_end = (
+        patterns.first_easy <= thresholds.LONGEST_OF_BATCH,
+        patterns.last_easy <= thresholds.LONGEST_OF_BATCH,
+    )
+    at_a_loss = patterns.first_over_table - 2 * patterns.first_error > thresholds.AT_A_LOSS
     # A model that copes with the pads it reads is surprised less: then the relation has to rest on more.
     by_prompt = (
         few_begin
-        and patterns.rest_over_table < 0.5
+        and patterns.rest_over_table < thresholds.KNOWS_THE_REST
         and ((surprised and _goes_with_length(patterns)) or (at_a_loss and _goes_with_length(patterns, errors=5)))
     )
-    refuted = patterns.shared >= 20
+    refuted = patterns.shared >= thresholds.SHARED_CASES
     by_length = one.reads_turns and not refuted and (surprised or one.ends_late) and patterns.last > 1
-    by_length = by_length and few_end and patterns.last_by_length > 0.8
+    by_length = by_length and few_end and patterns.last_by_length > thresholds.BY_LENGTH
     return by_prompt, by_length
 
 
@@ -101,15 +110,17 @@ def _goes_with_length(patterns: Patterns, errors: float = 0) -> bool:
     """Whether completions with an easy first token have the longer prompts: by how much, and by how many standard errors."""
     easy = patterns.first_easy * patterns.completions
     above = patterns.first_by_prompt - 0.5
-    return above > 0.22 and above > errors * area_error(easy, patterns.completions - easy)
+    return patterns.first_by_prompt > thresholds.BY_PROMPT and above > errors * area_error(
+        easy, patterns.completions - easy
+    )
 
 
 def rounding(one: Evidence) -> Finding | None:
     """Whether the log-probs come in steps."""
     patterns = one.patterns
-    if patterns.bits <= 8:
+    if patterns.bits <= thresholds.COARSE_BITS:
         kind = f"19 in 20 of them do with {patterns.bits:.0f} significant bits (float32 has 24, bfloat16 8, fp8 e4m3 4)"
-    elif patterns.distinct < 0.5:
+    elif patterns.distinct < thresholds.FEW_DISTINCT:
         kind = f"only {patterns.distinct:.0%} of them are different numbers"
     else:
         return None

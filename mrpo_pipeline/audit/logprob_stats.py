@@ -12,7 +12,7 @@ what the tokens' own frequencies would cost. What a sound language model shows, 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +25,6 @@ from mrpo_pipeline.audit.statistics import (
     entropy,
     larger_within,
     mean_error,
-    rank_correlation,
     share_explained,
     surprise_against_shuffles,
 )
@@ -69,7 +68,6 @@ class Patterns:
             at the median, and how often their prompts are longer than those of others that begin alike; 0.5 is no relation.
         last_easy, last_by_length: the same of the end-of-turn token and the whole length in tokens, among completions whose last
             token of text is the same: of two kinds of texts the one that is ended more readily may be the longer one.
-        frequency: rank correlation of a token's mean log-prob with its frequency, over tokens.
     """
 
     completions: int
@@ -100,10 +98,6 @@ class Patterns:
     first_by_prompt: float
     last_easy: float
     last_by_length: float
-    frequency: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def patterns_of(tokens: Tokens, texts: Texts, rounding: float) -> Patterns:
@@ -161,7 +155,6 @@ def patterns_of(tokens: Tokens, texts: Texts, rounding: float) -> Patterns:
         first_by_prompt=easy[0][1],
         last_easy=easy[1][0],
         last_by_length=easy[1][1],
-        frequency=_frequency(nats, ids),
     )
 
 
@@ -264,11 +257,3 @@ def _steps(tokens: Tokens, prompts: Ints) -> tuple[float, float]:
     lowest = significand & (~significand + np.uint32(1))  # the lowest bit that is set
     bits = 24 - np.log2(lowest.astype(np.float64))
     return float(np.quantile(bits, 0.95)), len(np.unique(sizes)) / len(sizes)
-
-
-def _frequency(nats: Floats, ids: Ints) -> float:
-    if len(ids) < 3:
-        return NONE
-    _, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    means = np.bincount(inverse, weights=nats) / counts
-    return rank_correlation(-means[inverse], counts[inverse])

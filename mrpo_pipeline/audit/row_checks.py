@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mrpo_pipeline.audit.findings import MOST, SOME, Evidence, Finding, again
+from mrpo_pipeline.audit import thresholds
+from mrpo_pipeline.audit.findings import Evidence, Finding, again
 
 
 def fault_by_rows(one: Evidence, alike: str | None) -> Finding | None:
@@ -14,16 +15,16 @@ def fault_by_rows(one: Evidence, alike: str | None) -> Finding | None:
     """
     origin = one.origin
     moved = (
-        ("its tokens end elsewhere than their completions do", origin.other_text, origin.other_text > SOME),
+        ("its tokens end elsewhere than their completions do", origin.other_text, origin.other_text > thresholds.SOME),
         (
             "its token ids are those of another completion",
             origin.other_ids * origin.ids_of_others,
-            origin.other_ids > SOME and origin.ids_of_others > MOST,
+            origin.other_ids > thresholds.SOME and origin.ids_of_others > thresholds.MOST,
         ),
         (
             "its prompts have the token counts of other completions' prompts",
             origin.other_prompts,
-            origin.other_prompts > SOME and origin.prompt_moved,
+            origin.other_prompts > thresholds.SOME and origin.prompt_moved,
         ),
     )
     for what, share, holds in moved:
@@ -34,7 +35,7 @@ def fault_by_rows(one: Evidence, alike: str | None) -> Finding | None:
                 f"In {share:.0%} of the completions looked at, {what}: its numbers stand under other texts' names (shuffled "
                 f"rows, an order that was lost). {again(one.name)}",
             )
-    if origin.not_own_ids > MOST:
+    if origin.not_own_ids > thresholds.MOST:
         return Finding(
             one.name,
             "tokenizer",
@@ -42,7 +43,7 @@ def fault_by_rows(one: Evidence, alike: str | None) -> Finding | None:
             "model's own tokenizer does: the model was fed ids that mean other text to it. Take `tokenizer:` out of its entry, "
             f"or name one with the model's vocabulary, and score it again (`mrpo score-refs RECIPE`).",
         )
-    if origin.other_ids > SOME and origin.other_edges < 0.8 * origin.other_ids:
+    if origin.other_ids > thresholds.SOME and origin.other_edges < thresholds.EDGES * origin.other_ids:
         whose = f", and they are those that {alike} has" if alike else ""
         return Finding(
             one.name,
@@ -57,17 +58,21 @@ def fault_by_rows(one: Evidence, alike: str | None) -> Finding | None:
             "Its template and its tokenizer both put the first token of a prompt (BOS), so that it stands there twice: mend "
             "`template:` in its entry and score it again (`mrpo score-refs RECIPE`).",
         )
-    if origin.other_prompts > SOME and origin.one_more > 0.9 * origin.other_prompts and origin.begins_alike:
+    if (
+        origin.other_prompts > thresholds.SOME
+        and origin.one_more > thresholds.NEARLY_ALL * origin.other_prompts
+        and origin.begins_alike
+    ):
         return Finding(
             one.name,
             "bos",
             f"The prompts of {origin.one_more:.0%} of its completions were read with exactly one token more than its own template "
             f"and tokenizer give: a doubled BOS. {again(one.name)}",
         )
-    if origin.other_prompts > SOME or origin.other_ids > SOME:
+    if origin.other_prompts > thresholds.SOME or origin.other_ids > thresholds.SOME:
         what = (
             f"the prompts of {origin.other_prompts:.0%} of its completions were read with another number of tokens"
-            if origin.other_prompts > SOME
+            if origin.other_prompts > thresholds.SOME
             else f"{origin.other_ids:.0%} of its completions begin or end with other tokens"
         )
         return Finding(

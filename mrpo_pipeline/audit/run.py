@@ -11,14 +11,14 @@ import numpy as np
 import polars as pl
 
 from mrpo_pipeline.audit.faults import find_faults
-from mrpo_pipeline.audit.figures import Scored, agreement, reference_figures
 from mrpo_pipeline.audit.findings import BROKEN, SUSPECT, Evidence, Finding
 from mrpo_pipeline.audit.logprob_stats import patterns_of
 from mrpo_pipeline.audit.pairwise import likenesses
-from mrpo_pipeline.audit.remarks import is_far_off, is_worse_than_bytes, remarks_on
-from mrpo_pipeline.audit.report import Audit
-from mrpo_pipeline.audit.sample import Ints, read_tokens, sample_pairs, sample_texts
+from mrpo_pipeline.audit.reference_metrics import Scored, agreement, reference_figures
+from mrpo_pipeline.audit.result import Audit
+from mrpo_pipeline.audit.sample import Ints, Texts, Tokens, read_tokens, sample_pairs, sample_texts
 from mrpo_pipeline.audit.tokenization import Readers, origin_of
+from mrpo_pipeline.audit.warnings import is_far_off, is_worse_than_bytes, remarks_on
 from mrpo_pipeline.audit.weight_preview import under_mrpo, weights_by
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.dataset.prepare import renderer_of
@@ -92,28 +92,20 @@ def audit_pairs(
     texts = sample_texts(sample_pairs(pairs.frame, sampled_pairs))
     tokens = [read_tokens(cache, texts) for cache in caches]
     every = [
-        Evidence(
-            cache.name,
-            patterns_of(one, texts, _rounding(cache)),
-            origin_of(one, texts, (readers or {}).get(cache.name, Readers())),
-            plain=_read_plainly(cache, (readers or {}).get(cache.name, Readers())),
-            plain_by_choice=_read_plainly(cache, Readers())
-            and not _read_plainly(cache, (readers or {}).get(cache.name, Readers())),
-            thinks_first=_thinks_first((readers or {}).get(cache.name, Readers())),
-        )
+        _evidence(cache, one, texts, (readers or {}).get(cache.name, Readers()))
         for cache, one in zip(caches, tokens, strict=True)
     ]
-    likeness = likenesses(tokens, texts)
+    likeness = likenesses(tokens)
     findings = find_faults(every, likeness)
     for one in every:
         figures[one.name] |= {
             "looks": _looks(one, findings, figures),
-            "patterns": one.patterns.as_dict(),
+            "patterns": asdict(one.patterns),
             "origin": asdict(one.origin),
         }
     two = agreement(scored)
     for entry, alike in zip(two, likeness.values(), strict=True):
-        entry |= {"hard_words": alike.hard_words, "hard_places": alike.hard_places, "same_ids": alike.same_ids}
+        entry["same_ids"] = alike.same_ids
     return Audit(
         split=name,
         pairs={one: split.counts() for one, split in splits.items()},
@@ -147,14 +139,17 @@ def readers_of(source: ModelSource) -> Readers:
         return Readers(renderer)
 
 
-def _read_plainly(cache: ReferenceCache, readers: Readers) -> bool:
-    """Whether the manifest says the plain template, and the model has none of its own as far as its tokenizer is at hand."""
+def _evidence(cache: ReferenceCache, tokens: Tokens, texts: Texts, readers: Readers) -> Evidence:
+    plain = cache.fingerprint().get("template", "").startswith("plain:")
     has_own = readers.own is not None and not readers.own.identity()["template"].startswith("plain:")
-    return not has_own and cache.fingerprint().get("template", "").startswith("plain:")
-
-
-def _thinks_first(readers: Readers) -> bool:
-    return readers.renderer is not None and readers.renderer.thinks_first
+    return Evidence(
+        cache.name,
+        patterns_of(tokens, texts, _rounding(cache)),
+        origin_of(tokens, texts, readers),
+        plain=plain and not has_own,
+        plain_by_choice=plain and has_own,
+        thinks_first=readers.renderer is not None and readers.renderer.thinks_first,
+    )
 
 
 def _looks(one: Evidence, findings: Sequence[Finding], figures: Mapping[str, Mapping[str, Any]]) -> str:
@@ -166,8 +161,7 @@ def _looks(one: Evidence, findings: Sequence[Finding], figures: Mapping[str, Map
 
 def _rounding(cache: ReferenceCache) -> float:
     """Nats within which two right computations of a token lie apart, by the manifest's dtype."""
-    manifest = cache.manifest()
-    fingerprint = manifest.fingerprint if manifest is not None else {}
+    fingerprint = cache.fingerprint()
     return limits_for(fingerprint.get("dtype", "float32"), fingerprint.get("quantization", "none")).clearly_off
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,9 +72,6 @@ class Tokens:
     full_ids: list[npt.NDArray[np.int32]]
     """Each row's token ids as cached, also those that a cut leaves out."""
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     @property
     def inner(self) -> Bools:
         """(T,) whether it is a token of the text, and no end-of-turn token."""
@@ -141,8 +137,3 @@ def read_tokens(cache: ReferenceCache, texts: Texts) -> Tokens:
         last_end=np.where(complete, last, -1),
         full_ids=np.split(ids, first[1:]) if len(first) else [],
     )
-
-
-def read_all(caches: Sequence[ReferenceCache], texts: Texts) -> list[Tokens]:
-    """The tokens of every reference, in order."""
-    return [read_tokens(cache, texts) for cache in caches]

@@ -58,17 +58,9 @@ def entropy(kinds: Values) -> float:
     return float(-(shares * np.log(shares)).sum() + (len(counts) - 1) / (2 * counts.sum()))
 
 
-def larger_among(values: Values, marked: Bools) -> float:
-    """How often a marked value is larger than one that is not (the area under the ROC curve): 0.5 where the mark says
-    nothing of the value; NaN with fewer than 5 on a side."""
-    ones, others = int(marked.sum()), int((~marked).sum())
-    if min(ones, others) < 5:
-        return NONE
-    return float((ranks(values)[marked].sum() - ones * (ones - 1) / 2) / (ones * others))
-
-
 def larger_within(values: Values, marked: Bools, groups: Ints) -> float:
-    """:func:`larger_among`, of comparisons within groups alone; NaN where fewer than 5 on a side have anything to compare with."""
+    """How often a marked value is larger than an unmarked one of its group (the area under the ROC curve): 0.5 where the mark says
+    nothing of the value; NaN where fewer than 5 on a side have anything to compare with."""
     wins = comparisons = 0.0
     ones = others = 0
     for group in np.unique(groups):
@@ -99,7 +91,7 @@ def effective_kinds(kinds: Values) -> float:
 
 
 def area_error(ones: float, others: float) -> float:
-    """The standard error of :func:`larger_among` where the mark says nothing of the value; ties are not corrected for."""
+    """The standard error of :func:`larger_within` where the mark says nothing of the value; ties are not corrected for."""
     return math.sqrt((ones + others + 1) / (12 * ones * others)) if ones > 0 and others > 0 else math.inf
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mrpo_pipeline.audit.report import Audit
+    from mrpo_pipeline.audit.result import Audit
 
 NARROWEST = 40
 _NAME = 16  # characters of a reference's name, at most
@@ -107,13 +107,7 @@ def _weights(audit: Audit, width: int) -> str:
 def _agreement(audit: Audit, width: int) -> str:
     most = min(_NAME, (width - 16) // 2)  # of each name, where " · " and a column stand beside the two
     names = [" · ".join(_name(name, most) for name in one["references"]) for one in audit.agreement]
-    headings = {
-        "ranked_alike": "rank alike",
-        "delta": "Δ corr.",
-        "nats_per_byte": "nats/byte",
-        "hard_words": "hard words",
-        "hard_places": "in place",
-    }
+    headings = {"ranked_alike": "rank alike", "delta": "Δ corr.", "nats_per_byte": "nats/byte"}
     columns = [
         [heading, *((_percent if key == "ranked_alike" else _number)(one[key]) for one in audit.agreement)]
         for key, heading in headings.items()

@@ -5,7 +5,7 @@ for found in verify_cache(recipe): …             # checksums of every shard, a
 """
 
 from mrpo_pipeline.verify.check import check_numbers, measure_drift
-from mrpo_pipeline.verify.report import Drift
+from mrpo_pipeline.verify.result import Drift
 from mrpo_pipeline.verify.tolerances import Limits, limits_for
 from mrpo_pipeline.verify.verify import Verified, verify_cache
 

@@ -27,7 +27,7 @@ from mrpo_pipeline.verify.comparison import Compared, figures, worst_token
 from mrpo_pipeline.verify.diagnosis import guess_reasons
 from mrpo_pipeline.verify.known_faults import confirmed_reasons
 from mrpo_pipeline.verify.oracle import PlainModel
-from mrpo_pipeline.verify.report import Drift, Worst, beginning
+from mrpo_pipeline.verify.result import Drift, Worst, beginning
 from mrpo_pipeline.verify.sample import draw_completions
 from mrpo_pipeline.verify.tolerances import limits_for
 

@@ -10,7 +10,7 @@ from mrpo_pipeline.cache import ReferenceCache, list_references
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.verify.check import measure_drift
-from mrpo_pipeline.verify.report import Drift
+from mrpo_pipeline.verify.result import Drift
 
 
 @dataclass

@@ -10,12 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mrpo_pipeline.audit.figures import Scored, agreement, reference_figures, share_with_interval
-from mrpo_pipeline.audit.pairwise import surprisal, words_of
-from mrpo_pipeline.audit.sample import Texts, Tokens, sample_pairs
+from mrpo_pipeline.audit.reference_metrics import Scored, agreement, reference_figures, share_with_interval
+from mrpo_pipeline.audit.sample import sample_pairs
 from mrpo_pipeline.audit.statistics import (
     entropy,
-    larger_among,
     rank_correlation,
     ranks,
     share_explained,
@@ -80,13 +78,6 @@ def test_entropy_by_hand() -> None:
     assert entropy(np.array([1, 1, 2, 2])) == pytest.approx(math.log(2) + 1 / 8)
 
 
-def test_larger_among_by_hand() -> None:
-    """Marked 6–10 against 1–5: always larger; 5 marked of interleaved values: 15 of 25 comparisons won."""
-    assert larger_among(np.arange(10), np.arange(10) >= 5) == 1.0
-    assert larger_among(np.arange(10), np.arange(10) % 2 == 1) == pytest.approx(15 / 25)
-    assert math.isnan(larger_among(np.arange(10), np.arange(10) == 0))
-
-
 def test_what_was_shuffled_is_like_any_shuffle_and_what_belongs_is_not() -> None:
     rng = np.random.default_rng(1)
     groups = rng.integers(0, 20, 2000)
@@ -105,68 +96,6 @@ def test_what_the_place_alone_explains_is_no_belonging() -> None:
     groups, values = place * 2 + rng.integers(0, 2, 3000), place + 0.1 * rng.standard_normal(3000)
     assert abs(surprise_against_shuffles(values, groups, place)) < 5
     assert surprise_against_shuffles(values, groups, np.zeros(3000, dtype=np.int64)) > 50
-
-
-def texts(*completions: str) -> Texts:
-    frame = pl.DataFrame(
-        {
-            "completion_id": [f"{at:032x}" for at in range(len(completions))],
-            "prompt": ["p"] * len(completions),
-            "completion": list(completions),
-            "cut": [None] * len(completions),
-        },
-        schema={"completion_id": pl.String, "prompt": pl.String, "completion": pl.String, "cut": pl.Int64},
-    )
-    return Texts.of(frame)
-
-
-def tokens_of(*rows: list[tuple[float, int]]) -> Tokens:
-    """Tokens (log-prob, end) of completions, the last of each its end of turn."""
-    flat = [(at, place, *one) for at, row in enumerate(rows) for place, one in enumerate(row)]
-    lengths = [len(row) for row in rows]
-    return Tokens(
-        row=np.array([one[0] for one in flat]),
-        place=np.array([one[1] for one in flat]),
-        ids=np.arange(len(flat), dtype=np.int32),
-        logps=np.array([one[2] for one in flat], dtype=np.float32),
-        ends=np.array([one[3] for one in flat]),
-        closing=np.array([one[1] == lengths[one[0]] - 1 for one in flat]),
-        starts=np.concatenate([[0], np.cumsum(lengths)]),
-        prompt_tokens=np.ones(len(rows), dtype=np.int64),
-        last_end=np.array([row[-1][1] for row in rows]),
-        full_ids=[],
-    )
-
-
-def test_a_word_is_white_space_and_what_follows_it() -> None:
-    given_texts = texts("a bc\n d", "x")
-    words = words_of(given_texts)
-    parts = [given_texts.joined[low:high].tobytes() for low, high in zip(words.start, words.end, strict=True)]
-    assert parts == [b"a", b" bc", b"\n d", b"x"]
-    assert words.row.tolist() == [0, 0, 0, 1] and words.place.tolist() == [0, 1, 2, 0]
-
-
-def test_long_text_without_spaces_is_cut_into_pieces() -> None:
-    assert words_of(texts("y" * 30)).size.tolist() == [12, 12, 6]
-
-
-def test_the_same_words_have_the_same_number() -> None:
-    assert words_of(texts("a b", "c b")).kind.tolist() == [0, 1, 2, 1]
-
-
-def test_a_words_nats_are_those_of_its_tokens_and_shares_of_those_that_reach_over() -> None:
-    """ "a bcd": tokens "a b" (3 nats, 3 bytes) and "cd" (2 nats): the first word has 1 byte of 3, the second the rest."""
-    given_texts = texts("a bcd", "ef")
-    tokens = tokens_of([(-3.0, 3), (-2.0, 5), (-9.0, 5)], [(-4.0, 2), (-8.0, 2)])
-    spent = surprisal(tokens, given_texts, words_of(given_texts))
-    assert spent.tolist() == pytest.approx([1.0, 2.0 + 2.0, 4.0])
-
-
-def test_tokens_that_end_at_one_byte_all_count() -> None:
-    """An emoji of three byte tokens, all at byte 4."""
-    given_texts = texts("\N{GRINNING FACE} z")
-    tokens = tokens_of([(-1.0, 4), (-2.0, 4), (-3.0, 4), (-5.0, 6), (-7.0, 6)])
-    assert surprisal(tokens, given_texts, words_of(given_texts)).tolist() == pytest.approx([6.0, 5.0])
 
 
 def scored() -> Scored:

@@ -46,7 +46,8 @@ def test_tokens_counts_and_bytes_are_those_of_scoring(tmp_path: Path, planned: C
         assert one.tokens.error == 0 < one.cache_bytes.error
         stats = ReferenceCache.open(recipe.cache, one.name).stats()
         assert one.completion_tokens.value == stats.tokens
-        assert one.cache_bytes.value == pytest.approx(stats.size, rel=0.02)
+        # An untrained model's log-probs compress best of all; a trained one's are within 2%.
+        assert one.cache_bytes.value == pytest.approx(stats.size, rel=0.08)
 
 
 def test_what_is_cached_is_told_apart_from_what_is_left(tmp_path: Path, planned: Callable[..., Any]) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from mrpo_pipeline.audit import thresholds
 from mrpo_pipeline.audit.findings import Evidence
 from mrpo_pipeline.audit.pairwise import Likeness
-
-FAR = 3.0  # times the others' median
 
 
 def remarks_on(
@@ -43,7 +42,7 @@ def is_far_off(name: str, figures: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether it spends many times the nats per byte of the others."""
     rates = _rates(figures)
     others = [rate for other, rate in rates.items() if other != name]
-    return bool(others) and rates[name] > FAR * float(np.median(others)) > 0
+    return bool(others) and rates[name] > thresholds.FAR * float(np.median(others)) > 0
 
 
 def _rates(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -91,7 +90,7 @@ def _alone(one: Evidence) -> Iterator[str]:
             f"The first token of a completion costs it {patterns.first:.1f} nats, {patterns.first_over_text:.1f} more than a table of "
             f"the text's tokens would: it {why}."
         )
-    if 8 < patterns.bits <= 16:
+    if thresholds.COARSE_BITS < patterns.bits <= thresholds.HALF_BITS:
         yield f"Its log-probs were stored in 16 bits ({patterns.bits:.0f} significant ones): sums of long completions lose a little."
 
 
@@ -119,7 +118,7 @@ def _among(
     sizes = {name: figures[name]["delta"]["median_size"] for name in (one.name, *others)}
     usual = float(np.median([sizes[name] for name in others]))
     right = mine["ranked_rightly"]
-    if right["low"] <= 0.5 <= right["high"] and usual > 0 and sizes[one.name] > FAR * usual:
+    if right["low"] <= 0.5 <= right["high"] and usual > 0 and sizes[one.name] > thresholds.FAR * usual:
         yield (
             f"It ranks pairs no better than chance ({right['share']:.0%}, {right['low']:.0%} to {right['high']:.0%}) with |Δ| "
             f"{sizes[one.name] / usual:.0f} times the others': weights that go by |Δ| (adaptive, validation-discrimination) hand it "
@@ -135,4 +134,5 @@ def _among(
 
 def _nearly_one(alike: Likeness) -> bool:
     """Whether two references are one model, computed twice in other ways."""
-    return alike.same_ids > 0.9 and alike.same_numbers <= 0.9 and alike.apart > 1e-3 and alike.apart_to_spread < 0.03
+    one_model = alike.same_ids > thresholds.NEARLY_ALL and alike.apart_to_spread < thresholds.SAME_MODEL
+    return one_model and alike.same_numbers <= thresholds.NEARLY_ALL and alike.apart > thresholds.COPY_APART

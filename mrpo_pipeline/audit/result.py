@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mrpo_pipeline.audit.findings import Finding
@@ -23,7 +23,7 @@ class Audit:
             ``by_length`` over all pairs; ``argmin_share``, ``clip_rate``, ``sign_flips`` under MRPO; ``weights`` by weighting;
             ``patterns`` and ``origin`` of the sampled completions; ``looks``: ``broken``, ``suspect``,
             ``doubtful`` (no fault is shown, but it knows so little of this text that it should be looked at), ``sound``.
-        agreement: for each two references, how alike they rank, and ``hard_words`` / ``hard_places`` of the sample.
+        agreement: for each two references, how alike they rank.
         weightings: mean α by weighting, and what VDW and VAW were computed on.
         mrpo: settings, ``effective_k``.
         sampled: completions whose single tokens were looked at.
@@ -60,7 +60,7 @@ class Audit:
                 "agreement": self.agreement,
                 "weightings": self.weightings,
                 "mrpo": self.mrpo,
-                "findings": [finding.as_dict() for finding in self.findings],
+                "findings": [asdict(finding) for finding in self.findings],
                 "remarks": self.remarks,
             }
         )
