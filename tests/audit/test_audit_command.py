@@ -42,6 +42,12 @@ def recipe(folder: Path, model: Path, *names: str, pairs: int = 30, **more: Any)
     return path
 
 
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """Two references of one model, scored once for several tests."""
+    return recipe(tmp_path_factory.mktemp("twins"), model, "base", "twin")
+
+
 def run(*arguments: str | Path) -> Result:
     log = logging.getLogger("mrpo")
     before = log.level, log.propagate, list(log.handlers)
@@ -87,8 +93,8 @@ def test_no_line_is_wider_than_the_terminal_and_none_loses_a_figure(
         assert sorted(re.findall(r"[+-]?\d+\.\d+%?", table)) == sorted(figures)
 
 
-def test_how_far_a_reference_goes_by_length_stands_in_the_table(tmp_path: Path, model: Path) -> None:
-    found = audit_recipe(load_recipe(recipe(tmp_path, model, "base"), {}))
+def test_how_far_a_reference_goes_by_length_stands_in_the_table(twins: Path) -> None:
+    found = audit_recipe(load_recipe(twins, {}))
     figure = found.references["base"]["delta"]["by_length_difference"]
     lines = found.table().splitlines()
     head = next(at for at, line in enumerate(lines) if line.startswith("By bytes of both"))
@@ -96,19 +102,20 @@ def test_how_far_a_reference_goes_by_length_stands_in_the_table(tmp_path: Path, 
     assert any(line.startswith("Δ by length: how Δ goes with") for line in lines)
 
 
-def test_a_copy_is_named_and_fails_only_when_strict(tmp_path: Path, model: Path) -> None:
-    path = recipe(tmp_path, model, "base", "twin")
-    ended = run(path)
+def test_a_copy_is_named_and_fails_only_when_strict(twins: Path) -> None:
+    ended = run(twins)
     assert ended.exit_code == 0
     assert re.search(r"BROKEN twin \(copy\)", ended.stdout)
-    strict = run(path, "--strict")
+    strict = run(twins, "--strict")
     assert isinstance(strict.exception, RunError) and "twin" in str(strict.exception)
     assert "BROKEN twin" in strict.stdout
 
 
-def test_json_holds_what_other_pieces_read(tmp_path: Path, model: Path) -> None:
-    path = recipe(tmp_path, model, "base", "twin", eval_fraction=0.2, weights_fraction=0.3)
-    found = json.loads(run(path, "--json").stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+def test_json_holds_what_other_pieces_read(twins: Path) -> None:
+    fractions = ("--eval-fraction", "0.2", "--set", "pairs.weights_fraction=0.3")
+    found = json.loads(
+        run(twins, "--json", *fractions).stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )
     assert found["version"] == 1 and found["split"] == "train"
     assert set(found["pairs"]) == {"train", "eval", "weights"}
     assert sum(counts["pairs in"] for counts in found["pairs"].values()) == 30
