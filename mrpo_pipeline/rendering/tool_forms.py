@@ -20,7 +20,7 @@ from mrpo_pipeline.pairs.identity import Message
 Render = Callable[[list[Message]], str]
 
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-PARTS = "parts"
+PARTS = ("parts", "parts of parts")
 _NINE = re.compile(r"[A-Za-z0-9]{9}")
 _LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -30,7 +30,8 @@ class Form:
     """What a template takes.
 
     Attributes:
-        reasoning: the key that it reads, or ``parts``: content as a list of parts, those of reasoning of type thinking.
+        reasoning: the key that it reads, or ``parts``: content as a list of parts, that of reasoning of type thinking, its text as it
+            is or (``parts of parts``) as a list of parts itself.
         arguments: ``object``, or ``text``: as JSON text.
         wrapped: whether a call is ``{"type", "id", "function": {…}}``.
         ids: of calls, ``given``, ``nine`` letters and digits (made where the data have others), ``functions``
@@ -72,13 +73,14 @@ class Form:
     def _assistant(self, message: Message, calls: Sequence[dict[str, Any]], ids: Sequence[str | None]) -> Message:
         reasoning, content = message.get("reasoning_content"), message["content"]
         made: Message = {"role": "assistant", "content": content}
-        if reasoning and self.reasoning == PARTS:
-            made["content"] = [{"type": "thinking", "thinking": reasoning}]
+        if reasoning and self.reasoning in PARTS:
+            thinking = reasoning if self.reasoning == PARTS[0] else [{"type": "text", "text": reasoning}]
+            made["content"] = [{"type": "thinking", "thinking": thinking}]
             made["content"] += [{"type": "text", "text": content}] if content else []
         elif reasoning:
             made[self.reasoning] = reasoning
         if calls:
-            if not content and self.no_content and not (reasoning and self.reasoning == PARTS):
+            if not content and self.no_content and not (reasoning and self.reasoning in PARTS):
                 made["content"] = None
             made["tool_calls"] = [self._call(call, own) for call, own in zip(calls, ids, strict=True)]
         return made
@@ -178,7 +180,7 @@ class Forms:
 
     def _find_reasoning(self) -> str | None:
         conversation = [_QUESTION, {**_ANSWER, "reasoning_content": "qZthoughtX5"}]
-        for key in (*REASONING_KEYS, PARTS):
+        for key in (*REASONING_KEYS, *PARTS):
             text = self._text(Form(reasoning=key).written(conversation))
             # A list may be written as Python writes it: then its keys are there.
             if text is not None and _in_order(text, ["qZthoughtX5", "qZanswerX6"]) and "type" not in _between(text):

@@ -100,8 +100,6 @@ GLM_LIKE = Model.of(
     stops=("<|endoftext|>", "<|user|>", "<|observation|>"),
     eos="<|endoftext|>",
 )
-MAGISTRAL_LIKE = Model.of(MAGISTRAL, "[INST]", "[/INST]", "[THINK]", "[/THINK]", eos="</s>")
-MAGISTRAL_LIKE.tokenizer.bos_token = "<s>"
 
 
 def rendered(
@@ -270,13 +268,16 @@ def test_the_header_of_a_result_ends_a_call_where_the_model_stops_with_it() -> N
     ]
 
 
-def test_reasoning_as_parts_of_the_content() -> None:
-    model = MAGISTRAL_LIKE
+@pytest.mark.parametrize("listed", [False, True])
+def test_reasoning_as_parts_of_the_content(listed: bool) -> None:
+    template = MAGISTRAL.replace("part.thinking", "part.thinking[0].text") if listed else MAGISTRAL
+    model = Model.of(template, "[INST]", "[/INST]", "[THINK]", "[/THINK]", eos="</s>")
+    model.tokenizer.bos_token = "<s>"
     one = rendered(model.renderer(), [USER], [THOUGHT])
-    parts = [{"type": "thinking", "thinking": THOUGHT["reasoning_content"]}, {"type": "text", "text": "It is fine."}]
-    assert [*one.prompt_ids, *one.completion_ids] == model.ids(
-        model.text([USER, {"role": "assistant", "content": parts}])
-    )
+    thought = THOUGHT["reasoning_content"]
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": thought}] if listed else thought}]
+    theirs = {"role": "assistant", "content": [*parts, {"type": "text", "text": "It is fine."}]}
+    assert [*one.prompt_ids, *one.completion_ids] == model.ids(model.text([USER, theirs]))
     assert model.tokenizer.decode(one.completion_ids).startswith("[THINK]")
 
 
