@@ -14,6 +14,7 @@ conversation is exact, explained by reasons that docs/rendering.md gives, refuse
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -69,8 +70,15 @@ class Oracle:
         added = own.get_added_tokens_decoder()
         self.special = {token.content for token in added.values() if token.special and len(token.content) > 1}
         self.special_ids = {i for i, token in added.items() if token.special}
+        # A processor's template takes a content as a list of parts only.
+        self.in_parts = False
+        with contextlib.suppress(Exception):  # it may refuse a text
+            plain, part = ([{"role": "user", "content": one}] for one in ("qZtext", _part("qZtext")))
+            self.in_parts = "qZtext" in self.text(part) and "qZtext" not in self.text(plain)
 
     def text(self, messages: list[dict[str, Any]], *, ask: bool = False, **options: Any) -> str:
+        if self.in_parts:
+            messages = [{**one, "content": _part(one["content"])} for one in messages]
         return str(
             self.tokenizer.apply_chat_template(
                 messages,
@@ -154,6 +162,10 @@ class Oracle:
 
     def _tokens(self, ids: list[int]) -> list[str]:
         return [str(self.own.id_to_token(i)) for i in ids]
+
+
+def _part(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _starts(ids: list[int], ours: list[int]) -> bool:
