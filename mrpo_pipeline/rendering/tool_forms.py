@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -179,12 +180,20 @@ class Forms:
         return self._reasoning
 
     def _find_reasoning(self) -> str | None:
-        conversation = [_QUESTION, {**_ANSWER, "reasoning_content": "qZthoughtX5"}]
-        for key in (*REASONING_KEYS, *PARTS):
-            text = self._text(Form(reasoning=key).written(conversation))
-            # A list may be written as Python writes it: then its keys are there.
-            if text is not None and _in_order(text, ["qZthoughtX5", "qZanswerX6"]) and "type" not in _between(text):
-                return key
+        # Some keep it before tool calls alone (Kimi K2 Thinking): what they do with an answer's is seen row by row.
+        for answer, last in ((_ANSWER, _ANSWER["content"]), (call_probe(), "qZnameX9")):
+            conversation = [_QUESTION, {**answer, "reasoning_content": "qZthoughtX5"}]
+            for key in (*REASONING_KEYS, *PARTS):
+                with suppress(UserError):
+                    form = (
+                        replace(self._form_of_calls(False), reasoning=key)
+                        if answer is not _ANSWER
+                        else Form(reasoning=key)
+                    )
+                    text = self._render(form.written(conversation))
+                    # A list may be written as Python writes it: then its keys are there.
+                    if _in_order(text, ["qZthoughtX5", last]) and "type" not in _between(text, last):
+                        return key
         return None
 
     def _form_of_calls(self, ids: bool) -> Form:
@@ -246,9 +255,9 @@ def _holds_calls(text: str) -> bool:
     return _in_order(text, ("qZnameX2", "qZnameX4")) and all(leaf in text for leaf in leaves)
 
 
-def _between(text: str) -> str:
+def _between(text: str, last: str) -> str:
     """What is between reasoning and answer of the probe."""
-    return text.split("qZthoughtX5")[-1].split("qZanswerX6")[0]
+    return text.split("qZthoughtX5")[-1].split(last)[0]
 
 
 def _in_order(text: str, marks: Sequence[str]) -> bool:

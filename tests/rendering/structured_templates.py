@@ -95,3 +95,16 @@ MAGISTRAL = (
     "{{- '[THINK]' + part.thinking + '[/THINK]' if part.type == 'thinking' else part.text }}{%- endfor %}{%- endif %}"
     "{{- eos_token }}{%- endif %}{%- endfor %}"
 )
+# Kimi K2 Thinking's kind: a call is written by its id, and reasoning is kept before calls that no answer follows.
+KIMI = (
+    "{%- set ns = namespace(last=-1) %}{%- for m in messages %}{%- if m.role == 'assistant' and not m.tool_calls %}"
+    "{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for m in messages %}"
+    "{%- if m.role == 'assistant' %}{{- '<|im_start|>assistant\\n<think>' }}"
+    "{{- m.reasoning_content if m.reasoning_content and loop.index0 > ns.last }}{{- '</think>' + m.content }}"
+    "{%- for call in m.tool_calls or [] %}"
+    "{{- '<|call|>' + call.id + '<|arguments|>' + call.function.arguments|tojson + '<|call_end|>' }}{%- endfor %}"
+    "{%- elif m.role == 'tool' %}{{- '<|im_start|>tool\\n## Return of ' + m.tool_call_id + '\\n' + m.content }}"
+    "{%- else %}{{- '<|im_start|>' + m.role + '\\n' + m.content }}{%- endif %}{{- '<|im_end|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from structured_templates import DEEPSEEK, GLM_XML, HARMONY, MAGISTRAL, MISTRAL_TOOLS, QWEN3_TOOLS
+from structured_templates import DEEPSEEK, GLM_XML, HARMONY, KIMI, MAGISTRAL, MISTRAL_TOOLS, QWEN3_TOOLS
 from tiny_tokenizers import LLAMA2, LLAMA3, llama2, llama3, qwen, special
 from tokenizers import AddedToken
 
@@ -266,6 +266,24 @@ def test_the_header_of_a_result_ends_a_call_where_the_model_stops_with_it() -> N
         *model.ids(model.text([USER, wrapped(CALL), RESULT, ANSWER])),
         user,
     ]
+
+
+def test_calls_written_by_their_ids_and_reasoning_kept_before_calls_alone() -> None:
+    model = Model.of(KIMI, "<|call|>", "<|arguments|>", "<|call_end|>")
+    renderer = model.renderer()
+    thinking = {**CALL, "reasoning_content": "Look first."}
+    theirs = {**wrapped(CALL), "reasoning_content": "Look first."}
+    theirs["tool_calls"][0]["id"] = "functions.look:0"
+    one = rendered(renderer, [USER], [thinking])
+    assert [*one.prompt_ids, *one.completion_ids] == model.ids(model.text([USER, theirs]))
+    assert "functions.look:0" in model.tokenizer.decode(one.completion_ids)
+    # Its generation prompt keeps the reasoning that the complete text drops once an answer follows.
+    one = rendered(renderer, [USER], [thinking, RESULT, ANSWER])
+    before = [USER, theirs, {**RESULT, "tool_call_id": "functions.look:0"}]
+    asked = model.text(before, add_generation_prompt=True)
+    assert [*one.prompt_ids, *one.completion_ids] == model.ids(asked + "<think></think>It is fine.<|im_end|>")
+    with pytest.raises(UserError, match="tiny cannot write reasoning"):
+        rendered(renderer, [USER], [THOUGHT])
 
 
 @pytest.mark.parametrize("listed", [False, True])
