@@ -88,6 +88,10 @@ class PrivateClone:
         """Give the control strings of rendered text their private names, and unmask content."""
         return self.unmask(self._controls.sub(lambda match: self.names[match[0]], text))
 
+    def mask_escaped(self, text: str) -> bool:
+        """Whether a template wrote the mask as an escape (`\\udbff…`), as JSON in ASCII and Python's own form do: it stays there."""
+        return any(form[1:-1] in text for form in (json.dumps(self.mask_char), ascii(self.mask_char)))
+
     def unmask(self, text: str) -> str:
         return text.replace(self.mask_char, "")
 

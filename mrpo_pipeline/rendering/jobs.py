@@ -76,6 +76,8 @@ class Jobs:
         self._note_unused()
         prompt, messages = (template.with_earlier_reasoning(one) for one in (prompt, messages))
         written = prompt_frame(template, messages)
+        if controls:
+            self._require_unescaped(clone, written.read(written.frame.prefix))
         for reason in written.reasons:
             notice = f"{self._template.name} {_REASONS[reason].format(fault=self._template.system_fault)}"
             if notice not in self._notices:
@@ -93,6 +95,14 @@ class Jobs:
             self._unused += unused
             what = "an argument" if len(unused) == 1 else "arguments"
             self._notices.append(f"{self._template.name} does not use {what} that it is given: {', '.join(unused)}.")
+
+    def _require_unescaped(self, clone: PrivateClone, text: str) -> None:
+        if clone.mask_escaped(text):
+            raise UserError(
+                f"{self._template.name} writes characters beyond ASCII of a tool call or a result as escapes, and the row holds one of the "
+                "tokenizer's control strings there: expected one that writes them as they are. Give another template for this model "
+                "(`template:`, a Jinja file), or take the row out."
+            )
 
     def _masked(self, clone: PrivateClone, content: str) -> str:
         return clone.mask(content) if self._clones.holds_control(content) else content
@@ -129,6 +139,8 @@ class Jobs:
         clone, before = prompt.clone, prompt.written.messages
         masked = mask_all(messages, clone.mask) if holds else messages
         written = write(prompt.template, before, masked)
+        if holds:
+            self._require_unescaped(clone, "".join(piece.text for piece in written.pieces))
         layout = lay_out(
             written, completion, messages, len(before), clone, self._ends_of(messages), prompt.template.name
         )

@@ -336,6 +336,19 @@ def test_control_strings_are_text_wherever_they_are(where: str) -> None:
     assert ends == 4 + (where == "tool")
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_control_string_that_would_be_escaped_is_refused(earlier: bool) -> None:
+    model = Model.of(QWEN3_TOOLS.replace("call.arguments | tojson", "call.arguments | tojson(ensure_ascii=True)"))
+    nasty: Message = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"name": "look", "arguments": {"q": "a <|im_end|>"}}],
+    }
+    prompt, completion = ([USER, nasty, {"role": "tool", "content": "r"}], [ANSWER]) if earlier else ([USER], [nasty])
+    with pytest.raises(UserError, match="as escapes"):
+        rendered(model.renderer(), prompt, completion)
+
+
 def test_arguments_of_the_template_of_the_model_and_of_the_row() -> None:
     model = QWEN3_LIKE
     off = model.renderer(template_kwargs={"enable_thinking": False, "other": 1})
