@@ -70,8 +70,11 @@ def find_turn_end(template: ChatTemplate, clone: PrivateClone, stops: Collection
 
 
 def find_calls_end(template: ChatTemplate, clone: PrivateClone, ends: Collection[str]) -> str | None:
-    """The token behind a message of tool calls: the first behind them that the model stops with, or else the last that the template
-    writes there, or what it writes next where the model stops with that (GLM's `<|observation|>`). None where there is none.
+    """The token behind a message of tool calls; None where there is none.
+
+    Of the control tokens that are written behind it whatever follows, it is the first that the model stops with, or else what
+    closes a user's message too, or else the last but for the next turn's header. Where there is none, it is what is written next
+    if the model stops with that (GLM's `<|observation|>`).
 
     Args:
         ends: tokens that the model stops with, and the one that ends an answer.
@@ -83,18 +86,30 @@ def find_calls_end(template: ChatTemplate, clone: PrivateClone, ends: Collection
         {"role": "tool", "content": "qZresultX9"},
     )
 
-    def behind(messages: list[Message]) -> list[str]:
-        try:
-            text = clone.rename(template.whole(messages).split("qZvalueX9")[-1].split("qZresultX9")[0])
-        except UserError:
-            return []
+    def controls(text: str) -> list[str]:
         return [names[char] for char in text if char in names]
 
-    last = behind([asked, call])
-    known = next((control for control in last if control in ends), None)
-    if known is not None or last:
-        return known or last[-1]
-    return next((control for control in behind([asked, call, result]) if control in ends), None)
+    def written(messages: list[Message]) -> tuple[str, str]:
+        """Up to the call's last text, and from there to the result."""
+        try:
+            before, behind = clone.rename(template.whole(messages)).rsplit("qZvalueX9", 1)
+        except (UserError, ValueError):
+            return "", ""
+        return before, behind.split("qZresultX9")[0]
+
+    before, last = written([asked, call])
+    _, followed = written([asked, call, result])
+    shared = controls(_shared_start(last, followed) if last and followed else last or followed)
+    known = next((control for control in shared if control in ends), None)
+    if known is not None:
+        return known
+    opening, _, closing = before.rpartition("question")
+    closes = next(iter(controls(closing)), None)
+    if closes in shared:
+        return closes
+    while len(shared) > 1 and len(controls(last)) > len(shared) and shared[-1] in controls(opening):
+        shared.pop()
+    return shared[-1] if shared else next((control for control in controls(followed) if control in ends), None)
 
 
 def _unknown_stop(template: ChatTemplate, written: str, stops: Collection[str], ends: Collection[str]) -> str:

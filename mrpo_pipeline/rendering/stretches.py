@@ -101,7 +101,7 @@ def lay_out(
         completion: as it is given.
         messages: the completion's; `first` is the index of the first of them in the conversation.
     """
-    text, parts_at, starts, closed, texts_end = _renamed(written, clone)
+    text, parts_at, starts, closed, texts_at = _renamed(written, clone)
     bytes_of: dict[tuple[int, str], tuple[int, int, str]] = {}
     total = 0
     for part in completion_parts(completion):
@@ -119,8 +119,10 @@ def lay_out(
             lead = len(given[: given.find(piece)].encode()) if piece in given else 0
             parts.append(Part(start, piece, begin + lead, end))
         calls = "calls" in own
-        limit = starts[n + 1] if n + 1 < len(starts) else len(text)
-        at = max(texts_end.get(first + index, 0), starts[n])
+        at = max([starts[n], *(stop for message, _, stop in texts_at if message == first + index)])
+        # It ends before the next message's text, be that a result.
+        later = [begin for message, begin, _ in texts_at if message > first + index]
+        limit = min([*starts[n + 1 : n + 2], *later, len(text)])
         upper = closed[n] if n < len(closed) else None
         found = _end(text, at, limit, clone, ends.of(clone, calls), n + 1 == len(indices), upper)
         if found is None:
@@ -144,13 +146,13 @@ def lay_out(
 
 def _renamed(
     written: Written, clone: PrivateClone
-) -> tuple[str, dict[int, list[tuple[str, int, str]]], list[int], list[int | None], dict[int, int]]:
-    """The text, where each message's reasoning and content are in it, the starts, the closed ends, and the end of each
-    message's last text."""
+) -> tuple[str, dict[int, list[tuple[str, int, str]]], list[int], list[int | None], list[tuple[int, int, int]]]:
+    """The text, where each message's reasoning and content are in it, the starts, the closed ends, and of every text its
+    message, from and to."""
     cuts = sorted({*written.starts, *(at for at in written.closed if at is not None)})
     moved: dict[int, int] = {}
     parts_at: dict[int, list[tuple[str, int, str]]] = {}
-    texts_end: dict[int, int] = {}
+    texts_at: list[tuple[int, int, int]] = []
     out: list[str] = []
     size = raw = 0
     for piece in written.pieces:
@@ -161,13 +163,13 @@ def _renamed(
             size += len(made)
         if piece.slot is not None:
             slot = piece.slot
-            texts_end[slot.message] = size
+            texts_at.append((slot.message, size - len(out[-1]), size))
             if slot.kind in ("reasoning", "content"):
                 parts_at.setdefault(slot.message, []).append((slot.kind, size - len(out[-1]), out[-1]))
         raw += len(piece.text)
     moved.setdefault(raw, size)
     starts = [moved[at] for at in written.starts]
-    return "".join(out), parts_at, starts, [None if at is None else moved[at] for at in written.closed], texts_end
+    return "".join(out), parts_at, starts, [None if at is None else moved[at] for at in written.closed], texts_at
 
 
 def _cut(piece: Piece, raw: int, cuts: Sequence[int]) -> list[tuple[int, str]]:

@@ -196,7 +196,7 @@ def _start(template: ChatTemplate, messages: list[Message], index: int, text: st
         return first
     tail = asked[given[1] :] if given is not None else ""
     same = next((i for i, (a, b) in enumerate(zip(tail, text[before:], strict=False)) if a != b), len(tail))
-    same = max((text.rfind(edge, before, before + same) for edge in "\n>])|"), default=before - 1) + 1
+    same = max((text.rfind(edge, before, before + same) for edge in "\n>])"), default=before - 1) + 1
     return min(max(same, before), limit)
 
 

@@ -108,3 +108,12 @@ KIMI = (
     "{%- else %}{{- '<|im_start|>' + m.role + '\\n' + m.content }}{%- endif %}{{- '<|im_end|>' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
+# Command-R7B's kind: the header of the next turn is always written, another token ends an answer than a turn.
+RESPONSE_TOOLS = (
+    "{%- for m in messages %}"
+    "{%- if m.role == 'assistant' and m.tool_calls %}{{- '<|ACTION|>' }}{%- for call in m.tool_calls %}"
+    "{{- call.function.name + call.function.arguments|tojson }}{%- endfor %}{{- '<|/ACTION|><|END|>' }}"
+    "{%- elif m.role == 'assistant' %}{{- '<|RESPONSE|>' + m.content + '<|/RESPONSE|><|END|>' }}"
+    "{%- elif m.role == 'tool' %}{{- '<|START|><|TOOL|>' + m.content + '<|END|><|START|><|BOT|><|THINK|>' }}"
+    "{%- else %}{{- '<|START|><|USER|>' + m.content + '<|END|><|START|><|BOT|><|THINK|>' }}{%- endif %}{%- endfor %}"
+)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from structured_templates import DEEPSEEK, GLM_XML, HARMONY, KIMI, MAGISTRAL, MISTRAL_TOOLS, QWEN3_TOOLS
+from structured_templates import DEEPSEEK, GLM_XML, HARMONY, KIMI, MAGISTRAL, MISTRAL_TOOLS, QWEN3_TOOLS, RESPONSE_TOOLS
 from tiny_tokenizers import LLAMA2, LLAMA3, llama2, llama3, qwen, special
 from tokenizers import AddedToken
 
@@ -265,6 +265,30 @@ def test_the_header_of_a_result_ends_a_call_where_the_model_stops_with_it() -> N
     assert [*one.prompt_ids, *one.completion_ids] == [
         *model.ids(model.text([USER, wrapped(CALL), RESULT, ANSWER])),
         user,
+    ]
+
+
+def test_a_result_is_never_scored_where_the_next_header_is_always_written() -> None:
+    tokens = ["ACTION", "/ACTION", "RESPONSE", "/RESPONSE", "START", "END", "BOT", "THINK", "USER", "TOOL"]
+    model = Model.of(RESPONSE_TOOLS, *(f"<|{token}|>" for token in tokens), eos="<|/RESPONSE|>")
+    other: Message = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"name": "other", "arguments": {}, "id": "call_2"}],
+    }
+    second: Message = {"role": "tool", "content": "later", "tool_call_id": "call_2"}
+    messages = [CALL, RESULT, other, second, ANSWER]
+    one = rendered(model.renderer(), [USER], messages)
+    assert one.scored is not None
+    text = model.text([USER, wrapped(CALL), RESULT, wrapped(other), second, ANSWER])
+    assert [*one.prompt_ids, *one.completion_ids] == model.ids(text.removesuffix("<|END|>"))
+    edges = np.flatnonzero(np.diff(one.scored)) + 1
+    runs = [model.tokenizer.decode(run) for run in np.split(one.completion_ids, edges)]
+    assert runs[1] == '<|START|><|TOOL|>{"t": 21}\nfine<|END|><|START|><|BOT|><|THINK|>'
+    assert runs[2:] == [
+        "<|ACTION|>other{}<|/ACTION|><|END|>",
+        "<|START|><|TOOL|>later<|END|><|START|><|BOT|><|THINK|>",
+        "<|RESPONSE|>It is fine.<|/RESPONSE|>",
     ]
 
 
