@@ -79,7 +79,7 @@ def _has(text: str, one: str) -> bool:
 
 def _spellings(text: str) -> list[str]:
     once = json.dumps(text, ensure_ascii=False)[1:-1]
-    return [text, once, json.dumps(once, ensure_ascii=False)[1:-1]]
+    return [text, once, json.dumps(once, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]]
 
 
 def _forms(messages: list[Row]) -> Iterator[Callable[[list[Row]], list[Row]]]:

@@ -79,24 +79,13 @@ def _aligned(
     template: ChatTemplate, messages: list[Message], first: int, slots: list[Slot], marks: list[str]
 ) -> tuple[int, list[Piece]]:
     """The message that the head was asked for (0: none), and the pieces."""
-    names = [slot for slot in slots if slot.kind == "name"]
-    error: UserError | None = None
-    for chosen in (slots, [slot for slot in slots if slot.kind != "name"])[: 1 + bool(names)]:
-        own = [mark for slot, mark in zip(slots, marks, strict=True) if slot in chosen]
-        marked = with_marks(messages, chosen, own)
-        try:
-            head, scaffold = _complete(template, marked, first, chosen, own)
-            full = _with_head(template, messages, head)
-            found = in_pieces(scaffold, chosen, own)
-            pieces = filled(full, found) if len(found) == 2 * len(chosen) + 1 else None
-        except UnboundedTemplateError:
-            raise
-        except UserError as fault:
-            error = error or fault
-            continue
-        if pieces is not None:
-            return head, pieces
-    raise error or UserError(_not_as_given(template, _kinds(slots)))
+    head, scaffold = _complete(template, with_marks(messages, slots, marks), first, slots, marks)
+    full = _with_head(template, messages, head)
+    found = in_pieces(scaffold, slots, marks)
+    pieces = filled(full, found) if len(found) == 2 * len(slots) + 1 else None
+    if pieces is None:
+        raise UserError(_not_as_given(template, _kinds(slots)))
+    return head, pieces
 
 
 def _complete(
@@ -162,9 +151,11 @@ def _check_calls(template: ChatTemplate, messages: list[Message], first: int, pi
         calls = messages[index].get("tool_calls", ())
         if not calls:
             continue
-        own = [i for i, piece in enumerate(pieces) if piece.slot is not None and piece.slot.message == index]
-        later = [i for i, piece in enumerate(pieces) if piece.slot is not None and piece.slot.message > index]
-        text = "".join(p.text for p in pieces[(own[0] - 1 if own else 0) : (later[0] if later else len(pieces))])
+        at = [(i, piece.slot) for i, piece in enumerate(pieces) if piece.slot is not None]
+        before = [i for i, slot in at if slot.message < index or (slot.message == index and slot.kind != "name")]
+        later = [i for i, slot in at if slot.message > index]
+        begin, end = before[-1] + 1 if before else 0, later[0] if later else len(pieces)
+        text = "".join(piece.text for piece in pieces[begin:end])
         if not all(holds_call(text, call) for call in calls):
             raise UserError(cannot_write(template.name, "tool calls"))
 

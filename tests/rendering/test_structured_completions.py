@@ -292,6 +292,19 @@ def test_a_result_is_never_scored_where_the_next_header_is_always_written() -> N
     ]
 
 
+def test_calls_written_before_the_content_are_refused() -> None:
+    calls = QWEN3_TOOLS[
+        QWEN3_TOOLS.index("{%- for call in m.tool_calls") : QWEN3_TOOLS.index(
+            "{{- '<|im_end|>\\n' }}{%- elif m.role == 'tool'"
+        )
+    ]
+    template = QWEN3_TOOLS.replace(calls, "").replace(
+        "{%- if m.role == 'assistant' %}", "{%- if m.role == 'assistant' %}" + calls
+    )
+    with pytest.raises(UserError, match="tiny cannot write the order"):
+        rendered(Model.of(template).renderer(), [USER], [{**CALL, "content": "Wait."}])
+
+
 def test_calls_written_by_their_ids_and_reasoning_kept_before_calls_alone() -> None:
     model = Model.of(KIMI, "<|call|>", "<|arguments|>", "<|call_end|>")
     renderer = model.renderer()
