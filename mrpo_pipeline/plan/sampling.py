@@ -13,11 +13,12 @@ from mrpo_pipeline.pairs import PairTable
 from mrpo_pipeline.plan.extrapolation import SIDES, Extrapolation, sampled
 from mrpo_pipeline.recipe import Pairs
 
-# Rendering takes about 1.2 ms of one core a pair of 1.6 kB, for every tokenizer. About so much is tokenized; less is counted.
+# Rendering takes about 1.2 ms of one core a pair of 1.6 kB, for every tokenizer. Up to so much is counted; of more, a sample of
+# about half that.
 MOST_PAIRS = 5_000
 MOST_BYTES = 8_000_000
 FEWEST_PROMPTS = 200  # however long they are: of fewer, a sample says little
-LONGEST = 64  # pairs that are tokenized whatever the sample, for the memory that the longest batch takes
+LONGEST = 32  # pairs that are tokenized whatever the sample, for the memory that the longest batch takes
 
 _BYTES = {name: pl.col(name).str.len_bytes().cast(pl.Int64) for name in ("prompt", *SIDES)}
 
@@ -84,4 +85,6 @@ def _step(splits: dict[str, pl.DataFrame]) -> int:
     wanted = math.ceil(max(sum(frame.height for frame in frames) / MOST_PAIRS, size / MOST_BYTES))
     # The tokens of training are those of its own prompts.
     prompts = [splits["train"]] if "train" in splits else frames
-    return max(1, min(wanted, sum(frame["prompt"].n_unique() for frame in prompts) // FEWEST_PROMPTS))
+    return max(
+        1, min(1 if wanted <= 1 else 2 * wanted, sum(frame["prompt"].n_unique() for frame in prompts) // FEWEST_PROMPTS)
+    )
