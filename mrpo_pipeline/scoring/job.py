@@ -77,7 +77,9 @@ def job_of(
     cache.check(resolve(source, renderer.identity()))
     missing = cache.missing(wanted)
     unfit = cache.unfit(wanted)
-    report = ReferenceReport(source.name, wanted.height, wanted.height - missing.height - unfit.height)
+    report = ReferenceReport(
+        name=source.name, wanted=wanted.height, cached=wanted.height - missing.height - unfit.height
+    )
     if on_bad_row == "error":
         unwritten = unfit.filter(pl.col("tokens") == 0)
         unfit = unfit.filter(pl.col("tokens") > 0)

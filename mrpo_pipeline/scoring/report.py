@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import polars as pl
 
@@ -26,25 +26,17 @@ class Counts:
         return self.scored + self.unfit + self.unwritten
 
     def add(self, other: Counts) -> None:
-        self.scored += other.scored
-        self.unfit += other.unfit
-        self.unwritten += other.unwritten
-        self.tokens += other.tokens
-        self.control_strings += other.control_strings
+        for counted in fields(Counts):
+            setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
 
 
-@dataclass
-class ReferenceReport:
+@dataclass(kw_only=True)
+class ReferenceReport(Counts):
     """What stage one did for one reference."""
 
     name: str
     wanted: int
     cached: int
-    scored: int = 0
-    unfit: int = 0
-    unwritten: int = 0
-    tokens: int = 0
-    control_strings: int = 0
     engine: str = ""
     startup_seconds: float = 0.0
     seconds: float = 0.0
@@ -52,13 +44,6 @@ class ReferenceReport:
     """Processes that scored it: 1 for this one alone."""
     deaths: int = 0
     """Processes among them that died, and whose work others did."""
-
-    def add(self, counts: Counts) -> None:
-        self.scored += counts.scored
-        self.unfit += counts.unfit
-        self.unwritten += counts.unwritten
-        self.tokens += counts.tokens
-        self.control_strings += counts.control_strings
 
     def summary(self) -> str:
         text = (
@@ -78,7 +63,7 @@ class ReferenceReport:
         return text
 
     def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+        return {"name": self.name, "wanted": self.wanted, "cached": self.cached} | asdict(self)
 
 
 def unfit_counts(records: pl.DataFrame) -> Counts:

@@ -71,8 +71,8 @@ def test_a_node_killed_in_the_middle_costs_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_workers_have_scored_and_leaves_no_process(tmp_path: Path) -> None:
-    # No shard is due before the end: what is found after the interrupt was written because of it.
-    recipe = make_run(tmp_path, rows_per_shard=100_000)
+    # No unit is over when the interrupt comes: what is found after it was written because of it.
+    recipe = make_run(tmp_path, pairs=3000, unit=100_000, rows_per_shard=100_000)
     run = start(recipe, "--workers", "2")
     wait_until(run, lambda: "ray::Worker.score" in [one.cmdline()[0] for one in workers_below(run.pid)])
     family = psutil.Process(run.pid).children(recursive=True)

@@ -11,9 +11,9 @@ from typing import Literal
 
 from mrpo_pipeline.scoring.job import Job
 from mrpo_pipeline.scoring.ray.resources import nodes_of, places_here, places_on_cluster
-from mrpo_pipeline.scoring.ray.scheduler import Crew
+from mrpo_pipeline.scoring.ray.scheduler import Scheduler, Task, units_of
 from mrpo_pipeline.scoring.ray.session import ray_session
-from mrpo_pipeline.scoring.ray.state import Task, Unit
+from mrpo_pipeline.scoring.report import count_control_strings, texts_of, unfit_counts
 from mrpo_pipeline.terminal import track
 
 log = logging.getLogger("mrpo")
@@ -33,27 +33,30 @@ def score_by_workers(jobs: Sequence[Job], where: Literal["local", "ray"]) -> Non
     assignments = [job.assignment_elsewhere() for job in jobs]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = max(job.settings.workers or 1 for job in jobs)
-    with ray_session(where, cores=max(cores, most)) as ray:
+    with ray_session(where, cores=max(cores, most)) as ray, ExitStack() as bars:
         nodes = nodes_of(ray.nodes())
         tasks = []
         for job, assignment in zip(jobs, assignments, strict=True):
+            name, settings, missing = job.source.name, job.settings, job.missing
             if where == "local":
-                places = places_here(job.source.name, job.settings, nodes[0], cores)
+                places = places_here(name, settings, nodes[0], cores)
             else:
-                places = places_on_cluster(job.source.name, job.settings, nodes)
-            tasks.append(Task(job, assignment, places, units_of(job, len(places))))
-        names = ", ".join(task.name for task in tasks)
-        slots = max(len(task.places) for task in tasks)
-        total = sum(job.missing.height for job in jobs)
-        log.info("%s: %s completions to score by %s workers", names, f"{total:,}", slots)
-        with ExitStack() as bars:
-            Crew(ray, tasks, slots, lambda: bars.enter_context(track(f"scoring {names}", total, "completions"))).run()
+                places = places_on_cluster(name, settings, nodes)
+            size = max(1, min(settings.unit, -(-missing.height // (UNITS_PER_WORKER * len(places)))))
+            units = deque(units_of(missing, size))
+            tasks.append(Task(job, assignment, places[: len(units)], units))
+        names, total = ", ".join(task.name for task in tasks), sum(job.missing.height for job in jobs)
+        log.info("%s: %s completions to score by %s workers", names, f"{total:,}", max(len(x.places) for x in tasks))
+        Scheduler(ray, tasks, lambda: bars.enter_context(track(f"scoring {names}", total, "completions"))).run()
     for task in tasks:
+        _report(task.job)
         for notice in sorted(task.notices):
             log.info("%s: %s", task.name, notice)
 
 
-def units_of(job: Job, workers: int) -> deque[Unit]:
-    """The missing completions cut into units of ``scoring.unit``, or smaller ones where there would be too few of them."""
-    size = max(1, min(job.settings.unit, -(-job.missing.height // (UNITS_PER_WORKER * workers))))
-    return deque(Unit(job.missing.slice(start, size)) for start in range(0, job.missing.height, size))
+def _report(job: Job) -> None:
+    """Count from the cache what workers have scored: their own counts are lost with those that die."""
+    found = unfit_counts(job.cache.unfit(job.missing))
+    found.scored = job.missing.height - found.done
+    found.control_strings = count_control_strings(job.renderer, texts_of(job.missing))
+    job.report.add(found)

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, chdir, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -57,39 +57,29 @@ def ray_session(where: Literal["local", "ray"], *, cores: int) -> Iterator[Any]:
         yield ray
         return
     settings = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
-    if where == "ray":
-        with _own_signals(), tempfile.TemporaryDirectory() as empty, _in_folder(empty):
-            _join(ray, settings)
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="mrpo-ray-", dir=_short_folder(), ignore_cleanup_errors=True) as folder,
-        _environment(_token()),
-    ):
-        try:
-            with _own_signals(), _in_folder(folder):
-                ray.init(
-                    address="local",
-                    num_cpus=cores,
-                    include_dashboard=False,
-                    _temp_dir=folder,
-                    **settings,
-                )
-        except (OSError, RuntimeError, ValueError) as error:
-            kept = f"{tempfile.gettempdir()}/mrpo-ray-failed-{secrets.token_hex(4)}"
-            with suppress(OSError, shutil.Error):
-                shutil.copytree(folder, kept, ignore=lambda _, names: [n for n in names if "sock" in n], symlinks=True)
-            raise RunError(
-                f"Ray did not start on this machine ({_line(error)}). Its logs are kept in {kept}. Nothing was scored; one "
-                "process needs no Ray (--workers 1)."
-            ) from error
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
+    with ExitStack() as session:
+        folder = tempfile.mkdtemp(prefix="mrpo-ray-", dir=_short_folder())
+        leave_no_folder = session.enter_context(ExitStack())
+        leave_no_folder.callback(shutil.rmtree, folder, ignore_errors=True)
+        # Ray puts the folder in which it starts first on its workers' module path: a module there would shadow the standard
+        # library's.
+        with _own_signals(), chdir(folder):
+            if where == "ray":
+                _join(ray, settings)
+            else:
+                for name, value in _token().items():
+                    os.environ[name] = value
+                    session.callback(os.environ.pop, name, None)
+                try:
+                    ray.init(address="local", num_cpus=cores, include_dashboard=False, _temp_dir=folder, **settings)
+                except (OSError, RuntimeError, ValueError) as error:
+                    leave_no_folder.pop_all()
+                    raise RunError(
+                        f"Ray did not start on this machine ({_line(error)}). Its logs are kept in {folder}. Nothing was "
+                        "scored; one process needs no Ray (--workers 1)."
+                    ) from error
+        session.callback(ray.shutdown)
+        yield ray
 
 
 def _join(ray: Any, settings: Mapping[str, Any]) -> None:
@@ -133,32 +123,6 @@ def _token() -> dict[str, str]:
     if known or (Path.home() / ".ray" / "auth_token").exists():
         return {}
     return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _in_folder(folder: str) -> Iterator[None]:
-    """Ray puts the folder in which it is started first on its workers' module path: a module of that name that lies there
-    would be run in place of the standard library's."""
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import platform
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import polars as pl
 import pyarrow as pa
@@ -16,7 +17,7 @@ from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.scoring.report import Counts
 from mrpo_pipeline.scoring.scorer import Assignment, Scorer
 
-# Variables that a worker takes over from the process that started the run: what is said to nobody, and how threads wait.
+# Variables that a worker takes over from the process that started the run: no usage reports, and how threads wait.
 PASSED_ON = (
     "HF_HUB_DISABLE_TELEMETRY",
     "VLLM_NO_USAGE_STATS",
@@ -28,23 +29,21 @@ PASSED_ON = (
 
 @dataclass(frozen=True)
 class Ready:
-    """What a worker says of itself once its engine runs."""
+    """What a worker reports once its engine runs; ``cache`` is what it writes to (``Scorer.cache_identity``)."""
 
     machine: str
-    pid: int
     version: str
     engine: str
     dtype: str
     startup_seconds: float
     notices: tuple[str, ...]
     cache: str
-    """Which cache it writes to (``Scorer.cache_identity``)."""
 
 
 class Worker:
-    """Scores units of one reference into the cache.
+    """Scores units of one reference into the cache; a unit that is over is written.
 
-    ``open``, ``score`` and ``finish`` run one after another in one thread; ``stop`` comes from another, at any time.
+    ``open`` and ``score`` run one after another in one thread; ``close`` comes from another, at any time.
     """
 
     def __init__(self, assignment: Assignment, environment: Mapping[str, str], started_on: str) -> None:
@@ -52,7 +51,7 @@ class Worker:
         self._assignment = assignment
         self._started_on = started_on
         self._scorer: Scorer | None = None
-        self._stopping = threading.Event()
+        self._closing = threading.Event()
         self._working = threading.Lock()
 
     def open(self) -> Ready:
@@ -64,46 +63,38 @@ class Worker:
             if platform.node() != self._started_on:  # what is missing there may well lie on the machine of the user
                 error.args = (f"{error} (So the worker on {platform.node()}.)",)
             raise
-        engine = scorer.engine
         return Ready(
             platform.node(),
-            os.getpid(),
             mrpo_pipeline.__version__,
-            engine.name,
-            engine.dtype,
+            scorer.engine.name,
+            scorer.engine.dtype,
             scorer.startup_seconds,
-            tuple(engine.notices),
+            tuple(scorer.engine.notices),
             scorer.cache_identity(),
         )
 
     def score(self, unit: pa.Table) -> Iterator[Counts]:
-        """Score a unit; yields what was done since the last time."""
+        """Score a unit and write it; yields what was done since the last time."""
         with self._working:
             if self._scorer is None:
                 return
-            frame = pl.from_arrow(unit)
-            assert isinstance(frame, pl.DataFrame)
-            for counts in self._scorer.score(frame):
-                if self._stopping.is_set():
-                    return
-                yield counts
+            try:
+                for counts in self._scorer.score(cast(pl.DataFrame, pl.from_arrow(unit))):
+                    if self._closing.is_set():
+                        return
+                    yield counts
+                self._scorer.flush()
+            except BaseException:
+                self._end()
+                raise
 
-    def finish(self) -> tuple[str, ...]:
-        """Write what is in hand and end the engine.
-
-        Returns:
-            what the renderer has to say.
-        """
+    def close(self) -> tuple[str, ...]:
+        """Leave a unit in the middle, write what is scored of it, and end the engine; returns the renderer's notices."""
+        self._closing.set()
         with self._working:
-            return self._close()
+            return self._end()
 
-    def stop(self) -> None:
-        """Leave the unit in the middle, and write what is in hand."""
-        self._stopping.set()
-        with self._working:
-            self._close()
-
-    def _close(self) -> tuple[str, ...]:
+    def _end(self) -> tuple[str, ...]:
         scorer, self._scorer = self._scorer, None
         if scorer is None:
             return ()

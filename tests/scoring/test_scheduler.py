@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from many_workers import assert_serves_the_same
 from test_scoring import cached_rows, recipe
@@ -99,6 +100,7 @@ from mrpo_pipeline.errors import ProcessDiedError
 class Deadly(LlamaForCausalLM):
     def __init__(self, config):
         super().__init__(config)
+        {at_start}
         self.model.register_forward_pre_hook(self.die, with_kwargs=True)
 
     @staticmethod
@@ -108,10 +110,10 @@ class Deadly(LlamaForCausalLM):
 """
 
 
-def deadly(folder: Path, how: str) -> tuple[Any, str]:
-    """A recipe whose model dies so of one long completion, and that completion's id."""
+def deadly(folder: Path, how: str, at_start: str = "") -> tuple[Any, str]:
+    """A recipe whose model dies so of one long completion, or at its start, and that completion's id."""
     path = reference(folder / "deadly", "llama", "qwen")
-    (path / "modeling_deadly.py").write_text(MODELLING.format(how=how))
+    (path / "modeling_deadly.py").write_text(MODELLING.format(how=how, at_start=at_start))
     config = json.loads((path / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_deadly.Deadly"}
     (path / "config.json").write_text(json.dumps(config))
@@ -123,10 +125,24 @@ def deadly(folder: Path, how: str) -> tuple[Any, str]:
     return made, completion_id(dump_prompt(rows[5]["prompt"]), rows[5]["chosen"][0]["content"])
 
 
+def test_units_cover_every_row_once() -> None:
+    frame = pl.DataFrame({"completion_id": list("abcdefg")})
+    units = list(scheduler.units_of(frame, 3, deaths=1))
+    assert [unit.frame["completion_id"].to_list() for unit in units] == [list("abc"), list("def"), ["g"]]
+    assert {unit.deaths for unit in units} == {1} and not list(scheduler.units_of(frame.clear(), 3))
+
+
 def test_a_completion_that_kills_every_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "PATIENCE", 2)
     made, identifier = deadly(tmp_path, "os.kill(os.getpid(), 9)")
     with pytest.raises(RunError, match=f"2 workers died of the same .*{identifier}"):
+        score_references(made)
+
+
+def test_workers_that_die_before_they_can_score_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "PATIENCE", 1)
+    made, _ = deadly(tmp_path, "pass", at_start="os.kill(os.getpid(), 9)")
+    with pytest.raises(RunError, match="1 workers died one after another before they could score"):
         score_references(made)
 
 
