@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from mrpo_pipeline.compare.methods import START, Contender
 from mrpo_pipeline.evaluation.intervals import Known, mean_known
+from mrpo_pipeline.evaluation.multiple_testing import ALPHA, holm
 from mrpo_pipeline.evaluation.power import pairs_needed
-from mrpo_pipeline.evaluation.significance import ALPHA, holm
 
 Floats = npt.NDArray[np.float64]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mrpo_pipeline.evaluation.intervals import Known, seed_freedom
-from mrpo_pipeline.evaluation.significance import ALPHA
+from mrpo_pipeline.evaluation.multiple_testing import ALPHA
 
 POINT = 0.01
 POWER = 0.8

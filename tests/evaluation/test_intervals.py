@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from mrpo_pipeline.evaluation.intervals import mean_known, seed_freedom
+from mrpo_pipeline.evaluation.multiple_testing import holm
 from mrpo_pipeline.evaluation.power import pairs_needed, seeds_needed
-from mrpo_pipeline.evaluation.significance import holm
 from mrpo_pipeline.evaluation.simulation import World, draw
 
 
