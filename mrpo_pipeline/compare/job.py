@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.compare.methods import START
-from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE
 from mrpo_pipeline.evaluation.staleness import forget
 from mrpo_pipeline.files.atomic import remove_folder, whole_file, write_whole, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
@@ -29,9 +28,6 @@ PAIRS = "pairs.parquet"
 LOG = "log.txt"
 _RUNNING = "running.json"
 
-# Called with the share of the work that is done, between 0 and 1.
-Tell = Callable[[float], None]
-
 
 @dataclass(frozen=True, eq=False)
 class Job:
@@ -40,7 +36,8 @@ class Job:
     Attributes:
         name: the method's, or ``start``.
         folder: where its results go.
-        train, held_out: folders of prepared pairs, which are mapped; ``choice`` the same of pairs that a sweep looks at.
+        train, held_out: folders of prepared pairs, which are mapped; ``choice`` the same of pairs that a sweep chooses by,
+            under a name that no other pairs have.
         policy, method, training: as ``mrpo_pipeline.policy.train`` takes them, the first two as plain data.
         recipe: the resolved recipe of this run, YAML, to lie beside its results.
         key: of everything that decides the result.
@@ -67,6 +64,11 @@ class Job:
     def title(self) -> str:
         return "the start" if self.name == START else f"{self.name}, seed {self.seed}"
 
+    @property
+    def measured(self) -> dict[str, str]:
+        """File of sums → folder of the prepared pairs that it is of."""
+        return {PAIRS: self.held_out} | ({sums_file(self.choice): self.choice} if self.choice else {})
+
     def as_json(self) -> str:
         return json.dumps(asdict(self), default=str)
 
@@ -75,41 +77,37 @@ class Job:
         return cls(**json.loads(text))
 
 
+def sums_file(choice: str) -> str:
+    """The name of a policy's sums of the pairs that a sweep chooses by."""
+    return f"{Path(choice).name}.parquet"
+
+
 def finished(job: Job) -> dict[str, Any] | None:
-    """What an earlier call left of this very run; None where it left nothing or another run, or its sums are damaged."""
+    """The result of this run that an earlier call left; None where there is none, or its sums are damaged."""
     place = Path(job.folder)
     result = _read(place / RESULT)
-    if result is None or result.get("key") != job.key or not (place / PAIRS).is_file():
+    if result is None or result.get("key") != job.key:
         return None
-    if _is_sound(place, result):
-        return result
-    log.warning("%s: %s is not what was written there, and the run is made again.", job.title, place / PAIRS)
-    return None
+    written = result.get("sums", {})
+    for name in job.measured:
+        if name not in written:
+            return None
+        if not (place / name).is_file() or written[name] != sha256_of_small(place / name):
+            log.warning("%s: %s is not what was written there, and the run is made again.", job.title, place / name)
+            return None
+    return result
 
 
-def _is_sound(place: Path, result: Mapping[str, Any]) -> bool:
-    """Whether the sums of the pairs are those that the run left. Runs of earlier versions have no checksum: theirs are read."""
-    import polars as pl
+def run_job(job: Job) -> dict[str, Any]:
+    """Train and measure, or measure the start; leaves ``result.json`` last, and returns its content.
 
-    try:
-        if "pairs_sha256" in result:
-            return bool(result["pairs_sha256"] == sha256_of_small(place / PAIRS))
-        pl.read_parquet(place / PAIRS, columns=["pair_id", "logps_chosen", "logps_rejected"])
-    except (OSError, pl.exceptions.PolarsError):
-        return False
-    return True
-
-
-def run_job(job: Job, tell: Tell) -> dict[str, Any]:
-    """Train and measure, or measure the start; leaves ``result.json`` last, and returns what stands in it.
-
-    A run that was stopped goes on from its last whole checkpoint, where the recipe had it write some.
+    A run that was stopped resumes from its last complete checkpoint, where the recipe had it write some.
     """
     with held(job.folder, "mrpo compare", within=True):
-        return _made(job, tell)
+        return _made(job)
 
 
-def _made(job: Job, tell: Tell) -> dict[str, Any]:
+def _made(job: Job) -> dict[str, Any]:
     from mrpo_pipeline.recipe import Method, Policy
 
     place = Path(job.folder)
@@ -118,19 +116,19 @@ def _made(job: Job, tell: Tell) -> dict[str, Any]:
     took = 0.0
     if job.name != START:
         began = time.monotonic()
-        _train(job, policy, method, tell)
+        _train(job, policy, method)
         took = time.monotonic() - began
         # What is measured is the adapter that lies on disk, loaded as a user would load it.
         policy = policy.model_copy(update={"adapter": str(place)})
     measured = _measure(job, policy, method)
-    digest = sha256_of_small(place / PAIRS)
-    result = {"key": job.key, **measured, "train_seconds": took, "pairs_sha256": digest}
+    sums = {name: sha256_of_small(place / name) for name in job.measured}
+    result = {"key": job.key, **measured, "train_seconds": took, "sums": sums}
     write_whole_json(place / RESULT, result)
     (place / _RUNNING).unlink(missing_ok=True)
     return result
 
 
-def _train(job: Job, policy: Policy, method: Method, tell: Tell) -> None:
+def _train(job: Job, policy: Policy, method: Method) -> None:
     from mrpo_pipeline.dataset.examples import PreferenceExamples
     from mrpo_pipeline.policy.checkpoints import DamagedCheckpointsError
     from mrpo_pipeline.policy.train import train_policy
@@ -154,7 +152,6 @@ def _train(job: Job, policy: Policy, method: Method, tell: Tell) -> None:
         anchor=_anchor(job),
         card=job.card,
         diagnostics=job.diagnostics,
-        callbacks=[_share_told(tell)],
     )
     try:
         train(resume=resume)
@@ -165,7 +162,7 @@ def _train(job: Job, policy: Policy, method: Method, tell: Tell) -> None:
 
 
 def _measure(job: Job, policy: Policy, method: Method) -> dict[str, Any]:
-    """The policy's figures on the held-out pairs, its sums of each in ``pairs.parquet``; and what a sweep asks of others."""
+    """The policy's figures on the held-out pairs; its sums of each, and of the pairs that a sweep chooses by, in files."""
     import polars as pl
 
     from mrpo_pipeline.dataset.examples import PreferenceExamples
@@ -176,20 +173,17 @@ def _measure(job: Job, policy: Policy, method: Method) -> dict[str, Any]:
 
     began = time.monotonic()
     model = load_policy(policy).to(device_of_choice())
-    examples = PreferenceExamples.open(Path(job.held_out))
     carried = AT_START if job.name == START else read_figures(job.folder)
-    figures = evaluate_policy(model, examples, method, carried)
-    anchor = _anchor(job)
-    if job.name == START and anchor is not None:
-        compare_start(examples, figures.chosen, figures.rejected, anchor, dtype_of(model))
-    table = {"pair_id": list(examples.pair_ids), "logps_chosen": figures.chosen, "logps_rejected": figures.rejected}
-    with whole_file(Path(job.folder) / PAIRS) as temporary:
-        pl.DataFrame(table).write_parquet(temporary)
-    result: dict[str, Any] = {"metrics": figures.metrics}
-    if job.choice:
-        choice = evaluate_policy(model, PreferenceExamples.open(Path(job.choice)), method, carried)
-        result["choice"] = {metric: choice.metrics[metric] for metric in COMPARABLE}
-    return {**result, "evaluate_seconds": time.monotonic() - began}
+    anchor, metrics = _anchor(job), {}
+    for name, folder in job.measured.items():
+        examples = PreferenceExamples.open(Path(folder))
+        figures = metrics[name] = evaluate_policy(model, examples, method, carried)
+        if job.name == START and name == PAIRS and anchor is not None:
+            compare_start(examples, figures.chosen, figures.rejected, anchor, dtype_of(model))
+        sums = {"pair_id": list(examples.pair_ids), "logps_chosen": figures.chosen, "logps_rejected": figures.rejected}
+        with whole_file(Path(job.folder) / name) as temporary:
+            pl.DataFrame(sums).write_parquet(temporary)
+    return {"metrics": metrics[PAIRS].metrics, "evaluate_seconds": time.monotonic() - began}
 
 
 def _anchor(job: Job) -> AnchorStart | None:
@@ -198,18 +192,8 @@ def _anchor(job: Job) -> AnchorStart | None:
     return None if job.anchor is None else AnchorStart(**job.anchor)
 
 
-def _share_told(tell: Tell) -> Any:
-    from transformers import TrainerCallback
-
-    class Told(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            tell(state.global_step / max(state.max_steps, 1))
-
-    return Told()
-
-
 def _clear(place: Path) -> None:
-    """Take away what another run left under this name."""
+    """Remove what another run left under this name."""
     from mrpo_pipeline.policy.checkpoints import checkpoints
 
     for path in checkpoints(place):

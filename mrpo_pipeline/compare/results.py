@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,11 @@ import polars as pl
 import mrpo_pipeline
 from mrpo_pipeline.compare import table
 from mrpo_pipeline.compare.comparisons import Outcomes, compare_outcomes, shares
-from mrpo_pipeline.compare.job import PAIRS
+from mrpo_pipeline.compare.job import PAIRS, Job
 from mrpo_pipeline.compare.methods import START, Contender
 from mrpo_pipeline.compare.moving import drift_per_token, metric_that_moves, ties_within
-from mrpo_pipeline.compare.verdict import Verdict, verdict_of
+from mrpo_pipeline.compare.verdict import verdict_of
+from mrpo_pipeline.compare.verdict_case import Verdict
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE, pair_outcomes
@@ -58,26 +60,28 @@ class Comparison:
 
 
 @dataclass
-class Trained:
-    """A method with its runs, in the order of the seeds.
+class Entry:
+    """A method that is trained once, under the name it has first.
 
     Attributes:
+        identity: of everything but the seed that decides its training. jobs: its runs, in the order of the seeds.
         describes: one line. diagnostics: of the references on the training pairs.
-        results: what each run left in ``result.json``. folders: where.
         also: other names of the same training in the recipe.
+        results: ``result.json`` of each run that was made.
     """
 
     contender: Contender
+    identity: str
+    jobs: Sequence[Job]
     describes: str
     diagnostics: Mapping[str, float]
-    results: Sequence[Mapping[str, Any]]
-    folders: Sequence[Path]
-    also: Sequence[str] = field(default_factory=list)
+    also: list[str] = field(default_factory=list)
+    results: Sequence[Mapping[str, Any]] = ()
 
 
 def summarize(
     folder: Path,
-    methods: Sequence[Trained],
+    methods: Sequence[Entry],
     held_out: PreferenceExamples,
     clusters: pl.Series,
     seeds: Sequence[int],
@@ -92,19 +96,8 @@ def summarize(
         held_out: the pairs, with the anchor's sums. clusters: (N,), the number of each one's prompt.
         more: entries of the document that are known before: pairs, costs and the like.
     """
-    start = _sums_of(folder / START, held_out)
-    drift = drift_per_token(*start, held_out)
-    ties = ties_within(drift, held_out)
-    outcomes = Outcomes(
-        clusters.to_numpy(),
-        pair_outcomes(*start, held_out, ties=ties),
-        {
-            one.contender.name: _over_seeds(
-                [pair_outcomes(*_sums_of(place, held_out), held_out, ties=ties) for place in one.folders]
-            )
-            for one in methods
-        },
-    )
+    runs = {one.contender.name: [Path(job.folder) for job in one.jobs] for one in methods}
+    outcomes, drift = outcomes_of(folder / START, runs, held_out, clusters, PAIRS)
     contenders = [one.contender for one in methods]
     own_shares = shares(outcomes)
     compared = compare_outcomes(contenders, outcomes)
@@ -130,7 +123,32 @@ def summarize(
     return Comparison(folder, _finite(document), verdict)
 
 
-def _method(one: Trained, known: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
+def clusters_of(frame: pl.DataFrame) -> pl.Series:
+    """(N,) the number of each pair's prompt: pairs of one prompt are not independent of each other."""
+    return frame["prompt"].rank("dense").cast(pl.Int64) - 1
+
+
+def outcomes_of(
+    start: Path, runs: Mapping[str, Sequence[Path]], examples: PreferenceExamples, clusters: pl.Series, file: str
+) -> tuple[Outcomes, float]:
+    """What the start and the runs' policies did on the pairs, and the drift in nats a token that ties allow for.
+
+    Args:
+        start, runs: their folders, the runs' by name and in the order of the seeds.
+        examples: the pairs, with the anchor's sums. clusters: (N,), the number of each one's prompt.
+        file: with the policy's sums of these pairs, in each of the folders.
+    """
+    sums = _sums_of(start / file, examples)
+    drift = drift_per_token(*sums, examples)
+    ties = ties_within(drift, examples)
+    found = {
+        name: _over_seeds([pair_outcomes(*_sums_of(x / file, examples), examples, ties=ties) for x in places])
+        for name, places in runs.items()
+    }
+    return Outcomes(clusters.to_numpy(), pair_outcomes(*sums, examples, ties=ties), found), drift
+
+
+def _method(one: Entry, known: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
     contender = one.contender
     metrics: dict[str, Any] = {}
     for metric, values in outcomes.methods[contender.name].items():
@@ -154,13 +172,13 @@ def _method(one: Trained, known: Mapping[str, Any], outcomes: Outcomes) -> dict[
     }
 
 
-def _sums_of(place: Path, held_out: PreferenceExamples) -> tuple[Any, Any]:
+def _sums_of(path: Path, examples: PreferenceExamples) -> tuple[Any, Any]:
     """(N,) each, nats: the policy's sums of the chosen and the rejected sides."""
-    frame = pl.read_parquet(place / PAIRS)
-    if frame["pair_id"].to_list() != list(held_out.pair_ids):
+    frame = pl.read_parquet(path)
+    if frame["pair_id"].to_list() != list(examples.pair_ids):
         raise RunError(
-            f"{place / PAIRS} holds other pairs than the held-out ones: it was changed since it was written. Delete "
-            f"{place}, and start the same command again."
+            f"{path} holds other pairs than those compared: it was changed since it was written. Delete {path.parent}, and start "
+            "the same command again."
         )
     return frame["logps_chosen"].to_numpy(), frame["logps_rejected"].to_numpy()
 
@@ -172,14 +190,12 @@ def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity: what is not a number is null."""
+    """JSON has no infinity: what is not a number is null."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
-    if isinstance(value, float) and value not in (value, float("inf"), float("-inf")):
-        return None
-    return None if isinstance(value, float) and abs(value) == float("inf") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def machine() -> str:

@@ -12,7 +12,7 @@ import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.compare.methods import Contender, contenders, settings_of
-from mrpo_pipeline.compare.results import Comparison, summarize
+from mrpo_pipeline.compare.results import Comparison, clusters_of, summarize
 from mrpo_pipeline.compare.runs import Desk
 from mrpo_pipeline.compare.sweep import choose
 from mrpo_pipeline.compare.worker_pool import Outcome
@@ -82,15 +82,16 @@ def _compare(recipe: Recipe, entrants: list[Contender], began: float) -> Compari
     remove_leftovers(folder, _INPUTS)
     with temporary_folder(folder, _INPUTS) as inputs:
         desk = Desk(recipe, splits, anchor_start(recipe, caches), folder, inputs)
+        chosen_by = desk.keep_choice() if sweeps else None
         desk.start()
         swept: list[dict[str, Any]] = []
-        if sweeps:
-            entrants, swept = choose(desk, entrants)
+        if chosen_by is not None:
+            entrants, swept = choose(desk, entrants, chosen_by)
         for one in entrants:
             desk.add(one)
         desk.run()
     frame = splits["eval"].pairs.frame
-    complete = [one for one in map(desk.trained, desk.entries) if one is not None]
+    complete = desk.complete()
     more = {
         "pairs": {name: split.counts() for name, split in splits.items()},
         "costs": desk.costs(time.monotonic() - began),
@@ -101,7 +102,13 @@ def _compare(recipe: Recipe, entrants: list[Contender], began: float) -> Compari
     if desk.start_job in desk.outcome.results and complete:
         held_out = desk.held_out
         comparison = summarize(
-            folder, complete, held_out, _clusters(frame), recipe.compare.seeds, metric=recipe.compare.metric, more=more
+            folder,
+            complete,
+            held_out,
+            clusters_of(frame),
+            recipe.compare.seeds,
+            metric=recipe.compare.metric,
+            more=more,
         )
         comparison.write()
         write_report(folder)
@@ -111,11 +118,6 @@ def _compare(recipe: Recipe, entrants: list[Contender], began: float) -> Compari
     for name, split in splits.items():
         log.info("%s: %s", name, in_words(split.counts()))
     return comparison
-
-
-def _clusters(frame: pl.DataFrame) -> pl.Series:
-    """(N,) the number of each pair's prompt: pairs of one prompt are not independent of each other."""
-    return frame["prompt"].rank("dense").cast(pl.Int64) - 1
 
 
 def _write_held_out(path: Path, pairs: CachedPairs) -> None:

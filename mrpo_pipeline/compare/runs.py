@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 from mrpo_pipeline.compare.job import Job, finished
 from mrpo_pipeline.compare.methods import START, Contender
 from mrpo_pipeline.compare.parallelism import Places, places_for
-from mrpo_pipeline.compare.results import DOCUMENT, Trained, machine
+from mrpo_pipeline.compare.results import DOCUMENT, Entry, machine
 from mrpo_pipeline.compare.worker_pool import Outcome, run_all
+from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.policy_start import AnchorStart
 from mrpo_pipeline.dataset.reference_logps import CachedPairs
 from mrpo_pipeline.dataset.splits import Split, examples_of
@@ -27,18 +28,6 @@ from mrpo_pipeline.recipe import Method, Recipe
 from mrpo_pipeline.recipe.describe import describe, with_seed
 
 log = logging.getLogger("mrpo")
-
-
-@dataclass
-class Entry:
-    """A method that is trained once, under the name it has first."""
-
-    contender: Contender
-    identity: str
-    jobs: list[Job]
-    describes: str
-    diagnostics: Mapping[str, float]
-    also: list[str] = field(default_factory=list)
 
 
 class Desk:
@@ -59,22 +48,23 @@ class Desk:
         self.choice = ""
 
     def start(self) -> None:
-        """The policy before training is measured like every other."""
+        """Measure the policy before training like every other."""
         where = self.inputs / START
         self.held_out.write(where)
         key = _digest(examples_digest(self.held_out), repr(self.policy), repr(self.anchor))
         self.start_job = Job(
             START, 0, str(self.folder / START), str(where), self.policy,
-            Method().model_dump(mode="json"), key, anchor=self.anchor,
+            Method().model_dump(mode="json"), key, choice=self.choice, anchor=self.anchor,
         )  # fmt: skip
         self.pending.append(self.start_job)
 
-    def keep_choice(self) -> None:
-        """The pairs of the third split, by which a sweep chooses: only the policy's tokens of them are looked at."""
+    def keep_choice(self) -> PreferenceExamples:
+        """The pairs of the third split, which runs measure from now on: a sweep chooses by them."""
         chosen_by, _ = examples_of(self.splits["weights"], Method(name="dpo"))
-        where = self.inputs / "choice"
+        where = self.inputs / f"choice-{examples_digest(chosen_by)[:12]}"
         chosen_by.write(where)
         self.choice = str(where)
+        return chosen_by
 
     def add(self, one: Contender, *, seeds: Sequence[int] | None = None, root: Path | None = None) -> Entry:
         """Prepare a method's pairs and its runs; one that is the same training as an earlier one is not trained again.
@@ -94,7 +84,6 @@ class Desk:
             repr(self.anchor),
         )
         describes = describe(own) + (f" Without {one.without}." if one.without else "")
-        entry = Entry(one, identity, [], describes, dict(targets.diagnostics))
         twin = next((x for x in self.entries if x.identity == identity), None) if root is None else None
         if twin is not None:
             log.info("%s is the same training as %s: one run stands for both.", one.name, twin.contender.name)
@@ -108,6 +97,7 @@ class Desk:
                 train.write(kept)
             train.write(where / "train", ids_from=kept)
             held_out.write(where / "held_out", ids_from=self.inputs / START)
+        jobs = []
         for seed in seeds or recipe.compare.seeds:
             place = (root or self.folder) / one.name / f"seed-{seed}"
             seeded = with_seed(recipe, seed).model_copy(
@@ -124,8 +114,9 @@ class Desk:
                 own.model_dump(mode="json"), key, str(where / "train"), self.choice, training, seeded.dump(),
                 card_of(seeded, parts), dict(targets.diagnostics), self.anchor,
             )  # fmt: skip
-            entry.jobs.append(job)
-            self.pending.append(job)
+            jobs.append(job)
+        self.pending += jobs
+        entry = Entry(one, identity, jobs, describes, dict(targets.diagnostics))
         if root is None:
             self.entries.append(entry)
         return entry
@@ -135,7 +126,7 @@ class Desk:
         left = []
         for job in self.pending:
             before = finished(job)
-            if before is None or (job.choice and "choice" not in before):
+            if before is None:
                 left.append(job)
             else:
                 log.info("%s: done before", job.title)
@@ -155,14 +146,12 @@ class Desk:
         took = f" in {result['train_seconds']:,.0f} s" if job.name != START else ""
         return f"{job.title}: done{took}, prefers the chosen side of {share:.1f} % of held-out pairs"
 
-    def trained(self, entry: Entry) -> Trained | None:
-        """The method with all its runs; None where one of them is missing."""
-        results = [self.outcome.results.get(job) for job in entry.jobs]
-        there = [result for result in results if result is not None]
-        if len(there) < len(results):
-            return None
-        folders = [Path(job.folder) for job in entry.jobs]
-        return Trained(entry.contender, entry.describes, entry.diagnostics, there, folders, entry.also)
+    def complete(self) -> list[Entry]:
+        """The methods of which every run was made, with the results."""
+        made = self.outcome.results
+        for entry in self.entries:
+            entry.results = [made[job] for job in entry.jobs if job in made]
+        return [entry for entry in self.entries if len(entry.results) == len(entry.jobs)]
 
     def costs(self, wall_seconds: float) -> dict[str, Any]:
         """What it took; where nothing was left to do, what it took before."""

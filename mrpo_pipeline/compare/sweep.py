@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.compare.job import RESULT
+from mrpo_pipeline.compare.job import RESULT, sums_file
 from mrpo_pipeline.compare.methods import Contender, settings_of
+from mrpo_pipeline.compare.moving import metric_that_moves
+from mrpo_pipeline.compare.results import clusters_of, outcomes_of
 from mrpo_pipeline.compare.runs import Desk
+from mrpo_pipeline.dataset.examples import PreferenceExamples
+from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE
 from mrpo_pipeline.files.atomic import remove_folder
 
 log = logging.getLogger("mrpo")
@@ -19,50 +24,82 @@ log = logging.getLogger("mrpo")
 SWEEP = "sweep"
 
 
-def choose(desk: Desk, entrants: list[Contender]) -> tuple[list[Contender], list[dict[str, Any]]]:
-    """Each method at the setting that does best on the third split, with the first seed; and all that were tried."""
-    recipe = desk.recipe
-    metric, first = recipe.compare.metric, recipe.compare.seeds[0]
-    desk.keep_choice()
-    root = desk.folder / SWEEP
-    tried = [[(point, desk.add(point, seeds=[first], root=root).jobs[0]) for point in settings_of(recipe, one)]
+def choose(
+    desk: Desk, entrants: list[Contender], pairs: PreferenceExamples
+) -> tuple[list[Contender], list[dict[str, Any]]]:
+    """Each method at the setting that does best on the third split, with the first seed; and all that were tried.
+
+    Args:
+        pairs: of the third split, which ``desk`` has its runs measure.
+    """
+    first, root = desk.recipe.compare.seeds[0], desk.folder / SWEEP
+    tried = [[(point, desk.add(point, seeds=[first], root=root).jobs[0]) for point in settings_of(desk.recipe, one)]
              for one in entrants]  # fmt: skip
     desk.run()
+    made = {point.name: Path(job.folder) for points in tried for point, job in points if job in desk.outcome.results}
+    if desk.start_job not in desk.outcome.results or not made:
+        return [], []
+    metric, figures = _figures(desk, made, pairs)
     desk.choice = ""
-    chosen, told = [], []
+    chosen, tried_settings = [], []
     for one, points in zip(entrants, tried, strict=True):
-        known = [
-            (desk.outcome.results[job]["choice"][metric], point) for point, job in points if job in desk.outcome.results
-        ]
+        known = [point for point, _ in points if point.name in made]
         if not known:
             continue
-        highest = max(figure for figure, _ in known)
-        equal = [point for figure, point in known if figure == highest]
+        highest = max(figures[point.name][metric] for point in known) if metric else 0.0
+        equal = [point for point in known if not metric or figures[point.name][metric] == highest]
         # Where settings do equally well on the third split, the recipe's own is as good as any.
         best = next((point for point in equal if point.method == one.method), equal[0])
-        for figure, point in known:
-            told.append(
-                {
-                    "method": one.name,
-                    "settings": dict(point.settings),
-                    metric: figure,
-                    "chosen": point is best,
-                    "seed": first,
-                }
-            )
+        tried_settings += [
+            {
+                "method": one.name,
+                "settings": dict(point.settings),
+                **figures[point.name],
+                "metric": metric,
+                "chosen": point is best,
+                "seed": first,
+            }
+            for point in known
+        ]
         chosen.append(replace(one, method=best.method, settings=best.settings))
-        if best.settings:
+        if best.settings and metric:
             settings = ", ".join(f"{name} {value:g}" for name, value in best.settings.items())
             level = f" ({len(equal)} did equally well)" if len(equal) > 1 else ""
             log.info(
                 "%s: of %d settings tried, the best on the third split is %s%s", one.name, len(known), settings, level
             )
-        _take_over(root / best.name / f"seed-{first}", desk.folder / one.name / f"seed-{first}")
-    return chosen, told
+        _take_over(made[best.name], desk.folder / one.name / f"seed-{first}")
+    return chosen, tried_settings
+
+
+def _figures(
+    desk: Desk, made: Mapping[str, Path], pairs: PreferenceExamples
+) -> tuple[str | None, dict[str, dict[str, float]]]:
+    """The metric that can choose, None where none can; and by setting and metric, the share of the third split's pairs."""
+    prompts = clusters_of(desk.splits["weights"].pairs.frame)
+    runs = {name: [folder] for name, folder in made.items()}
+    outcomes, _ = outcomes_of(Path(desk.start_job.folder), runs, pairs, prompts, sums_file(desk.choice))
+    figures = {
+        name: {metric: float(values.mean()) for metric, values in by.items()} for name, by in outcomes.methods.items()
+    }
+    asked = desk.recipe.compare.metric
+    metric, why = metric_that_moves(outcomes, asked)
+    if metric != asked:
+        log.warning(
+            "The sweep chooses by “%s”: training turned too few pairs of the third split in “%s” to tell settings apart.",
+            COMPARABLE[metric], COMPARABLE[asked],
+        )  # fmt: skip
+    elif why:
+        log.warning(
+            "The sweep cannot choose: training moved too few pairs of the third split to tell settings apart. Each method keeps the "
+            "recipe's own setting, or the first one tried. Train longer, or at a higher rate."
+        )
+        return None, figures
+    return metric, figures
 
 
 def _take_over(tried: Path, place: Path) -> None:
-    """The run that a sweep made of the setting it chose is the method's run of that seed."""
+    """Copy the run that a sweep made of the setting it chose to where the method's run of that seed belongs."""
     try:
         key = json.loads((tried / RESULT).read_text(encoding="utf-8"))["key"]
         if (place / RESULT).is_file() and json.loads((place / RESULT).read_text(encoding="utf-8")).get("key") == key:

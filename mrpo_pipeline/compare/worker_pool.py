@@ -1,4 +1,9 @@
-"""Runs of a comparison side by side, each in a process of its own."""
+"""Runs of a comparison side by side, in processes that each make one at a time.
+
+A process is given a job a line on its standard input, and writes a line when the job is over: empty where its results lie in
+its folder, else why it failed. What libraries print goes to the job's ``log.txt``. A process makes one run after another, for
+torch takes seconds to import, and ends with the first that fails.
+"""
 
 from __future__ import annotations
 
@@ -9,197 +14,202 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from collections import deque
+import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from mrpo_pipeline.compare.job import LOG, Job, run_job
+from mrpo_pipeline.compare.job import LOG, Job, finished, run_job
 from mrpo_pipeline.compare.parallelism import Places
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.files.python_processes import child_environment, module_command
-from mrpo_pipeline.terminal import track
+from mrpo_pipeline.files.python_processes import child_environment
+from mrpo_pipeline.terminal import show_messages, track
 
 log = logging.getLogger("mrpo")
 
 _GRACE_SECONDS = 5.0
+_COMMAND = "from mrpo_pipeline.compare.worker_pool import main; raise SystemExit(main())"
 
 
 @dataclass
 class Outcome:
-    """What became of every job that was asked for: results by job, and reasons where there is none."""
+    """What became of every job: results by job, and reasons where there is none."""
 
     results: dict[Job, dict[str, Any]] = field(default_factory=dict)
     failed: dict[Job, str] = field(default_factory=dict)
 
 
-def run_all(jobs: Sequence[Job], places: Places, say: Callable[[Job, dict[str, Any]], str]) -> Outcome:
-    """Make every run; one that fails or is killed is told, and the others go on.
+def run_all(jobs: Sequence[Job], places: Places, line: Callable[[Job, dict[str, Any]], str]) -> Outcome:
+    """Make every run; one that fails or is killed is reported, and the others continue.
 
     Args:
-        say: a line on a run that is done.
+        line: on a run that is done.
 
     Raises:
         UserError: of a run whose input is wrong: it would be wrong for the others as well, which are ended.
     """
     outcome = Outcome()
     if places.count == 1:
-        _one_after_another(jobs, outcome, say)
-    else:
-        with _Crew(places) as crew, track("comparing", len(jobs), "runs") as progress:
-            crew.work(jobs, outcome, say, progress.advance)
+        for number, job in enumerate(jobs, 1):
+            log.info("%s (%d of %d)", job.title, number, len(jobs))
+            if _kept(outcome, job, lambda job=job: run_job(job)):  # type: ignore[misc]
+                log.info("%s", line(job, outcome.results[job]))
+        return outcome
+    free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+
+    def make(job: Job) -> dict[str, Any]:
+        process = free.get()
+        try:
+            return process.make(job)
+        finally:
+            free.put(process)
+
+    with ExitStack() as stack, track("comparing", len(jobs), "runs") as progress:
+        pool = stack.enter_context(ThreadPoolExecutor(places.count))
+        for place in range(places.count):
+            free.put(stack.enter_context(_Process(places.environment(place))))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        made = {pool.submit(make, job): job for job in jobs}
+        for future in as_completed(made):
+            job = made[future]
+            if _kept(outcome, job, future.result):
+                print(line(job, outcome.results[job]), file=sys.stderr, flush=True)
+            progress.advance(1)
     return outcome
 
 
-def _one_after_another(jobs: Sequence[Job], outcome: Outcome, say: Callable[[Job, dict[str, Any]], str]) -> None:
-    for number, job in enumerate(jobs, 1):
-        log.info("%s (%d of %d)", job.title, number, len(jobs))
-        try:
-            outcome.results[job] = run_job(job, lambda share: None)
-        except UserError:
-            raise
-        except RunError as error:
-            _told(outcome, job, str(error))
-        except Exception as error:
-            log.debug("the run failed", exc_info=True)
-            _told(outcome, job, f"{type(error).__name__}: {' '.join(str(error).split())}")
-        else:
-            log.info("%s", say(job, outcome.results[job]))
+def _kept(outcome: Outcome, job: Job, result: Callable[[], dict[str, Any]]) -> bool:
+    """Whether a run was made; its result, or why it failed, is kept in the outcome."""
+    try:
+        outcome.results[job] = result()
+    except UserError:
+        raise
+    except Exception as error:
+        log.debug("the run failed", exc_info=True)
+        outcome.failed[job] = _reason(error)
+        print(f"{job.title}: failed. {outcome.failed[job]}", file=sys.stderr, flush=True)
+    return job in outcome.results
 
 
-def _told(outcome: Outcome, job: Job, reason: str) -> None:
-    outcome.failed[job] = _sentence(reason)
-    print(f"{job.title}: failed. {outcome.failed[job]}", file=sys.stderr, flush=True)
-
-
-def _sentence(text: str) -> str:
-    """What a library said may end without a full stop, and others are to follow."""
+def _reason(error: Exception) -> str:
+    """As a sentence that others can follow."""
+    text = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-@dataclass(eq=False)
-class _Worker:
-    """A process, the place it takes, and what it works on."""
+class _Process:
+    """A process that makes runs at one place, started when one is to be made; it ends with the ``with`` block."""
 
-    process: subprocess.Popen[str]
-    place: int
-    first_words: IO[bytes]
-    job: Job | None = None
-    share: float = 0.0
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self._process: subprocess.Popen[str] | None = None
+        self._closed = threading.Lock()
 
-    def give(self, job: Job) -> None:
-        self.job, self.share = job, 0.0
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it is gone already, which its end tells
-            self.process.stdin.write(job.as_json() + "\n")
-            self.process.stdin.flush()
-
-    def end_of(self) -> str:
-        """Why it is gone, as far as can be told."""
-        code = self.process.wait()
-        if code < 0:
-            name = signal.Signals(-code).name
-            usual = " (out of memory is the usual cause: fewer --processes take less)" if name == "SIGKILL" else ""
-            return f"Its process was killed by {name}{usual}."
-        self.first_words.seek(0)
-        words = self.first_words.read().decode(errors="replace").strip().splitlines()
-        return f"Its process ended with code {code}{': ' + words[-1] if words else ''}."
-
-
-class _Crew:
-    """Processes, each at one of the places; all of them end with the ``with`` block."""
-
-    def __init__(self, places: Places) -> None:
-        self.places = places
-        self.workers: list[_Worker] = []
-        self.said: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
-
-    def __enter__(self) -> _Crew:
+    def __enter__(self) -> _Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self.workers:
-            _signal(worker.process, signal.SIGTERM)
-        for worker in self.workers:
-            try:
-                worker.process.wait(_GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                _signal(worker.process, signal.SIGKILL)
-                worker.process.wait()
-            worker.first_words.close()
+        self._closed.acquire()  # for good: no thread starts another one
+        self._end(signal.SIGTERM)
 
-    def work(
-        self,
-        jobs: Sequence[Job],
-        outcome: Outcome,
-        say: Callable[[Job, dict[str, Any]], str],
-        advance: Callable[[float], None],
-    ) -> None:
-        left = deque(jobs)
-        for place in range(min(self.places.count, len(left))):
-            self._start(place).give(left.popleft())
-        while any(worker.job for worker in self.workers):
-            worker, message = self.said.get()
-            job = worker.job
-            if job is None:
-                continue
-            event = message["event"] if message else "gone"
-            if event == "share" and message:
-                # Measuring comes after training: a run is never done before it says so.
-                share = min(0.95, float(message["share"]))
-                advance(max(0.0, share - worker.share))
-                worker.share = max(worker.share, share)
-                continue
-            advance(1 - worker.share)
-            worker.job = None
-            if event == "done" and message:
-                outcome.results[job] = message["result"]
-                print(say(job, message["result"]), file=sys.stderr, flush=True)
-            else:
-                reason = str(message["reason"]) if message else worker.end_of()
-                if message and message["wrong_input"]:
-                    raise UserError(reason)
-                _told(outcome, job, f"{_sentence(reason)} What it printed is in {Path(job.folder) / LOG}.")
-                self.workers.remove(worker)
-                self._close(worker)
-            if left:
-                (worker if worker in self.workers else self._start(worker.place)).give(left.popleft())
+    def make(self, job: Job) -> dict[str, Any]:
+        """The result of the run. Raises UserError for wrong input, RunError where it failed or its process died."""
+        log_file = Path(job.folder) / LOG
+        process = self._started(log_file)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):  # it is gone, which its answer shows
+            process.stdin.write(job.as_json() + "\n")
+            process.stdin.flush()
+        answer = process.stdout.readline()
+        if answer == "\n":
+            result = finished(job)
+            if result is None:
+                raise RunError(f"Another program changed its results in {job.folder}.")
+            return result
+        failure = json.loads(answer) if answer else {"wrong_input": False, "reason": _death(process.wait())}
+        self._end(signal.SIGKILL)
+        if failure["wrong_input"]:
+            raise UserError(failure["reason"])
+        raise RunError(f"{failure['reason']} What it printed is in {log_file}.")
 
-    def _start(self, place: int) -> _Worker:
-        words = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
-        process = subprocess.Popen(
-            module_command("mrpo_pipeline.compare.worker"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=words,
-            text=True,
-            encoding="utf-8",
-            env={**child_environment(), **self.places.environment(place)},
-            # Ctrl-C reaches this process alone, which then ends the others.
-            start_new_session=True,
-        )
-        worker = _Worker(process, place, words)
-        self.workers.append(worker)
-        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
-        return worker
+    def _started(self, log_file: Path) -> subprocess.Popen[str]:
+        if not self._closed.acquire(blocking=False):
+            raise RunError("The comparison is ending.")
+        try:
+            if self._process is None:
+                log_file.parent.mkdir(parents=True, exist_ok=True)
+                with log_file.open("ab") as printed:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-P", "-c", _COMMAND],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=printed,
+                        text=True,
+                        encoding="utf-8",
+                        env={**child_environment(), **self._environment},
+                        # Ctrl-C reaches this process alone, which then ends the others.
+                        start_new_session=True,
+                    )
+            return self._process
+        finally:
+            self._closed.release()
 
-    def _listen(self, worker: _Worker) -> None:
-        assert worker.process.stdout is not None
-        for line in worker.process.stdout:
-            self.said.put((worker, json.loads(line)))
-        self.said.put((worker, None))
-
-    @staticmethod
-    def _close(worker: _Worker) -> None:
-        _signal(worker.process, signal.SIGKILL)
-        worker.process.wait()
-        worker.first_words.close()
+    def _end(self, which: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for sent in (which, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, sent)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_SECONDS)
+                return
 
 
-def _signal(process: subprocess.Popen[str], which: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, which)
+def _death(code: int) -> str:
+    """Why a process is gone, by its exit code."""
+    if code >= 0:
+        return f"Its process ended with code {code}."
+    name = signal.Signals(-code).name
+    usual = " (out of memory is the usual cause: fewer --processes take less)" if name == "SIGKILL" else ""
+    return f"Its process was killed by {name}{usual}."
+
+
+def main() -> int:
+    """Make the runs that standard input names; end when it ends, so that nothing outlives a caller that was killed."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for text in sys.stdin:
+            jobs.put(text)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    show_messages()
+    while True:
+        job = Job.from_json(jobs.get())
+        Path(job.folder).mkdir(parents=True, exist_ok=True)
+        with (Path(job.folder) / LOG).open("a", encoding="utf-8") as printed:
+            for descriptor in (1, 2):
+                os.dup2(printed.fileno(), descriptor)
+        failure = ""
+        try:
+            run_job(job)
+        except Exception as error:
+            traceback.print_exc()
+            reason = str(error) if isinstance(error, UserError) else _reason(error)
+            failure = json.dumps({"wrong_input": isinstance(error, UserError), "reason": reason})
+        print(failure, file=answers, flush=True)
+        if failure:  # what it still holds, of memory above all, goes with it
+            return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -13,12 +14,10 @@ from mrpo_pipeline.compare.job import PAIRS, RESULT, Job, finished
 from mrpo_pipeline.files.hashing import sha256_of_small
 
 
-def run_left(folder: Path, *, checksum: bool) -> Job:
+def run_left(folder: Path) -> Job:
     sums = {"pair_id": ["a", "b"], "logps_chosen": [-1.0, -2.0], "logps_rejected": [-3.0, -4.0]}
     pl.DataFrame(sums).write_parquet(folder / PAIRS)
-    result = {"key": "k", "metrics": {}}
-    if checksum:
-        result["pairs_sha256"] = sha256_of_small(folder / PAIRS)
+    result = {"key": "k", "metrics": {}, "sums": {PAIRS: sha256_of_small(folder / PAIRS)}}
     (folder / RESULT).write_text(json.dumps(result))
     return Job("dpo", 0, str(folder), "held_out", {}, {}, "k")
 
@@ -36,17 +35,27 @@ def change_a_number(path: Path) -> None:
     frame.with_columns(pl.col("logps_chosen") + 1).write_parquet(path)
 
 
-@pytest.mark.parametrize("checksum", [True, False])
 @pytest.mark.parametrize("damage", [cut_short, empty, Path.unlink])
-def test_sums_that_are_damaged_are_made_again(tmp_path: Path, damage: Callable[[Path], None], checksum: bool) -> None:
-    job = run_left(tmp_path, checksum=checksum)
+def test_sums_that_are_damaged_are_made_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    job = run_left(tmp_path)
     assert finished(job) is not None
     damage(tmp_path / PAIRS)
     assert finished(job) is None
 
 
 def test_sums_that_are_others_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    job = run_left(tmp_path, checksum=True)
+    job = run_left(tmp_path)
     change_a_number(tmp_path / PAIRS)
     assert finished(job) is None
     assert "dpo, seed 0" in caplog.text and "is made again" in caplog.text
+
+
+def test_a_run_that_did_not_measure_what_a_sweep_chooses_by_is_made_again(tmp_path: Path) -> None:
+    job = run_left(tmp_path)
+    assert finished(replace(job, choice="inputs/choice-ab12")) is None
+    sums = tmp_path / "choice-ab12.parquet"
+    sums.write_bytes((tmp_path / PAIRS).read_bytes())
+    written = {path.name: sha256_of_small(path) for path in (tmp_path / PAIRS, sums)}
+    (tmp_path / RESULT).write_text(json.dumps({"key": "k", "metrics": {}, "sums": written}))
+    assert finished(replace(job, choice="inputs/choice-ab12")) is not None
+    assert finished(replace(job, choice="inputs/choice-cd34")) is None

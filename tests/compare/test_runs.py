@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import psutil
 import pytest
 from compared import recipe_of
 from safetensors.numpy import load_file
+from transformers import TrainerCallback
 
-from mrpo_pipeline.compare import compare_recipe, job
+from mrpo_pipeline.compare import compare_recipe, job, worker_pool
 from mrpo_pipeline.errors import RunError, UserError
+from mrpo_pipeline.policy import train
 from mrpo_pipeline.policy.sampler import StepSampler
 
 
@@ -91,9 +94,7 @@ def test_what_is_left_and_what_a_second_call_takes_as_it_is(
 
     trained: list[str] = []
     real = job.run_job
-    monkeypatch.setattr(
-        "mrpo_pipeline.compare.worker_pool.run_job", lambda one, tell: trained.append(one.title) or real(one, tell)
-    )
+    monkeypatch.setattr("mrpo_pipeline.compare.worker_pool.run_job", lambda one: trained.append(one.title) or real(one))
     again = compare_recipe(recipe_of(document, out, compare={"methods": listed}))
     assert trained == [] and again.table() == first.table() and again.as_dict()["costs"] == found["costs"]
     measured = [out / name / "seed-0" / "evaluation.json" for name in ("mrpo", "plain")]
@@ -117,17 +118,17 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint_and_ends_as_if_it_ha
     compare_recipe(whole)
     stopped = recipe_of(document, tmp_path / "stopped", training=saving, compare={"methods": methods})
 
-    def stop(self: Any, share: float) -> None:
-        if share == 0.75:
-            raise KeyboardInterrupt
+    class Stop(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                raise KeyboardInterrupt
 
-    real = job._share_told
-    monkeypatch.setattr(job, "_share_told", lambda tell: real(lambda share: stop(None, share)))
-    with pytest.raises(KeyboardInterrupt):
-        compare_recipe(stopped)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_policy", partial(train.train_policy, callbacks=[Stop()]))
+        with pytest.raises(KeyboardInterrupt):
+            compare_recipe(stopped)
     assert (tmp_path / "stopped" / "plain" / "seed-0" / "checkpoint-2").is_dir()
     assert not (tmp_path / "stopped" / "plain" / "seed-0" / "result.json").exists()
-    monkeypatch.setattr(job, "_share_told", real)
     logging.getLogger("mrpo").propagate = True
     with caplog.at_level(logging.INFO, logger="mrpo"):
         compare_recipe(stopped)
@@ -141,10 +142,10 @@ def test_a_run_that_fails_is_told_the_others_finish_and_what_is_complete_is_comp
 ) -> None:
     real = job.run_job
 
-    def failing(one: job.Job, tell: Any) -> Any:
+    def failing(one: job.Job) -> Any:
         if one.title == "mrpo, seed 0":
             raise RunError("The loss is not finite.")
-        return real(one, tell)
+        return real(one)
 
     monkeypatch.setattr("mrpo_pipeline.compare.worker_pool.run_job", failing)
     run = recipe_of(document, tmp_path / "out")
@@ -160,16 +161,24 @@ def test_a_run_that_fails_is_told_the_others_finish_and_what_is_complete_is_comp
     assert len(compare_recipe(run).as_dict()["methods"]) == 4
 
 
-def test_a_sweep_chooses_by_the_third_split_and_needs_one(tmp_path: Path, document: dict[str, Any]) -> None:
+def test_a_sweep_chooses_by_the_third_split_and_by_a_metric_that_moves(
+    tmp_path: Path, document: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     sweep = {"sweep": {"beta": [0.05, 2.0]}, "methods": {"plain": {"name": "dpo"}}}
     with pytest.raises(UserError, match=r"pairs\.weights_fraction"):
         compare_recipe(recipe_of(document, tmp_path / "out", compare=sweep))
-    run = recipe_of(document, tmp_path / "out", compare=sweep, pairs={"weights_fraction": 0.3})
-    found = compare_recipe(run).as_dict()
+    # So little training turns no pair, and moves every one: the metric that is asked for cannot choose.
+    run = recipe_of(
+        document, tmp_path / "out", compare=sweep, pairs={"weights_fraction": 0.3}, training={"learning_rate": 1e-5}
+    )
+    with caplog.at_level(logging.WARNING, "mrpo"):
+        found = compare_recipe(run).as_dict()
+    assert "The sweep chooses by “moved towards the chosen side" in caplog.text
     tried = [one for one in found["sweep"] if one["method"] == "plain"]
     assert [one["settings"] for one in tried] == [{"beta": 0.05}, {"beta": 2.0}]
     (chosen,) = [one for one in tried if one["chosen"]]
-    assert chosen["accuracy/policy"] == max(one["accuracy/policy"] for one in tried)
+    assert {one["metric"] for one in tried} == {"accuracy/anchor"}
+    assert chosen["accuracy/anchor"] == max(one["accuracy/anchor"] for one in tried)
     method = next(one for one in found["methods"] if one["name"] == "plain")
     assert method["swept"] == chosen["settings"] and method["method"]["beta"] == chosen["settings"]["beta"]
     # What was tried of the chosen setting is the method's run: it is not trained twice.
@@ -178,7 +187,7 @@ def test_a_sweep_chooses_by_the_third_split_and_needs_one(tmp_path: Path, docume
     assert found["costs"]["runs_made_now"] == 5
 
 
-def test_where_a_sweeps_settings_do_equally_well_the_recipes_own_is_taken(
+def test_where_no_metric_moves_a_sweep_keeps_the_recipes_own_setting(
     tmp_path: Path, document: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     sweep = {"sweep": {"beta": [0.05, 0.1, 2.0]}, "methods": {}}
@@ -188,14 +197,15 @@ def test_where_a_sweeps_settings_do_equally_well_the_recipes_own_is_taken(
     with caplog.at_level(logging.INFO, "mrpo"):
         found = compare_recipe(still).as_dict()
     assert {method["swept"]["beta"] for method in found["methods"]} == {0.1}
-    assert "the best on the third split is beta 0.1 (3 did equally well)" in caplog.text
+    assert {one["metric"] for one in found["sweep"]} == {None}
+    assert "The sweep cannot choose" in caplog.text and "the best on the third split" not in caplog.text
 
 
 def _worker_on(folder: Path) -> int | None:
     """The process that makes the run in this folder: the one that writes its log."""
     for process in psutil.Process().children(recursive=True):
         try:
-            if "mrpo_pipeline.compare.worker" in process.cmdline() and any(
+            if worker_pool._COMMAND in process.cmdline() and any(
                 file.path == str(folder / "log.txt") for file in process.open_files()
             ):
                 return process.pid

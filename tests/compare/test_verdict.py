@@ -11,7 +11,8 @@ from scipy import stats
 
 from mrpo_pipeline.compare.comparisons import LEFT_OUT, ONE, SEVERAL, TRAINING, Outcomes, compare_outcomes, shares
 from mrpo_pipeline.compare.methods import Contender
-from mrpo_pipeline.compare.verdict import Verdict, verdict_of
+from mrpo_pipeline.compare.verdict import verdict_of
+from mrpo_pipeline.compare.verdict_case import Verdict
 from mrpo_pipeline.evaluation.simulation import World, draw
 from mrpo_pipeline.recipe import Method
 

@@ -1,0 +1,71 @@
+"""What a verdict adds to its sentence: references to drop, and the same difference counted otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mrpo_pipeline.compare.comparisons import LEFT_OUT, ONE, SEVERAL, Compared
+from mrpo_pipeline.compare.methods import Contender
+from mrpo_pipeline.compare.verdict_case import BETTER, NONE, Case, Verdict
+from mrpo_pipeline.compare.verdict_wording import points, signed
+from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE
+
+
+def name_references_to_drop(case: Case, verdict: Verdict) -> None:
+    harmful = {}
+    for x in case.compared:
+        if x.question == LEFT_OUT and x.better:
+            harmful[str(case.contenders[x.method].without)] = x
+    for name, x in harmful.items():
+        verdict.drop.append(name)
+        verdict.sentences.append(f"Drop {name}: {x.against} does better without it, by {points(x.known)}.")
+    if not case.several or harmful or verdict.against is None or verdict.kind == BETTER:
+        return
+    kept = case.single(verdict.against)
+    if verdict.against in case.singles and case.is_level(verdict.against):
+        return  # of references that are level none is to be kept rather than another
+    everyone = case.contenders[case.several[0]].references
+    if verdict.kind == NONE:
+        # Of two references, a single one is the method without the other.
+        harmed = [name for name in case.several if case.of(name, SEVERAL)[verdict.against].worse]
+        if len(everyone) == 2 and harmed:
+            verdict.drop = [name for name in everyone if name != kept]
+            there = case.of(harmed[0], SEVERAL)[verdict.against].known
+            verdict.sentences.append(
+                f"Drop {verdict.drop[0]}: {harmed[0]} is worse than DPO against {kept} alone by {points(there, turned=True)}, and "
+                "no method with both is shown to be better than it."
+            )
+        return
+    verdict.drop = [name for name in everyone if name != kept]
+    if len(verdict.drop) == 1:
+        verdict.sentences.append(f"Drop {verdict.drop[0]}: DPO against {kept} alone does better than with both.")
+    else:
+        verdict.sentences.append(
+            f"Drop {', '.join(verdict.drop)}: DPO against {kept} alone does better than with all of them. Which of them does the "
+            "harm, compare.leave_one_out: true would tell."
+        )
+
+
+def on_other_metrics(
+    there: Mapping[str, Contender], compared: Sequence[Compared], verdict: Verdict, metric: str
+) -> list[str]:
+    """The same two, in the other ways of counting; and which single references differ."""
+    found = []
+    if verdict.method and verdict.against:
+        parts = []
+        measured = {x.metric for x in compared} - {metric}
+        for other, label in ((key, text) for key, text in COMPARABLE.items() if key in measured):
+            known = next(
+                x for x in compared if (x.metric, x.method, x.against) == (other, verdict.method, verdict.against)
+            ).known
+            parts.append(f"{label}: {signed(known)}")
+        if parts:
+            found.append(f"{verdict.method} against {verdict.against}, counted otherwise: {'; '.join(parts)}.")
+    clear = [
+        x for x in compared if x.metric == metric and x.question == ONE and x.known.seeds > 1 and (x.better or x.worse)
+    ]
+    for x in clear:
+        above, below = (x.method, x.against) if x.better else (x.against, x.method)
+        told = points(x.known, turned=x.worse)
+        found.append(f"Of the single references, {there[above].single} is better than {there[below].single} by {told}.")
+    return found
