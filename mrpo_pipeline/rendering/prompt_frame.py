@@ -16,6 +16,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.identity import Message
 from mrpo_pipeline.rendering.placing import Frame
 from mrpo_pipeline.rendering.templates import ChatTemplate, UnboundedTemplateError
+from mrpo_pipeline.rendering.tool_forms import cannot_write
 
 # Reasons why a prompt is not read as the template writes it round an answer.
 MERGED = "system message merged into the first user message"
@@ -67,7 +68,7 @@ def _framed(template: ChatTemplate, messages: list[Message]) -> PromptFrame:
     frame = template.frame(messages)
     missing = left_out(frame.prefix, messages)
     thoughts = dropped_reasoning(frame.prefix, messages)
-    if missing is None and not thoughts:
+    if missing is None and not thoughts and not template.tool_names:
         return PromptFrame(messages, frame)
     try:
         asked = template.generation_prompt(messages)
@@ -75,10 +76,13 @@ def _framed(template: ChatTemplate, messages: list[Message]) -> PromptFrame:
         raise
     except UserError:
         asked = ""
-    if missing is not None or any(thought in asked for thought in thoughts):
+    tools = has_more(asked, frame.prefix, template.tool_names)
+    if missing is not None or tools or any(thought in asked for thought in thoughts):
         head = joined(asked, frame.prefix, messages[-1])
         if head is not None and left_out(asked, messages) is None:
             return PromptFrame(messages, frame, head, (AS_ASKED,))
+    if tools:
+        raise UserError(cannot_write(template.name, "tools before an answer"))
     if missing is None:  # no model of this kind is given it
         return PromptFrame(messages, frame)
     if missing["role"] == "system" and messages[0]["role"] == "system":
@@ -127,6 +131,11 @@ def dropped_reasoning(text: str, messages: Sequence[Message]) -> list[str]:
     """Reasoning of earlier messages that the text lacks."""
     thoughts = [message["reasoning_content"].strip() for message in messages if message.get("reasoning_content")]
     return [thought for thought in thoughts if thought not in text]
+
+
+def has_more(asked: str, text: str, names: Sequence[str]) -> bool:
+    """Whether a rendering has tools that another lacks: a template may write them only where the user's message is the last."""
+    return any(asked.count(name) > text.count(name) for name in names)
 
 
 def joined(asked: str, prefix: str, message: Message) -> tuple[int, str] | None:

@@ -22,7 +22,7 @@ from mrpo_pipeline.rendering.marked_texts import (
     slots_of,
     with_marks,
 )
-from mrpo_pipeline.rendering.prompt_frame import dropped_reasoning, holds_call, joined, left_out, place_in
+from mrpo_pipeline.rendering.prompt_frame import dropped_reasoning, has_more, holds_call, joined, left_out, place_in
 from mrpo_pipeline.rendering.templates import ChatTemplate, UnboundedTemplateError
 from mrpo_pipeline.rendering.tool_forms import cannot_write
 
@@ -94,13 +94,15 @@ def _complete(
     """A rendering that holds all, as a whole or behind what the model is given at one of its messages."""
     text, prompt = template.whole(marked), marked[:first]
     complete, dropped = _holds(text, prompt, marks), dropped_reasoning(text, prompt)
-    if complete and not dropped:
+    if complete and not dropped and not template.tool_names:
         return 0, text
     for index in range(len(marked) - 1, first - 1, -1):
         if marked[index]["role"] == "assistant":
             made = _headed(template, marked, index, text)
-            more = not complete or any(thought in (made or "") for thought in dropped)
-            if made is not None and more and _holds(made, prompt, marks):
+            if made is None:
+                continue
+            more = any(thought in made for thought in dropped) or has_more(made, text, template.tool_names)
+            if (more or not complete) and _holds(made, prompt, marks):
                 return index, made
     if complete:
         return 0, text

@@ -201,6 +201,11 @@ class ChatTemplate:
         made._tools = settings.tools
         return made
 
+    @property
+    def tool_names(self) -> list[str]:
+        """Names of the tools that the template is given."""
+        return [str(tool.get("function", tool).get("name", "")) for tool in self._tools or ()]
+
     def _require_tools(self) -> None:
         """Raises UserError: the template has no place for the tools that it is given."""
         if self._writes_tools is None:
