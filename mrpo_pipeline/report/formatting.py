@@ -1,17 +1,28 @@
-"""Words and numbers for the page: text from data made harmless to look at, figures written the same way everywhere."""
+"""Text and numbers as the page writes them: control characters made visible, figures in one form."""
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
-# Beyond this a text is cut in the page; the whole one lies in held_out.parquet.
-LONGEST = 20_000
-OPENING = 420
-
-# What turns the direction of the text round it. Isolation of each text keeps it from the page; inside the text it is shown.
-_DIRECTION = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+# What the page shows in place of characters that are invisible, or that change the direction of the text around them.
+_BAR = [
+    0x061C,
+    0x200E,
+    0x200F,
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+    *range(0x80, 0xA0),
+    *range(0xFFF9, 0xFFFC),
+]
+_SHOWN = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    0x7F: "␡",
+    # A bar, since brackets are mirrored where text runs from right to left. 0xD800 to 0xDFFF: halves of surrogate pairs.
+    **{code: f"¦U+{code:04X}¦" for code in [*_BAR, *range(0xD800, 0xE000)]},
+    **{plane + code: "\ufffd" for plane in range(0, 0x110000, 0x10000) for code in (0xFFFE, 0xFFFF)},
+}
 
 
 def visible(text: str) -> str:
@@ -19,28 +30,7 @@ def visible(text: str) -> str:
 
     Line ends become ``\\n`` alone; tabs stay. A NUL becomes ␀, an override such as U+202E becomes ¦U+202E¦.
     """
-    shown = []
-    for character in text.replace("\r\n", "\n"):
-        code = ord(character)
-        if character in "\n\t":
-            shown.append(character)
-        elif code < 0x20:
-            shown.append(chr(0x2400 + code))
-        elif code == 0x7F:
-            shown.append("␡")
-        elif (
-            code in _DIRECTION
-            or 0x80 <= code < 0xA0
-            or 0xFFF9 <= code <= 0xFFFB
-            or unicodedata.category(character) == "Cs"
-        ):
-            # A bar, since brackets are mirrored where text runs from right to left.
-            shown.append(f"¦U+{code:04X}¦")
-        elif code & 0xFFFE == 0xFFFE:
-            shown.append("\ufffd")
-        else:
-            shown.append(character)
-    return "".join(shown)
+    return text.replace("\r\n", "\n").translate(_SHOWN)
 
 
 def one_line(text: str) -> str:
@@ -49,16 +39,16 @@ def one_line(text: str) -> str:
 
 
 def before_training(name: str) -> str:
-    """A method's name as the page says it; the start is what a policy was before."""
+    """A method's name on the page; ``start`` is the policy before training."""
     return "before training" if name == "start" else one_line(name)
 
 
-def shorten(text: str, length: int) -> str:
-    """At most so many characters, the middle left out: names that differ in their ends stay apart."""
-    if len(text) <= length:
-        return text
-    head = (length - 1) * 2 // 3
-    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+def real(value: Any) -> float | None:
+    """A finite number of a file, or None."""
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # JSON has whole numbers of any size
+        return None
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -96,8 +86,8 @@ def fixed(value: float | None, places: int) -> str:
 
 
 def count(value: float | None) -> str:
-    """A whole number with thousands parted."""
-    return "–" if value is None else f"{round(value):,}"
+    """A whole number with commas."""
+    return "–" if value is None or not math.isfinite(value) else f"{round(value):,}"
 
 
 def p_value(value: float | None) -> str:
@@ -108,8 +98,8 @@ def p_value(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person would say them."""
-    if seconds is None:
+    """Seconds in the units that a person uses."""
+    if seconds is None or not math.isfinite(seconds):
         return "–"
     if seconds < 60:
         return f"{seconds:.1f} s"

@@ -1,111 +1,76 @@
-"""The report's colours: each one a light and a dark shade, and a name by which a plot inside the page follows the page.
+"""The report's colours, each with a light and a dark shade.
 
-A method has a colour, a line style and a marker, by its place in the comparison, the same in every plot. The hues of
-the first six keep apart for the common kinds of colour blindness too, and each stands out 3 : 1 at least from its background;
-from the seventh method on it is the line style and the marker that tell.
+A method keeps its colour, line style and marker in every plot. The hues of the first six also differ for the common kinds
+of colour blindness, and every colour has a contrast of 3 : 1 or more with its background; from the seventh method on, line
+style and marker tell methods apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Colour:
-    """One colour: ``name`` is the CSS variable, ``light`` what plots are drawn with, so every one is used once."""
+    """One colour. ``name`` is its CSS variable; ``light`` is the shade of plot files, unique, and replaced by the variable in the page."""
 
     name: str
     light: str
     dark: str
 
 
+# The first five are those of ``plots.mplstyle``.
 PAPER = Colour("paper", "#ffffff", "#15181d")
 INK = Colour("ink", "#1c2127", "#e8eaed")
 MUTED = Colour("muted", "#5a636e", "#a3acb8")
 GRID = Colour("grid", "#e1e5ea", "#2c323a")
 AXIS = Colour("axis", "#98a2ae", "#5f6a76")
 MARK = Colour("mark", "#b0351f", "#ff8f78")
-POSITIVE = Colour("positive", "#2166ac", "#4393e6")
-NEGATIVE = Colour("negative", "#b35806", "#e08a3c")
+HUE = Colour("hue", "#2166ac", "#4393e6")
 
-METHODS = tuple(
-    Colour(f"m{number}", light, dark)
-    for number, (light, dark) in enumerate(
-        [
-            ("#0041dd", "#838ffb"),
-            ("#da721e", "#e27c33"),
-            ("#0a6946", "#1fc18a"),
-            ("#9e348e", "#cc7fbb"),
-            ("#5e4b00", "#fae337"),
-            ("#4190da", "#b5fffd"),
-            ("#6b3fc6", "#b9a1ff"),
-            ("#b8202e", "#ff7f7f"),
-            ("#55606c", "#b3bcc7"),
-            ("#557a00", "#a8d345"),
-            ("#7a4528", "#d6a583"),
-            ("#00565e", "#67c3cc"),
-        ]
-    )
+
+def _colours(name: str, light: str, dark: str) -> tuple[Colour, ...]:
+    shades = zip(light.split(), dark.split(), strict=True)
+    return tuple(Colour(f"{name}-{place}", f"#{one}", f"#{other}") for place, (one, other) in enumerate(shades))
+
+
+METHODS = _colours(
+    "method",
+    "0041dd da721e 0a6946 9e348e 5e4b00 4190da 6b3fc6 b8202e 55606c 557a00 7a4528 00565e",
+    "838ffb e27c33 1fc18a cc7fbb fae337 b5fffd b9a1ff ff7f7f b3bcc7 a8d345 d6a583 67c3cc",
 )
-REFERENCES = tuple(
-    Colour(f"r{number}", light, dark)
-    for number, (light, dark) in enumerate(
-        [
-            ("#332f86", "#9d98ff"),
-            ("#cc5566", "#f08a99"),
-            ("#117744", "#52c98b"),
-            ("#997711", "#e6c75c"),
-            ("#3c8aa8", "#7cc7e3"),
-            ("#882255", "#e07fb2"),
-            ("#6d6a75", "#bdb8c9"),
-            ("#a0522d", "#e09a72"),
-            ("#2f9383", "#7fe0cf"),
-            ("#994fa0", "#d294d8"),
-        ]
-    )
+REFERENCES = _colours(
+    "reference",
+    "332f86 cc5566 117744 997711 3c8aa8 882255 6d6a75 a0522d 2f9383 994fa0",
+    "9d98ff f08a99 52c98b e6c75c 7cc7e3 e07fb2 bdb8c9 e09a72 7fe0cf d294d8",
 )
-DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.2, 1.6), (6, 2, 1.2, 2), (3, 1.2))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h", "<", ">", "d")
-
-
-def all_colours() -> tuple[Colour, ...]:
-    """Every colour that a plot may hold."""
-    return (PAPER, INK, MUTED, GRID, AXIS, MARK, POSITIVE, NEGATIVE, *METHODS, *REFERENCES)
+COLOURS = (PAPER, INK, MUTED, GRID, AXIS, MARK, HUE, *METHODS, *REFERENCES)
+_DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)), (0, (3, 1.2)))
+_MARKERS = "os^DvPXph<>d"
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one method or reference is drawn, everywhere."""
+    """How one method or reference is drawn: colour, matplotlib line style and marker."""
 
     colour: Colour
-    dash: tuple[float, ...]
+    line: str | tuple[int, tuple[float, ...]]
     marker: str
 
 
-def method_styles(names: list[str]) -> dict[str, Style]:
-    """The style of each method by its place. Colour, line style and marker repeat at different intervals: 60 differ."""
+def styles(names: Sequence[str], colours: Sequence[Colour]) -> dict[str, Style]:
+    """A style for each name by its position. Colours, line styles and markers repeat at different periods: 60 styles differ."""
     return {
         name: Style(
-            METHODS[place % len(METHODS)],
-            DASHES[(place // 6 + place // len(METHODS)) % len(DASHES)],
-            MARKERS[place % len(MARKERS)],
+            colours[place % len(colours)],
+            _DASHES[(place // 6 + place // len(colours)) % len(_DASHES)],
+            _MARKERS[place % len(_MARKERS)],
         )
         for place, name in enumerate(names)
     }
 
 
-def reference_styles(names: list[str]) -> dict[str, Style]:
-    """The style of each reference by its place, the anchor first; other hues than the methods'."""
-    return {
-        name: Style(
-            REFERENCES[place % len(REFERENCES)],
-            DASHES[place // len(REFERENCES) % len(DASHES)],
-            MARKERS[place % len(MARKERS)],
-        )
-        for place, name in enumerate(names)
-    }
-
-
-def css_variables(shade: str) -> str:
-    """The colours as CSS declarations, ``shade`` being ``light`` or ``dark``."""
-    return " ".join(f"--{colour.name}: {getattr(colour, shade)};" for colour in all_colours())
+def css_variables() -> str:
+    """The colours as CSS declarations."""
+    return " ".join(f"--{colour.name}: light-dark({colour.light}, {colour.dark});" for colour in COLOURS)

@@ -1,27 +1,31 @@
-"""A comparison's folder, read: what is missing or damaged is left out and named, so that the rest can still be told."""
+"""A comparison's folder, read. What is missing or damaged is left out and named in the report's notices."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
-import yaml
 from pydantic import ValidationError
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation.staleness import EVALUATION, is_of
-from mrpo_pipeline.report.schema import Document
+from mrpo_pipeline.recipe.plain_yaml import read_yaml
+from mrpo_pipeline.report.comparison_schema import Document
 
+T = TypeVar("T")
 COMPARISON = "comparison.json"
+_SUMS = {"pair_id": pl.String, "logps_chosen": pl.Float64, "logps_rejected": pl.Float64}
+_WEIGHTS = {"step": pl.Float64, "reference": pl.String, "weight": pl.Float64}
+_TEXTS = dict.fromkeys(("pair_id", "prompt", "chosen", "rejected"), pl.String)
 
 
 @dataclass
 class Run:
-    """One method and seed: its log by step, its sums of the held-out pairs, its weights by step (None where not there), its tasks."""
+    """One method and seed: its log by step, its sums of the held-out pairs, its weights by step, and its tasks."""
 
     seed: int
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -32,7 +36,7 @@ class Run:
 
 @dataclass
 class Folder:
-    """Everything that the report tells of. ``notices``: what could not be read, a sentence each."""
+    """Everything that the report shows. ``notices``: what is missing or cannot be read, a sentence each."""
 
     path: Path
     document: Document
@@ -46,17 +50,18 @@ class Folder:
 
     @property
     def names(self) -> list[str]:
-        """The methods in the order of the comparison, which is their order, colour and marker everywhere."""
+        """The methods in the order of the comparison."""
         return [method.name for method in self.document.methods]
 
     @property
     def references(self) -> list[str]:
-        """The references in the recipe's order, the anchor first; the audit's where there is no recipe."""
-        listed = self.recipe.get("references")
-        if isinstance(listed, dict) and listed:
-            return [str(name) for name in listed]
-        audited = (self.audit or {}).get("references")
-        return [str(name) for name in audited] if isinstance(audited, dict) else []
+        """The recipe's references, the anchor first; then those that only the audit, diagnostics or weights name."""
+        named: list[Any] = [*_mapping(self.recipe.get("references")), *_mapping((self.audit or {}).get("references"))]
+        keys = [key.split("/") for method in self.document.methods for key in method.diagnostics]
+        named += [parts[1] for parts in keys if len(parts) == 3 and (parts[0], parts[2]) == ("refs", "weight")]
+        frames = [run.weights for runs in self.runs.values() for run in runs if run.weights is not None]
+        named += [name for frame in frames for name in frame["reference"].unique(maintain_order=True)]
+        return list(dict.fromkeys(map(str, named)))
 
 
 def read_folder(path: str | Path) -> Folder:
@@ -68,25 +73,25 @@ def read_folder(path: str | Path) -> Folder:
     root = Path(path)
     document = _document(root)
     notices: list[str] = []
-    recipe_text = _text(root / "recipe.yaml", notices)
-    audit = _json(root / "audit.json", notices)
-    runs = {
-        method.name: _runs(root / method.name, document.seeds, notices)
-        for method in document.methods
-        # A method's name names its folder: one that leads elsewhere is no method of this comparison.
-        if method.name not in ("", ".", "..") and Path(method.name).name == method.name
-    }
-    return Folder(
+    text = _read(root / "recipe.yaml", _text, notices) or ""
+    folder = Folder(
         path=root,
         document=document,
-        audit=audit if isinstance(audit, dict) else None,
-        recipe_text=recipe_text,
-        recipe=_recipe(recipe_text, notices),
-        held_out=_table(root / "held_out.parquet", {"pair_id", "prompt", "chosen", "rejected"}, notices),
-        start=_table(root / "start" / "pairs.parquet", {"pair_id", "logps_chosen", "logps_rejected"}, notices),
-        runs=runs,
+        audit=_read(root / "audit.json", _json_mapping, notices),
+        recipe_text=text,
+        recipe=_read(root / "recipe.yaml", lambda _: _mapping(read_yaml(text)), notices) or {} if text else {},
+        held_out=_read(root / "held_out.parquet", _table(_TEXTS), notices),
+        start=_read(root / "start" / "pairs.parquet", _table(_SUMS), notices),
+        runs={
+            name: _runs(root / name, document.seeds, notices)
+            for name in dict.fromkeys(method.name for method in document.methods)
+            # A method's name is its folder's: one that leads elsewhere is no method of this comparison.
+            if name not in ("", ".", "..") and Path(name).name == name
+        },
         notices=notices,
     )
+    notices += _missing(folder)
+    return folder
 
 
 def _document(root: Path) -> Document:
@@ -97,7 +102,7 @@ def _document(root: Path) -> Document:
         raise UserError(f"{root} is not a comparison's folder: {found}. {again}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as JSON ({error}). {again}") from None
     version = content.get("version") if isinstance(content, dict) else None
     if version != 1:
@@ -110,86 +115,85 @@ def _document(root: Path) -> Document:
         raise UserError(f"{path}: {where}: {first['msg']}. {again}") from None
 
 
-def _runs(place: Path, seeds: Sequence[int], notices: list[str]) -> list[Run]:
-    """The comparison's own: a folder may hold seeds of an earlier one, with other settings."""
+def _runs(place: Path, seeds: Iterable[int], notices: list[str]) -> list[Run]:
+    """Those of the comparison: a folder may hold seeds of an earlier one with other settings."""
     found = []
     for seed in sorted(seeds):
         folder = place / f"seed-{seed}"
-        if not folder.is_dir():
-            continue
-        state = _json(folder / "trainer_state.json", notices)
-        log = state.get("log_history") if isinstance(state, dict) else None
-        run = Run(
-            seed=seed,
-            log=[entry for entry in log if isinstance(entry, dict)] if isinstance(log, list) else [],
-            pairs=_table(folder / "pairs.parquet", {"pair_id", "logps_chosen", "logps_rejected"}, notices),
-            tasks=_tasks(folder, notices),
-            weights=_table(folder / "weights.parquet", {"step", "reference", "weight"}, notices),
-        )
-        found.append(run)
+        if folder.is_dir():
+            state = _read(folder / "trainer_state.json", _json_mapping, notices) or {}
+            run = Run(
+                seed,
+                _mappings(state.get("log_history")),
+                _read(folder / "pairs.parquet", _table(_SUMS), notices),
+                _read(folder / "weights.parquet", _table(_WEIGHTS), notices),
+                _tasks(folder, notices),
+            )
+            found.append(run)
     return found
 
 
 def _tasks(folder: Path, notices: list[str]) -> list[dict[str, Any]]:
     """What ``mrpo evaluate --tasks`` found for the run's adapter."""
     path = folder / EVALUATION
-    evaluation = _json(path, notices)
-    tasks = evaluation.get("tasks") if isinstance(evaluation, dict) else None
-    if not isinstance(tasks, list) or not tasks:
-        return []
-    if not is_of(evaluation, folder):
+    evaluation = _read(path, _json_mapping, notices) or {}
+    tasks = _mappings(evaluation.get("tasks"))
+    if tasks and not is_of(evaluation, folder):
         notices.append(
             f"{_place(path)} is of an adapter that has been trained again since: its tasks are left out. Measure it again "
             "(`mrpo evaluate RECIPE --tasks NAMES --adapter FOLDER`)."
         )
         return []
-    return [change for change in tasks if isinstance(change, dict)]
+    return tasks
 
 
-def _table(path: Path, columns: set[str], notices: list[str]) -> pl.DataFrame | None:
+def _read(path: Path, read: Callable[[Path], T], notices: list[str]) -> T | None:
+    """What ``read`` makes of a file; None where there is none, and where it cannot be read, which is noted."""
     if not path.is_file():
         return None
     try:
-        frame = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        notices.append(f"{_place(path)} can't be read ({str(error).splitlines()[0][:200]}).")
-        return None
-    if missing := sorted(columns - set(frame.columns)):
-        notices.append(f"{_place(path)} lacks the columns {', '.join(missing)}.")
-        return None
-    return frame
-
-
-def _json(path: Path, notices: list[str]) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        notices.append(f"{_place(path)} can't be read ({error}).")
+        return read(path)
+    except (OSError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
+        notices.append(f"{_place(path)} can't be read ({' '.join(str(error).split())[:200]}).")
         return None
 
 
-def _text(path: Path, notices: list[str]) -> str:
-    if not path.is_file():
-        return ""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        notices.append(f"{_place(path)} can't be read ({error}).")
-        return ""
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
-def _recipe(text: str, notices: list[str]) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        notices.append(f"recipe.yaml can't be read ({' '.join(str(error).split())[:200]}).")
-        return {}
-    return document if isinstance(document, Mapping) and isinstance(document, dict) else {}
+def _json_mapping(path: Path) -> dict[str, Any]:
+    return _mapping(json.loads(_text(path)))
+
+
+def _table(columns: dict[str, Any]) -> Callable[[Path], pl.DataFrame]:
+    return lambda path: pl.read_parquet(path).select(pl.col(name).cast(kind) for name, kind in columns.items())
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _mappings(value: Any) -> list[dict[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _place(path: Path) -> str:
     """The last parts of a path, so that the same folder gives the same report wherever it lies."""
     parts = path.parts
     return "/".join(parts[-3:] if len(parts) > 2 and parts[-2].startswith("seed-") else parts[-1:])
+
+
+def _missing(folder: Folder) -> list[str]:
+    """What the report does not show because the folder lacks it."""
+    missing = [f"{run.get('run')} failed: {run.get('reason')}" for run in folder.document.failed]
+    if folder.audit is None:
+        missing.append("There is no audit.json: the section on data and references is left out.")
+    if folder.held_out is None:
+        missing.append("There is no held_out.parquet: the pairs on which methods disagree are left out.")
+    runs = folder.runs
+    if without := [name for name in folder.names if all(run.pairs is None for run in runs.get(name, []))]:
+        missing.append(f"There are no log-probs of the held-out pairs (pairs.parquet) of {', '.join(without)}.")
+    if not folder.recipe_text:
+        missing.append("There is no recipe.yaml: the references' models and the recipe are left out.")
+    return missing

@@ -73,6 +73,7 @@ def make_comparison(
     document = {
         "version": 1,
         "mrpo": "0.1.0",
+        "versions": {"mrpo": "0.1.0", "python": "3.11.9", "torch": "2.9.0"},
         "finished": "2026-11-22T14:00:00+00:00",
         "pairs": {
             "train": {
@@ -101,14 +102,15 @@ def make_comparison(
         "methods": entries,
         "comparisons": _comparisons(entries, len(references)),
         "verdict": {
-            "sentence": sentence
-            or f"No difference shown between {methods[-1]} and DPO with {references[-1]} alone; about 4,100 more held-out "
-            "pairs would be needed to see one point.",
+            "sentence": sentence or f"No difference shown between {methods[-1]} and DPO with {references[-1]} alone.",
             "kind": "none" if len(seeds) > 1 else "one seed",
             "method": methods[-1],
             "against": methods[min(len(references), len(methods)) - 1],
             "drop": [],
-            "sentences": ["No reference is shown to be worth more than the anchor alone."],
+            "sentences": [
+                "About 4,100 more held-out pairs would be needed to see one point.",
+                "No reference is shown to be worth more than the anchor alone.",
+            ],
         },
         "costs": {"train_seconds_total": 512.4, "wall_seconds": 291.0, "processes": 2, "machine": "2 cores, 8 GiB"},
     }

@@ -1,4 +1,4 @@
-"""The page: it holds everything it shows, tells what the folder says, and no text of the data can be more than text."""
+"""The page: it is self-contained, shows what the folder holds, and no text of the data is more than text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 from made_comparison import make_comparison
 from page_reader import Page
@@ -63,7 +64,9 @@ def test_no_id_stands_twice_and_every_link_within_the_page_leads_somewhere(page:
 
 def test_the_reader_meets_the_sections_in_order(page: Page) -> None:
     found = [section.attributes["id"] for section in page.all("section")]
-    assert found == ["verdict", "ran", "audit", "results", "training", "weights", "pairs", "costs", "again", "words"]
+    assert found == [
+        "verdict", "setup", "audit", "results", "curves", "weights", "disagreements", "costs", "rerun", "glossary",
+    ]  # fmt: skip
     assert [link.attributes["href"] for link in page.all("a") if "nav" in link.parents] == [
         f"#{name}" for name in found
     ]
@@ -79,29 +82,34 @@ def test_the_page_says_what_the_folder_says(page: Page, written: Path) -> None:
     for two in document["comparisons"]:
         assert f"{abs(100 * two['difference']):.1f}" in tables["results"]
     assert (
-        "1,000" in tables["ran"] and "identical after the cut: 3" in tables["ran"] and "models/atlas" in tables["ran"]
+        "1,000" in tables["setup"]
+        and "identical after the cut: 3" in tables["setup"]
+        and "models/atlas" in tables["setup"]
     )
     assert "It is a copy of another." in tables["audit"]
     assert "8 min 32 s" in tables["costs"] and "2 cores, 8 GiB" in tables["costs"]
-    assert "mrpo compare runs/made/output/recipe.yaml" in tables["again"] and "template: auto" in tables["again"]
+    assert "mrpo compare runs/made/output/recipe.yaml" in tables["rerun"] and "template: auto" in tables["rerun"]
 
 
 def test_every_plot_is_in_the_page_with_words_for_those_who_do_not_see_it_and_lies_beside_it_as_files(
     page: Page, written: Path
 ) -> None:
     drawn = page.all("svg", class_="plot")
-    assert len(drawn) == 4 + 2 + 3 + 3 + 3
+    assert len(drawn) == 3 + 2 + 3 + 3 + 3
     for plot in drawn:
         assert plot.attributes["role"] == "img" and len(plot.attributes["aria-label"] or "") > 40
         assert "figure" in plot.parents
     files = {path.name for path in (written / "plots").iterdir()} - {"plots.json"}
-    assert len(files) == 2 * len(drawn) and {"forest-policy.svg", "forest-policy.png", "weights-1.svg"} <= files
+    assert (
+        len(files) == 2 * len(drawn)
+        and {"methods-prefers-chosen.svg", "methods-prefers-chosen.png", "weights-1.svg"} <= files
+    )
 
 
 def test_text_of_the_data_is_never_markup(page: Page) -> None:
     assert len(page.all("script")) == 1
     assert not [name for element in page.elements for name in element.attributes if name.startswith("on")]
-    shown = next(section.text for section in page.all("section") if section.attributes["id"] == "pairs")
+    shown = next(section.text for section in page.all("section") if section.attributes["id"] == "disagreements")
     assert "<img src=x onerror=alert(1)> {{ 7 * 7 }} {% raw %}" in shown
     assert "</details><script>alert('prompt')</script>" in shown
     assert "  two spaces\n\tand a tab" in shown
@@ -157,7 +165,7 @@ def test_names_and_sentences_that_are_hostile_stay_text(tmp_path: Path) -> None:
     assert any(methods[2] in label for label in labels)
 
 
-def test_one_method_and_one_seed_with_nothing_beside_them_are_told_all_the_same(tmp_path: Path) -> None:
+def test_one_method_and_one_seed_with_nothing_beside_them_are_reported_all_the_same(tmp_path: Path) -> None:
     folder = make_comparison(tmp_path / "made", methods=("dpo",), references=("base",), seeds=(0,), stepwise=())
     for path in [
         *folder.glob("*.parquet"),
@@ -168,13 +176,13 @@ def test_one_method_and_one_seed_with_nothing_beside_them_are_told_all_the_same(
         path.unlink()
     page = Page(write_report(folder).read_text())
     found = [section.attributes["id"] for section in page.all("section")]
-    assert found == ["verdict", "ran", "results", "training", "costs", "again", "words"]
+    assert found == ["verdict", "setup", "results", "curves", "costs", "rerun", "glossary"]
     for name in ("audit.json", "held_out.parquet", "pairs.parquet", "recipe.yaml", "trainer_state.json"):
         assert name in page.text
     assert "With one seed" in page.text
 
 
-def test_damaged_parts_are_named_and_the_rest_is_told(tmp_path: Path) -> None:
+def test_damaged_parts_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     folder = make_comparison(tmp_path / "made", methods=SMALL, references=TWO, audited=True, stepwise=("mrpo",))
     (folder / "held_out.parquet").write_bytes(b"no parquet")
     (folder / "audit.json").write_text("{")
@@ -195,7 +203,7 @@ def test_damaged_parts_are_named_and_the_rest_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "parts", [("methods", "verdict", "seeds"), ("comparisons", "metrics", "start"), ("costs", "pairs", "held_out")]
 )
-def test_a_document_that_lacks_parts_is_told_without_them(tmp_path: Path, parts: tuple[str, ...]) -> None:
+def test_a_document_that_lacks_parts_is_shown_without_them(tmp_path: Path, parts: tuple[str, ...]) -> None:
     folder = make_comparison(tmp_path / "made", methods=SMALL, references=TWO, seeds=(0, 1), steps=20, stepwise=())
     document = json.loads((folder / "comparison.json").read_text())
     (folder / "comparison.json").write_text(
@@ -225,3 +233,33 @@ def test_figures_that_are_missing_are_a_dash(tmp_path: Path) -> None:
     (folder / "comparison.json").write_text(json.dumps(document))
     page = Page(write_report(folder).read_text())
     assert page.faults == [] and "nan" not in page.text.lower()
+
+
+def test_the_foot_has_date_versions_and_seeds(page: Page) -> None:
+    foot = page.all("footer")[0].text
+    for part in ("2026-11-22T14:00:00+00:00", "mrpo 0.1.0", "python 3.11.9", "torch 2.9.0", "seeds 0, 1, 2"):
+        assert part in foot
+
+
+def test_on_paper_nothing_is_closed_or_torn_apart_and_on_a_phone_tables_scroll(page: Page) -> None:
+    sheet, script = page.all("style")[0].text, page.all("script")[0].text
+    paper = sheet.split("@media print")[1]
+    assert "details::details-content { content-visibility: visible" in paper and "details:not([open])" in script
+    assert "break-inside: avoid" in paper and "orphans: 3; widows: 3" in paper
+    assert page.all("table") and all(table.parents[-1] == "div" for table in page.all("table"))
+    assert len(page.all("div", class_="scroll")) == len(page.all("table")) and "overflow-x: auto" in sheet
+
+
+@pytest.mark.parametrize("column", ["step", "weight"])
+def test_weights_of_another_kind_are_named_and_left_out(tmp_path: Path, column: str) -> None:
+    folder = make_comparison(tmp_path / "made", methods=SMALL, references=TWO, seeds=(0,), steps=20, stepwise=("mrpo",))
+    path = folder / "mrpo" / "seed-0" / "weights.parquet"
+    pl.read_parquet(path).with_columns(pl.struct(a=pl.lit("x")).alias(column)).write_parquet(path)
+    assert "mrpo/seed-0/weights.parquet can't be read" in Page(write_report(folder).read_text()).text
+
+
+def test_a_recipe_whose_aliases_grow_without_bound_is_named_and_left_out(tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path / "made", methods=SMALL, references=TWO, seeds=(0,), steps=20, stepwise=())
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    (folder / "recipe.yaml").write_text(f"{bomb}references: {{base: {{model: *a11}}}}\n")
+    assert "recipe.yaml can't be read" in Page(write_report(folder).read_text()).text

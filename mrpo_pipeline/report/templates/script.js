@@ -1,43 +1,40 @@
 (function () {
   "use strict";
-  var root = document.documentElement;
-  var button = document.getElementById("theme");
-  var kinds = ["auto", "light", "dark"];
+  var root = document.documentElement, button = document.getElementById("theme"), kinds = ["auto", "light", "dark"];
   function kept() { try { return localStorage.getItem("mrpo-theme"); } catch (error) { return null; } }
-  function keep(kind) { try { localStorage.setItem("mrpo-theme", kind); } catch (error) { /* a file's page may keep nothing */ } }
-  function wear(kind) {
-    if (kind === "light" || kind === "dark") { root.setAttribute("data-theme", kind); } else { root.removeAttribute("data-theme"); kind = "auto"; }
+  function keep(kind) { try { localStorage.setItem("mrpo-theme", kind); } catch (error) { /* pages of files may keep nothing */ } }
+  function apply(kind) {
+    if (kinds.indexOf(kind) < 1) { kind = "auto"; root.removeAttribute("data-theme"); } else { root.setAttribute("data-theme", kind); }
     button.lastElementChild.textContent = kind;
     button.setAttribute("aria-label", "Colours: " + (kind === "auto" ? "as the system has them" : kind));
     return kind;
   }
-  var worn = wear(kept());
+  var current = apply(kept());
   button.hidden = false;
-  button.addEventListener("click", function () { worn = wear(kinds[(kinds.indexOf(worn) + 1) % 3]); keep(worn); });
+  button.addEventListener("click", function () { current = apply(kinds[(kinds.indexOf(current) + 1) % 3]); keep(current); });
 
+  // Lines and marks are known by their colour, which is one method's or reference's.
   document.querySelectorAll(".legend").forEach(function (legend) {
-    var section = legend.closest("section");
     var buttons = Array.prototype.slice.call(legend.querySelectorAll("button"));
-    function pick(series) {
-      section.classList.toggle("picked", series !== null);
-      section.querySelectorAll('svg.plot [class^="series-"]').forEach(function (group) {
-        group.classList.toggle("lit", group.classList.contains("series-" + series));
+    function show(colour) {
+      legend.closest("section").querySelectorAll('svg.plot [style*="var(--method-"], svg.plot [style*="var(--reference-"]').forEach(function (part) {
+        part.classList.toggle("dim", colour !== null && part.getAttribute("style").indexOf("var(--" + colour + ")") < 0);
       });
     }
-    function held() { var on = buttons.filter(function (one) { return one.getAttribute("aria-pressed") === "true"; })[0]; return on ? on.dataset.series : null; }
+    function pressed() { var on = buttons.filter(function (one) { return one.getAttribute("aria-pressed") === "true"; })[0]; return on ? on.dataset.colour : null; }
     buttons.forEach(function (one) {
-      one.addEventListener("mouseenter", function () { pick(one.dataset.series); });
-      one.addEventListener("mouseleave", function () { pick(held()); });
+      one.addEventListener("mouseenter", function () { show(one.dataset.colour); });
+      one.addEventListener("mouseleave", function () { show(pressed()); });
       one.addEventListener("click", function () {
         var on = one.getAttribute("aria-pressed") === "true";
-        buttons.forEach(function (other) { other.setAttribute("aria-pressed", "false"); });
-        one.setAttribute("aria-pressed", on ? "false" : "true");
-        pick(held());
+        buttons.forEach(function (other) { other.setAttribute("aria-pressed", String(other === one && !on)); });
+        show(pressed());
       });
     });
   });
 
+  // On paper nothing can be unfolded.
   var opened = [];
-  addEventListener("beforeprint", function () { document.querySelectorAll("details[data-print]:not([open])").forEach(function (part) { part.open = true; opened.push(part); }); });
+  addEventListener("beforeprint", function () { document.querySelectorAll("details:not([open])").forEach(function (part) { part.open = true; opened.push(part); }); });
   addEventListener("afterprint", function () { opened.forEach(function (part) { part.open = false; }); opened = []; });
 })();

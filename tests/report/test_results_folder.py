@@ -91,7 +91,9 @@ def test_a_method_whose_name_leads_out_of_the_folder_is_not_followed(tmp_path: P
 
 
 def test_seeds_of_an_earlier_comparison_and_tasks_of_an_earlier_adapter_are_left_out(tmp_path: Path) -> None:
-    folder = make_comparison(tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0, 1), steps=20)
+    folder = make_comparison(
+        tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0, 1), steps=20, audited=True
+    )
     document = json.loads((folder / "comparison.json").read_text())
     (folder / "comparison.json").write_text(json.dumps({**document, "seeds": [1]}))
     run = folder / "mrpo" / "seed-1"

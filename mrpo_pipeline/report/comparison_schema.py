@@ -80,6 +80,8 @@ class Document(_Part):
 
     version: Literal[1]
     mrpo: str = ""
+    finished: str = ""
+    versions: dict[str, str] = {}
     pairs: dict[str, dict[str, int]] = {}
     held_out: int = 0
     seeds: list[int] = []

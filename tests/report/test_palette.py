@@ -42,16 +42,15 @@ def lab(shade: str, blindness: str) -> np.ndarray:
 @pytest.mark.parametrize("shade", ["light", "dark"])
 def test_every_mark_stands_out_from_the_page_and_every_text_can_be_read(shade: str) -> None:
     paper = getattr(palette.PAPER, shade)
-    for colour in (*palette.METHODS, *palette.REFERENCES, palette.POSITIVE, palette.NEGATIVE):
+    for colour in (*palette.METHODS, *palette.REFERENCES):
         assert contrast(getattr(colour, shade), paper) >= 3, (colour.name, contrast(getattr(colour, shade), paper))
     for colour in (palette.INK, palette.MUTED, palette.MARK):
         assert contrast(getattr(colour, shade), paper) >= 4.5, colour.name
 
 
-def test_the_page_s_words_can_be_read_on_what_lies_behind_them(page: Page) -> None:
-    sheet = page.all("style")[0].text
-    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in sheet.split("@media", 2)[:2])
-    for shades in (light, dark):
+def test_the_page_s_words_can_be_read_on_what_is_behind_them(page: Page) -> None:
+    found = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", page.all("style")[0].text)
+    for shades in ({name: light for name, light, _ in found}, {name: dark for name, _, dark in found}):
         for kind in ("good", "bad", "warn", "calm"):
             assert contrast(shades[kind], shades[f"{kind}-soft"]) >= 4.5, kind
             assert contrast(shades["ink"], shades[f"{kind}-soft"]) >= 4.5
@@ -68,16 +67,18 @@ def test_the_first_six_methods_differ_for_colour_blind_readers(shade: str, blind
 
 
 def test_sixty_methods_are_all_drawn_differently() -> None:
-    styles = palette.method_styles([f"m{number}" for number in range(60)])
+    styles = palette.styles([f"m{number}" for number in range(60)], palette.METHODS)
     assert len(set(styles.values())) == 60
     neighbours = list(styles.values())[:12]
     assert len({style.colour for style in neighbours}) == 12 and len({style.marker for style in neighbours}) == 12
 
 
 def test_plots_in_the_page_follow_its_colours_and_plots_beside_it_have_their_own(page: Page, written: Path) -> None:
-    shades = {colour.light for colour in palette.all_colours()}
-    assert len(shades) == len(palette.all_colours())
-    for plot in re.findall(r'<svg class="plot".*?</svg>|<svg [^>]*class="plot".*?</svg>', page.source, re.DOTALL):
+    shades = {colour.light for colour in palette.COLOURS}
+    assert len(shades) == len(palette.COLOURS)
+    plots = re.findall(r'<svg [^>]*class="plot".*?</svg>', page.source, re.DOTALL)
+    assert len(plots) == len(page.all("svg")) > 0
+    for plot in plots:
         assert not re.search(r"#[0-9a-fA-F]{6}\b", plot), re.search(r".{80}#[0-9a-fA-F]{6}\b", plot, re.DOTALL)
         assert "var(--" in plot and "<style" not in plot
     for path in (written / "plots").glob("*.svg"):
@@ -85,14 +86,20 @@ def test_plots_in_the_page_follow_its_colours_and_plots_beside_it_have_their_own
         assert "var(--" not in drawn and set(re.findall(r"#[0-9a-f]{6}\b", drawn)) <= shades, path.name
 
 
-def test_a_method_has_one_colour_in_every_plot(page: Page) -> None:
+def test_a_method_has_one_colour_in_every_plot_and_table(page: Page) -> None:
     legend = {
-        button.attributes["data-series"]: button
+        button.text: button.attributes["data-colour"]
         for button in page.all("button")
-        if button.attributes.get("data-series")
+        if "data-colour" in button.attributes
     }
-    assert [button.text for button in legend.values()][3:] and "mrpo-sliding" in legend["6"].text
-    for place in range(8):
-        groups = re.findall(rf'<g class="series-{place}">.*?</g>', page.source, re.DOTALL)
-        colours = {colour for group in groups for colour in re.findall(r"var\(--(m\d+)\)", group)}
-        assert colours == {f"m{place}"}
+    assert legend["mrpo-sliding"] == "method-6" and legend["base"] == "reference-0"
+    labels = re.findall(r"--own: var\(--([\w-]+)\)\"></i> ?([\w-]+)", page.source)
+    assert labels and all(legend[name] == colour for colour, name in labels)
+    for plot in re.findall(r'<svg [^>]*class="plot".*?</svg>', page.source, re.DOTALL):
+        title = re.search(r'aria-label="([^"]*)"', plot)
+        assert title is not None
+        used = set(re.findall(r"var\(--((?:method|reference)-\d+)\)", plot))
+        named = {
+            colour for name, colour in legend.items() if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", title[1])
+        }
+        assert used and used <= named, title[1]

@@ -1,4 +1,4 @@
-"""Learning curves and weights over time: what is drawn is what was logged."""
+"""Learning curves: what is drawn is what was logged."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import polars as pl
-import pytest
 from made_comparison import make_comparison
 
-from mrpo_pipeline.report.curves import binned, curve_plots, curves_of
+from mrpo_pipeline.report.charts import plot_style
+from mrpo_pipeline.report.learning_curves import binned, curve_plots, curves_of
 from mrpo_pipeline.report.results_folder import Folder, read_folder
-from mrpo_pipeline.report.weights import run_weights, weights_by_step
 
 
 def with_logs(folder: Path, logs: dict[int, list[dict[str, object]]]) -> Folder:
@@ -33,17 +31,18 @@ def test_a_curve_is_the_mean_over_seeds_by_step(tmp_path: Path) -> None:
         1: [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.7}],
     }
     curve = next(curve for curve in curves_of(with_logs(tmp_path / "made", logs), "loss") if curve.label == "mrpo")
-    np.testing.assert_allclose(curve.steps, [1, 2], atol=1e-6)
+    np.testing.assert_allclose(curve.x, [1, 2], atol=1e-6)
+    assert curve.seeds is not None
     np.testing.assert_allclose(curve.seeds, [[1.0, 0.5], [2.0, 0.7]])
-    np.testing.assert_allclose(curve.middle, [1.5, 0.6])
+    np.testing.assert_allclose(curve.y, [1.5, 0.6])
 
 
 def test_a_long_log_is_drawn_as_forty_means_that_keep_its_mean(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=4000)
     log: list[dict[str, object]] = [{"step": step + 1, "loss": float(value)} for step, value in enumerate(values)]
     curve = next(curve for curve in curves_of(with_logs(tmp_path / "made", {0: log}), "loss") if curve.label == "mrpo")
-    assert curve.middle.size == 40
-    np.testing.assert_allclose(curve.middle, values.reshape(40, 100).mean(axis=1), atol=1e-12)
+    assert curve.y.size == 40
+    np.testing.assert_allclose(curve.y, values.reshape(40, 100).mean(axis=1), atol=1e-12)
 
 
 def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
@@ -54,7 +53,7 @@ def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
         {"step": 4, "loss": 0.25},
     ]
     curve = next(curve for curve in curves_of(with_logs(tmp_path / "made", {0: log}), "loss") if curve.label == "mrpo")
-    np.testing.assert_allclose(curve.middle, [0.25])
+    np.testing.assert_allclose(curve.y, [0.25])
 
 
 def test_held_out_curves_are_drawn_where_held_out_pairs_were_looked_at(tmp_path: Path) -> None:
@@ -63,33 +62,7 @@ def test_held_out_curves_are_drawn_where_held_out_pairs_were_looked_at(tmp_path:
         {"step": 1, "eval_accuracy/policy": 0.5},
         {"step": 2, "eval_accuracy/policy": 0.75},
     ]
-    plots = {plot.name: plot for plot in curve_plots(with_logs(tmp_path / "made", {0: log}))}
+    with plot_style():
+        plots = {plot.name: plot for plot in curve_plots(with_logs(tmp_path / "made", {0: log}))}
     assert "curve-held-out-loss" not in plots
-    assert "mrpo from 50.0 % to 75.0 %" in plots["curve-held-out"].says
-
-
-def test_weights_by_step_are_the_mean_over_seeds_and_every_method_s_own(tmp_path: Path) -> None:
-    folder = make_comparison(
-        tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0, 1), stepwise=(), steps=20
-    )
-    for seed, first in ((0, 0.25), (1, 0.75)):
-        frame = pl.DataFrame(
-            {"step": [0, 0, 1, 1], "reference": ["base", "big"] * 2, "weight": [first, 1 - first, 1.0, 0.0]},
-            schema_overrides={"step": pl.Int32},
-        )
-        frame.write_parquet(folder / "mrpo" / f"seed-{seed}" / "weights.parquet")
-    (found,) = weights_by_step(read_folder(folder))
-    assert found.method == "mrpo" and found.seeds == 2
-    np.testing.assert_allclose(found.shares["base"], [0.5, 1.0])
-    np.testing.assert_allclose(found.shares["big"], [0.5, 0.0])
-
-
-def test_bars_are_the_weights_of_the_diagnostics_and_of_no_single_reference(tmp_path: Path) -> None:
-    folder = make_comparison(
-        tmp_path / "made", methods=("dpo-a", "dpo-b", "mrpo"), references=("a", "b"), stepwise=(), steps=20
-    )
-    document = json.loads((folder / "comparison.json").read_text())
-    for method in document["methods"]:
-        method["diagnostics"] = {"refs/a/weight": 0.25, "refs/b/weight": 0.75, "refs/effective_k": 1.2}
-    (folder / "comparison.json").write_text(json.dumps(document))
-    assert run_weights(read_folder(folder)) == {"mrpo": pytest.approx({"a": 0.25, "b": 0.75})}
+    assert "mrpo from 50.0 to 75.0" in plots["curve-held-out"].description

@@ -1,4 +1,4 @@
-"""The pairs on which methods part: those, in that order, with that sign."""
+"""The pairs on which methods disagree: those, in that order, with that sign."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 from made_comparison import make_comparison
+from page_reader import Page
 
 from mrpo_pipeline.report.disagreements import disagreements_of
 from mrpo_pipeline.report.results_folder import read_folder
-from mrpo_pipeline.report.sections.pairs import pairs_section, passage
+from mrpo_pipeline.report.write import write_report
 
 # Margins of two methods with two seeds each on four pairs. Pair c is parted wholly, b by one seed, a and d not at all.
 MARGINS = {
@@ -26,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     made = make_comparison(
         tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0, 1), stepwise=(), steps=20
     )
-    texts = {"pair_id": list("abcd"), "prompt": ["p"] * 4, "chosen": list("ABCD"), "rejected": ["r"] * 4}
+    texts = {"pair_id": list("abcd"), "prompt": list("pqrs"), "chosen": list("ABCD"), "rejected": ["r"] * 4}
     pl.DataFrame(texts).write_parquet(made / "held_out.parquet")
     for (method, seed), margins in MARGINS.items():
         # In another order, as a run may leave them.
@@ -38,11 +39,11 @@ def folder(tmp_path: Path) -> Path:
 
 def test_pairs_that_part_the_methods_are_found_and_told_rightly(folder: Path) -> None:
     found = disagreements_of(read_folder(folder))
-    assert found is not None and (found.parted, found.pairs) == (2, 4)
+    assert found is not None and (found.split, found.pairs) == (2, 4)
     assert {pair.pair_id for pair in found.shown} == {"b", "c"}
     pair = next(pair for pair in found.shown if pair.pair_id == "c")
     assert pair.chosen == "C"
-    assert [(stand.method, stand.margin, stand.right) for stand in pair.stands] == [
+    assert [(stand.method, stand.margin, stand.right) for stand in pair.methods] == [
         ("dpo", 2.0, 1.0),
         ("mrpo", -4.0, 0.0),
     ]
@@ -62,26 +63,31 @@ def test_votes_count_before_margins(folder: Path) -> None:
         pl.read_parquet(path).with_columns(logps_chosen=changed).write_parquet(path)
     found = disagreements_of(read_folder(folder))
     assert found is not None
-    assert [(pair.pair_id, pair.stands[1].right) for pair in found.shown] == [("c", 0.0), ("b", 0.25)]
+    assert [(pair.pair_id, pair.methods[1].right) for pair in found.shown] == [("c", 0.0), ("b", 0.25)]
 
 
-def test_seeds_that_differ_are_said_so_and_a_tie_is_half(folder: Path) -> None:
+def test_of_pairs_with_one_prompt_the_first_is_shown(folder: Path) -> None:
+    texts = pl.read_parquet(folder / "held_out.parquet").with_columns(prompt=pl.lit("p"))
+    texts.write_parquet(folder / "held_out.parquet")
+    found = disagreements_of(read_folder(folder))
+    assert found is not None and [pair.pair_id for pair in found.shown] == ["c"] and found.split == 2
+
+
+def test_seeds_that_differ_are_shown_so_and_a_tie_is_half(folder: Path) -> None:
     frame = pl.read_parquet(folder / "mrpo" / "seed-1" / "pairs.parquet")
     frame.with_columns(logps_chosen=pl.lit(-10.0)).write_parquet(folder / "mrpo" / "seed-1" / "pairs.parquet")
-    section = pairs_section(read_folder(folder))
-    assert section is not None
-    stands = {stand.method: stand for stand in section.shown[0].stands}
-    assert stands["mrpo"].sign == "±" and stands["mrpo"].says == "25% of its seeds prefer the chosen side:"
-    assert stands["dpo"].sign == "✓" and stands["dpo"].margin == "+2.0"
+    page = Page(write_report(folder).read_text())
+    (first, *_) = page.all("ul", class_="preferences")
+    assert "±mrpo25% of its seeds prefer the chosen side:" in first.text.replace("\n", "")
+    assert "✓dpoprefers the chosen side:+2.0" in first.text.replace("\n", "")
 
 
 def test_where_all_agree_the_page_says_so(folder: Path) -> None:
     for seed in (0, 1):
         frame = pl.read_parquet(folder / "dpo" / f"seed-{seed}" / "pairs.parquet")
         frame.write_parquet(folder / "mrpo" / f"seed-{seed}" / "pairs.parquet")
-    section = pairs_section(read_folder(folder))
-    assert section is not None and section.shown == []
-    assert section.sentence == "On each of 4 held-out pairs, every method prefers the same side."
+    text = Page(write_report(folder).read_text()).text
+    assert "On each of 4 held-out pairs, every method prefers the same side." in text
 
 
 def test_with_one_method_nobody_disagrees(folder: Path) -> None:
@@ -90,7 +96,10 @@ def test_with_one_method_nobody_disagrees(folder: Path) -> None:
     assert disagreements_of(read_folder(folder)) is None
 
 
-def test_a_text_beyond_all_bounds_is_cut_and_says_so() -> None:
-    shown = passage("é" * 30_000)
-    assert shown.cut and len(shown.whole) == 20_000 and shown.length == "30,000" and len(shown.opening) == 420
-    assert not passage("short").rest and not passage("short").cut
+def test_a_text_beyond_all_bounds_is_cut_and_the_page_says_so(folder: Path) -> None:
+    texts = pl.read_parquet(folder / "held_out.parquet").with_columns(chosen=pl.lit("é" * 30_000))
+    texts.write_parquet(folder / "held_out.parquet")
+    page = Page(write_report(folder).read_text())
+    fold = page.all("details", class_="fold")[0]
+    assert "show all 30,000 characters" in fold.text and "Only the first 20,000 characters" in fold.text
+    assert fold.text.count("é") == 420 + 20_000
