@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,7 @@ RESULT = "result.json"
 PAIRS = "pairs.parquet"
 LOG = "log.txt"
 _RUNNING = "running.json"
+_PACKAGES = ("torch", "transformers", "peft")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +125,14 @@ def _made(job: Job) -> dict[str, Any]:
         # What is measured is the adapter that lies on disk, loaded as a user would load it.
         policy = policy.model_copy(update={"adapter": str(place)})
     measured = _measure(job, policy, method)
-    sums = {name: sha256_of_small(place / name) for name in job.measured}
-    result = {"key": job.key, **measured, "train_seconds": took, "sums": sums}
+    result = {
+        "key": job.key,
+        **measured,
+        "train_seconds": took,
+        "sums": {name: sha256_of_small(place / name) for name in job.measured},
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+    }
     write_whole_json(place / RESULT, result)
     (place / _RUNNING).unlink(missing_ok=True)
     return result

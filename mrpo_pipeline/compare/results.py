@@ -104,9 +104,12 @@ def summarize(
     asked = metric
     metric, why = metric_that_moves(outcomes, asked)
     verdict = verdict_of(contenders, compared, own_shares, len(seeds), metric, note=why)
+    last = max((run for one in methods for run in one.results), key=lambda run: str(run.get("finished", "")))
     document = {
         "version": VERSION,
         "mrpo": mrpo_pipeline.__version__,
+        # Of the run that finished last: the same document each time that one is made of the same runs.
+        **{key: last[key] for key in ("finished", "versions") if key in last},
         **more,
         "held_out": len(held_out),
         "prompts": int(clusters.n_unique()),

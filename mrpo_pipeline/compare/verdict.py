@@ -4,6 +4,7 @@
 a p-value corrected for all such comparisons of the metric: which single reference is best was read from the same pairs, so
 to be better than that one alone would not do. The figure that is told is the difference to the single reference that did best, which
 a lucky best makes too small, if anything. "Worse" is said where one single reference is better than every method with several.
+Where MRPO is among the methods, the verdict is on it; another method that is better follows in a sentence of its own.
 
 What more it would take is told for that same claim: one point over every single reference at once, after the correction.
 """
@@ -56,33 +57,30 @@ def _of_several(case: Case) -> Verdict:
         return Verdict(
             "DPO against no single reference was trained to the end, so there is nothing to compare with.", NONE
         )
-    winners = [name for name in case.several if all(x.better for x in case.of(name, SEVERAL).values())]
-    best = case.best(case.singles)
-    if winners:
-        method = case.best(winners)
-        there = case.of(method, SEVERAL)[best].known
-        return Verdict(
-            f"{method} is better than {case.best_single(best)}, by {points(there)}."
-            if case.is_level(best)
-            else f"{method} is better than {case.best_single(best)} by {points(there)}.",
-            BETTER,
-            method,
-            best,
-        )
-    method = case.best(case.several)
+    method, best = case.subject(), case.best(case.singles)
+    others = [_is_better(case, name, best) for name in case.winners() if name != method]
+    if method in case.winners():
+        return Verdict(_is_better(case, method, best), BETTER, method, best, sentences=others)
     losing = [k for k in case.singles if all(case.of(name, SEVERAL)[k].worse for name in case.several)]
     if losing:
         best = case.best(losing)
         there = case.of(method, SEVERAL)[best].known
+        every = " and than every other method with several" if len(case.several) > 1 else ""
         return Verdict(
-            f"Several references are worse than one here: DPO against {case.single(best)} alone is better than {method}, "
-            f"{'the best of the methods with several, ' if len(case.several) > 1 else ''}by {points(there, turned=True)}.",
+            f"Several references are worse than one here: DPO against {case.single(best)} alone is better than {method} by "
+            f"{points(there, turned=True)}{every}.",
             WORSE,
             method,
             best,
         )
     told, sentence = _not_shown(case, method, best)
-    return Verdict(f"{sentence} {needed(told, list(case.of(method, SEVERAL).values()))}", NONE, method, best)
+    more = needed(told, list(case.of(method, SEVERAL).values()))
+    return Verdict(sentence, NONE, method, best, sentences=[*others, more])
+
+
+def _is_better(case: Case, method: str, best: str) -> str:
+    difference = points(case.of(method, SEVERAL)[best].known)
+    return f"{method} is better than {case.best_single(best)}{',' if case.is_level(best) else ''} by {difference}."
 
 
 def _not_shown(case: Case, method: str, best: str) -> tuple[Compared, str]:
@@ -114,17 +112,13 @@ def _of_singles(case: Case) -> Verdict:
         return Verdict(f"{name} is better than the start by {points(there.known)}.", BETTER, best, START)
     if there.worse:
         return Verdict(f"{name} is worse than the start by {points(there.known, turned=True)}.", WORSE, best, START)
-    return Verdict(
-        f"No difference shown between {name} and the start: {unclear(there)}. {needed(there, [there])}",
-        NONE,
-        best,
-        START,
-    )
+    sentence = f"No difference shown between {name} and the start: {unclear(there)}."
+    return Verdict(sentence, NONE, best, START, sentences=[needed(there, [there])])
 
 
 def _of_one_seed(case: Case) -> Verdict:
     if case.several and case.singles:
-        method, against = case.best(case.several), case.best(case.singles)
+        method, against = case.subject(), case.best(case.singles)
         there, other = (
             case.of(method, SEVERAL)[against].known,
             f"DPO against {case.best_single(against)}"
@@ -138,9 +132,11 @@ def _of_one_seed(case: Case) -> Verdict:
     stands = f"{apart} points {'above' if there.mean > 0 else 'below'}" if apart != "0.0" else "level with"
     return Verdict(
         f"One seed shows no more than itself: as trained here, {method} is {stands} {other} "
-        f"({span(there)} points on other pairs like these). How far another seed would move that cannot be known: "
-        "train with three seeds at least (--seeds 0,1,2).",
+        f"({span(there)} points on other pairs like these).",
         ONE_SEED,
         method,
         against,
+        sentences=[
+            "How far another seed would move that cannot be known: train with three seeds at least (--seeds 0,1,2)."
+        ],
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mrpo_pipeline.compare.comparisons import Compared
+from mrpo_pipeline.compare.comparisons import SEVERAL, Compared
 from mrpo_pipeline.compare.methods import Contender
 from mrpo_pipeline.evaluation.intervals import Known
 
@@ -54,6 +54,15 @@ class Case:
 
     def of(self, method: str, question: str) -> dict[str, Compared]:
         return {x.against: x for x in self.compared if x.method == method and x.question == question}
+
+    def subject(self) -> str:
+        """The method with several references that the verdict is on: MRPO, else the one that did best."""
+        own = [name for name in self.several if self.contenders[name].method.name == "mrpo"]
+        return "mrpo" if "mrpo" in own else self.best(own or self.several)
+
+    def winners(self) -> list[str]:
+        """The methods with several references that are better than every single one."""
+        return [name for name in self.several if all(x.better for x in self.of(name, SEVERAL).values())]
 
     def level(self, name: str) -> list[str]:
         """The single references whose mean is this one's, itself among them."""

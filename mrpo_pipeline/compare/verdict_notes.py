@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mrpo_pipeline.compare.comparisons import LEFT_OUT, ONE, SEVERAL, Compared
 from mrpo_pipeline.compare.methods import Contender
-from mrpo_pipeline.compare.verdict_case import BETTER, NONE, Case, Verdict
+from mrpo_pipeline.compare.verdict_case import NONE, Case, Verdict
 from mrpo_pipeline.compare.verdict_wording import points, signed
 from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE
 
@@ -19,7 +19,7 @@ def name_references_to_drop(case: Case, verdict: Verdict) -> None:
     for name, x in harmful.items():
         verdict.drop.append(name)
         verdict.sentences.append(f"Drop {name}: {x.against} does better without it, by {points(x.known)}.")
-    if not case.several or harmful or verdict.against is None or verdict.kind == BETTER:
+    if not case.several or harmful or verdict.against is None or case.winners():
         return
     kept = case.single(verdict.against)
     if verdict.against in case.singles and case.is_level(verdict.against):

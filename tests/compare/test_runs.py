@@ -74,6 +74,7 @@ def test_what_is_left_and_what_a_second_call_takes_as_it_is(
     assert found["methods"][1]["also"] == ["mrpo-again"] and not (out / "mrpo-again").exists()
     assert [method["baseline"] for method in found["methods"]] == [True, False, True]
     assert found["verdict"]["kind"] == "one seed"
+    assert found["finished"].startswith("20") and {"python", "torch", "transformers", "peft"} <= set(found["versions"])
     assert found["start"]["accuracy/anchor"] == 0.5 and found["held_out"] == 10
     for name in (
         "recipe.yaml",

@@ -56,7 +56,31 @@ def test_better_than_all_single_references_but_one_is_not_better() -> None:
     assert verdict.sentence.startswith("No difference shown between mrpo and the best single reference (abacus)") or (
         "multi-dpo" not in verdict.sentence
     )
-    assert "more held-out pairs" in verdict.sentence or "seeds" in verdict.sentence
+    assert "more held-out pairs" in verdict.text() or "seeds" in verdict.text()
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_verdict_is_on_mrpo_where_it_is_among_the_methods(seeds: int) -> None:
+    verdict = judged([0, 2, -5, 20, 2], seeds)
+    assert (verdict.method, verdict.against, verdict.drop) == ("mrpo", "dpo-abacus", [])
+    assert "mrpo" in verdict.sentence and "multi-dpo" not in verdict.sentence
+    if seeds == 3:
+        assert verdict.kind == "none"
+        assert verdict.sentences[0].startswith("multi-dpo is better than the best single reference (abacus) by ")
+    both = judged([0, 2, -5, 20, 12], seeds)
+    assert both.sentence.startswith("mrpo is better than" if seeds == 3 else "One seed")
+    assert any(text.startswith("multi-dpo is better than ") for text in both.sentences) == (seeds == 3)
+
+
+def test_without_mrpo_the_verdict_is_on_the_best_method_with_several() -> None:
+    other = Contender("other", Method(name="multi-dpo", weights="uniform"), NAMES)
+    assert judged([0, 2, -5, 20, 2], contenders=(*SINGLES, MULTI, other)).method == "multi-dpo"
+
+
+def test_the_headline_is_one_sentence() -> None:
+    for points in ([0, 2, -5, 1, 8], [0, 8, -5, 1, 8], [0, 12, -2, 1, 3], [0, 0, 0, 0, 0]):
+        for seeds in (1, 3):
+            assert len(re.findall(r"\.(?= |$)", judged(points, seeds).sentence)) == 1
 
 
 def flipped(gain: float, noise: float, pairs: int, random: np.random.Generator) -> Outcomes:
@@ -84,7 +108,7 @@ def test_the_sentence_does_not_contradict_its_figures(gain: float, noise: float)
         elif verdict.kind == "none":
             assert told.better and verdict.sentence.startswith("No clear answer: mrpo is better than the best single")
             assert "not shown to be better than " in verdict.sentence
-        if unlikely := re.search(r"more than (\S+) points is unlikely", verdict.sentence):
+        if unlikely := re.search(r"more than (\S+) points is unlikely", verdict.text()):
             signed = re.findall(r"\((\S+) to (\S+)\)", verdict.sentence)[-1]
             assert float(unlikely[1]) == max(abs(float(bound.replace("−", "-"))) for bound in signed)
         seen.add((verdict.kind, verdict.sentence[:8]))
@@ -95,7 +119,7 @@ def test_the_sentence_does_not_contradict_its_figures(gain: float, noise: float)
 def test_with_as_many_pairs_as_the_verdict_asks_for_one_point_over_every_single_reference_is_seen() -> None:
     """Beating each of three after the correction takes far more than one comparison alone would."""
     alike = replace(WORLD, seed_spread=0.0003)
-    sentences = [judged([0, 0, 0, 0, 1], 5, draws=number, world=alike).sentence for number in range(15)]
+    sentences = [judged([0, 0, 0, 0, 1], 5, draws=number, world=alike).text() for number in range(15)]
     asked = [re.search(r"About (\S+) more held-out pairs", sentence) for sentence in sentences]
     counts = [int(found[1].replace(",", "")) for found in asked if found]
     assert len(counts) >= 5  # the others ask for more seeds too
@@ -140,7 +164,7 @@ def test_a_reference_without_which_the_method_does_better_is_to_be_dropped_whoev
 def test_one_seed_claims_nothing_however_large_the_difference() -> None:
     verdict = judged([0, 2, -5, 1, 20], seeds=1)
     assert (verdict.kind, verdict.method, verdict.against, verdict.drop) == ("one seed", "mrpo", "dpo-abacus", [])
-    assert "cannot be known" in verdict.sentence and "--seeds" in verdict.sentence
+    assert "cannot be known" in verdict.sentences[0] and "--seeds" in verdict.sentences[0]
 
 
 def test_without_a_method_with_several_the_best_single_one_is_set_against_the_start() -> None:
