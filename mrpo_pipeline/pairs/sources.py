@@ -10,7 +10,16 @@ from urllib.parse import urlsplit
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.dataset_splits import Wanted, folder_files, matching, names_subsets, split_files
-from mrpo_pipeline.pairs.hub_datasets import PREFIX, Repository, converted, hub_name, names_below, read_card, repository
+from mrpo_pipeline.pairs.hub_datasets import (
+    PREFIX,
+    HubName,
+    Repository,
+    converted,
+    hub_name,
+    names_below,
+    read_card,
+    repository,
+)
 from mrpo_pipeline.pairs.saved_datasets import report_once, saved_files
 from mrpo_pipeline.terminal import one_line
 
@@ -99,7 +108,7 @@ def _expand(wanted: Wanted) -> list[PairFile]:
         if hub is not None and hub.revision is None:
             report_once(f"{name}: reading the folder of this name here; a data set of the hub is named {PREFIX}{name}.")
         return _of_folder(wanted)
-    if not os.path.exists(name) and hub_name(name) is not None and not name.lower().endswith(SUFFIXES):
+    if hub_dataset(name) is not None:
         return _of_hub(wanted)
     _refuse_split(wanted)
     # A file whose own name holds `[` or `*` is that file, not a glob.
@@ -119,6 +128,14 @@ def _expand(wanted: Wanted) -> list[PairFile]:
             "what it gives into a file, and name that."
         )
     return [file]
+
+
+def hub_dataset(name: str) -> HubName | None:
+    """The data set of the hub that a source names; None where it is a file, a folder, a glob or another URL."""
+    if name.startswith(PREFIX):
+        return hub_name(name)
+    local = "://" in name or os.path.exists(name) or name.lower().endswith(SUFFIXES)
+    return None if local else hub_name(name)
 
 
 def _refuse_split(wanted: Wanted) -> None:

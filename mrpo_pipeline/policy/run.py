@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from mrpo_pipeline.models.checks import check_numbers
 from mrpo_pipeline.models.context_length import known_context
 from mrpo_pipeline.models.files import locate
 from mrpo_pipeline.pairs.counting import in_words
+from mrpo_pipeline.pairs.sources import hub_dataset
 from mrpo_pipeline.policy.output_dir import check_output_folder, report_earlier_run
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.recipe.describe import describe
@@ -194,6 +196,18 @@ def card_of(recipe: Recipe, splits: dict[str, Split]) -> dict[str, Any]:
             if recipe.required_policy().check_anchor
             else {"start": f"The first is the anchor. {start_notice(recipe)}"}
         ),
-        "references": [{"name": source.name, "model": source.model} for source in recipe.sources()],
+        "references": [
+            {"name": source.name, "model": source.model}
+            | {key: value for key in ("revision", "adapter") if (value := getattr(source, key)) is not None}
+            for source in recipe.sources()
+        ],
+        "datasets": _hub_datasets(recipe),
         "data": {f"{name}: {what}": count for name, split in splits.items() for what, count in split.counts().items()},
     }
+
+
+def _hub_datasets(recipe: Recipe) -> list[str]:
+    """The data sets of the hub that the pairs are from."""
+    places = [[source.place] if isinstance(source.place, str) else source.place for source in recipe.pairs.sources()]
+    found = [hub_dataset(place) for place in itertools.chain(*places)]
+    return list(dict.fromkeys(hub.repository for hub in found if hub is not None))
