@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import polars as pl
+
 
 @dataclass
 class Sample:
@@ -19,6 +21,11 @@ class Sample:
 
     def as_dict(self) -> dict[str, str]:
         return asdict(self)
+
+
+def distinct_prompts(frame: pl.DataFrame, count: int) -> pl.DataFrame:
+    """The first pairs of that many prompts, one of each: rows of one prompt would get the same answer."""
+    return frame.unique("prompt_read", keep="first", maintain_order=True).head(count)
 
 
 def generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[str]:

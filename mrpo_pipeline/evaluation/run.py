@@ -11,7 +11,7 @@ from typing import Any
 
 from mrpo_pipeline.dataset.nothing_left import handful
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.evaluation.generations import Sample, as_markdown, generate
+from mrpo_pipeline.evaluation.generations import Sample, as_markdown, distinct_prompts, generate
 from mrpo_pipeline.evaluation.held_out import PolicyFigures, device_of_choice, dtype_of, evaluate_policy
 from mrpo_pipeline.evaluation.staleness import ANSWERS, EVALUATION, SAMPLES, adapter_content, how_asked
 from mrpo_pipeline.evaluation.task_changes import TaskChange, table_of, task_changes, write_answers
@@ -171,7 +171,7 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evalua
     examples, _ = examples_of(split, recipe.method, say=False)
     policy, anchor = recipe.required_policy(), anchor_start(recipe, caches)
     frame = split.pairs.frame
-    chosen = frame.head(recipe.evaluation.samples)
+    chosen = distinct_prompts(frame, recipe.evaluation.samples)
     samples = [
         Sample(readable_prompt(prompt), readable_completion(good), readable_completion(bad))
         for prompt, good, bad in chosen.select("prompt_read", "chosen", "rejected").iter_rows()
