@@ -14,5 +14,10 @@ class Settings(BaseModel):
     """A part of the recipe. The string under a key describes it: docs/recipes.md is made of them."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",
     )

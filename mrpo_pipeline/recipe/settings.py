@@ -175,7 +175,12 @@ class Scoring(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="allow", strict=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+        extra="allow",
+        strict=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",
     )
 
     engine: Literal["auto", "vllm", "transformers"] = "auto"

@@ -149,7 +149,8 @@ class Proof:
             return [END_ADDED]
         if job.breaks:
             kept = own[: max(len(ours) + 64, 0)]
-            text, theirs = (self._text(ids) for ids in (ours[:-1], kept))
+            # A run of unknown characters is one token or several, by where it is parted.
+            text, theirs = (self._text([i for i in ids if i != self.unknown]) for ids in (ours[:-1], kept))
             if _squeezed(theirs).startswith(_squeezed(text)):
                 return [APART, *([END_ADDED] if self.splitter.ends_itself(job) else [])]
         at = next((i for i, (a, b) in enumerate(zip(ours, own, strict=False)) if a != b), min(len(ours), len(own)))
