@@ -27,7 +27,7 @@ def targets(
     split: Annotated[str, typer.Option("--split", help="train or eval.")] = "train",
     trainer: Annotated[
         str | None,
-        typer.Option("--for", metavar="TRAINER", help="Write the pairs for another trainer: trl or fairseq2."),
+        typer.Option("--for", metavar="TRAINER", help="Write the pairs for another trainer: trl."),
     ] = None,
 ) -> Ending:
     """Write, per pair, what stage two trains against; for this project, or with --for for another trainer."""

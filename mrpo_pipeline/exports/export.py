@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
-from mrpo_pipeline.dataset.reference_logps import CachedPairs, pair_targets
+from mrpo_pipeline.dataset.reference_logps import pair_targets
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.exports import fairseq2, trl
+from mrpo_pipeline.exports import trl
 from mrpo_pipeline.exports.parquet import cached_split
 from mrpo_pipeline.files.atomic import whole_file, write_whole
 from mrpo_pipeline.pairs.counting import require_balance
@@ -20,27 +20,7 @@ from mrpo_pipeline.targets.settings import check_target
 
 log = logging.getLogger("mrpo")
 
-
-@dataclass(frozen=True)
-class Trainer:
-    """A trainer that can be written for."""
-
-    file: str
-    """The file's name where none is given; its ending is the format."""
-    rows: Callable[[CachedPairs, Recipe], tuple[pl.DataFrame, dict[str, int]]]
-    """The pairs as the trainer reads them, with their positions in ``index``, and those left out, by reason."""
-    columns: tuple[str, str]
-    """Where it looks for the reference's log-probs: of the chosen side, of the rejected one."""
-    json_columns: Callable[[pl.DataFrame], list[str]]
-    """Those of the table's columns that hold JSON."""
-    settings: Callable[[Recipe], list[str]]
-    """What must be set there for the same loss, a line each."""
-
-
-TRAINERS: dict[str, Trainer] = {
-    "trl": Trainer("targets.parquet", trl.rows, trl.COLUMNS, trl.json_columns, trl.settings),
-    "fairseq2": Trainer("targets.jsonl", fairseq2.rows, fairseq2.COLUMNS, lambda frame: [], fairseq2.settings),
-}
+TRAINERS = ("trl",)
 
 
 @dataclass
@@ -65,8 +45,8 @@ def export_targets(recipe: Recipe, trainer: str, output: Path | None = None, *, 
     compares with its own sums. With ``normalize: token`` the trainer must divide by its tokens itself, and says how.
 
     Args:
-        trainer: ``trl`` or ``fairseq2``.
-        output: the file; ``targets.parquet`` or ``targets.jsonl`` where None.
+        trainer: a name of ``TRAINERS``.
+        output: the Parquet file; ``targets.parquet`` where None.
 
     Raises:
         UserError: for a trainer that is not offered, a file name of another format, a method that has no log π̃ of its own
@@ -74,12 +54,11 @@ def export_targets(recipe: Recipe, trainer: str, output: Path | None = None, *, 
     """
     if trainer not in TRAINERS:
         raise UserError(f"--for is {trainer!r}: expected one of {', '.join(TRAINERS)}. Correct the option.")
-    chosen = TRAINERS[trainer]
-    output = output or Path(chosen.file)
-    if output.suffix != Path(chosen.file).suffix:
+    output = output or Path("targets.parquet")
+    if output.suffix != ".parquet":
         raise UserError(
-            f"--output is {output}: {trainer} reads {Path(chosen.file).suffix} files. Expected a name that ends so, such as "
-            f"{output.with_suffix(Path(chosen.file).suffix)}. Correct the option."
+            f"--output is {output}: {trainer} reads .parquet files. Expected a name that ends so, such as "
+            f"{output.with_suffix('.parquet')}. Correct the option."
         )
     check_exportable(recipe.method, [source.name for source in recipe.sources()])
     pairs = cached_split(recipe, split)
@@ -87,22 +66,22 @@ def export_targets(recipe: Recipe, trainer: str, output: Path | None = None, *, 
     for notice in targets.notices:
         log.warning("%s", notice)
     inputs = targets.loss_inputs()
-    frame, left_out = chosen.rows(pairs, recipe)
+    frame, left_out = trl.rows(pairs, recipe)
     require_balance(f"writing for {trainer}", pairs.frame.height, frame.height, left_out)
     if not frame.height:
         reasons = "; ".join(f"{count:,}: {reason}" for reason, count in left_out.items())
         raise UserError(
-            f"None of {pairs.frame.height:,} pairs can be written for {trainer} ({reasons}). Expected one at least. Use another "
-            "trainer, or `mrpo train`."
+            f"None of {pairs.frame.height:,} pairs can be written for {trainer} ({reasons}). Expected one at least. Use "
+            "`mrpo train`."
         )
     kept = frame["index"].to_numpy()
     frame = frame.drop("index").with_columns(
-        pl.Series(chosen.columns[0], inputs.reference_chosen[kept, 0]),
-        pl.Series(chosen.columns[1], inputs.reference_rejected[kept, 0]),
+        pl.Series(trl.COLUMNS[0], inputs.reference_chosen[kept, 0]),
+        pl.Series(trl.COLUMNS[1], inputs.reference_rejected[kept, 0]),
     )
-    write_frame(frame, output, chosen.json_columns(frame))
+    write_frame(frame, output, trl.json_columns(frame))
     write_whole(output.with_suffix(".recipe.yaml"), recipe.dump())
-    return Export(output, frame.height, left_out, chosen.settings(recipe))
+    return Export(output, frame.height, left_out, trl.settings(recipe))
 
 
 def check_exportable(method: Method, references: list[str]) -> None:
@@ -132,15 +111,13 @@ def check_exportable(method: Method, references: list[str]) -> None:
 
 
 def write_frame(frame: pl.DataFrame, output: Path, json_columns: Sequence[str] = ()) -> None:
-    """Write a table as Parquet, or as JSON lines where the name ends so: whole or not at all.
+    """Write a table as Parquet, completely or not at all.
 
     Args:
         json_columns: columns of JSON texts, or of lists of them, that Parquet is to know as JSON.
     """
     with whole_file(output) as temporary:
-        if output.suffix == ".jsonl":
-            frame.write_ndjson(temporary)
-        elif json_columns:
+        if json_columns:
             _write_json(frame, temporary, json_columns)
         else:
             frame.write_parquet(temporary)

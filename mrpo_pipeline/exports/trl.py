@@ -16,11 +16,12 @@ import polars as pl
 
 from mrpo_pipeline.dataset.reference_logps import CachedPairs
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.exports.unscored import UNSCORED, holds_unscored
 from mrpo_pipeline.pairs import parse_prompt
 from mrpo_pipeline.pairs.completion import MARK, cut_messages
 from mrpo_pipeline.pairs.identity import Message, prompt_settings
 from mrpo_pipeline.recipe import Recipe
+
+UNSCORED = "a side holds tokens that are not scored (a tool's result between two messages, or a prompt written otherwise for one side)"
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -54,7 +55,7 @@ def rows(pairs: CachedPairs, recipe: Recipe) -> tuple[pl.DataFrame, dict[str, in
             f"{sum(raw):,} of {len(raw):,} prompts are raw text and the others messages: expected one kind, for TRL reads all of "
             "a file as the first row. Write them apart, or set pairs.strings to messages."
         )
-    kept = frame.with_row_index("index", 0).filter(~holds_unscored(frame))
+    kept = frame.with_row_index("index", 0).filter(~_holds_unscored(frame))
     left_out = {UNSCORED: frame.height - kept.height} if kept.height < frame.height else {}
     texts: dict[str, list[Any]] = {side: _counted(kept, side) for side in ("chosen", "rejected")}
     columns: dict[str, list[Any]] = {"prompt": [prompts[index] for index in kept["index"]]}
@@ -147,3 +148,9 @@ def settings(recipe: Recipe) -> list[str]:
 def _counted(frame: pl.DataFrame, side: str) -> list[list[Message]]:
     """(N,) the messages of one side up to its cut."""
     return [cut_messages(completion, cut) for completion, cut in frame.select(side, f"{side}_cut").iter_rows()]
+
+
+def _holds_unscored(frame: pl.DataFrame) -> pl.Series:
+    """(N,) whether prepared pairs have tokens that are not scored behind the prompt that both sides share."""
+    masks = pl.col("chosen_scored").is_not_null() | pl.col("rejected_scored").is_not_null()
+    return frame.select(masks).to_series()

@@ -12,7 +12,7 @@ from tiny_tokenizers import qwen
 from mrpo_pipeline.dataset.reference_logps import CachedPairs
 from mrpo_pipeline.exports import trl as for_trl
 from mrpo_pipeline.exports.export import write_frame
-from mrpo_pipeline.exports.unscored import UNSCORED
+from mrpo_pipeline.exports.trl import UNSCORED
 from mrpo_pipeline.pairs import read_pairs
 from mrpo_pipeline.pairs.completion import cut_messages
 from mrpo_pipeline.recipe import Recipe

@@ -403,7 +403,7 @@ def _places() -> list[Case]:
         Case("output below a recipe", _good, ("train", "recipe.yaml", "--output-dir", "recipe.yaml/a/b"), ("recipe.yaml",)),
         Case("output of a long name", _good, ("train", "recipe.yaml", "--output-dir", "o" * 400), ("output_dir",)),
         Case("output onto the device of nothing", _good, ("train", "recipe.yaml", "--output-dir", "/dev/null"), ("/dev/null",)),
-        Case("targets over the pairs", own_pairs, ("targets", "recipe.yaml", "--for", "fairseq2", "--output", "own.jsonl"), ("own.jsonl",)),
+        Case("targets over the pairs", own_pairs, ("targets", "recipe.yaml", "--output", "own.jsonl"), ("own.jsonl",)),
         Case("a folder", folder, RECIPE, ("recipe.yaml",)),
         Case("a FIFO", fifo, RECIPE, ("recipe.yaml",), started=True),
         Case("100 MB of comments", big, RECIPE, ("recipe.yaml",)),
