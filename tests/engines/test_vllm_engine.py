@@ -209,7 +209,7 @@ def test_a_script_without_a_guard_can_score_with_an_adapter(tmp_path, plain) -> 
         import numpy as np
         from mrpo_pipeline.engines import ScoringRequest, open_engine, start_engine
         from mrpo_pipeline.models.source import ModelSource
-        source = ModelSource(name="tiny", model={str(path)!r}, adapter={str(tmp_path / "adapter")!r})
+        source = ModelSource(model={str(path)!r}, adapter={str(tmp_path / "adapter")!r}).named("tiny")
         request = ScoringRequest(np.array({[5, 6, 7]}, np.int32), np.array({list(range(20, 50))}, np.int32))
         engine = open_engine("vllm", source)
         ((index, logps),) = engine.score([request])

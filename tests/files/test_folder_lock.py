@@ -148,6 +148,7 @@ def test_commands_refuse_a_folder_in_use_with_a_paragraph_and_change_nothing(tmp
     process = holder(out)
     (out / "kept").write_text("kept")
     recipe = tmp_path / "recipe.yaml"
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     document = {
         "pairs": {"train": "pairs.jsonl", "eval": "pairs.jsonl"},
         "policy": {"model": "model"},

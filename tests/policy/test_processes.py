@@ -30,7 +30,8 @@ HERE = Path(__file__).parent
 
 def launch(model: Path, folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(
         [*command, str(HERE / "many_processes.py"), str(model), str(folder), mode],
         capture_output=True, text=True, check=False, env=environment, timeout=150,
