@@ -76,12 +76,13 @@ def _framed(template: ChatTemplate, messages: list[Message]) -> PromptFrame:
         raise
     except UserError:
         asked = ""
-    tools = has_more(asked, frame.prefix, template.tool_names)
-    if missing is not None or tools or any(thought in asked for thought in thoughts):
-        head = joined(asked, frame.prefix, messages[-1])
-        if head is not None and left_out(asked, messages) is None:
-            return PromptFrame(messages, frame, head, (AS_ASKED,))
-    if tools:
+    head = joined(asked, frame.prefix, messages[-1])
+    # Tools, and what a template says of them, may be written only where the user's message is the last.
+    tools = bool(template.tool_names) and head is not None and frame.prefix[: head[0]] != head[1]
+    more = missing is not None or tools or any(thought in asked for thought in thoughts)
+    if more and head is not None and left_out(asked, messages) is None:
+        return PromptFrame(messages, frame, head, (AS_ASKED,))
+    if tools or has_more(asked, frame.prefix, template.tool_names):
         raise UserError(cannot_write(template.name, "tools before an answer"))
     if missing is None:  # no model of this kind is given it
         return PromptFrame(messages, frame)
@@ -134,7 +135,7 @@ def dropped_reasoning(text: str, messages: Sequence[Message]) -> list[str]:
 
 
 def has_more(asked: str, text: str, names: Sequence[str]) -> bool:
-    """Whether a rendering has tools that another lacks: a template may write them only where the user's message is the last."""
+    """Whether a rendering has tools that another lacks."""
     return any(asked.count(name) > text.count(name) for name in names)
 
 

@@ -22,7 +22,7 @@ from mrpo_pipeline.rendering.marked_texts import (
     slots_of,
     with_marks,
 )
-from mrpo_pipeline.rendering.prompt_frame import dropped_reasoning, has_more, holds_call, joined, left_out, place_in
+from mrpo_pipeline.rendering.prompt_frame import dropped_reasoning, holds_call, joined, left_out, place_in
 from mrpo_pipeline.rendering.templates import ChatTemplate, UnboundedTemplateError
 from mrpo_pipeline.rendering.tool_forms import cannot_write
 
@@ -101,7 +101,7 @@ def _complete(
             made = _headed(template, marked, index, text)
             if made is None:
                 continue
-            more = any(thought in made for thought in dropped) or has_more(made, text, template.tool_names)
+            more = any(thought in made for thought in dropped) or (bool(template.tool_names) and made != text)
             if (more or not complete) and _holds(made, prompt, marks):
                 return index, made
     if complete:
