@@ -26,7 +26,7 @@ from typing import Any
 from mrpo_pipeline.compare.job import LOG, Job, finished, run_job
 from mrpo_pipeline.compare.parallelism import Places
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.files.python_processes import child_environment
+from mrpo_pipeline.files.python_processes import child_environment, code_command
 from mrpo_pipeline.terminal import show_messages, track
 
 log = logging.getLogger("mrpo")
@@ -145,7 +145,7 @@ class _Process:
                 log_file.parent.mkdir(parents=True, exist_ok=True)
                 with log_file.open("ab") as printed:
                     self._process = subprocess.Popen(
-                        [sys.executable, "-P", "-c", _COMMAND],
+                        code_command(_COMMAND),
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=printed,

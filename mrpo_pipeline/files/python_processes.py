@@ -21,6 +21,11 @@ def module_command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
+def code_command(code: str) -> list[str]:
+    """The command line that runs a line of code."""
+    return [sys.executable, "-P", "-c", code]
+
+
 def child_environment() -> dict[str, str]:
     """This process's environment, for a Python program that it starts."""
     variables = os.environ | {SAFE_PATH: "1", "PYTHONIOENCODING": "utf-8"}
