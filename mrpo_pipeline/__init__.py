@@ -7,6 +7,7 @@ Data flows one way: pairs → rendering → engines → cache → targets → po
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,26 +40,39 @@ __all__ = [
     "train_recipe",
 ]
 
-_MODULES = {
-    "Recipe": "recipe",
-    "RunError": "errors",
-    "TargetSettings": "targets.settings",
-    "UserError": "errors",
-    "audit_recipe": "audit",
-    "compare_recipe": "compare",
-    "compute_targets": "targets.compute",
-    "evaluate_recipe": "evaluation",
-    "load_recipe": "recipe",
-    "plan_run": "plan",
-    "score_references": "scoring",
-    "train_recipe": "policy.run",
-}
+
+def lazy(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's ``__getattr__`` that imports a module when one of its names is used.
+
+    Args:
+        modules: names the package offers, and the module below it that each is in.
+    """
+
+    def attribute(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+
+    return attribute
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "Recipe": "recipe",
+        "RunError": "errors",
+        "TargetSettings": "targets.settings",
+        "UserError": "errors",
+        "audit_recipe": "audit",
+        "compare_recipe": "compare",
+        "compute_targets": "targets.compute",
+        "evaluate_recipe": "evaluation",
+        "load_recipe": "recipe",
+        "plan_run": "plan",
+        "score_references": "scoring",
+        "train_recipe": "policy.run",
+    },
+)
 
 
 def __dir__() -> list[str]:

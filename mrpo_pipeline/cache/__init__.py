@@ -7,8 +7,9 @@ Imported at first use: a light command pays for no polars.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mrpo_pipeline import lazy
 
 if TYPE_CHECKING:
     from mrpo_pipeline.cache.active_writers import Others
@@ -42,28 +43,25 @@ __all__ = [
     "refuse_files",
 ]
 
-_MODULES = {
-    "CacheStats": "maintenance",
-    "CompletionRow": "schema",
-    "DamagedError": "shards",
-    "Manifest": "manifest",
-    "Others": "active_writers",
-    "Pruned": "maintenance",
-    "ReferenceCache": "reference_cache",
-    "RefusedRowError": "schema",
-    "SHARD_SCHEMA": "schema",
-    "ShardReport": "maintenance",
-    "ShardWriter": "writer",
-    "StoreError": "storage",
-    "Unfit": "schema",
-    "check_location": "locations",
-    "check_reference_name": "reference_names",
-    "list_references": "locations",
-    "refuse_files": "locations",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "CacheStats": "maintenance",
+        "CompletionRow": "schema",
+        "DamagedError": "shards",
+        "Manifest": "manifest",
+        "Others": "active_writers",
+        "Pruned": "maintenance",
+        "ReferenceCache": "reference_cache",
+        "RefusedRowError": "schema",
+        "SHARD_SCHEMA": "schema",
+        "ShardReport": "maintenance",
+        "ShardWriter": "writer",
+        "StoreError": "storage",
+        "Unfit": "schema",
+        "check_location": "locations",
+        "check_reference_name": "reference_names",
+        "list_references": "locations",
+        "refuse_files": "locations",
+    },
+)

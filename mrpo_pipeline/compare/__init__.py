@@ -1,6 +1,6 @@
 """Methods × seeds on one cache, side by side: what is shown, what is not, and which reference to drop.
 
-``methods`` says who takes part, ``job`` is one run, ``places`` and ``processes`` have many made at a time, ``comparisons`` and
+``methods`` says who takes part, ``job`` is one run, ``parallelism`` and ``worker_pool`` have many made at a time, ``comparisons`` and
 ``verdict`` say what they show (the statistics are in ``mrpo_pipeline.evaluation.intervals``), ``run`` is the whole.
 """
 

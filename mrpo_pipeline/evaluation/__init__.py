@@ -5,8 +5,9 @@ Imported at first use: the report reads what an evaluation left, and needs no to
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mrpo_pipeline import lazy
 
 if TYPE_CHECKING:
     from mrpo_pipeline.evaluation.generations import Sample
@@ -15,16 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "PolicyFigures", "Sample", "evaluate_policy", "evaluate_recipe"]
 
-_MODULES = {
-    "Evaluation": "run",
-    "PolicyFigures": "held_out",
-    "Sample": "generations",
-    "evaluate_policy": "held_out",
-    "evaluate_recipe": "run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "Evaluation": "run",
+        "PolicyFigures": "held_out",
+        "Sample": "generations",
+        "evaluate_policy": "held_out",
+        "evaluate_recipe": "run",
+    },
+)

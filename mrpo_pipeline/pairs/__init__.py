@@ -10,8 +10,9 @@ Imported at first use: a light command pays for no polars.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mrpo_pipeline import lazy
 
 if TYPE_CHECKING:
     from mrpo_pipeline.pairs.identity import Prompt, completion_id, dump_prompt, pair_id, parse_prompt
@@ -30,19 +31,16 @@ __all__ = [
     "split_by_prompt",
 ]
 
-_MODULES = {
-    "PairTable": "table",
-    "Prompt": "identity",
-    "completion_id": "identity",
-    "dump_prompt": "identity",
-    "pair_id": "identity",
-    "parse_prompt": "identity",
-    "read_pairs": "read",
-    "split_by_prompt": "split",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "PairTable": "table",
+        "Prompt": "identity",
+        "completion_id": "identity",
+        "dump_prompt": "identity",
+        "pair_id": "identity",
+        "parse_prompt": "identity",
+        "read_pairs": "read",
+        "split_by_prompt": "split",
+    },
+)

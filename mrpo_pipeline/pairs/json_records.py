@@ -9,7 +9,6 @@ a double (`json.dumps` writes the first two) are Python's own nan and inf, which
 """
 
 import json
-import math
 import os
 import re
 import tempfile
@@ -21,6 +20,7 @@ from typing import IO, Any, NamedTuple, cast
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.bounds import MAX_ROW_BYTES, MAX_ROW_VALUES, row_too_long
 from mrpo_pipeline.pairs.bad_row import BadRowError, found, quoted
+from mrpo_pipeline.pairs.json_values import whole_number
 from mrpo_pipeline.pairs.sources import PairFile, filesystem, unreachable
 from mrpo_pipeline.pairs.text_files import BOM, open_text
 
@@ -294,12 +294,5 @@ def _lone_surrogate(value: Any) -> BadRowError | None:
     return None
 
 
-def _whole_number(digits: str) -> int | float:
-    try:
-        return int(digits)
-    except ValueError:  # thousands of digits
-        return math.inf
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole_number)
-_TWINS_DECODER = json.JSONDecoder(object_pairs_hook=_object_with_twins, parse_int=_whole_number)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=whole_number)
+_TWINS_DECODER = json.JSONDecoder(object_pairs_hook=_object_with_twins, parse_int=whole_number)

@@ -22,7 +22,7 @@ def parsed(text: str, where: str, reason: str, kind: type[dict[str, Any]] = dict
     """
     try:
         return json.loads(
-            text, object_pairs_hook=partial(_object, kind), parse_constant=_no_constant, parse_int=_whole_number
+            text, object_pairs_hook=partial(_object, kind), parse_constant=_no_constant, parse_int=whole_number
         )
     except RecursionError:
         raise BadRowError("invalid JSON", f"`{where}` is nested too deep") from None
@@ -92,10 +92,11 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _whole_number(digits: str) -> int | float:
+def whole_number(digits: str) -> int | float:
+    """The number of so many digits; infinite where Python refuses to read them."""
     try:
         return int(digits)
-    except ValueError:  # thousands of digits
+    except ValueError:
         return math.inf
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.atomic import write_whole
@@ -164,7 +164,7 @@ class Limits(Settings):
         return values
 
 
-class Scoring(BaseModel):
+class Scoring(Settings):
     """Stage one. Keys beyond these are options of the engine and reach it as they stand. Those that may change the numbers
     (``hf_overrides``, ``kv_cache_dtype``: all but what is known to be of memory, batches, parallelism and the like) are part of
     what a cache is compared by.
@@ -174,14 +174,7 @@ class Scoring(BaseModel):
     completions of each reference are computed again by transformers once it is scored.
     """
 
-    model_config = ConfigDict(
-        extra="allow",
-        strict=True,
-        validate_default=True,
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        ser_json_inf_nan="constants",
-    )
+    model_config = ConfigDict(extra="allow")
 
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """`auto` is vLLM where it is installed and knows the model, else transformers."""

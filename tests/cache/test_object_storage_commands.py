@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from loopback_s3 import LoopbackS3
+from mrpo_command import mrpo
 from tiny_references import hard_pairs, plain_pairs, reference, write_pairs
 
 from mrpo_pipeline.cache import ReferenceCache
-
-
-def mrpo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "mrpo_cli.main", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def rows_of(root: str, name: str) -> dict[str, dict[str, list[float]]]:

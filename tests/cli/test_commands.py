@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mrpo_command import mrpo
 from tiny_references import pair, plain_pairs, reference, write_pairs
 
 BAD_ROWS = {
@@ -36,12 +36,6 @@ RAW = {
     "not JSON": b'{"prompt": "a", "chosen": ',
     "not an object": b'["a", "b", "c"]',
 }
-
-
-def mrpo(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "mrpo_cli.main", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("kind", BAD_ROWS)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from test_commands import mrpo
+from mrpo_command import mrpo
 
 from mrpo_pipeline.pairs.layouts import LAYOUTS
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_commands import mrpo
+from mrpo_command import mrpo
 from tiny_references import pair, reference, write_pairs
 
 from mrpo_pipeline.dataset.show_row import show_row

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import polars as pl
 import pytest
 import tiny_models
 import yaml
+from mrpo_command import mrpo
 from structured_templates import HARMONY, MISTRAL_TOOLS, QWEN3_TOOLS
 from tiny_tokenizers import qwen, special
 from tokenizers import AddedToken
@@ -61,10 +59,8 @@ def model(folder: Path, architecture: str, template: str, controls: tuple[str, .
     return tokenizer
 
 
-def mrpo(*arguments: str, cwd: Path, code: int = 0) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    run = [sys.executable, "-P", "-c", "from mrpo_cli.main import main; main()", *arguments]
-    done = subprocess.run(run, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+def ran(*arguments: str, cwd: Path, code: int = 0) -> str:
+    done = mrpo(*arguments, cwd=cwd)
     assert done.returncode == code, done.stderr
     return done.stderr + done.stdout
 
@@ -89,20 +85,20 @@ def test_scored_by_three_families_trained_on_verified_and_exported_as_trl_reads_
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     write_recipe(tmp_path, list(FAMILIES))
     # The Mistral-like template has no place for reasoning: its name is in the refusal, and skipping counts the rows.
-    refused = mrpo("score-refs", "r.yaml", cwd=tmp_path, code=2)
+    refused = ran("score-refs", "r.yaml", cwd=tmp_path, code=2)
     assert "mistral" in refused and "reasoning" in refused
-    scored = mrpo("score-refs", "r.yaml", "--on-bad-row", "skip", cwd=tmp_path)
+    scored = ran("score-refs", "r.yaml", "--on-bad-row", "skip", cwd=tmp_path)
     assert "Traceback" not in scored
     for name in FAMILIES:
         shards = pl.concat([pl.read_parquet(file) for file in (tmp_path / "cache" / name / "shards").glob("*.parquet")])
         assert shards.height == (4 if name == "mistral" else 12), name
         assert (shards["token_ids"].list.len() == shards["logprobs"].list.len()).all()
-    mrpo("cache", "verify", "r.yaml", "--on-bad-row", "skip", cwd=tmp_path)
+    ran("cache", "verify", "r.yaml", "--on-bad-row", "skip", cwd=tmp_path)
 
     write_recipe(tmp_path, ["base", "harmony"])
-    trained = mrpo("train", "r.yaml", cwd=tmp_path)
+    trained = ran("train", "r.yaml", cwd=tmp_path)
     assert "Traceback" not in trained and (tmp_path / "out" / "adapter_model.safetensors").is_file()
-    mrpo("targets", "r.yaml", "--for", "trl", "--output", "targets.parquet", cwd=tmp_path)
+    ran("targets", "r.yaml", "--for", "trl", "--output", "targets.parquet", cwd=tmp_path)
     frame = pl.read_parquet(tmp_path / "targets.parquet")
     ours = frame.select("prompt_ids", "chosen_ids", "rejected_ids").to_dicts()
     # TRL has no unscored tokens within a completion: the rows with a tool's result and with reasoning on one side stay out.
