@@ -16,7 +16,7 @@ export DO_NOT_TRACK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock resolve demo test test-real test-newest lint bench soak audit-deps reproduce clean
+.PHONY: help setup lock resolve demo test test-real test-newest lint bench gpu soak audit-deps reproduce clean
 
 help: ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ lint: setup ## ruff and mypy
 bench: setup ## run the benchmarks, about an hour on two idle cores (make bench QUICK=1: some minutes): a table and a plot in benchmarks/results
 	@$(BIN)/python benchmarks/run_all.py $(if $(QUICK),--quick)
 
+# On a bare machine nothing is set up and nothing fetched: it measures with what $(PYTHON) has, see benchmarks/README.md.
+gpu: ## measure everything on this machine's GPU, with the packages that are there: one table, eight minutes a stage at most (TINY=1: in small, on the CPU)
+	@$(if $(wildcard $(VENV)/ready),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(TINY),--device cpu --tiny)
+
 soak: setup ## kills, flipped bytes, full disks, malformed input, mutants and half an hour of everything at once: some hours (QUICK=1: half an hour)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/soak/run_all.py $(if $(QUICK),--quick)
 
@@ -80,7 +84,7 @@ audit-deps: setup ## look locks/cpu.txt up in the databases of known vulnerabili
 	@$(BIN)/python -P -m pip install --quiet pip-audit && $(BIN)/pip-audit --strict --no-deps --disable-pip -r locks/cpu.txt
 
 reproduce: setup ## run a recipe end to end to its report: make reproduce RECIPE=demo | paper (GPU) | FILE.yaml
-	@$(BIN)/python -P -m mrpo_pipeline.demo.reproduce "$(RECIPE)"
+	@$(BIN)/python -P -m mrpo_pipeline.demo.run "$(RECIPE)"
 
 clean: ## remove what runs and tools left (runs/, caches), not .venv
 	@rm -rf runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

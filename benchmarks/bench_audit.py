@@ -31,9 +31,10 @@ from measuring import describe_machine, machine, table, write_results
 
 from mrpo_pipeline.audit import Audit, Readers, audit_pairs
 from mrpo_pipeline.cache import CompletionRow, ReferenceCache
-from mrpo_pipeline.dataset.prepare import Prepared, prepare, wanted_completions
+from mrpo_pipeline.dataset.prepare import wanted_completions
 from mrpo_pipeline.dataset.reference_logps import join_references
 from mrpo_pipeline.dataset.splits import Split
+from mrpo_pipeline.dataset.truncate import Prepared, prepare
 from mrpo_pipeline.models.source import resolve
 from mrpo_pipeline.pairs import read_pairs
 from mrpo_pipeline.recipe import Limits
@@ -269,7 +270,7 @@ def _run(
             told["missed"].append(
                 {
                     "world": trial.world.name, "number": number, "victim": trial.victim, "names": trial.names,
-                    "found": _told(audit)["findings"], "patterns": audit.as_dict()["references"][trial.victim]["patterns"],
+                    "found": _told(audit)["findings"], "stats": audit.as_dict()["references"][trial.victim]["stats"],
                 }
             )  # fmt: skip
     print(f"{name}: {told['reference']} / {told['fault']} of {given.trials}", flush=True)
@@ -306,7 +307,7 @@ def _told(audit: Audit) -> dict[str, object]:
     return {
         "references": list(audit.references),
         "findings": [(one.reference, one.fault, one.severity) for one in audit.findings],
-        "remarks": [(one["reference"], one["sentence"][:60]) for one in audit.remarks],
+        "warnings": [(one["reference"], one["sentence"][:60]) for one in audit.warnings],
     }
 
 

@@ -1,12 +1,12 @@
-"""A broken reference among sound ones: how far each weighting and aggregate falls with it, and what `mrpo audit` says.
+"""A broken reference among sound ones: how much accuracy each weighting and aggregate loses by it, and what `mrpo audit` reports.
 
     python benchmarks/bench_broken_reference.py [--fault padding|shuffled] [--seeds 0,1,2] [--epochs 1] [--beta 0.1]
 
 The demo's pairs and models (base is the anchor). Three worlds are trained and measured by `mrpo compare` on one cache, with
 the same starts and batches: **sound** (base, abacus, atlas); **broken**, where atlas was scored with its prompts padded on the
-right and the completions put behind the pads (the model really runs on that), or has the log-probs of other texts; **dropped**
-(base, abacus), what is left once the audit has been heeded. Falls are paired by pair and seed, as `mrpo compare` does it. The
-trust region is off, unless --trust-region says otherwise: it is what else would hold a broken reference back.
+right and the completions after the pads (the model really runs on that), or has the log-probs of other texts; **dropped**
+(base, abacus), what remains once the audit's findings are removed. Losses are paired by pair and seed, as `mrpo compare` does it. The
+trust region is off unless --trust-region is given: it also limits a broken reference.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Stage two's way from caches to targets: how long it takes, first and after, and how much memory, by the number of pairs.
+"""Stage two from caches to targets: time of the first run and of later ones, and memory, by the number of pairs; and the same over
+spans, once the sums are stored.
 
     python benchmarks/bench_cache.py --pairs 100000 --references 4
 
-The caches are made up (random numbers, the real writer); pairs come from a memory-mapped file, tokenized already. Processes
-follow each other: one writes the caches, one adds up the sums (every shard's checksum verified) and keeps them, and some find
-them kept, as every run after the first does.
+The caches are synthetic (random numbers, the real writer); pairs come from a memory-mapped file and are tokenized. Processes run
+one after another: one writes the caches, one computes the sums (every shard's checksum verified) and stores them, and some read
+the stored sums, as every run after the first does.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from measuring import claim, describe_machine, in_own_process, machine, peak_rss_mb, table, timed, write_results
+
+from mrpo_pipeline.pairs.counts import Counts
 
 FILE_ROWS = 50_000
 
@@ -38,9 +41,9 @@ def make_caches(folder: str, pairs: int, references: int, tokens: int) -> dict[s
             for name, length in zip(ids.tolist(), lengths.tolist(), strict=True):
                 words = random.integers(0, 32_000, length, dtype=np.int32)
                 logps = -random.standard_exponential(length, dtype=np.float32)
-                writer.add(
-                    CompletionRow(name, 100, words, logps, np.arange(4, 4 * length + 4, 4, dtype=np.int32), True)
-                )
+                ends = np.arange(4, 4 * length + 4, 4, dtype=np.int32)
+                ends[:-2:2] -= reference % 4  # every second token ends where those of the other references do
+                writer.add(CompletionRow(name, 100, words, logps, ends, True))
     text = "some words " * (tokens // 3)
 
     def lists(counts: Any) -> pl.Series:
@@ -61,6 +64,10 @@ def make_caches(folder: str, pairs: int, references: int, tokens: int) -> dict[s
                 "chosen_cut": pl.Series([None] * count, dtype=pl.Int64),
                 "rejected_cut": pl.Series([None] * count, dtype=pl.Int64),
                 "prompt_ids": lists(prompts[part]),
+                **{
+                    name: pl.Series([None] * count, dtype=pl.List(pl.Boolean))
+                    for name in ("chosen_scored", "rejected_scored")
+                },
                 "chosen_ids": lists(lengths[both][0::2]),
                 "rejected_ids": lists(lengths[both][1::2]),
             }
@@ -76,23 +83,27 @@ def load(folder: str, references: int) -> dict[str, float]:
     import pyarrow.ipc
 
     from mrpo_pipeline.cache import ReferenceCache
-    from mrpo_pipeline.dataset.prepare import Prepared
-    from mrpo_pipeline.dataset.reference_logps import join_references, training_examples
+    from mrpo_pipeline.dataset.pair_targets import training_examples
+    from mrpo_pipeline.dataset.reference_logps import join_references
+    from mrpo_pipeline.dataset.truncate import Prepared
     from mrpo_pipeline.recipe import Method
 
     resting = peak_rss_mb()
     files = sorted(Path(folder).glob("pairs-*.arrow"))
     frame = pl.concat([pl.DataFrame(pl.from_arrow(pa.ipc.open_file(pa.memory_map(str(f))).read_all())) for f in files])
     caches = [ReferenceCache.open(Path(folder) / "cache", f"r{number}") for number in range(references)]
-    joined, joining = timed(lambda: join_references(caches, Prepared(frame, frame.height)))
+    joined, joining = timed(lambda: join_references(caches, Prepared(frame, Counts(frame.height, frame.height))))
     (examples, _), making = timed(lambda: training_examples(joined, Method()))
-    assert len(examples) == frame.height
+    (over_spans, _), mixing = timed(lambda: training_examples(joined, Method(aggregate_over="span")))
+    assert len(examples) == len(over_spans) == frame.height
     return {
         "join_s": joining["wall_s"],
         "join_cpu_s": joining["cpu_s"],
         "targets_s": making["wall_s"],
         "targets_cpu_s": making["cpu_s"],
         "load_s": joining["wall_s"] + making["wall_s"],
+        "spans_s": mixing["wall_s"],
+        "spans_cpu_s": mixing["cpu_s"],
         "peak_mb": peak_rss_mb(),
         "resting_mb": resting,
     }
@@ -114,7 +125,17 @@ def main() -> None:
         first = in_own_process(load, folder, given.references)
         after = [in_own_process(load, folder, given.references) for _ in range(given.repeats)]
     again = {name: statistics.median(run[name] for run in after) for name in first}
-    names = ("load_s", "join_s", "join_cpu_s", "targets_s", "targets_cpu_s", "peak_mb", "resting_mb")
+    names = (
+        "load_s",
+        "join_s",
+        "join_cpu_s",
+        "targets_s",
+        "targets_cpu_s",
+        "spans_s",
+        "spans_cpu_s",
+        "peak_mb",
+        "resting_mb",
+    )
     body = [[what, *(f"{run[name]:,.2f}" for name in names)] for what, run in (("first", first), ("after", again))]
     text = (
         f"{given.pairs:,} pairs, {given.references} references, about {given.tokens} tokens a completion; "
@@ -122,11 +143,13 @@ def main() -> None:
         f"of {given.repeats} runs\n{describe_machine(found)}\n\n" + table(["run", *names], body)
     )
     # The goals are for that size alone.
-    goals = (60.0, 2.0) if (given.pairs, given.references) == (100_000, 4) else (None, None)
+    goals = (60.0, 2.0, 30.0) if (given.pairs, given.references) == (100_000, 4) else (None, None, None)
     what = f"targets of {given.pairs:,} pairs, K = {given.references}"
     claims = [
         claim(f"{what}: first building, seconds", first["load_s"], at_most=goals[0], form="{:.1f}"),
         claim(f"{what}: loading after, seconds", again["load_s"], at_most=goals[1], form="{:.2f}"),
+        claim(f"{what} over spans: first building, seconds", first["spans_s"], at_most=goals[2], form="{:.1f}"),
+        claim(f"{what} over spans: after, seconds", again["spans_s"], form="{:.1f}"),
     ]
     document = {"machine": found, "given": vars(given), "claims": claims, "writing": writing | made, "first": first}
     write_results(f"cache-{given.pairs}x{given.references}", document | {"after": after}, text)

@@ -1,12 +1,12 @@
-"""A whole comparison on real pairs with the demo's references: its table, and its wall time beside references in memory.
+"""A complete comparison on real pairs with the demo's references: its table, and its wall time beside references in memory.
 
     python benchmarks/bench_compare.py [--pairs FILE …] [--seeds 0,1,2] [--memory-seeds 0] [--models DIR]
 
-The pairs are the shared ones, where they are here. **Cached** is `mrpo score-refs` and `mrpo compare`. **In memory** is the same
-comparison, run by run in one process, where the references that a method trains against are held beside the policy and run at
-every step, as the authors' code does: on the policy's token ids, as theirs does too, wrapped to their vocabularies. What they
-say is thrown away, so both train alike: this is about what it costs. Both sides are timed in one process at a time on one
-thread; how much several at a time shorten the cached one is told apart.
+The pairs are the shared ones, if available. **Cached** is `mrpo score-refs` and `mrpo compare`. **In memory** is the same
+comparison, run by run in one process, with the references that a method trains against in memory beside the policy. They run at
+every step, as the authors' code does: on the policy's token ids, wrapped to their vocabularies. Their results are dropped, so both
+train the same: the cost is what is compared. Both sides are timed in one process at a time on one thread; the time with several
+processes is reported separately.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def run(given: tuple[Any, ...], *, resident: bool = False, score: bool = False) 
     class InMemory(trainer_module.PreferenceTrainer):
         def train(self, *args: Any, **options: Any) -> Any:
             method = Path(self.args.output_dir).parent.name
-            wanted = [method.removeprefix("dpo-")] if method.startswith("dpo-") else NAMES
+            single = [method.removeprefix("dpo-")] if method.startswith("dpo-") else NAMES
+            wanted = [] if self.method.reference == "none" else single
             self.residents = [side_by_side.resident(f"{models}/{name}") for name in wanted]
             return super().train(*args, **options)
 

@@ -1,9 +1,9 @@
-"""What each fast path of the training step gives, told apart: one switched off at a time, and all of them.
+"""What each fast path of the training step saves: one switched off at a time, and all of them.
 
     python benchmarks/bench_fast_paths.py [--pairs FILE] [--long-pairs FILE] [--steps 20] [--long-steps 10] [--repeats 3]
 
 The same run of `mrpo train` each time (same pairs in the same steps, same adapter), on one thread; the runs take turns, each
-in a process of its own. Short prompts are cut at 256 tokens, long ones at 1024. What stays when all four are switched off is
+in a process of its own. Short prompts are cut at 256 tokens, long ones at 1024. With all four switched off there remains
 a bare training loop over padded rows, with the reference's log-probs still cached.
 """
 

@@ -2,13 +2,13 @@
 
     python benchmarks/bench_intervals.py [--quick]
 
-Held-out outcomes of methods with a known true difference are drawn over and over (evaluation/simulation.py), and given to the
-functions that `mrpo compare` calls. Counted is how often the interval of a difference holds the true one, and how often a
+Held-out outcomes of methods with a known true difference are drawn repeatedly (evaluation/simulation.py) and passed to the
+functions that `mrpo compare` calls. Counted is how often the interval of a difference contains the true one, and how often a
 verdict claims "better" where all methods are equally good.
 
 With three or five seeds the true difference is that over all pairs and all seeds. With one seed it is that of the policies
-that were trained, over all pairs: this is what `mrpo compare` says the interval is of. How often it holds the difference over
-all seeds as well is shown beside it, to see what one seed hides.
+that were trained, over all pairs: this is what `mrpo compare` documents. How often the interval contains the difference over
+all seeds is shown beside it, to see what one seed hides.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""`mrpo train` on many pairs of text: how long until the first step, first and after, and how much memory it takes.
+"""`mrpo train` on many pairs of text: time to the first step, in the first run and in later ones, and memory.
 
     python benchmarks/bench_large.py [--rows 1000000] [--references 2] [--pairs FILE …] [--steps 5]
 
-The rows are those of the pairs files over and over, each with a question of its own number, in one Parquet file. The caches are
-made up (random log-probs under the real fingerprint, by the real writer), for to score so many is another stage's work.
-Processes follow each other: one writes the rows, one makes the caches, and each `mrpo train` is one of its own; the first
-reads, cuts and tokenizes every pair and adds up the sums, the others find both kept.
+The rows of the pairs files are repeated, each with its number in the question, in one Parquet file. The caches are synthetic (random
+log-probs under the real fingerprint, by the real writer). Processes run one after another: one writes the rows, one makes the caches,
+and each `mrpo train` is a separate one; the first reads, truncates and tokenizes every pair and computes the sums, the others read
+both from disk.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def make_caches(folder: str, references: int) -> dict[str, float]:
     import pyarrow.parquet as pq
 
     from mrpo_pipeline.cache import ReferenceCache
-    from mrpo_pipeline.dataset.prepare import renderer_of
     from mrpo_pipeline.models.source import resolve
+    from mrpo_pipeline.rendering.model_reading import renderer_of
 
     draw = np.random.default_rng(0)
     for source in recipe(folder, references, 1).sources():

@@ -1,10 +1,10 @@
-"""Does speed cost learning? Default runs of this project and of TRL from starts and orders of their own, over several seeds.
+"""Does speed cost learning? Default runs of this project and of TRL, each with its own starts and orders, over several seeds.
 
     python benchmarks/bench_learning.py [--pairs FILE] [--steps 100] [--seeds 5] [--held-out 200] [--jobs 1]
 
 A seed draws the start of the adapter and the order of the pairs; each tool draws its own. This project runs with its default
-order, and once more with batches put together by length, which is how a quick loop saves padding. One judge for all: the
-adapter that each run leaves is evaluated by this project on the same held-out pairs, that no run has seen. The loss before
+order, and once more with batches grouped by length, which is how a fast loop saves padding. All adapters
+are evaluated by this project on the same held-out pairs, which no run has seen. The loss before
 any training is ln 2 = 0.693.
 """
 

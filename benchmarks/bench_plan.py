@@ -7,8 +7,8 @@ runs (policy/train.py), each in a process of its own; pairs of up to 256 to 1,02
 gradient checkpointing, with the fast paths and without. Measured is the process's peak resident memory over the same process
 at rest, its imports done and the model not loaded.
 
-Every case runs twice: with glibc told to give freed blocks back at once (MALLOC_MMAP_THRESHOLD_), which shows what is needed,
-and as it is, where the plan counts with what malloc was seen to hold beyond that.
+Every case runs twice: with glibc returning freed blocks at once (MALLOC_MMAP_THRESHOLD_), which shows what is needed,
+and with its defaults, for which the plan adds what malloc was measured to hold.
 """
 
 from __future__ import annotations
@@ -148,32 +148,20 @@ def train(case: Case, model: str) -> dict[str, float]:
 
 
 def plan(case: Case, model: str) -> dict[str, float]:
-    """What the plan says of the same run."""
-    import torch
+    """The plan's estimate of the same run, without the process at rest."""
     from transformers import AutoConfig
 
-    from mrpo_pipeline.models.source import ModelSource
-    from mrpo_pipeline.plan.architecture import describe, empty_model, weight_bytes
-    from mrpo_pipeline.plan.training_memory import (
-        PROCESS_BYTES,
-        lora_bytes,
-        optimizer_bytes,
-        policy_figures,
-        resident_bytes,
-    )
-    from mrpo_pipeline.recipe import Lora
+    from mrpo_pipeline.plan.architecture import architecture_of
+    from mrpo_pipeline.plan.scoring_memory import process_bytes
+    from mrpo_pipeline.plan.training_memory import training_memory
+    from mrpo_pipeline.recipe import Lora, Policy
 
-    source, config = ModelSource(model=model).named("policy"), AutoConfig.from_pretrained(model)
-    figures = policy_figures(
-        source, config, Lora(target_modules="all-linear"), case.training, lengths_of(case),
-        dtype="float32", on_cpu=True, world_size=1,
-    )  # fmt: skip
-    if figures.activation_bytes is None:
-        raise SystemExit(f"{case.name}: {figures.reason}")
-    weights = weight_bytes(source, describe(empty_model(config, dtype=torch.float32)), "float32")
-    states = 2 * lora_bytes(figures.trainable) + optimizer_bytes(case.training, figures.trainable)
-    alive = weights + states + figures.activation_bytes + PROCESS_BYTES["cpu"]
-    return {"plan_bytes": resident_bytes(alive, device="cpu", checkpointing=case.checkpointing)}
+    architecture = architecture_of(AutoConfig.from_pretrained(model))
+    policy = Policy(model=model, lora=Lora(target_modules="all-linear"))
+    memory = training_memory(policy, architecture, case.training, lengths_of(case), dtype="float32", device="cpu")
+    if memory.resident_bytes is None:
+        raise SystemExit(f"{case.name}: {memory.untraced}")
+    return {"plan_bytes": memory.resident_bytes - process_bytes(architecture.vocabulary, "cpu")}
 
 
 def in_process_of_its_own(work: str, case: Case, model: Path, **variables: str) -> dict[str, float]:

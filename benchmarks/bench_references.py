@@ -2,8 +2,8 @@
 
     python benchmarks/bench_references.py [--pairs FILE] [--steps 50] [--repeats 5]
 
-The same tiny Llama as policy, the same pairs in the same steps and the same adapter for all, on one thread; the runs take
-turns to and fro, each in a process of its own. References in memory are as large as the policy and run at every step by this
+The same tiny Llama as policy, the same pairs in the same steps and the same adapter for all, on one thread; the runs
+alternate, each in a process of its own. References in memory are as large as the policy and run at every step by this
 project's own lean forward pass, which is kinder to them than full logits would be.
 """
 

@@ -1,9 +1,9 @@
-"""The same training, step for step: this project's default loop and TRL's DPOTrainer on the very same batches.
+"""The same training, step for step: this project's default loop and TRL's DPOTrainer on the same batches.
 
     python benchmarks/bench_same_training.py [--pairs FILE] [--steps 50] [--held-out 80]
 
-TRL is given this project's order (its rows are put in the order in which this project's sampler takes them, and taken one
-after another), the start of its adapter, and the same schedule. Pairs that the two read differently are left out beforehand
+TRL gets this project's order (its rows are sorted as this project's sampler takes them, and read sequentially), the same initial
+adapter, and the same schedule. Pairs that the two read differently are left out beforehand
 and counted: sides that are equal once they are cut, which this project drops, and cuts that would fall into a character.
 Every fast path is on. What is compared: the loss of every step, and the loss on held-out pairs at the end.
 """
@@ -109,7 +109,7 @@ def our_run(task: Task, folder: str) -> dict[str, Any]:
         def train(self, *args: Any, **options: Any) -> Any:
             start = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(self.model).items()}
             save_file(start, task.path("start.safetensors"))
-            self._try_to_share()
+            self._decide_prompt_sharing()
             told["order"] = [int(index) for step in self.train_sampler().steps() for index in step]
             told["ids"] = [
                 {

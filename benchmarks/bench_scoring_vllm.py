@@ -3,13 +3,14 @@
     python benchmarks/bench_scoring_vllm.py [--pairs FILE …] [--completions 2000] [--repeats 5]
 
 The same tiny model in float32 for both; the runs take turns, each in a process of its own. Scoring is all that
-`mrpo score-refs` does once its engine stands: rendering, scoring, shards on the disk. The bare vLLM is one call of
-`LLM.generate` with the prompt log-probs asked for, its answer not even read. Imports and start-up are told apart.
+`mrpo score-refs` does once its engine has started: rendering, scoring, writing shards. The bare vLLM is one call of
+`LLM.generate` with the prompt log-probs asked for, its answer not read. Imports and start-up are reported separately.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -37,8 +38,9 @@ of the model; “before” is, for this project, reading the pairs, the policy's
 
 def ids_of(task: Task) -> list[list[int]]:
     """The distinct completions of the pairs as stage one scores them, prompt and completion in one list."""
-    from mrpo_pipeline.dataset.prepare import prepare_splits, renderer_of, wanted_completions
+    from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
     from mrpo_pipeline.rendering import tokens_to_score
+    from mrpo_pipeline.rendering.model_reading import renderer_of
 
     recipe = side_by_side.recipe(task, task.path("unused"), task.path("unused"))
     wanted = wanted_completions(list(prepare_splits(recipe).values()))
@@ -50,7 +52,7 @@ def ids_of(task: Task) -> list[list[int]]:
 
 
 def run_ours(task: Task, folder: str) -> dict[str, float]:
-    """The whole of stage one, as the command does it."""
+    """Stage one, as the command runs it."""
     import transformers.models.llama.modeling_llama  # noqa: F401 - imports are no part of the time
 
     from mrpo_pipeline.scoring import score_references
@@ -69,37 +71,44 @@ def run_ours(task: Task, folder: str) -> dict[str, float]:
 
 def run_bare(task: Task, folder: str, *, tuned: bool = False) -> dict[str, float]:
     """vLLM as one would call it by hand, on the same ids: prompt log-probs of everything."""
-    import os
-
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, Any] = {"enforce_eager": True}
     if tuned:
         from mrpo_pipeline.engines.vllm.sizes import MOST_BATCHED_TOKENS
 
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        sizes = {"max_num_batched_tokens": MOST_BATCHED_TOKENS["cpu"]}
-    ids = ids_of(task)
+        sizes["max_num_batched_tokens"] = MOST_BATCHED_TOKENS["cpu"]
+    return generate(task.policy, ids_of(task), **sizes)
+
+
+def generate(
+    model: str, ids: list[list[int]], *, dtype: str = "float32", max_model_len: int = 2048, **more: Any
+) -> dict[str, float]:
+    """Prompt log-probs of these ids by one call of ``LLM.generate``.
+
+    Args:
+        more: further arguments of ``LLM``.
+    """
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     began = time.monotonic()
     from vllm import LLM, SamplingParams
 
-    model = LLM(
-        model=task.policy,
-        dtype="float32",
-        max_model_len=2048,
-        enforce_eager=True,
+    engine = LLM(
+        model=model,
+        dtype=dtype,
+        max_model_len=max_model_len,
         enable_prefix_caching=False,
         disable_log_stats=True,
-        **sizes,
+        **more,
     )
     asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-    model.generate([{"prompt_token_ids": ids[0]}], asked, use_tqdm=False)  # the first call sets things up
+    engine.generate([{"prompt_token_ids": ids[0]}], asked, use_tqdm=False)  # the first call sets things up
     started = time.monotonic() - began
     began = time.monotonic()
-    model.generate([{"prompt_token_ids": one} for one in ids], asked, use_tqdm=False)
+    engine.generate([{"prompt_token_ids": one} for one in ids], asked, use_tqdm=False)
     wall = time.monotonic() - began
     # Its processes are children of this one, which would wait for them at its end.
-    model.llm_engine.engine_core.shutdown()
+    engine.llm_engine.engine_core.shutdown()
     return {"wall_s": wall, "startup_s": started, "completions": len(ids), "tokens": sum(map(len, ids))}
 
 

@@ -33,7 +33,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.completion import dump_completion
 from mrpo_pipeline.pairs.identity import PromptSettings, dump_prompt
 from mrpo_pipeline.rendering import Rendered, Renderer
-from mrpo_pipeline.rendering.proof import RenderingMismatchError
+from mrpo_pipeline.rendering.rendering_check import RenderingMismatchError
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer
 
 MARKS = re.compile(
@@ -270,11 +270,11 @@ def _short(error: UserError) -> str:
     text = str(error)
     for part, reason in (
         ("fails on a conversation", "template fails: " + (re.findall(r"\(\w+: ([^)]{0,40})", text) or [""])[0]),
-        ("does not write the completion", "template rewrites the answer"),
-        ("cannot write", "cannot write " + (re.findall(r"cannot write ([a-z ]+)", text) or [""])[0]),
-        ("does not write", "does not write " + (re.findall(r"does not write ([a-z, ]+) of", text) or ["an answer"])[0]),
-        ("leaves out a message", "template leaves out a message"),
-        ("times, where once", "template does not write one answer"),
+        ("changes the completion", "template rewrites the answer"),
+        ("does not support", "does not support " + (re.findall(r"does not support ([a-z ]+)", text) or [""])[0]),
+        (" changes ", "changes " + (re.findall(r" changes ([a-z, ]+) of", text) or ["an answer"])[0]),
+        ("drops a message", "template drops a message"),
+        ("times; expected once", "template does not write one answer"),
     ):
         if part in text:
             return reason

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_worlds.py [--quick]
 
-In one, each of two references knows its own half of the questions and is sure of the wrong answers to the other: several should
-be shown to be better than any single one, and none named to be dropped. In the other the second reference is sure of itself
-and mostly wrong: several should not be shown to be better, and that reference be named.
+In one, each of two references knows its own half of the questions and is confident in wrong answers to the other: several references
+should be found better than any single one, and none be named for dropping. In the other the second reference is confident and mostly
+wrong: several should not be found better, and that reference should be named.
 """
 
 from __future__ import annotations
@@ -23,6 +23,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "compare"))
 
 # Multi-DPO is harmed by less than seeds differ, so the verdict on the best method may be "none"; the reference must be named.
 WANTED = {"both_needed": (("better",), []), "second_harms": (("worse", "none"), ["braggart"])}
+
+METHODS: dict[str, dict[str, Any]] = {
+    "multi-dpo": {"name": "multi-dpo"},
+    "mrpo": {},
+    "mrpo-spans": {"aggregate_over": "span"},
+    "geometric": {"aggregate": "geometric"},
+    "arithmetic": {"aggregate": "arithmetic"},
+    "arithmetic-spans": {"aggregate": "arithmetic", "aggregate_over": "span"},
+    "hypo": {"loss": "hypo"},
+}
 
 
 def main() -> None:
@@ -58,8 +68,8 @@ def compare(world: str, seeds: int) -> dict[str, Any]:
         recipe = worlds.recipe_of(
             folder,
             worlds.make_models(folder, world),
-            compare={"seeds": list(range(seeds)), "processes": "auto", "methods": {"multi-dpo": {"name": "multi-dpo"}, "mrpo": {}}},
-        )  # fmt: skip
+            compare={"seeds": list(range(seeds)), "processes": "auto", "methods": METHODS},
+        )
         score_references(recipe)
         comparison = compare_recipe(recipe)
     document = comparison.as_dict()

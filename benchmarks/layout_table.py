@@ -19,8 +19,8 @@ from typing import Any
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import PairTable, parse_prompt, read_pairs
 from mrpo_pipeline.pairs.completion import completion_messages
+from mrpo_pipeline.pairs.field_paths import get_path, is_filled
 from mrpo_pipeline.pairs.layouts import LAYOUTS, Sides
-from mrpo_pipeline.pairs.paths import is_filled, value_at
 from mrpo_pipeline.pairs.tool_calls import read_calls
 
 BEGIN, END = "<!-- layout table -->", "<!-- end of layout table -->"
@@ -57,7 +57,7 @@ def line_of(path: Path) -> str:
 
 
 def filled(rows: Sequence[dict[str, Any]], need: str) -> bool:
-    return any(is_filled(value_at(row, path)) for row in rows for path in need.split("|"))
+    return any(is_filled(get_path(row, path)) for row in rows for path in need.split("|"))
 
 
 def ours(path: Path, **options: Any) -> tuple[str, PairTable | None]:
@@ -66,7 +66,7 @@ def ours(path: Path, **options: Any) -> tuple[str, PairTable | None]:
     except UserError as error:
         reason = re.search(r"By reason: (.*?)\.", str(error))
         return f"refused ({reason.group(1) if reason else str(error).split(':')[1].strip()})", None
-    [how, *_] = table.readings
+    [how, *_] = table.reading_counts
     taken = re.match(r"layout (\S+)", how)
     left_out = "".join(f", {count} left out ({reason})" for reason, count in table.skipped.items())
     layout = f" by `{taken.group(1)}`" if taken and not options else ""

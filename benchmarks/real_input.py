@@ -22,12 +22,13 @@ import polars as pl
 import torch
 
 from mrpo_pipeline.cache import ReferenceCache
-from mrpo_pipeline.dataset.prepare import prepare_splits, renderer_of, wanted_completions
+from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
 from mrpo_pipeline.demo.vocabularies import byte_level_bpe, sentencepiece_bpe, unigram
 from mrpo_pipeline.evaluation import evaluate_recipe
 from mrpo_pipeline.pairs import parse_prompt, read_pairs
 from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import Recipe, parse_recipe
+from mrpo_pipeline.rendering.model_reading import renderer_of
 from mrpo_pipeline.scoring import score_references
 from mrpo_pipeline.terminal import quiet_libraries, show_messages, track
 

@@ -3,7 +3,7 @@
     python benchmarks/run_all.py [--quick] [--only NAME …] [--jobs 2]
 
 `--quick` runs the short form of each, some minutes in all, and leaves its results in a folder of its own: enough to see how
-things are measured and where the large differences lie, too short for small ones.
+things are measured and where the large differences lie, too short for small ones. Otherwise the summary also writes `docs/results.md`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import measuring
 
 FOLDER = Path(__file__).resolve().parent
 
-# Those that compare stage two with its peers come first. What is given for the short form; None where there is none. Others
-# run as well, shortly where they know `--quick`.
+# Those that compare stage two with its peers come first. Values: options of the short form, or None without one. Others
+# run as well, with `--quick` if they have it.
 BENCHMARKS: dict[str, str | None] = {
     "training": "--steps 8 --repeats 1 --held-out 0",
     "same_training": "--steps 8 --held-out 16",
@@ -32,7 +32,10 @@ BENCHMARKS: dict[str, str | None] = {
     "cache": "--pairs 5000 --tokens 60 --repeats 1",
     "large": "--rows 20000",
     "scoring_trl": "--count 40 --repeats 1",
+    "group_by_prompt": "--prompts 3 --steps 6",
+    "shared_prompts": "--count 20 --prompts 4 --repeats 1",
     "scoring_vllm": None,
+    "server": None,
 }
 TAKE_JOBS = ("training", "references", "fast_paths", "learning", "scaling", "head")
 
@@ -65,9 +68,10 @@ def main() -> None:
         if done.returncode:
             failed.append(name)
         print(f"== {name}: {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
-    subprocess.run([sys.executable, str(FOLDER / "summary.py")], env=environment, check=True)
+    publish = [] if args.quick else ["--publish"]
+    subprocess.run([sys.executable, str(FOLDER / "summary.py"), *publish], env=environment, check=True)
     if failed:
-        raise SystemExit(f"These failed, and what they say above tells why: {', '.join(failed)}.")
+        raise SystemExit(f"These failed, for the reasons printed above: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":

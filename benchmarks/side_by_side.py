@@ -48,7 +48,7 @@ class Task:
 
     @property
     def training(self) -> dict[str, Any]:
-        """What both are told alike."""
+        """Settings that both share."""
         return {
             "max_steps": self.steps,
             "per_device_train_batch_size": self.batch,
@@ -84,7 +84,7 @@ class Task:
 
 
 def find_pairs(asked: Sequence[str] | None, shared: Sequence[Path] = (SHARED_PAIRS,)) -> list[Path]:
-    """The pairs files that were asked for, the shared ones, or where those are not here the one that ships."""
+    """The pairs files given, else the shared ones if available, else the one that ships."""
     if asked:
         return [Path(one) for one in asked]
     if all(one.is_file() for one in shared):
@@ -239,7 +239,7 @@ def recipe(
 
 
 def resident(folder: str) -> Any:
-    """A reference held in memory: a call gives the sums of a batch's completions, without logits, prompts not shared."""
+    """A reference held in memory: a call returns the sums of a batch's completions, without logits, prompts not shared."""
     from transformers import AutoModelForCausalLM
 
     from mrpo_pipeline.models.head import Head

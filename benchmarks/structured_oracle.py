@@ -13,6 +13,7 @@ from typing import Any
 
 from mrpo_pipeline.rendering import Rendered
 
+FROM_GENERATION_PROMPT = "as the generation prompt has it"
 Row = dict[str, Any]  # prompt, completion (canonical messages), tools, template_kwargs
 
 
@@ -21,13 +22,14 @@ def judge(oracle: Any, row: Row, got: Rendered) -> tuple[str, str]:
     ours = [*got.prompt_ids.tolist(), *got.completion_ids.tolist()]
     tried = 0
     first_difference = ""
-    for messages, text, asked in _texts(oracle, row):
+    for messages, text, asked, note in _texts(oracle, row):
         tried += 1
         ids = list(oracle.own.encode(text, add_special_tokens=False).ids)
         why = _difference(oracle, ids, ours, got)
         if why is None:
             first_difference = first_difference or _show(oracle, ids, ours)
             continue
+        why = " + ".join(one for one in (note, why) if one)
         problem = _scored(oracle, row, messages, got, asked, text)
         return ("wrong", problem) if problem else ("explained" if why else "exact", why)
     if not tried:
@@ -35,8 +37,8 @@ def judge(oracle: Any, row: Row, got: Rendered) -> tuple[str, str]:
     return "wrong", first_difference
 
 
-def _texts(oracle: Any, row: Row) -> Iterator[tuple[list[Row], str, str]]:
-    """Messages in each form that the template writes completely, the text, and the generation prompt of the prompt."""
+def _texts(oracle: Any, row: Row) -> Iterator[tuple[list[Row], str, str, str]]:
+    """Messages in each form that the template writes completely, the text, the generation prompt of the prompt, and what is unusual."""
     canonical = [*row["prompt"], *row["completion"]]
     needed = [t for m in canonical for t in _needed(m, m in row["completion"])]
     options = {"tools": row.get("tools"), **(row.get("template_kwargs") or {})}
@@ -53,15 +55,22 @@ def _texts(oracle: Any, row: Row) -> Iterator[tuple[list[Row], str, str]]:
         if messages[0]["role"] == "system" and cut > 1 and bare and without.startswith(bare):
             text_asked = asked + without[len(bare) :]
             if all(_has(text_asked, one) for one in needed) and not all(_has(text, one) for one in needed):
-                yield messages, text_asked, asked
+                yield messages, text_asked, asked, FROM_GENERATION_PROMPT
         if all(_has(text, one) for one in needed):
-            yield messages, text, asked
+            yield messages, text, asked, ""
+        # An instruction that is written only where the user's message is the last.
+        question = messages[cut - 1]["content"]
+        tail = asked[asked.rfind(question) :] if question and question in asked else ""
+        if tail and not text.startswith(asked) and text.count(tail) == 1:
+            text_asked = asked + text.partition(tail)[2]
+            if all(_has(text_asked, one) for one in needed):
+                yield messages, text_asked, asked, FROM_GENERATION_PROMPT
         # What a template leaves out of the complete text, and the model is given all the same.
         given = _try(oracle, messages[:-1], ask=True, **options) or ""
         alone = [next(m for m in messages if m["role"] == "user"), messages[-1]]
         own, before = _try(oracle, alone, **options) or "", _try(oracle, alone[:1], ask=True, **options) or ""
         if before and own.startswith(before) and all(_has(given + own[len(before) :], one) for one in needed):
-            yield messages, given + own[len(before) :], asked
+            yield messages, given + own[len(before) :], asked, FROM_GENERATION_PROMPT
 
 
 def _needed(message: Row, scored: bool) -> list[str]:
@@ -87,7 +96,7 @@ def _forms(messages: list[Row]) -> Iterator[Callable[[list[Row]], list[Row]]]:
     thinks = any(m.get("reasoning_content") for m in messages)
     for key, ids, as_text, empty, role in itertools.product(
         ("reasoning_content", "thinking", "reasoning", "parts") if thinks else ("reasoning_content",),
-        ("given", "nine", "functions", "none") if calls else ("given",),
+        ("given", "nine_characters", "functions", "none") if calls else ("given",),
         (False, True) if calls else (False,),
         ("", None) if calls else ("",),
         ("tool", "ipython") if calls else ("tool",),
@@ -96,7 +105,7 @@ def _forms(messages: list[Row]) -> Iterator[Callable[[list[Row]], list[Row]]]:
 
 
 def _formed(messages: list[Row], key: str, ids: str, as_text: bool, empty: str | None, role: str) -> list[Row]:
-    from mrpo_pipeline.rendering.tool_forms import nine
+    from mrpo_pipeline.rendering.message_formats import nine_characters
 
     made, named, count = [], {}, 0
     for message in messages:
@@ -116,7 +125,7 @@ def _formed(messages: list[Row], key: str, ids: str, as_text: bool, empty: str |
             for call in calls:
                 own = {
                     "given": call["id"],
-                    "nine": nine(call["id"]),
+                    "nine_characters": nine_characters(call["id"]),
                     "functions": f"functions.{call['name']}:{count}",
                 }.get(ids)
                 count, named[call["id"]] = count + 1, own

@@ -1,15 +1,21 @@
 """One table and one plot over all benchmarks, from what they left: ``results.md`` and ``results.png``.
 
-python benchmarks/summary.py
+    python benchmarks/summary.py [--publish]
+
+`--publish` also writes `docs/results.md`, the page of the documentation, and `docs/results.json`, from which it is made: results of
+earlier runs stay there until their benchmark runs again. The page of the real models is written beside it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from measuring import RESULTS, table
+from measuring import RESULTS, ROOT, table
 
 # The order in the table; others follow by name.
 ORDER = ("training", "same_training", "learning", "fast_paths", "references", "scaling", "head")
@@ -30,14 +36,14 @@ def read_documents() -> Documents:
     return {name: found[name] for name in names}
 
 
-def claims_table(documents: Documents) -> str:
+def claims_table(documents: Documents, name_header: str = "more in") -> str:
     said = {True: "yes", False: "no", None: ""}
     body = [
         [one["what"], one["value"], one["goal"], said[one["met"]], name]
         for name, document in documents.items()
         for one in document.get("claims", [])
     ]
-    return table(["what", "measured", "goal", "met", "more in"], body)
+    return table(["what", "measured", "goal", "met", name_header], body)
 
 
 def runs_table(documents: Documents) -> str:
@@ -55,14 +61,72 @@ def runs_table(documents: Documents) -> str:
 
 def machines(documents: Documents) -> str:
     """The machine and versions of the runs; more than one line where they differ."""
-    lines = []
-    for document in documents.values():
-        machine = document["machine"]
-        versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-        line = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}. {versions}."
-        if line not in lines:
-            lines.append(line)
-    return "\n\n".join(lines)
+    return "\n\n".join(dict.fromkeys(machine_line(document["machine"]) for document in documents.values()))
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['system']}. {versions}."
+
+
+def publish(documents: Documents, folder: Path) -> None:
+    """Write ``results.json`` and ``results.md`` there, with earlier results of the benchmarks that are not among the documents."""
+    source = folder / "results.json"
+    earlier = json.loads(source.read_text(encoding="utf-8"))["results"] if source.is_file() else {}
+    results = earlier | {name: public(document) for name, document in documents.items() if "run" in document}
+    if "real_models" in documents:
+        text = (RESULTS / "real_models.md").read_text(encoding="utf-8").rstrip()
+        command = f"Made by `{results['real_models']['command']}`."
+        (folder / "real_models.md").write_text(f"{text}\n\n{command}\n", encoding="utf-8")
+    ran = {one["command"].split()[1].rpartition("/")[2] for one in results.values()}
+    known = sorted(path.name for path in Path(__file__).parent.glob("bench_*.py"))
+    found = {
+        "results": dict(sorted(results.items())),
+        "not_run": [name for name in known if name not in ran],
+        "real_models": (folder / "real_models.md").is_file(),
+    }
+    source.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "results.md").write_text(page(found), encoding="utf-8")
+
+
+def public(document: dict[str, Any]) -> dict[str, Any]:
+    """What of a benchmark's document is published: figures, machine, versions, date and command, without folders."""
+    machine, run = document["machine"], document["run"]
+    kept = {key: machine[key] for key in ("processor", "cores", "system", "versions", "date")}
+    loads = [machine["load_before"], run["load_after"]]
+    command = public_command(run["command"])
+    return kept | {"load": loads, "wall_s": run["wall_s"], "command": command, "claims": document.get("claims", [])}
+
+
+def public_command(command: str) -> str:
+    """The command without ``--scratch``, and of other paths the last part."""
+    script, *words = re.sub(r" --scratch[ =]\S+", "", command).split()[1:]
+    return " ".join(["python", script, *(re.sub(r"[^\s=]*/", "", word) for word in words)])
+
+
+def page(found: dict[str, Any]) -> str:
+    """The text of ``docs/results.md``."""
+    results = found["results"].values()
+    lines = list(dict.fromkeys(machine_line(one) for one in results))
+    runs = []
+    for name, one in found["results"].items():
+        load = " to ".join(str(part) for part in one["load"])
+        number = str(lines.index(machine_line(one)) + 1)
+        runs.append([name, one["date"], number, load, f"{one['wall_s'] / 60:.1f}", f"`{one['command']}`"])
+    runs += [[f"`{name}`", "not run", "", "", "", ""] for name in found["not_run"]]
+    parts = [
+        "# Results of the benchmarks",
+        "Written by `make bench` (`benchmarks/summary.py --publish`) from what the benchmarks left; nothing is typed by hand. What each "
+        "measures is in [benchmarks/README.md](../benchmarks/README.md). “Met” compares a figure with its goal, noise and all.",
+        *(["Results on real models are in [real_models.md](real_models.md)."] if found["real_models"] else []),
+        claims_table(found["results"], "result")
+        if any(one["claims"] for one in results)
+        else "No benchmark has a claim yet.",
+        "## Runs",
+        table(["result", "date", "machine", "load", "minutes", "command"], runs),
+        "\n".join(f"{number}. {machine}" for number, machine in enumerate(lines, 1)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _bars(axes: Any, names: list[str], values: list[float], colors: list[str], digits: int) -> None:
@@ -190,7 +254,10 @@ def draw(documents: Documents) -> None:
 
 
 def summarize() -> None:
-    """Write both, and print the table."""
+    """Write both, and print the table; with ``--publish`` the page of the documentation too."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--publish", action="store_true", help="write docs/results.md as well")
+    given = parser.parse_args()
     documents = read_documents()
     if not documents:
         raise SystemExit(f"There are no results in {RESULTS}: run a benchmark first.")
@@ -207,6 +274,9 @@ def summarize() -> None:
     )
     (RESULTS / "results.md").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\nWritten to {RESULTS}/results.md and results.png.")
+    if given.publish:
+        publish(documents, ROOT / "docs")
+        print(f"Written to {ROOT}/docs/results.md and results.json.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Multi-Reference Preference Optimization (arXiv 2405.16388) from a cache of reference log-probs.
 
-Data flows one way: pairs → rendering → engines → cache → targets → policy → evaluation. What a notebook needs is here
-(docs/python.md) and is imported at first use: importing this package loads nothing heavy.
+Data flows one way: pairs → rendering → engines → cache → targets → policy → evaluation. The public API (docs/python.md) is
+imported at first use, so importing this package loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mrpo_pipeline.compare import compare_recipe
     from mrpo_pipeline.errors import RunError, UserError
     from mrpo_pipeline.evaluation import evaluate_recipe
+    from mrpo_pipeline.iterate import iterate_recipe
     from mrpo_pipeline.plan import plan_run
     from mrpo_pipeline.policy.run import train_recipe
     from mrpo_pipeline.recipe import Recipe, load_recipe
@@ -34,6 +35,7 @@ __all__ = [
     "compare_recipe",
     "compute_targets",
     "evaluate_recipe",
+    "iterate_recipe",
     "load_recipe",
     "plan_run",
     "score_references",
@@ -45,7 +47,7 @@ def lazy(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
     """A package's ``__getattr__`` that imports a module when one of its names is used.
 
     Args:
-        modules: names the package offers, and the module below it that each is in.
+        modules: each exported name, and the submodule that defines it.
     """
 
     def attribute(name: str) -> Any:
@@ -67,6 +69,7 @@ __getattr__ = lazy(
         "compare_recipe": "compare",
         "compute_targets": "targets.compute",
         "evaluate_recipe": "evaluation",
+        "iterate_recipe": "iterate",
         "load_recipe": "recipe",
         "plan_run": "plan",
         "score_references": "scoring",

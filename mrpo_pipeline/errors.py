@@ -1,21 +1,20 @@
-"""The two ways a command ends badly."""
+"""Errors that end a command, by exit code."""
 
 
 class UserError(Exception):
-    """The user's input is wrong (exit code 2).
+    """Invalid input of the user (exit code 2).
 
-    The message is one paragraph for the person who can mend it: the file or flag, what was found there, what was
-    expected, what to do.
+    The message is one paragraph: the file or flag, what was found there, what was expected, what to do.
     """
 
 
 class RunError(Exception):
-    """The work failed while running (exit code 1). The message says what is kept and how to go on."""
+    """The work failed while running (exit code 1). The message states what is kept and how to resume."""
 
 
 class NothingLeftError(RunError, UserError):
-    """No pair is left to work with (exit code 1): the input may be wrong, or the settings leave all of it out."""
+    """No pair is left to work with (exit code 1): the input may be invalid, or the settings exclude all pairs."""
 
 
 class ProcessDiedError(RunError):
-    """A process that the work needs ended by itself or was killed: in another one the work may go through."""
+    """A worker process ended or was killed; the work may succeed in another one."""

@@ -1,4 +1,4 @@
-"""What every setting of a recipe is made of: strict pydantic models whose keys are described by the strings under them."""
+"""The base class of all recipe settings: a strict pydantic model whose keys are described by the strings under them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
-"""Of a file, a folder or a model: an empty one would be the folder that the command is run in; none is longer on any system."""
+"""Name of a file, folder or model. Not empty, because an empty path is the current folder; 4096 is the longest path on Linux."""
 
 
 class Settings(BaseModel):
-    """A part of the recipe. The string under a key describes it: docs/recipes.md is made of them."""
+    """A part of the recipe. docs/recipes.md is generated from the strings under the keys."""
 
     model_config = ConfigDict(
         extra="forbid",

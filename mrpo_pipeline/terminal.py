@@ -1,4 +1,4 @@
-"""What a person sees of long work: messages, and a bar with rate and remaining time (plain lines off a terminal)."""
+"""Terminal output: log messages, progress, and standard streams that escape control characters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -25,12 +25,12 @@ class _Printable(logging.Formatter):
         return printable(super().format(record))
 
 
-# Set to 1: what libraries log is shown, or nothing but warnings and errors. Processes that a command starts inherit them.
+# Set to 1, they show the log lines of libraries, or hide all but warnings and errors. Child processes inherit them.
 VERBOSE, QUIET = "MRPO_VERBOSE", "MRPO_QUIET"
 
 
 def show_messages() -> None:
-    """Show what ``mrpo`` logs on stderr, a line each: more or less of it as ``VERBOSE`` and ``QUIET`` say."""
+    """Log ``mrpo`` messages to stderr, at the level that ``VERBOSE`` and ``QUIET`` set."""
     verbose = bool(os.environ.get(VERBOSE))
     logging.basicConfig(format="%(name)s: %(message)s")
     logging.getLogger().setLevel(logging.INFO if verbose else logging.WARNING)
@@ -43,52 +43,52 @@ def show_messages() -> None:
 
 
 def is_quiet() -> bool:
-    """Whether progress and messages are left out."""
+    """Whether progress and info messages are hidden."""
     return bool(os.environ.get(QUIET))
 
 
 def progress_line(text: str) -> None:
-    """A line about work in progress, on stderr."""
+    """Print a progress line to stderr."""
     if not is_quiet():
         print(printable(text), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What long work calls as it goes on."""
+    """``advance`` is called with the amount of work done since the last call."""
 
     advance: Callable[[float], None]
 
 
 class _Lines:
-    """A line every half minute, and one at the end of work that was not quick."""
+    """A progress line every half minute, and one at the end of work that took ``QUICK`` seconds or more."""
 
     def __init__(self, what: str, total: float, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0.0
-        self.began = self.told = time.monotonic()
+        self.started = self.last_line = time.monotonic()
 
     def advance(self, count: float) -> None:
         self.done += count
         now = time.monotonic()
-        if now - self.told >= PLAIN_INTERVAL:
-            self.told = now
-            rate = self.done / (now - self.began)
+        if now - self.last_line >= PLAIN_INTERVAL:
+            self.last_line = now
+            rate = self.done / (now - self.started)
             left = f"{(self.total - self.done) / rate:,.0f} s left" if rate else "no estimate yet"
             progress_line(f"{self.what}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.1f}/s, {left}")
 
     def close(self) -> None:
-        seconds = time.monotonic() - self.began
+        seconds = time.monotonic() - self.started
         if seconds >= QUICK:
             progress_line(f"{self.what}: {self.done:,.0f} {self.unit} in {seconds:,.1f} s")
 
 
 @contextmanager
 def track(what: str, total: float, unit: str = "") -> Iterator[Progress]:
-    """Follow work of a known size.
+    """Show the progress of work of a known size: a bar on a terminal, lines elsewhere.
 
     Args:
-        what: named at the start of the line.
+        what: the start of the line.
         total: the size, in ``unit``.
     """
     lines = _Lines(what, total, unit)
@@ -109,7 +109,7 @@ def track(what: str, total: float, unit: str = "") -> Iterator[Progress]:
 
 @contextmanager
 def _bar(what: str, total: float, unit: str) -> Iterator[Progress]:
-    """A bar that is gone when the work is done: what stays on a terminal is what a pipe gets."""
+    """A transient bar, so that a terminal finally shows the same lines as a pipe."""
     from rich import progress as rich_progress
     from rich.console import Console
 
@@ -134,15 +134,15 @@ def _bar(what: str, total: float, unit: str) -> Iterator[Progress]:
         yield Progress(advance)
 
 
-def one_line(said: object, most: int = 300) -> str:
-    """The words of a text or an error on one line, ``most`` characters of them; … where there are more."""
-    text = " ".join(str(said).split())
+def one_line(value: object, most: int = 300) -> str:
+    """A text or error on one line, truncated to ``most`` characters."""
+    text = " ".join(str(value).split())
     return text if len(text) <= most else text[:most] + "…"
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Errors still come through; what a user can act on is checked for and said by this package itself."""
+    """Hide the warnings and progress bars of libraries, but not errors. This package reports what a user can act on itself."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -160,10 +160,10 @@ def quiet_libraries() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-# What moves a terminal's cursor, colours it, rings its bell, or turns the direction of text; but line feeds and tabs.
+# Control characters and direction overrides, except line feeds and tabs.
 _CONTROLS = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 _TEXT = re.compile(_CONTROLS)
-# Rich's own, in help and errors: colours. In bars: also the line erased, the cursor up or hidden, and the line's start.
+# Sequences of rich that pass: colours in help and errors; in bars also erasing a line, moving or hiding the cursor, and \r.
 _COLOURED = re.compile(rf"(\x1b\[[0-9;]*m)|{_CONTROLS}")
 _BAR = re.compile(rf"(\x1b\[(?:[0-9;]*m|[0-9]*A|2K|\?25[lh])|\r)|{_CONTROLS}")
 
@@ -171,16 +171,16 @@ _ESCAPE = "mrpo-escape"
 
 
 def printable(text: str) -> str:
-    """The text with control characters written out, but for line feeds and tabs; text directions too."""
-    return _TEXT.sub(lambda found: _written(found[0]), text)
+    """The text with escaped control characters and direction overrides; line feeds and tabs stay."""
+    return _TEXT.sub(lambda found: _escaped(found[0]), text)
 
 
-def _written(character: str) -> str:
+def _escaped(character: str) -> str:
     return ascii(character)[1:-1] if character < "\x20" else f"\\u{ord(character):04x}"
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    """What an encoding lacks, as JSON writes it."""
+    """Encoding error handler: JSON escapes for characters that the encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
@@ -190,20 +190,20 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_ESCAPE, _escape)
 
 
-class _Edge(io.TextIOBase):
-    """A standard stream that writes printable text, and goes quiet when its reader is gone."""
+class _GuardedStream(io.TextIOBase):
+    """A standard stream that escapes control characters, and discards text when its reader is gone."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.lost: OSError | None = None
-        # Where rich looks for the stream behind one that stands in its place.
-        self.rich_proxied_file = _Allowing(self, _COLOURED)
-        self.for_bars = _Allowing(self, _BAR)
+        # rich writes to this attribute of a wrapped stream.
+        self.rich_proxied_file = _RichStream(self, _COLOURED)
+        self.for_bars = _RichStream(self, _BAR)
         with suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors=_ESCAPE)  # type: ignore[attr-defined]
 
     def write(self, text: str) -> int:
-        # Bars of libraries begin with the line's start, which overwrites nothing but a line that is not ended.
+        # Bars of libraries begin with \r, which overwrites only an unfinished line.
         bar = text[:1] == "\r" and self.isatty()
         self.put(("\r" if bar else "") + printable(text[bar:]))
         return len(text)
@@ -213,7 +213,7 @@ class _Edge(io.TextIOBase):
             self.write(line)
 
     def put(self, text: str) -> None:
-        """Write a text as it is."""
+        """Write a text without escapes."""
         try:
             self._stream.write(text)
         except (OSError, ValueError) as error:
@@ -226,7 +226,7 @@ class _Edge(io.TextIOBase):
             self._lose(error)
 
     def _lose(self, error: Exception) -> None:
-        """From now on what is written goes nowhere."""
+        """Discard all further text."""
         gone = isinstance(error, ValueError) or error.errno in (errno.EPIPE, errno.EIO, errno.ESHUTDOWN, errno.EBADF)  # type: ignore[attr-defined]
         if not gone and isinstance(error, OSError):
             self.lost = self.lost or error
@@ -235,7 +235,7 @@ class _Edge(io.TextIOBase):
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
         with suppress(OSError, ValueError):
-            self._stream.flush()  # what is still in its buffer
+            self._stream.flush()  # discard the buffer
 
     def isatty(self) -> bool:
         with suppress(ValueError):
@@ -260,46 +260,46 @@ class _Edge(io.TextIOBase):
         return getattr(self._stream, name)
 
 
-class _Allowing(io.TextIOBase):
-    """The same stream for rich: some sequences of a terminal pass."""
+class _RichStream(io.TextIOBase):
+    """A guarded stream for rich, which lets some terminal sequences pass."""
 
-    def __init__(self, edge: _Edge, allowed: re.Pattern[str]) -> None:
-        self._edge, self._allowed = edge, allowed
+    def __init__(self, guarded: _GuardedStream, allowed: re.Pattern[str]) -> None:
+        self._guarded, self._allowed = guarded, allowed
 
     def write(self, text: str) -> int:
-        self._edge.put(self._allowed.sub(lambda found: found[1] or _written(found[0]), text))
+        self._guarded.put(self._allowed.sub(lambda found: found[1] or _escaped(found[0]), text))
         return len(text)
 
     def flush(self) -> None:
-        self._edge.flush()
+        self._guarded.flush()
 
     def isatty(self) -> bool:
-        return self._edge.isatty()
+        return self._guarded.isatty()
 
     def fileno(self) -> int:
-        return self._edge.fileno()
+        return self._guarded.fileno()
 
     def writable(self) -> bool:
         return True
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return self._edge.encoding
+        return self._guarded.encoding
 
 
 def guard_output() -> None:
-    """Put standard output and error behind the edge, once; where one is closed, what is written to it goes nowhere."""
+    """Wrap standard output and error, once. A closed one becomes the null device."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the program runs)
-        if not isinstance(stream, _Edge):
-            setattr(sys, name, _Edge(stream))
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open while the program runs)
+        if not isinstance(stream, _GuardedStream):
+            setattr(sys, name, _GuardedStream(stream))
 
 
 def lost_output() -> OSError | None:
-    """Why what was printed to standard output did not arrive, a full disk say; None where it did, or its reader left."""
-    if not isinstance(sys.stdout, _Edge):
+    """The error that lost text printed to standard output, such as a full disk; None without one, or if the reader left."""
+    if not isinstance(sys.stdout, _GuardedStream):
         return None
     sys.stdout.flush()
     return sys.stdout.lost
@@ -307,4 +307,14 @@ def lost_output() -> OSError | None:
 
 def stream_for_bars() -> Any:
     """Standard error, for a bar of rich."""
-    return sys.stderr.for_bars if isinstance(sys.stderr, _Edge) else sys.stderr
+    return sys.stderr.for_bars if isinstance(sys.stderr, _GuardedStream) else sys.stderr
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[str] = ()) -> str:
+    """A plain text table. The first column and those in ``left`` are left-aligned, the others right-aligned."""
+    lines = [header, *rows]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(header))]
+    align = [str.ljust if at == 0 or name in left else str.rjust for at, name in enumerate(header)]
+    texts = ["  ".join(f(cell, w) for f, cell, w in zip(align, line, widths, strict=True)).rstrip() for line in lines]
+    texts.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(texts)

@@ -1,12 +1,21 @@
-"""What needs a GPU or vLLM is left out where there is none, with the reason printed; a busy machine fails no property."""
+"""Skip tests that need a GPU or vLLM where there is none, with the reason printed; no deadlines for properties.
+
+Fixtures of several rooms: an S3 server on loopback.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import HealthCheck, settings
+from loopback_s3 import LoopbackS3
 
 settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared-machine")
+
+_numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,3 +30,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in missing.items():
             if reason is not None and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackS3]:
+    pytest.importorskip("s3fs")
+    server = LoopbackS3(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(_server: LoopbackS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackS3]:
+    """The server, with its environment set."""
+    for name, value in _server.environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    yield _server
+    _server.line.cut()
+    _server.line.lose_answers = 0
+    _server.line.restore()
+
+
+@pytest.fixture
+def bucket(s3: LoopbackS3) -> str:
+    """The URL of a new bucket."""
+    return s3.bucket(f"bucket-{next(_numbers)}")

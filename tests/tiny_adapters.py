@@ -1,4 +1,4 @@
-"""A tiny model with an adapter of any kind; unmerged, as an oracle."""
+"""A tiny model with an adapter of any kind, unmerged, as an oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods as the tests of targets write them: every key flat, and the references' names beside it."""
+"""Methods as the tests of targets write them: flat keys, and the references' names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mrpo_pipeline.targets.settings import WeightsOptions
 
 
 def nested(**flat: Any) -> dict[str, Any]:
-    """The recipe's ``method``; ``trust_region`` is its kind, ``epsilon`` and the options of the weights are keys of their own."""
+    """The recipe's ``method``; ``trust_region`` is its kind; ``epsilon`` and the options of the weights are flat keys."""
     region = {
         key: flat.pop(flat_key)
         for key, flat_key in (("kind", "trust_region"), ("epsilon", "epsilon"))
@@ -21,5 +21,5 @@ def nested(**flat: Any) -> dict[str, Any]:
 
 
 def settings_of(reference_names: Sequence[str], **flat: Any) -> tuple[Method, Sequence[str]]:
-    """The two arguments that ``compute_targets`` takes after the log-probs."""
+    """The two arguments of ``compute_targets`` after the log-probs."""
     return Method.model_validate(nested(**flat)), reference_names

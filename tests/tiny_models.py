@@ -1,8 +1,8 @@
 """Tiny real causal LMs with random weights, of many architectures: no download, a few hundred kilobytes each.
 
-`build("llama", folder)` writes `config.json` and `model.safetensors` and gives the folder back; `build_config` gives the
-configuration alone. The weights are wide enough that log-probs differ by nats from token to token, and biases and norm
-weights are random too, so that a forgotten bias or scale shows up.
+`build("llama", folder)` writes `config.json` and `model.safetensors` and returns the folder; `build_config` returns only
+the configuration. The weights are wide enough that log-probs differ by nats from token to token, and biases and norm
+weights are random too, so that a missing bias or scale is visible.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def make(kind: str, *, vocab_size: int = 320, seed: int = 0, dtype: str = "float
 def build(
     kind: str, path: str | Path, *, vocab_size: int = 320, seed: int = 0, dtype: str = "float32", **changes: Any
 ) -> Path:
-    """Save one tiny model (no tokenizer) under `path` and give the path back."""
+    """Save one tiny model (no tokenizer) under `path`; returns the path."""
     model = make(kind, vocab_size=vocab_size, seed=seed, dtype=dtype, **changes)
     path = Path(path)
     model.save_pretrained(path)

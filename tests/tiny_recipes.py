@@ -1,4 +1,4 @@
-"""Recipes over tiny references and a few pairs, for tests of what reads them."""
+"""Recipes over tiny references and a few pairs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUICK = {"max_steps": 3, "logging_steps": 1, "learning_rate": 1e-2, "save_strate
 
 
 def run_of(folder: Path, references: dict[str, Path], **more: Any) -> Any:
-    """A recipe over a few pairs, scored, with every linear layer adapted."""
+    """A recipe over a few pairs, scored, with an adapter on every linear layer."""
     pairs = folder / "pairs.jsonl"
     if not pairs.exists():
         write_pairs(pairs, plain_pairs(12))

@@ -1,4 +1,4 @@
-"""Whole tiny references on disk: a model of some architecture with a tokenizer of some kind, and pairs to score."""
+"""Complete tiny references on disk: a model of some architecture with a tokenizer of some kind, and pairs to score."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pair(prompt: Any, chosen: str, rejected: str, **more: Any) -> dict[str, Any]
 
 
 def hard_pairs() -> list[dict[str, Any]]:
-    """Pairs of texts on which tokenizers differ: as prompt, as chosen and as rejected."""
+    """Pairs of texts that tokenizers split differently: as prompt, as chosen and as rejected."""
     count = len(HARD_TEXTS)
     rows = [
         pair(f"Say: {HARD_TEXTS[(i + 1) % count]}", HARD_TEXTS[i], HARD_TEXTS[(i + 2) % count], id=f"hard-{i}")
@@ -58,7 +58,7 @@ def hard_pairs() -> list[dict[str, Any]]:
 
 
 def plain_pairs(count: int) -> list[dict[str, Any]]:
-    """Easy pairs of uneven lengths, each with a prompt of its own."""
+    """Easy pairs of different lengths, each with its own prompt."""
     return [
         pair(f"Question number {i}?", f"The answer is {i}." + " Indeed." * (i % 7), f"I do not know {i}.", id=f"p{i}")
         for i in range(count)

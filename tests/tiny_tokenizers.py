@@ -1,6 +1,6 @@
-"""Tiny real tokenizers of the kinds in use, trained on the spot, and chat templates like those they come with.
+"""Tiny real tokenizers of the common kinds, trained on the spot, with chat templates like the real ones.
 
-`KINDS` maps a name to a builder; each builder takes `chat_template=` and gives a Hugging Face fast tokenizer. Builds are
+`KINDS` maps a name to a builder; each builder takes `chat_template=` and returns a Hugging Face fast tokenizer. Builds are
 memoised; a test that changes a tokenizer must copy it (`copy.deepcopy`).
 """
 
@@ -111,7 +111,7 @@ def byte_level(
     plain: Sequence[str] = (),
     add_prefix_space: bool = False,
 ) -> Tokenizer:
-    """Byte-level BPE with control tokens behind the vocabulary, and `plain` added tokens that are not special."""
+    """Byte-level BPE with control tokens after the vocabulary, and `plain` added tokens that are not special."""
     backend = Tokenizer(models.BPE(ignore_merges=split == LLAMA3_SPLIT))
     backend.normalizer = normalizer
     backend.pre_tokenizer = (
@@ -162,13 +162,13 @@ def sentencepiece_bpe(prefix: str, specials: Sequence[AddedToken]) -> Tokenizer:
 
 
 def fallback_decoder(leading_space: bool) -> object:
-    """Pieces and byte tokens back to text, less the prefix space where the tokenizer puts one."""
+    """Pieces and byte tokens back to text, without the prefix space that the tokenizer adds."""
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     return decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if leading_space else parts)
 
 
 def unigram(normalizer: object, pre_tokenizer: object, specials: Sequence[AddedToken], *, fallback: bool) -> Tokenizer:
-    """Unigram whose control pieces stand in the vocabulary with the best score, as SentencePiece's conversion has it."""
+    """Unigram whose control pieces are in the vocabulary with the best score, as in SentencePiece's conversion."""
     trained = Tokenizer(models.Unigram())
     trained.normalizer, trained.pre_tokenizer = normalizer, pre_tokenizers.Metaspace(prepend_scheme="never")
     trained.train_from_iterator(TEXT, trainers.UnigramTrainer(vocab_size=350, show_progress=False))
@@ -187,13 +187,13 @@ def unigram(normalizer: object, pre_tokenizer: object, specials: Sequence[AddedT
 
 @lru_cache
 def gpt2(chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """No BOS put first, one control token for everything, GPT-2's splits."""
+    """No BOS, one control token for everything, GPT-2's splits."""
     return _with(wrap(byte_level(GPT2_SPLIT, [special("<|endoftext|>")]), eos_token="<|endoftext|>"), chat_template)
 
 
 @lru_cache
 def llama3(chat_template: str | None = LLAMA3) -> PreTrainedTokenizerFast:
-    """BOS put first by the post-processor and by the template."""
+    """BOS added by the post-processor and by the template."""
     names = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     backend = byte_level(LLAMA3_SPLIT, [special(name) for name in names])
     first = backend.token_to_id(names[0])
@@ -208,7 +208,7 @@ def llama3(chat_template: str | None = LLAMA3) -> PreTrainedTokenizerFast:
 
 @lru_cache
 def qwen(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """NFC, control tokens behind the vocabulary, `<think>` added but not special."""
+    """NFC, control tokens after the vocabulary, `<think>` added but not special."""
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     backend = byte_level(
         LLAMA3_SPLIT, [special(n) for n in names], normalizer=normalizers.NFC(), plain=["<think>", "</think>"]
@@ -218,7 +218,7 @@ def qwen(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
 
 @lru_cache
 def prefixed_gpt2(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """Byte-level with a space put before every stretch of text."""
+    """Byte-level with a space before every section of text."""
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     backend = byte_level(GPT2_SPLIT, [special(n) for n in names], add_prefix_space=True)
     return _with(wrap(backend, eos_token="<|endoftext|>"), chat_template)
@@ -226,7 +226,7 @@ def prefixed_gpt2(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast
 
 @lru_cache
 def phi3(chat_template: str | None = PHI3) -> PreTrainedTokenizerFast:
-    """Control tokens that swallow white space after them; the end of a turn is not marked special."""
+    """Control tokens that absorb white space after them; the end of a turn is not marked special."""
     names = ["<unk>", "<s>", "</s>", "<|endoftext|>"]
     strips = [special(n, rstrip=True) for n in ("<|assistant|>", "<|user|>", "<|system|>")]
     backend = sentencepiece_bpe("first", [*map(special, names), *strips])
@@ -237,28 +237,28 @@ def phi3(chat_template: str | None = PHI3) -> PreTrainedTokenizerFast:
 
 @lru_cache
 def llama2(chat_template: str | None = LLAMA2) -> PreTrainedTokenizerFast:
-    """SentencePiece BPE with byte fallback, the prefix space by the normaliser."""
+    """SentencePiece BPE with byte fallback, the prefix space from the normaliser."""
     backend = sentencepiece_bpe("legacy", [special("<unk>"), special("<s>"), special("</s>")])
     return _with(wrap(backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"), chat_template)
 
 
 @lru_cache
 def mistral(chat_template: str | None = MISTRAL) -> PreTrainedTokenizerFast:
-    """SentencePiece BPE with byte fallback, the prefix space at the very start alone."""
+    """SentencePiece BPE with byte fallback, the prefix space only at the very start."""
     backend = sentencepiece_bpe("first", [special("<unk>"), special("<s>"), special("</s>")])
     return _with(wrap(backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"), chat_template)
 
 
 @lru_cache
 def metaspace_always(chat_template: str | None = LLAMA2) -> PreTrainedTokenizerFast:
-    """SentencePiece BPE with byte fallback, a prefix space before every stretch of text."""
+    """SentencePiece BPE with byte fallback, a prefix space before every section of text."""
     backend = sentencepiece_bpe("always", [special("<unk>"), special("<s>"), special("</s>")])
     return _with(wrap(backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"), chat_template)
 
 
 @lru_cache
 def t5(chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """Unigram without byte fallback, NFKC, a prefix space everywhere, EOS added behind by the post-processor."""
+    """Unigram without byte fallback, NFKC, a prefix space everywhere, EOS added by the post-processor."""
     specials = [special("<pad>"), special("</s>")]
     backend = unigram(normalizers.NFKC(), pre_tokenizers.Metaspace(prepend_scheme="always"), specials, fallback=False)
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])

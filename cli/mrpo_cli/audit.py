@@ -1,4 +1,4 @@
-"""`mrpo audit`: what the cached references are worth on these pairs, before any training."""
+"""`mrpo audit`: how well the cached references rank these pairs, and which look broken."""
 
 import json
 import shutil
@@ -8,15 +8,15 @@ import typer
 
 from mrpo_cli.ending import Ending
 from mrpo_cli.options import LOSS
-from mrpo_cli.recipe_command import report_unread, takes_recipe
+from mrpo_cli.recipe_decorator import report_unread, takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
 
 app = typer.Typer(add_completion=False)
 
-# Sentences are hard to read in longer lines; and what a pipe or a file gets.
-WIDEST = 100
+# Line length in a pipe or file, and the most on a terminal.
+MAX_WIDTH = 100
 
 
 @app.command(epilog="Example:  mrpo audit recipe.yaml --strict")
@@ -24,12 +24,12 @@ WIDEST = 100
 def audit(
     recipe: "Recipe",
     overrides: dict[str, Any],
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a reference looks broken.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if a reference looks broken.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
 ) -> Ending:
-    """What the cached references are worth on these pairs, and which of them look broken. Loads no model.
+    """How well the cached references rank these pairs, and which look broken. Loads no model.
 
-    Findings do not fail the command: its exit code is 0 all the same, but for --strict.
+    The exit code is 0 despite findings, unless --strict is set.
     """
     from mrpo_pipeline.audit import audit_recipe
     from mrpo_pipeline.errors import RunError
@@ -40,7 +40,7 @@ def audit(
     if as_json:
         print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False))
     else:
-        print(found.table(min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)))
+        print(found.table(min(shutil.get_terminal_size((MAX_WIDTH, 24)).columns, MAX_WIDTH)))
     if strict and found.broken:
         raise RunError(
             f"{len(found.broken)} of {len(found.references)} references look broken: {', '.join(found.broken)}."

@@ -1,15 +1,16 @@
-"""`mrpo cache`: look at cached references, check them, clear up."""
+"""`mrpo cache`: list, check and maintain cached references."""
 
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mrpo_cli import ending
+from mrpo_cli.cache_transfer import merge, pull, push
 from mrpo_cli.ending import Ending
+from mrpo_cli.values import cache_place
 from mrpo_cli.verify import verify
 from mrpo_pipeline.errors import UserError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from mrpo_pipeline.cache import ReferenceCache
 
 app = typer.Typer(
-    help="The reference cache: list, stats, verify, prune.",
+    help="The reference cache: list, stats, verify, prune, compact, push, pull, merge.",
     no_args_is_help=True,
     add_completion=False,
     epilog="Example:  mrpo cache stats --cache recipe.yaml",
@@ -26,38 +27,24 @@ app = typer.Typer(
 Place = Annotated[
     str,
     typer.Option(
-        "--cache", metavar="DIR-OR-URL", help="The cache, or a recipe (.yaml) that names it.", show_default=True
+        "--cache", metavar="DIR-OR-URL", help="The cache, or a recipe (.yaml) with its location.", show_default=True
     ),
 ]
 Names = Annotated[
     list[str],
-    typer.Option("--reference", metavar="NAME", help="This reference only. May be repeated.", show_default=False),
+    typer.Option("--reference", metavar="NAME", help="Only this reference. May be repeated.", show_default=False),
 ]
 
 
 def _open(place: str, names: list[str]) -> list[ReferenceCache]:
-    from mrpo_pipeline.cache import ReferenceCache, list_references
+    from mrpo_pipeline.cache.transfer import find_caches
 
-    root = place
-    if Path(place).suffix in (".yaml", ".yml"):
-        from mrpo_pipeline.recipe import load_recipe
-
-        root = load_recipe(Path(place)).cache
-    found = list_references(root)
-    if not found:
-        raise UserError(
-            f"{root} holds no cached reference: expected the folder that `cache:` names. Correct --cache, or score first "
-            "(`mrpo score-refs`)."
-        )
-    for name in names:
-        if name not in found:
-            raise UserError(f"{root} holds no reference {name!r}: there are {', '.join(found)}. Correct --reference.")
-    return [ReferenceCache.open(root, name) for name in names or found]
+    return find_caches(cache_place(place), names)
 
 
 @app.command("list", epilog="Example:  mrpo cache list --cache cache")
 def list_caches(cache: Place = "cache") -> None:
-    """List the cached references, with what their numbers were computed from."""
+    """List the cached references with their fingerprints."""
     for one in _open(cache, []):
         manifest = one.manifest()
         fields = manifest.fingerprint if manifest else {}
@@ -85,6 +72,9 @@ def stats(cache: Place = "cache", reference: Names = []) -> None:  # noqa: B006
     _end(cache, "verify")
 
 
+app.command("push", epilog="Example:  mrpo cache push cache hf://datasets/org/name --recipe recipe.yaml")(push)
+app.command("pull", epilog="Example:  mrpo cache pull hf://datasets/org/name --recipe recipe.yaml")(pull)
+app.command("merge", epilog="Example:  mrpo cache merge /mnt/other/cache cache")(merge)
 app.command("verify", epilog="Example:  mrpo cache verify recipe.yaml --check 64")(verify)
 
 
@@ -92,13 +82,11 @@ app.command("verify", epilog="Example:  mrpo cache verify recipe.yaml --check 64
 def prune(
     cache: Place = "cache",
     reference: Names = [],  # noqa: B006
-    everything: Annotated[bool, typer.Option("--all", help="Delete all numbers of the named references.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Delete the named references completely.")] = False,
 ) -> None:
-    """Remove what serves nothing: leftovers, stale sums, doubled shards; with --all, a reference altogether."""
+    """Remove unused files: leftovers of killed runs, stale sums, duplicate shards. With --all, remove whole references."""
     if everything and not reference:
-        raise UserError(
-            "--all deletes all numbers of a reference: expected --reference NAME with it. Name the reference."
-        )
+        raise UserError("--all deletes a reference completely: expected --reference NAME with it. Name the reference.")
     for one in _open(cache, reference):
         if everything:
             one.remove()
@@ -106,9 +94,18 @@ def prune(
         else:
             gone = one.prune()
             print(
-                f"{one.name}: {gone.leftovers:,} leftovers, {gone.sums:,} derived files and {gone.shards:,} doubled shards "
+                f"{one.name}: {gone.leftovers:,} leftovers, {gone.sums:,} derived files and {gone.shards:,} duplicate shards "
                 f"removed, {gone.size / 1e6:,.2f} MB"
             )
+    _end(cache, "stats")
+
+
+@app.command(epilog="Example:  mrpo cache compact --cache cache")
+def compact(cache: Place = "cache", reference: Names = []) -> None:  # noqa: B006
+    """Merge small shards into large ones, which open faster. Run it while nothing else reads the cache."""
+    for one in _open(cache, reference):
+        done = one.compact()
+        print(f"{one.name}: {done.joined:,} small shards joined into {done.written:,}")
     _end(cache, "stats")
 
 

@@ -1,4 +1,4 @@
-"""The `mrpo` command. A subcommand's module is imported when it is called, so that `mrpo --help` answers at once."""
+"""The `mrpo` command. A subcommand's module is imported only when it is called, so that `mrpo --help` is fast."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ from mrpo_cli import verbosity
 
 
 class Listed(NamedTuple):
-    """A subcommand in the help: its module, the panel, and what it does."""
+    """A subcommand in the help: its module, its panel, and one line on it."""
 
     module: str
     panel: str
     about: str
 
 
-RUN, LOOK, AFTER = "The pipeline, in this order", "Looking into a run", "What a run leaves"
+RUN, INSPECT, RESULTS = "The pipeline, in this order", "Inspect a run", "Use the results"
 COMMANDS = {
-    "demo": Listed("demo", RUN, "See all of it on three tiny models that are made here: some minutes, no GPU."),
-    "recipes": Listed("recipes", RUN, "The recipes that ship: list them, copy one; known layouts of pairs."),
-    "plan": Listed("plan", RUN, "What a run takes: tokens, cache, memory, hours. Loads no weights."),
+    "demo": Listed("demo", RUN, "Run all steps on three tiny models: a few minutes, no GPU."),
+    "recipes": Listed("recipes", RUN, "List and copy the shipped recipes; list known layouts of pairs."),
+    "plan": Listed("plan", RUN, "Estimate tokens, cache size, memory and hours. Loads no weights."),
     "score-refs": Listed("score", RUN, "Stage one: score every completion by every reference, into the cache."),
-    "audit": Listed("audit", RUN, "What the cached references are worth on these pairs, and which look broken."),
+    "audit": Listed("audit", RUN, "Check how well the references rank these pairs, and find broken ones."),
     "train": Listed("train", RUN, "Stage two: train the policy with LoRA against the cached references."),
-    "evaluate": Listed("evaluate", RUN, "Measure a trained policy and its start, on held-out pairs and on tasks."),
+    "evaluate": Listed("evaluate", RUN, "Evaluate a trained policy and its start, on held-out pairs and on tasks."),
     "compare": Listed("compare", RUN, "Train and evaluate several methods and seeds on one cache, with a report."),
-    "render": Listed("render", LOOK, "What each model reads of a row, token by token."),
-    "cache": Listed("cache", LOOK, "The reference cache: list, stats, verify, prune."),
-    "targets": Listed("targets", LOOK, "Write what stage two trains against, also for another trainer."),
-    "report": Listed("report", AFTER, "Write a comparison's report again, from its folder."),
-    "merge": Listed("merge", AFTER, "Adapter and base as one plain checkpoint."),
+    "iterate": Listed("iterate", RUN, "Train in rounds: each trained policy becomes the next round's anchor."),
+    "render": Listed("render", INSPECT, "Show what each model reads of a row, token by token."),
+    "cache": Listed("cache", INSPECT, "Manage the reference cache: stats, verify, prune, push, pull, and more."),
+    "targets": Listed("targets", INSPECT, "Write the training targets to a file, also for another trainer."),
+    "select": Listed("select", INSPECT, "Score pairs by the cache: which to keep, label again, read or drop."),
+    "report": Listed("report", RESULTS, "Write a comparison's report again from its folder."),
+    "merge": Listed("merge", RESULTS, "Merge an adapter into its base as one plain checkpoint."),
 }
 
 
 class LazyGroup(TyperGroup):
-    """Subcommands by name; in a list of them, their names and one line of help alone."""
+    """Subcommands by name. Listing them imports none: each has one line of help in ``COMMANDS``."""
 
     _listing = False
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment] # typer suggests from their names
+        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment] # for typer's suggestions
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -62,20 +64,20 @@ class LazyGroup(TyperGroup):
         shared = [param for param in self.params if param.name in verbosity.NAMES]
         for one in (command, *getattr(command, "commands", {}).values()):
             one.params = [*one.params, *shared]
-            # A line break in a docstring is none in the help.
+            # Docstrings are wrapped: join the lines of each paragraph.
             one.help = "\n\n".join(" ".join(part.split()) for part in (one.help or "").split("\n\n"))
         return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        with self._names_alone():
+        with self._without_imports():
             super().format_help(ctx, formatter)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        with self._names_alone():
+        with self._without_imports():
             return super().shell_complete(ctx, incomplete)
 
     @contextmanager
-    def _names_alone(self) -> Iterator[None]:
+    def _without_imports(self) -> Iterator[None]:
         self._listing = True
         try:
             yield

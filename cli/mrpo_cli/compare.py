@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrpo_cli.ending import Ending
-from mrpo_cli.recipe_command import report_ignored, takes_recipe
+from mrpo_cli.recipe_decorator import report_ignored, takes_recipe
 from mrpo_pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,9 +24,10 @@ def compare(
     overrides: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Print comparison.json.")] = False,
 ) -> Ending:
-    """Train and evaluate several methods and seeds on one cache, side by side.
+    """Train and evaluate several methods and seeds on one cache.
 
-    DPO against each single reference is always among them, and the verdict says whether several references do better.
+    This always includes DPO against each single reference and training without a reference. The verdict states whether several
+    references are better.
     """
     from mrpo_pipeline.compare import compare_recipe, contenders
     from mrpo_pipeline.recipe import TRAINING_DEFAULTS

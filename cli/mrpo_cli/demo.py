@@ -10,9 +10,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command(epilog="Example:  mkdir try && cd try && mrpo demo")
 def demo() -> None:
-    """See all of it on three tiny models that are made here: some minutes on two cores, no GPU, no network.
+    """Run all steps on three tiny models that are trained here: a few minutes on two cores, no GPU, no network.
 
-    Pairs, models, cache and results go into runs/demo below the current folder. A second run finds what is done.
+    Writes pairs, models, cache and results to runs/demo in the current folder. A second run skips finished steps.
     """
     from mrpo_pipeline.demo.run import run_demo
 

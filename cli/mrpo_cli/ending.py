@@ -1,4 +1,4 @@
-"""How a command ends: where its results are, and the next command to run."""
+"""The last lines of a command: where its results are, and the next command to run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ log = logging.getLogger("mrpo")
 
 @dataclass(frozen=True)
 class Ending:
-    """What a command leaves. ``next``: the command to run then, as it is typed or by its name alone; "" for none."""
+    """``results``: where the results are. ``next``: the next command line, or a command's name for the same recipe; "" for none."""
 
     results: str = ""
     next: str = ""
 
 
 def report(ending: Ending) -> None:
-    """Log where results are and what comes next, behind all that was printed."""
+    """Log where results are and the next command, after all printed output."""
     if os.environ.get("RANK", "0") != "0":
         return
     sys.stdout.flush()
@@ -34,7 +34,7 @@ def report(ending: Ending) -> None:
 
 
 def with_same_recipe(command: str, recipe_file: Any, options: Sequence[RecipeOption], given: Mapping[str, Any]) -> str:
-    """The command line for the same recipe, with those of the given options that the command takes."""
+    """The command line of another command for the same recipe, with the given options that it also has."""
     taken = {option.key for option in options_of(command)}
     words = ["mrpo", *command.split(), *([str(recipe_file)] if recipe_file else [])]
     for option in options:

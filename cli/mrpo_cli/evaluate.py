@@ -10,7 +10,7 @@ import typer
 
 from mrpo_cli.ending import Ending
 from mrpo_cli.options import TASKS
-from mrpo_cli.recipe_command import report_unread, takes_recipe
+from mrpo_cli.recipe_decorator import report_unread, takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False)
 
 
 def _beside_the_adapter(given: Mapping[str, Any]) -> Path | None:
-    """The recipe that an adapter was trained with, where the command names no model itself."""
+    """The recipe that the adapter was trained with, unless the command line names a model."""
     if given["adapter"] is None or given["model"] is not None:
         return None
     path: Path = given["adapter"] / "recipe.yaml"
@@ -32,17 +32,16 @@ def evaluate(
     recipe: "Recipe",
     overrides: dict[str, Any],
     adapter: Annotated[
-        Path | None, typer.Option("--adapter", help="The trained adapter; the recipe's output_dir where not given.")
+        Path | None,
+        typer.Option("--adapter", help="The trained adapter. Default: the recipe's output_dir.", show_default=False),
     ] = None,
-    tasks_only: Annotated[
-        bool, typer.Option("--tasks-only", help="Leave the held-out pairs out; no cache is needed then.")
-    ] = False,
+    tasks_only: Annotated[bool, typer.Option("--tasks-only", help="Skip the held-out pairs. Needs no cache.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> Ending:
-    """Measure a trained policy, and its start, on the held-out pairs and on downstream tasks.
+    """Evaluate a trained policy and its start on the held-out pairs and on downstream tasks.
 
-    The method is the one that the adapter was trained with (the recipe.yaml beside it); that recipe is also the one used where
-    neither a recipe nor --model is given. Results go into the adapter's folder, or with --adapter into --output-dir.
+    The method is that of the recipe.yaml beside the adapter, which is also the default recipe if --model is not given. Results are
+    written to the adapter's folder, or with --adapter to --output-dir.
     """
     from mrpo_pipeline.policy.adapter_folder import require_adapter
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, and what a scheduler sends before it kills (SIGTERM): the work ends in order, wherever it is just then."""
+"""Ctrl-C and SIGTERM (which schedulers send before they kill) end the work cleanly."""
 
 from __future__ import annotations
 
@@ -9,64 +9,64 @@ from typing import Any
 
 INTERRUPTED = 130
 
-# Seconds between two looks at whether the interrupt arrived.
-AGAIN = 0.1
+# Seconds between repeated interrupts.
+REPEAT_SECONDS = 0.1
 
-_told = False
+_received = False
 _advice = ""
-# A shell that starts a command in the background lets it ignore Ctrl-C, which is meant for what runs in front.
+# A shell makes background commands ignore SIGINT, which is meant for the foreground.
 _in_background = False
 
 
-def before_work() -> None:
-    """While the command itself is loaded there is nothing to keep: a signal ends it, without Python's traceback."""
+def exit_at_once() -> None:
+    """Until the command is loaded, a signal ends the process without a traceback."""
     global _in_background
     _in_background = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    _set(_leave)
+    _set(_exit)
 
 
-def from_now_on() -> None:
-    """A signal raises KeyboardInterrupt in the main thread, as often as it takes until that arrives.
+def raise_keyboard_interrupt() -> None:
+    """From now on, a signal raises KeyboardInterrupt in the main thread, repeatedly until it propagates.
 
-    Python raises it wherever the thread is, and where that is a finalizer, or code that catches everything, it is lost: a
-    run that was told to end by a scheduler, once, would go on until it is killed.
+    Python raises it wherever the thread is. In a finalizer, or in code that catches everything, it is lost, and a run that a
+    scheduler has asked to end, once, would continue until it is killed.
     """
-    global _told
-    _told = False
+    global _received
+    _received = False
     _set(_interrupt)
-    shown = sys.unraisablehook
+    default_hook = sys.unraisablehook
 
     def unraisable(lost: Any) -> None:
         if not issubclass(lost.exc_type, KeyboardInterrupt):
-            shown(lost)
+            default_hook(lost)
 
     sys.unraisablehook = unraisable
 
 
-def go_on_with(option: str) -> None:
-    """An interrupted run of this command needs an option more to go on."""
+def advise(option: str) -> None:
+    """Set the option that an interrupted run of this command needs to resume."""
     global _advice
     _advice = f" (add {option})"
 
 
-def last_words() -> str:
-    return f"interrupted. What was finished is kept; run the same command again to go on{_advice}."
+def message() -> str:
+    return f"interrupted. What was finished is kept; run the same command again to resume{_advice}."
 
 
-def told_to_end() -> bool:
-    """Whether a signal came."""
-    return _told
+def received() -> bool:
+    """Whether a signal was received."""
+    return _received
 
 
-def let_speak() -> None:
-    """The last words are not interrupted."""
-    _stop_insisting()
+def ignore() -> None:
+    """Ignore further signals while the last message is printed."""
+    _stop_repeating()
     _set(signal.SIG_IGN)
 
 
-def done() -> None:
-    """There is nothing left to do or to say: a signal ends what is left of the process at once."""
-    _stop_insisting()
+def restore() -> None:
+    """Restore the default handlers, which end the process at once."""
+    _stop_repeating()
     _set(signal.SIG_DFL)
 
 
@@ -76,32 +76,32 @@ def _set(handler: Any) -> None:
     signal.signal(signal.SIGTERM, handler)
 
 
-def _leave(*_: object) -> None:
+def _exit(*_: object) -> None:
     os.write(2, b"mrpo: interrupted before the command began.\n")
     os._exit(INTERRUPTED)
 
 
 def _interrupt(number: int, _frame: object) -> None:
-    global _told
-    if not _told:
-        _told = True
-        if hasattr(signal, "setitimer"):  # Windows has none
-            signal.signal(signal.SIGALRM, _insist)
-            signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+    global _received
+    if not _received:
+        _received = True
+        if hasattr(signal, "setitimer"):  # not on Windows
+            signal.signal(signal.SIGALRM, _repeat)
+            signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS, REPEAT_SECONDS)
         raise KeyboardInterrupt
-    if number == signal.SIGINT:  # a person who will not wait for what is in hand
+    if number == signal.SIGINT:  # a second Ctrl-C does not wait for the cleanup
         raise KeyboardInterrupt
 
 
-def _insist(*_: object) -> None:
+def _repeat(*_: object) -> None:
     error = sys.exception()
     while error is not None:
-        if isinstance(error, KeyboardInterrupt):  # it has arrived, and what is open is being closed
+        if isinstance(error, KeyboardInterrupt):  # it propagates, and cleanup is running
             return
         error = error.__context__
     raise KeyboardInterrupt
 
 
-def _stop_insisting() -> None:
+def _stop_repeating() -> None:
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,4 +1,4 @@
-"""The `mrpo` program: what is set before anything loads, and how a command ends."""
+"""The `mrpo` program: environment, signals, error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mrpo_cli.interrupts import INTERRUPTED
 from mrpo_pipeline.files import python_processes
 from mrpo_pipeline.terminal import guard_output, lost_output
 
-# The switches by which libraries send no usage reports. Whoever has set one keeps it.
+# Variables that turn off the libraries' usage reports, unless the user has set them.
 REPORTS_OFF = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -20,89 +20,83 @@ REPORTS_OFF = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
-# Of several processes, as torchrun starts them, the first one.
-FIRST = os.environ.get("RANK", "0") == "0"
+# Whether this is the first of the processes that torchrun started.
+IS_RANK_ZERO = os.environ.get("RANK", "0") == "0"
 
 
 def main() -> None:
-    """Run the command; exit code 0 done, 1 failed while running, 2 the user's input is wrong, 130 interrupted."""
-    interrupts.before_work()
+    """Run the command. Exit codes: 0 done, 1 failed while running, 2 invalid input, 130 interrupted."""
+    interrupts.exit_at_once()
     python_processes.forget_current_folder()
     guard_output()
-    # Nothing is sent anywhere: the libraries' usage reports are off before any of them loads.
     for name, value in REPORTS_OFF.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # OpenMP's threads spin while they wait, by default; on cores shared with other work that costs several times the time.
+    # By default OpenMP threads spin while they wait, which takes several times as long on cores shared with other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _run()
-    except KeyboardInterrupt:  # between two lines of what catches it below
-        _say_interrupted()
+    except KeyboardInterrupt:  # raised inside one of the handlers below
+        _fail_interrupted()
 
 
 def _run() -> None:
     from mrpo_cli.commands import app
     from mrpo_pipeline.errors import NothingLeftError, RunError, UserError
-    from mrpo_pipeline.files.disk_errors import refusal
+    from mrpo_pipeline.files.disk_errors import disk_error
 
-    # What a scheduler sends before it kills ends as cleanly as Ctrl-C: shards in hand are written.
-    interrupts.from_now_on()
+    interrupts.raise_keyboard_interrupt()
     try:
         app(prog_name="mrpo")
     except KeyboardInterrupt:
-        _say_interrupted()
+        _fail_interrupted()
     except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:  # what typer makes of Ctrl-C
-            _say_interrupted()
+        if leaving.code == INTERRUPTED:  # typer's exit code for Ctrl-C
+            _fail_interrupted()
         lost = lost_output()
         if lost is not None and not leaving.code:
             _fail(
-                f"mrpo: the work is done, and what it printed could not be written ({lost.strerror}): expected a file with room. Give "
-                "another one, and run the same command again.",
+                f"mrpo: the work is done, but its output could not be written ({lost.strerror}): expected a file on a disk with room. "
+                "Give another one, and run the same command again.",
                 1,
             )
-        interrupts.done()
+        interrupts.restore()
         raise
     except Exception as error:
-        if interrupts.told_to_end():  # what it became on its way, or what another process made of the same signal
-            _say_interrupted()
+        if interrupts.received():  # a consequence of the interrupt, here or in another process
+            _fail_interrupted()
         if not isinstance(error, UserError | RunError):
-            refused = refusal(error)
+            refused = disk_error(error)
             if refused is not None:
                 _fail(
                     f"mrpo: a file could not be read or written ({refused}): expected a disk with room that can be read and "
-                    "written. What was finished is kept. Make room or give access there, then run the same command again.",
+                    "written. What was finished is kept. Free space or grant access there, then run the same command again.",
                     1,
                 )
-            interrupts.done()
+            interrupts.restore()
             raise
         wrong = isinstance(error, UserError) and not isinstance(error, NothingLeftError)
-        if wrong and not FIRST:
-            _let_the_first_speak()
+        if wrong and not IS_RANK_ZERO:
+            # Rank 0 usually fails with the same error: let the launcher end this process before it repeats the message.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(2)
         _fail(f"mrpo: {error}", 2 if wrong else 1)
 
 
-def _say_interrupted() -> None:
-    if not FIRST:
+def _fail_interrupted() -> None:
+    if not IS_RANK_ZERO:
         raise SystemExit(INTERRUPTED)
-    _fail(f"mrpo: {interrupts.last_words()}", INTERRUPTED)
-
-
-def _let_the_first_speak() -> None:
-    """Where the first process fails by the same fault, the launcher ends this one before it says it again."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(2)
+    _fail(f"mrpo: {interrupts.message()}", INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> None:
-    interrupts.let_speak()
+    interrupts.ignore()
     if os.environ.get("MRPO_VERBOSE") and sys.exc_info()[0] is not None:
         import traceback
 
         traceback.print_exc()
     print(message, file=sys.stderr)
-    interrupts.done()
+    interrupts.restore()
     raise SystemExit(code)
 
 

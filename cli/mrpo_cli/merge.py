@@ -16,16 +16,17 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog="Example:  mrpo merge out --output merged")
 def merge(
     adapter: Annotated[Path, typer.Argument(help="The folder of `mrpo train`, or one of its checkpoints.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged checkpoint, a new one.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the merged checkpoint.")],
     base: Annotated[
-        str | None, typer.Option("--base", help="The base: folder or hub name; what the adapter names if not given.")
+        str | None,
+        typer.Option("--base", help="Folder or hub name of the base. Default: the adapter's.", show_default=False),
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the merged weights: auto is the base's own.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="Dtype of the merged weights; auto is the base's.")] = "auto",
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the base.")
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the base.")
     ] = False,
 ) -> None:
-    """Write adapter and base as one plain checkpoint, and compare its log-probs with the adapted model's."""
+    """Merge an adapter into its base as one plain checkpoint, and check its log-probs against the adapted model's."""
     from mrpo_pipeline.policy.adapter_folder import require_adapter
 
     require_adapter(adapter)
@@ -41,5 +42,5 @@ def merge(
     )
     print(f"The merged model is in {output} ({merged.dtype}).")
     ending.report(
-        Ending(f"{output} (a plain checkpoint, which loads as any model)", shlex.join(["vllm", "serve", str(output)]))
+        Ending(f"{output} (a plain checkpoint that loads like any model)", shlex.join(["vllm", "serve", str(output)]))
     )

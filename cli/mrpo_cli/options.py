@@ -1,4 +1,4 @@
-"""The options that set keys of the recipe. Type, default, choices and help of each come from the recipe's own settings."""
+"""Options that set keys of the recipe. Their types, defaults, choices and help come from the recipe's settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RecipeOption:
     flag: str
     key: str
     about: str = ""
-    """Where the key's own description says too little beside a flag."""
+    """Replaces the key's description in the help."""
 
     @property
     def name(self) -> str:
@@ -28,6 +28,10 @@ class RecipeOption:
         """The option as it is typed."""
         return [self.flag.split("/")[not value]] if isinstance(value, bool) else [self.flag, str(value)]
 
+
+# Options of commands that set no key of the recipe.
+SPLIT = typer.Option("--split", help="train or eval.")
+PRIVATE = typer.Option("--private", help="Create a private data set on the hub.")
 
 PAIRS = (
     RecipeOption("--train-file", "pairs.train"),
@@ -83,35 +87,39 @@ TRAINING = (
     RecipeOption("--lora-target-modules", "policy.lora.target_modules"),
     RecipeOption("--learning-rate", "training.learning_rate"),
     RecipeOption("--num-train-epochs", "training.num_train_epochs"),
-    RecipeOption("--max-steps", "training.max_steps", "Optimizer steps; -1: as many as the epochs take."),
+    RecipeOption("--max-steps", "training.max_steps", "Optimizer steps; -1 for all epochs."),
     RecipeOption("--per-device-train-batch-size", "training.per_device_train_batch_size", "Pairs in a micro-batch."),
     RecipeOption("--gradient-accumulation-steps", "training.gradient_accumulation_steps", "Micro-batches in a step."),
     RecipeOption("--warmup-steps", "training.warmup_steps", "Steps to the peak learning rate, or a share below 1."),
     RecipeOption("--logging-steps", "training.logging_steps", "Steps between log lines, or a share below 1."),
     RecipeOption("--eval-strategy", "training.eval_strategy"),
-    RecipeOption(
-        "--eval-steps", "training.eval_steps", "Steps between evaluations; as --logging-steps where not given."
-    ),
+    RecipeOption("--eval-steps", "training.eval_steps", "Steps between evaluations. Default: --logging-steps."),
     RecipeOption("--save-steps", "training.save_steps", "Steps between checkpoints, or a share below 1."),
-    RecipeOption("--report-to", "training.report_to", "Where metrics go: none, tensorboard, wandb or all."),
-    RecipeOption("--seed", "training.seed", "Of the batches and of the adapters' start."),
+    RecipeOption("--report-to", "training.report_to", "Where to log metrics: none, tensorboard, wandb or all."),
+    RecipeOption("--seed", "training.seed", "Seed of batch order and adapter initialization."),
 )
-COMPARE = (RecipeOption("--seeds", "compare.seeds"), RecipeOption("--processes", "compare.processes"))
+COMPARE = (
+    RecipeOption("--seeds", "compare.seeds"),
+    RecipeOption("--processes", "compare.processes"),
+    RecipeOption("--selection", "compare.selection"),
+)
 
-# What every command takes of the recipe.
+# The recipe options of every command.
 COMMANDS = {
     "plan": (PAIRS, ANCHOR, SCORING, METHOD, TRAINING),
     "score-refs": (PAIRS, ANCHOR, SCORING),
     "render": (PAIRS,),
     "audit": (PAIRS, METHOD),
     "targets": (PAIRS, METHOD),
+    "select": (PAIRS, METHOD),
     "train": (PAIRS, ANCHOR, METHOD, TRAINING, OUTPUT),
     "evaluate": (PAIRS, ANCHOR, METHOD, OUTPUT, TASKS),
     "compare": (COMPARE, PAIRS, ANCHOR, METHOD, TRAINING, OUTPUT),
+    "iterate": (PAIRS, ANCHOR, SCORING, METHOD, TRAINING, OUTPUT),
     "cache verify": (PAIRS,),
 }
 
-# Panels of the help, by the beginning of a key; the longest one counts.
+# Panels of the help by key prefix; the longest prefix applies.
 _PANELS = {
     "pairs": "Pairs",
     "policy": "Policy and references",
@@ -133,8 +141,8 @@ def options_of(command: str) -> tuple[RecipeOption, ...]:
 
 
 def parameter(option: RecipeOption) -> inspect.Parameter:
-    """The option as typer wants it. Its value stays the text that was typed: the recipe checks it."""
-    from mrpo_pipeline.recipe.fields import key_help
+    """The option as a typer parameter. Its value stays text, which the recipe validates."""
+    from mrpo_pipeline.recipe.key_help import key_help
 
     known = key_help(option.key)
     kinds = simple_types(known.type)

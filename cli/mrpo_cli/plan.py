@@ -1,4 +1,4 @@
-"""`mrpo plan`: what a run would cost, before anything is paid for."""
+"""`mrpo plan`: estimate the cost of a run."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mrpo_cli.ending import Ending
-from mrpo_cli.recipe_command import takes_recipe
+from mrpo_cli.recipe_decorator import takes_recipe
 from mrpo_pipeline.errors import RunError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example:  mrpo plan recipe.yaml --gpu h100 --gpus 4")
-@takes_recipe("plan", needs=("references", "policy", "pairs"))
+@takes_recipe("plan", needs=("target", "policy", "pairs"))
 def plan(
     recipe: "Recipe",
     gpu: Annotated[
@@ -25,29 +25,29 @@ def plan(
         typer.Option(
             "--gpu",
             metavar="NAME",
-            help="Hours and memory for this GPU (h100, a100, rtx4090, …); none: no hours. This machine's GPU or CPU where not given.",
+            help="GPU for hours and memory (h100, a100, rtx4090, …); none: no hours. Default: this machine's GPU, else its CPU.",
             show_default=False,
         ),
     ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", metavar="N", help="So many GPUs share the work.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", metavar="N", help="Number of GPUs that share the work.")] = 1,
     efficiency: Annotated[
         float | None,
         typer.Option(
             "--efficiency",
             metavar="SHARE",
-            help="The share of the GPU's peak (0.4 where not given) or of the CPU's measured speed that is reached.",
+            help="Share of the peak speed that is reached. Default: 0.4 of a GPU, 0.55 of a CPU.",
             show_default=False,
         ),
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Tokenize every pair, however many there are.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Tokenize every pair instead of a sample.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> Ending:
-    """What would be scored and trained, and what that takes: tokens, cache, memory, hours. Loads no weights."""
+    """Estimate tokens, cache size, memory and hours of a run. Loads no weights."""
     from mrpo_pipeline.plan import plan_run
 
     found = plan_run(recipe, gpu=gpu, gpus=gpus, efficiency=efficiency, exact=exact)
     print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.table())
     if not found.pairs_left:
-        why = ". ".join(found.short_contexts) or "The references' templates write none of the completions"
-        raise RunError(f"0 pairs are left that every reference reads: nothing would be scored or trained. {why}.")
-    return Ending(next="score-refs")
+        why = ". ".join(found.short_contexts) or "The references' chat templates can't render the completions"
+        raise RunError(f"No pair is left that every reference can score. {why}.")
+    return Ending(next="score-refs" if found.references else "train")

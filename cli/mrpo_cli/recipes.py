@@ -1,4 +1,4 @@
-"""`mrpo recipes`: the recipes that ship."""
+"""`mrpo recipes`: the shipped recipes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrpo_cli.ending import Ending
 from mrpo_pipeline.errors import UserError
 
 app = typer.Typer(
-    help="The recipes that ship: list them, copy one; known layouts of pairs.",
+    help="List and copy the shipped recipes; list known layouts of pairs.",
     invoke_without_command=True,
     add_completion=False,
     epilog="Example:  mrpo recipes copy small",
@@ -23,7 +23,7 @@ app = typer.Typer(
 
 @app.callback()
 def list_recipes(context: typer.Context) -> None:
-    """List the recipes that ship, each with its first comment line."""
+    """List the shipped recipes, each with its first comment line."""
     if context.invoked_subcommand is not None:
         return
     from mrpo_pipeline.recipe import shipped_recipes
@@ -36,10 +36,10 @@ def list_recipes(context: typer.Context) -> None:
 
 @app.command("layouts", epilog="Example:  mrpo recipes layouts")
 def layouts() -> None:
-    """List the data sets' layouts that `pairs.layout` takes, with their columns."""
+    """List the values of `pairs.layout` with their columns."""
     from mrpo_pipeline.pairs.layouts import AS_IS, LAYOUTS
 
-    print(f"{'auto':28} recognises one of these by its columns, else as-is")
+    print(f"{'auto':28} detects one of these by its columns, else as-is")
     print(f"{AS_IS:28} prompt, chosen, rejected, or prompt, completions, and ranks or scores")
     for layout in LAYOUTS:
         print(f"{layout.name:28} {layout.about}")
@@ -48,15 +48,17 @@ def layouts() -> None:
 
 @app.command("copy", epilog="Example:  mrpo recipes copy small my-recipe.yaml")
 def copy(
-    name: Annotated[str, typer.Argument(help="A name that `mrpo recipes` lists.")],
-    to: Annotated[Path, typer.Argument(help="File or folder; the current folder where not given.")] = Path("."),
+    name: Annotated[str, typer.Argument(help="A name in the list of `mrpo recipes`.")],
+    to: Annotated[Path, typer.Argument(help="Target file or folder.")] = Path("."),
 ) -> None:
-    """Copy a shipped recipe, to be edited."""
+    """Copy a shipped recipe for editing."""
     from mrpo_pipeline.recipe import shipped_recipes
 
     recipes = shipped_recipes()
     if name not in recipes:
-        raise UserError(f"No shipped recipe is called {name!r}: there are {', '.join(recipes)}. Correct the name.")
+        raise UserError(
+            f"No shipped recipe is called {name!r}: expected one of {', '.join(recipes)}. Correct the name."
+        )
     target = to / recipes[name].name if to.is_dir() else to
     if target.exists():
         raise UserError(f"{target} is there already: expected a new file. Give another name, or move it away.")

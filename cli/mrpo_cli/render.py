@@ -1,4 +1,4 @@
-"""`mrpo render`: what each model reads of a row, token by token."""
+"""`mrpo render`: show what each model reads of a row, token by token."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mrpo_cli.ending import Ending
-from mrpo_cli.recipe_command import takes_recipe
+from mrpo_cli.recipe_decorator import takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
@@ -21,17 +21,17 @@ app = typer.Typer(add_completion=False)
 def render(
     recipe: "Recipe",
     chosen_references: list[str],
-    row: Annotated[int, typer.Option("--row", metavar="N", min=0, help="The row of the file, from 0.")] = 0,
-    ids: Annotated[bool, typer.Option("--ids", help="One token a line, with its id.")] = False,
+    row: Annotated[int, typer.Option("--row", metavar="N", min=0, help="Row of the file, from 0.")] = 0,
+    ids: Annotated[bool, typer.Option("--ids", help="Print one token per line with its id.")] = False,
     color: Annotated[
-        bool | None, typer.Option("--color/--no-color", help="Colours; on a terminal by default.", show_default=False)
+        bool | None, typer.Option("--color/--no-color", help="Use colours. Default: on a terminal.", show_default=False)
     ] = None,
 ) -> Ending:
-    """What each model reads of a row: the prompt, what is scored, and what is not. Loads no weights.
+    """Show what each model reads of a row: the prompt, the scored tokens and the others. Loads no weights.
 
-    `--reference NAME` shows that reference alone (`policy` for the policy).
+    `--reference NAME` shows only that reference (`policy` for the policy).
     """
-    from mrpo_pipeline.dataset.show_row import show_row
+    from mrpo_pipeline.dataset.render_row import show_row
 
     if color is None:
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ

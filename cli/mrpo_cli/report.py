@@ -1,4 +1,4 @@
-"""`mrpo report`: a comparison's report, written again from its folder."""
+"""`mrpo report`: write a comparison's report again from its folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command(epilog="Example:  mrpo report side-by-side")
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `mrpo compare` left: its output_dir.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The output_dir of `mrpo compare`.")],
 ) -> None:
-    """Write a comparison's report.html and plots again, from its folder."""
+    """Write a comparison's report.html and plots again from its folder."""
     from mrpo_pipeline.report import write_report
 
     written = write_report(folder)

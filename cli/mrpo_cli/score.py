@@ -1,4 +1,4 @@
-"""`mrpo score-refs`: the cache filled."""
+"""`mrpo score-refs`: score completions into the cache."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mrpo_cli.ending import Ending
-from mrpo_cli.recipe_command import takes_recipe
+from mrpo_cli.recipe_decorator import takes_recipe
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
@@ -18,10 +18,12 @@ app = typer.Typer(add_completion=False)
 @takes_recipe("score-refs", needs=("references", "pairs", "policy"))
 def score_refs(
     recipe: "Recipe",
-    only: Annotated[list[str], typer.Option("--only", metavar="NAME", help="Score this reference only.")] = [],  # noqa: B006
+    only: Annotated[
+        list[str], typer.Option("--only", metavar="NAME", help="Score only this reference. May be repeated.")
+    ] = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> Ending:
-    """Stage one: score every completion by every reference, where the cache cannot serve it yet."""
+    """Stage one: score every completion by every reference, unless the cache already holds it."""
     from mrpo_pipeline.scoring import score_references
 
     reports = score_references(recipe, only=only)

@@ -1,4 +1,4 @@
-"""`mrpo targets`: what stage two trains against, as a file."""
+"""`mrpo targets`: write the training targets of stage two, as a file or a published data set."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrpo_cli.ending import Ending
-from mrpo_cli.options import LOSS
-from mrpo_cli.recipe_command import report_ignored, report_unread, takes_recipe
+from mrpo_cli.options import LOSS, PRIVATE, SPLIT
+from mrpo_cli.recipe_decorator import report_ignored, report_unread, takes_recipe
+from mrpo_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
@@ -15,37 +16,58 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog="Example:  mrpo targets recipe.yaml --output targets.parquet")
+@app.command(epilog="Example:  mrpo targets recipe.yaml --for trl --output hf://datasets/org/name")
 @takes_recipe("targets", needs=("references", "pairs"))
 def targets(
     recipe: "Recipe",
     overrides: dict[str, Any],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="The file to write (default: targets.parquet)."),
-    ] = None,
-    split: Annotated[str, typer.Option("--split", help="train or eval.")] = "train",
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The file to write; with --for also a folder, an object store's URL or hf://datasets/ORG/NAME, with a card.",
+        ),
+    ] = "targets.parquet",
+    split: Annotated[str | None, SPLIT] = None,
     trainer: Annotated[
         str | None,
-        typer.Option("--for", metavar="TRAINER", help="Write the pairs for another trainer: trl."),
+        typer.Option("--for", metavar="TRAINER", help="Write pairs with targets for another trainer: trl."),
     ] = None,
+    private: Annotated[bool, PRIVATE] = False,
 ) -> Ending:
-    """Write, per pair, what stage two trains against; for this project, or with --for for another trainer."""
+    """Write the training targets of each pair as Parquet, or with --for in the format of another trainer."""
     report_ignored(recipe, overrides)
     if trainer is None:
         report_unread(overrides, "mrpo targets (without --for)", [option.key for option in LOSS])
-    from mrpo_pipeline.policy.output_dir import check_output_file
+        return _write(recipe, output, split, private)
+    from mrpo_pipeline.exports import export_targets, is_place, publish_targets
 
-    if output is not None:
-        check_output_file(output, "--output", recipe)
-    if trainer is not None:
-        from mrpo_pipeline.exports import export_targets
+    if is_place(output):
+        done = publish_targets(recipe, trainer, output, splits=[split] if split else (), private=private)
+        print(done.text())
+        return Ending(output)
+    _check_file(recipe, output, private)
+    print(export_targets(recipe, trainer, Path(output), split=split or "train").text())
+    return Ending()
 
-        print(export_targets(recipe, trainer, output, split=split).text())
-        return Ending()
+
+def _write(recipe: "Recipe", output: str, split: str | None, private: bool) -> Ending:
     from mrpo_pipeline.exports.parquet import write_targets
 
-    output = output or Path("targets.parquet")
-    count = write_targets(recipe, output, split=split)
+    _check_file(recipe, output, private)
+    count = write_targets(recipe, Path(output), split=split or "train")
     print(f"{count:,} pairs written to {output}")
-    return Ending(str(output), "train")
+    return Ending(output, "train")
+
+
+def _check_file(recipe: "Recipe", output: str, private: bool) -> None:
+    from mrpo_pipeline.policy.output_dir import check_output_file
+
+    if private or "://" in output:
+        what = "--private" if private else f"--output {output}"
+        raise UserError(
+            f"{what} is for a published data set: expected --for trl and a data set's place with it. Give a file, or publish."
+        )
+    check_output_file(Path(output), "--output", recipe)

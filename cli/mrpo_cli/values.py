@@ -1,4 +1,4 @@
-"""What is typed behind an option, as the recipe takes it. Whether it is right is for the recipe to say."""
+"""Convert the text of an option to a recipe value. The recipe validates it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,26 @@ import re
 from contextlib import suppress
 from typing import Any, get_args, get_origin
 
-# Lists that a comma separates; the others keep it, for it may belong to the name of a file.
+# Keys whose text is split at commas. In other lists a comma may belong to a file name.
 _LISTS = {"method.weights", "policy.lora.target_modules", "compare.seeds", "pairs.train", "pairs.eval"}
 
 
+def cache_place(text: str) -> str:
+    """The location of a cache, given itself or by a recipe (.yaml)."""
+    if not text.endswith((".yaml", ".yml")):
+        return text
+    from mrpo_pipeline.recipe import load_recipe
+
+    return load_recipe(text).cache
+
+
 def simple_types(annotation: Any) -> set[Any]:
-    """Which of text, numbers, true or false, and lists an annotation takes."""
+    """The plain types in an annotation: str, int, float, bool, list, dict."""
     if annotation in (str, int, float, bool):
         return {annotation}
     origin = get_origin(annotation)
-    if origin is list:
-        return {list}
+    if origin in (list, dict):
+        return {origin}
     if str(origin) == "typing.Literal":
         return {type(value) for value in get_args(annotation)}
     inner = get_args(annotation)
@@ -28,12 +37,15 @@ def simple_types(annotation: Any) -> set[Any]:
 
 
 def value_of(key: str, text: Any) -> Any:
-    """The value that an option sets: a number where the key takes one, a list where it takes one and a comma is given."""
-    from mrpo_pipeline.recipe.fields import key_help
+    """The value of an option: a number for a numeric key, a list for text with commas, a mapping for text in braces."""
+    from mrpo_pipeline.recipe import parse_value
+    from mrpo_pipeline.recipe.key_help import key_help
 
     if not isinstance(text, str):
         return text
     kinds = simple_types(key_help(key).type)
+    if dict in kinds and text.startswith("{"):
+        return parse_value(text)
     if key in _LISTS and ("," in text or str not in kinds):
         parts = [part.strip() for part in text.split(",")]
         if not key.startswith("pairs."):
@@ -51,7 +63,7 @@ def _number(text: str, kinds: set[Any]) -> Any:
 
 
 def _is_source(name: str) -> bool:
-    """Whether pairs could come from a source of this name. A comma may belong to the name of a file or to a URL."""
+    """Whether a name can be a source of pairs. File names and URLs may contain commas."""
     if "://" in name or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return "," not in name
     return os.path.exists(os.path.expanduser(name)) or bool(glob.glob(os.path.expanduser(name), recursive=True))

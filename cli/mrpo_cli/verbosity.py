@@ -1,4 +1,4 @@
-"""`-v` and `-q`, before or behind the command."""
+"""`-v` and `-q`, before or after the command's name."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def _verbose(value: bool) -> None:
 
 def _quiet(value: bool) -> None:
     _set(QUIET if value else None)
-    if value:  # of downloads; read when the library loads
+    if value:  # huggingface_hub reads this when it is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _set(variable: str | None) -> None:
-    """Processes that a command starts read the variable."""
+    """Set the variable, which child processes inherit."""
     if variable is None:
         return
     os.environ[variable] = "1"
@@ -48,5 +48,5 @@ Quiet: bool = typer.Option(
     callback=_quiet,
     is_eager=True,
     expose_value=False,
-    help="Print results, warnings and errors alone.",
+    help="Print only results, warnings and errors.",
 )

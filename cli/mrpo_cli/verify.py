@@ -1,4 +1,4 @@
-"""`mrpo cache verify`: is a cache what was written, and are its numbers the right ones?"""
+"""`mrpo cache verify`: check shards against their checksums, and log-probs by recomputing some."""
 
 import functools
 import json
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrpo_cli.ending import Ending
-from mrpo_cli.recipe_command import takes_recipe
+from mrpo_cli.recipe_decorator import takes_recipe
+from mrpo_cli.values import cache_place
 from mrpo_pipeline.errors import RunError
 
 if TYPE_CHECKING:
@@ -21,10 +22,16 @@ def _verify(
     recipe: "Recipe",
     only: Annotated[
         list[str],
-        typer.Option("--only", metavar="NAME", help="This reference only (`--reference NAME` does the same)."),
+        typer.Option("--only", metavar="NAME", help="Only this reference (same as `--reference NAME`)."),
     ] = [],  # noqa: B006
     check: Annotated[
-        int, typer.Option("--check", metavar="N", min=0, help="With pairs: completions to compute again; 0 for none.")
+        int,
+        typer.Option(
+            "--check",
+            metavar="N",
+            min=0,
+            help="With pairs: completions of each reference to recompute; 0 for none.",
+        ),
     ] = 64,
     limit: Annotated[
         float | None,
@@ -33,19 +40,19 @@ def _verify(
             metavar="NATS",
             min=0.0,
             show_default=False,
-            help="Largest difference of a token. Default: by dtype.",
+            help="Largest allowed difference of a token. Default: by dtype.",
         ),
     ] = None,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="First set damaged files aside; with pairs, score again what they held."),
+        typer.Option("--repair", help="First set damaged files aside; with pairs, score their completions again."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> Ending:
-    """Re-read every shard against its checksum; with a recipe that names pairs, compute some of the numbers again.
+    """Check every shard against its checksum. For a recipe with pairs, also recompute a sample of the log-probs.
 
-    Without pairs: checksums, lengths, finite numbers. With pairs, policy and references: --check completions of each
-    reference, drawn across lengths, are computed again by plain transformers and compared token by token.
+    Without pairs, it checks checksums, lengths and finite numbers. With pairs, policy and references, it recomputes --check
+    completions of each reference, of all lengths, by plain transformers, and compares them token by token.
     """
     from mrpo_pipeline.verify import verify_cache
 
@@ -56,8 +63,8 @@ def _verify(
         if not as_json:
             _show(one)
     if as_json:
-        told = {one["reference"]: one for one in repaired}
-        every = [{**one.as_dict(), "repaired": told.get(one.reference)} for one in found]
+        by_name = {one["reference"]: one for one in repaired}
+        every = [{**one.as_dict(), "repaired": by_name.get(one.reference)} for one in found]
         print(json.dumps(every, ensure_ascii=False, indent=1))
     failures = [failure for one in found for failure in one.failures()]
     if failures:
@@ -72,7 +79,7 @@ def _repair(recipe: "Recipe", only: list[str], *, silent: bool) -> list[dict[str
     for one in repaired if not silent else ():
         for (name, problem), aside in zip(one.damaged.items(), one.set_aside, strict=True):
             print(f"{one.reference}: {name}: {problem}\n{one.reference}: set aside as {aside}")
-        done = "no completions were scored again, for no pairs are named: `mrpo score-refs RECIPE` does it"
+        done = "not scored again, because the recipe has no pairs: run `mrpo score-refs RECIPE`"
         print(f"{one.reference}: {done if one.rescored is None else f'{one.rescored:,} completions scored again'}")
     return [one.as_dict() for one in repaired]
 
@@ -80,21 +87,19 @@ def _repair(recipe: "Recipe", only: list[str], *, silent: bool) -> list[dict[str
 def _show(one: "Verified") -> None:
     for name, problem in {**one.damaged, **one.unread}.items():
         print(f"{one.reference}: {name}: {problem}")
-    print(f"{one.reference}: {one.shards:,} shards read again, {one.rows:,} rows: checksums, lengths, finite numbers")
+    print(f"{one.reference}: {one.shards:,} shards read, {one.rows:,} rows: checksums, lengths, finite numbers")
     if one.drift is not None:
         print(one.drift.summary(), flush=True)
     else:
-        print(f"{one.reference}: the numbers themselves were not computed again ({one.not_computed})", flush=True)
+        print(f"{one.reference}: log-probs not recomputed ({one.not_recomputed})", flush=True)
 
 
 @functools.wraps(_verify)
 def verify(recipe_file: Path | None = None, **given: Any) -> None:
-    """As `_verify`, where `--reference NAME` picks a reference and `--cache` may be a recipe that names the cache."""
+    """`_verify`, with `--reference NAME` to select a reference, and `--cache` that may be a recipe."""
     named = given["reference"]
     given["only"] = [*given["only"], *(text for text in named if "=" not in text)]
     given["reference"] = [text for text in named if "=" in text]
-    if given["cache"] is not None and Path(given["cache"]).suffix in (".yaml", ".yml"):
-        from mrpo_pipeline.recipe import load_recipe
-
-        given["cache"] = load_recipe(Path(given["cache"])).cache
+    if given["cache"] is not None:
+        given["cache"] = cache_place(given["cache"])
     _verify(recipe_file, **given)

@@ -1,12 +1,12 @@
-"""What the cached references are worth on these pairs, and which of them look broken, before any training.
+"""How well the cached references rank these pairs, and which of them look broken, before any training.
 
-sample              which completions are looked at token by token, and what each cache holds of them
-logprob_stats       what one reference's own numbers look like          pairwise        two references side by side
-tokenization        whether the rows are of these texts and ids
-findings            what a finding is    thresholds    where one begins  row_checks, logprob_checks, faults   the rules
-warnings            what else is worth knowing
-reference_metrics   who ranks the pairs rightly, how surely             weight_preview  who would count under which weighting
-result, table, run  the audit as data, at a terminal, and how it is made
+sample              the completions whose tokens are examined, and what each cache holds of them
+logprob_stats       statistics of one reference's log-probs      pairwise        two references compared
+tokenization        cached ids against the text
+findings, thresholds, faults, logprob_checks                     from statistics to findings
+warnings            weak or unusual references that are not faulty
+reference_metrics   ranking accuracy, Δ and nats per byte        weight_preview  weights by each weighting
+result, table, run
 """
 
 from mrpo_pipeline.audit.findings import Finding

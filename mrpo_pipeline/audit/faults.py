@@ -1,12 +1,11 @@
-"""From figures to findings: which references look broken, and by which fault.
+"""Find the references that look broken, and by which fault.
 
-What the rows record settles it where it can (``origin``): ids, text and prompt are right or they are not. Where the rows are
-in order, the numbers themselves are looked at (``patterns``). Every rule is about one reference alone, so that it holds for one
-reference as for ten, and a majority that is broken the same way outvotes nobody; copies alone take two.
+Ids, text and token counts of the rows decide where they can; the log-probs are examined where the rows are in order. Every rule
+concerns one reference alone, so that a majority with the same fault does not hide it; only copies take two.
 
-What cannot be told: a reference that knows little of this text, or was trained on other text, spends as many nats as a broken
-one. It is remarked on, not found. A doubled BOS that the rows' counts do not show, and padding that is read but hardly heeded,
-move the numbers less than models differ; ``mrpo cache verify``, which computes some again, sees both.
+A weak model, or one trained on other text, costs as many nats as a broken one: it gets a warning, not a finding. A doubled BOS that
+the token counts do not show, and padding with little effect, change log-probs less than models differ; ``mrpo cache verify``, which
+recomputes some, finds both.
 """
 
 from __future__ import annotations
@@ -14,95 +13,136 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from mrpo_pipeline.audit import thresholds
-from mrpo_pipeline.audit.findings import Evidence, Finding, again
-from mrpo_pipeline.audit.logprob_checks import fault_by_numbers, rounding
-from mrpo_pipeline.audit.pairwise import Likeness
-from mrpo_pipeline.audit.row_checks import fault_by_rows
+from mrpo_pipeline.audit.findings import Evidence, Finding, recompute
+from mrpo_pipeline.audit.logprob_checks import constant, fault_by_logprobs, rounding
+from mrpo_pipeline.audit.pairwise import Similarity
 
 
-def find_faults(every: Sequence[Evidence], likeness: Mapping[tuple[int, int], Likeness]) -> list[Finding]:
+def find_faults(every: Sequence[Evidence], similar: Mapping[tuple[int, int], Similarity]) -> list[Finding]:
     """The findings, in the references' order."""
-    copies = dict(_copies(every, likeness))
-    found = []
+    copies = dict(_copies(every, similar))
+    found: list[Finding] = []
     for at, one in enumerate(every):
-        if at in copies:
-            found.append(copies[at])
-            continue
-        found += list(_findings(one, _same_ids_as(at, every, likeness)))
+        found += [copies[at]] if at in copies else _findings(one, _same_ids_as(at, every, similar))
     return found
 
 
-def _findings(one: Evidence, alike: str | None) -> Iterator[Finding]:
-    patterns = one.patterns
-    if one.enough and (
-        patterns.spread < thresholds.CONSTANT_SPREAD or patterns.by_place > thresholds.CONSTANT_BY_PLACE
-    ):
-        yield Finding(
-            one.name,
-            "constant",
-            "Its log-probs do not vary with the text: "
-            + (
-                f"their standard deviation is {patterns.spread:.2%} of their mean. "
-                if patterns.spread < thresholds.CONSTANT_SPREAD
-                else f"the token's place alone explains {patterns.by_place:.1%} of their variance. "
-            )
-            + "The weights were not loaded, or the numbers are filler. "
-            + again(one.name),
-        )
+def _findings(one: Evidence, same_ids: str | None) -> Iterator[Finding]:
+    stats = one.stats
+    if one.enough and (finding := constant(one)):
+        yield finding
         return
-    told = fault_by_rows(one, alike) or (fault_by_numbers(one) if one.enough else None)
+    fault = fault_by_rows(one, same_ids) or (fault_by_logprobs(one) if one.enough else None)
     steps = rounding(one) if one.enough else None
-    # Log-probs dealt out to texts of other lengths stand there more than once.
-    if steps and not (told and told.fault == "shuffled" and patterns.bits > thresholds.COARSE_BITS):
+    # Log-probs copied to texts of other lengths repeat.
+    if steps and not (fault and fault.fault == "shuffled" and stats.significant_bits > thresholds.COARSE_BITS):
         yield steps
-    elif (
-        one.enough
-        and patterns.zeros > thresholds.ZEROS
-        and patterns.near_zeros < thresholds.NEAR_ZEROS * patterns.zeros
-    ):
-        yield Finding(
-            one.name,
+    elif one.enough and stats.zeros > max(thresholds.ZEROS, stats.near_zeros / thresholds.NEAR_ZEROS):
+        yield one.finding(
             "zeros",
-            f"{patterns.zeros:.1%} of its log-probs are exactly 0, and only {patterns.near_zeros:.1%} lie near it, as sure "
-            f"tokens of a model do: they were never written, or were masked. {again(one.name)}",
+            f"{stats.zeros:.1%} of its log-probs are exactly 0 and only {stats.near_zeros:.1%} near 0, as a model's confident tokens "
+            "are: they were never written, or masked.",
         )
-    if told:
-        yield told
+    if fault:
+        yield fault
 
 
-def _copies(every: Sequence[Evidence], likeness: Mapping[tuple[int, int], Likeness]) -> Iterator[tuple[int, Finding]]:
-    """By the position of the copy. Of the two, the one whose ids are not its own tokenizer's; else the later one."""
-    for (a, b), alike in likeness.items():
-        same = alike.same_numbers > thresholds.NEARLY_ALL
-        if not same and not (alike.same_ids > thresholds.NEARLY_ALL and alike.apart <= thresholds.COPY_APART):
+def fault_by_rows(one: Evidence, same_ids: str | None) -> Finding | None:
+    """The fault that ids, text and token counts show, or None.
+
+    Args:
+        same_ids: another reference whose rows have the same ids, if any.
+    """
+    own, some = one.tokenization, thresholds.SOME
+    moved = (
+        (own.wrong_ends > some, own.wrong_ends, "its tokens do not end where the completion does"),
+        (
+            own.different_ids > some and own.ids_of_others > thresholds.MOST,
+            own.different_ids * own.ids_of_others,
+            "its token ids are those of another completion",
+        ),
+        (
+            own.different_prompts > some and own.prompts_permuted,
+            own.different_prompts,
+            "its prompt has the length of another completion's prompt",
+        ),
+    )
+    for holds, share, what in moved:
+        if holds:
+            return one.finding(
+                "shuffled",
+                f"In {share:.0%} of the sampled completions {what}: rows are stored under the wrong completion ids.",
+            )
+    if own.foreign_ids > thresholds.MOST:
+        return one.finding(
+            "tokenizer",
+            f"The recipe's tokenizer gives other ids than the model's own in {own.foreign_ids:.0%} of the completions.",
+            fix="Remove `tokenizer:` from its entry, or name one with the model's vocabulary, and score again "
+            "(`mrpo score-refs RECIPE`).",
+        )
+    if own.different_ids > some and own.different_edges < thresholds.EDGES_ONLY * own.different_ids:
+        whose = f"; they are those of {same_ids}" if same_ids else ""
+        return one.finding(
+            "tokenizer",
+            f"The token ids of {own.different_ids:.0%} of its completions are not those of its tokenizer{whose}: the model read another "
+            "tokenizer's ids.",
+        )
+    if own.doubled_bos:
+        return one.finding(
+            "bos",
+            "Its template and its tokenizer both add a BOS token, so prompts begin with two.",
+            fix="Correct `template:` in its entry and score again (`mrpo score-refs RECIPE`).",
+        )
+    mostly_one_more = own.one_more_token > thresholds.NEARLY_ALL * own.different_prompts
+    if own.different_prompts > some and own.same_first_token and mostly_one_more:
+        return one.finding(
+            "bos",
+            f"The prompts of {own.one_more_token:.0%} of its completions had exactly one token more than by its template and tokenizer: a "
+            "doubled BOS.",
+        )
+    if own.different_prompts > some:
+        return one.finding(
+            "template",
+            f"The prompts of {own.different_prompts:.0%} of its completions had another number of tokens than by its template and "
+            "tokenizer: it was scored with another chat template.",
+        )
+    if own.different_ids > some:
+        return one.finding(
+            "template",
+            f"{own.different_ids:.0%} of its completions begin or end with other tokens than by its template and tokenizer: it was "
+            "scored with another chat template.",
+        )
+    return None
+
+
+def _copies(every: Sequence[Evidence], similar: Mapping[tuple[int, int], Similarity]) -> Iterator[tuple[int, Finding]]:
+    """By the index of the copy: of two, the one whose ids are not its tokenizer's, else the later one."""
+    for (a, b), two in similar.items():
+        same = two.same_logps > thresholds.NEARLY_ALL
+        if not same and not (two.same_ids > thresholds.NEARLY_ALL and two.mean_difference <= thresholds.COPY_NATS):
             continue
-        if every[a].patterns.spread < thresholds.CONSTANT_SPREAD:
-            continue  # filler is alike everywhere
+        if every[a].stats.relative_std < thresholds.CONSTANT_STD:
+            continue  # constant filler is equal everywhere
         foreign = [
-            every[at].origin.other_ids > thresholds.SOME or every[at].origin.other_prompts > thresholds.SOME
-            for at in (a, b)
+            own.different_ids > thresholds.SOME or own.different_prompts > thresholds.SOME
+            for own in (every[a].tokenization, every[b].tokenization)
         ]
-        copy, other = (a, b) if foreign[0] and not foreign[1] else (b, a)
+        copy, other = (every[a], every[b]) if foreign[0] and not foreign[1] else (every[b], every[a])
         how = (
-            f"in {alike.same_numbers:.0%} of the completions, to the last bit"
+            f"bit for bit in {two.same_logps:.0%} of the completions"
             if same
-            else f"within {alike.apart:.1g} nats a token"
+            else f"within {two.mean_difference:.1g} nats per token"
         )
-        yield (
-            copy,
-            Finding(
-                every[copy].name,
-                "copy",
-                f"Its log-probs are those of {every[other].name}, {how}: one is a copy of the other (the cache was copied, or both "
-                "entries name the same model), so it adds nothing but the double weight. Take one of them out of the recipe, or "
-                + again(every[copy].name, capital=False),
-            ),
+        sentence = (
+            f"Its log-probs equal those of {other.name}, {how}: a copied cache, or two entries with one model. It only doubles that "
+            f"reference's weight. Remove one from the recipe if both name one model."
         )
+        yield (a if copy is every[a] else b, copy.finding("copy", sentence, fix=f"Otherwise: {recompute(copy.name)}"))
 
 
-def _same_ids_as(at: int, every: Sequence[Evidence], likeness: Mapping[tuple[int, int], Likeness]) -> str | None:
-    """Another reference whose rows hold the same ids, if there is one."""
-    for (a, b), alike in likeness.items():
-        if at in (a, b) and alike.same_ids > thresholds.NEARLY_ALL:
+def _same_ids_as(at: int, every: Sequence[Evidence], similar: Mapping[tuple[int, int], Similarity]) -> str | None:
+    """Another reference whose rows have the same ids, if any."""
+    for (a, b), two in similar.items():
+        if at in (a, b) and two.same_ids > thresholds.NEARLY_ALL:
             return every[b if a == at else a].name
     return None

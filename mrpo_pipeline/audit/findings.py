@@ -1,12 +1,12 @@
-"""What a finding is, and what it rests on."""
+"""A finding, and the evidence that it is based on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from mrpo_pipeline.audit import thresholds
-from mrpo_pipeline.audit.logprob_stats import Patterns
-from mrpo_pipeline.audit.tokenization import Origin
+from mrpo_pipeline.audit.logprob_stats import LogprobStats
+from mrpo_pipeline.audit.tokenization import Tokenization
 
 BROKEN, SUSPECT = "broken", "suspect"
 
@@ -17,9 +17,8 @@ class Finding:
 
     Attributes:
         reference: its name.
-        fault: ``padding``, ``template``, ``tokenizer``, ``bos``, ``shuffled``, ``rounding``, ``copy``, ``constant``
-            or ``zeros``.
-        sentence: what was seen, what it suggests and what to do.
+        fault: ``padding``, ``template``, ``tokenizer``, ``bos``, ``shuffled``, ``rounding``, ``copy``, ``constant`` or ``zeros``.
+        sentence: the evidence, the likely cause and the fix.
         severity: ``broken`` (no sound model gives such numbers) or ``suspect``.
     """
 
@@ -34,67 +33,68 @@ class Evidence:
     """What is known of one reference.
 
     Attributes:
-        plain: its manifest says that it was read by the plain template: it has none of its own, as a base model.
-        plain_by_choice: it was read by the plain template although it has one of its own.
-        thinks_first: its template's generation prompt is not what stands before an answer (an opened or an empty block of
-            thinking), so that the model expects another first token than the answer's.
+        plain: it was rendered with the plain template and has none of its own, like a base model.
+        plain_by_choice: it was rendered with the plain template although it has its own.
+        thinks_first: its generation prompt opens or closes a block of thinking, so that it expects another first token.
     """
 
     name: str
-    patterns: Patterns
-    origin: Origin
+    stats: LogprobStats
+    tokenization: Tokenization
     plain: bool = False
     plain_by_choice: bool = False
     thinks_first: bool = False
 
     @property
-    def reads_turns(self) -> bool:
-        """Whether a sound model would begin and end an answer where these completions do: then numbers at their ends show another
-        model's template."""
+    def expects_turns(self) -> bool:
+        """Whether a sound model would begin and end an answer as these completions do."""
         return not self.plain and not self.thinks_first
 
     @property
     def is_surprised(self) -> bool:
-        """Whether the first token costs more than a table of the text's tokens would have it, by more than chance."""
-        return self.patterns.first_over_text - 2 * self.patterns.first_error > thresholds.SURPRISE
+        """Whether the first token costs significantly more than by the unigram frequencies of the text."""
+        return self.stats.first_over_text - 2 * self.stats.first_error > thresholds.SURPRISE
 
     @property
     def shows_another_template(self) -> bool:
-        """Whether the surprise at the first token is the template's and not the texts' own.
+        """Whether the surprise at the first token comes from the template and not from the texts.
 
-        Texts that begin in few ways (records, verdicts, refusals) may be strange to a sound model, all alike. Where each prompt
-        has the very number of tokens that the reference's own template gives, another template is unlikely: then the other end
-        has to be strange as well.
+        Texts with few beginnings (records, verdicts, refusals) may all be unexpected to a sound model. Where each prompt has the
+        token count of the reference's own template, the end of turn has to be unexpected as well.
         """
-        if not (self.is_surprised and self.reads_turns and self.patterns.rest_over_table < 0):
+        if not (self.is_surprised and self.expects_turns and self.stats.rest_over_unigram < 0):
             return False
-        if not self.patterns.first_kinds >= thresholds.KINDS:
+        if not self.stats.first_variety >= thresholds.FIRST_VARIETY:
             return False
-        confirmed = self.origin.other_prompts == 0 and not self.origin.not_own_prompts > thresholds.MOST
-        return not confirmed or self._ends_later_than(thresholds.VERY_LATE, thresholds.VERY_LATE_TIMES)
+        own = self.tokenization
+        confirmed = own.different_prompts == 0 and not own.foreign_prompts > thresholds.MOST
+        return not confirmed or self._ends_late(thresholds.VERY_LATE_NATS, thresholds.VERY_LATE_TIMES)
 
     @property
     def ends_late(self) -> bool:
-        """Whether the end-of-turn token is far stranger to it than the text."""
-        return self._ends_later_than(thresholds.LATE, thresholds.LATE_TIMES)
+        """Whether the end-of-turn token is far less expected than the text."""
+        return self._ends_late(thresholds.LATE_NATS, thresholds.LATE_TIMES)
 
-    def _ends_later_than(self, nats: float, times: float) -> bool:
-        return self.patterns.last > nats and self.patterns.last > times * self.patterns.rest
+    def _ends_late(self, nats: float, times: float) -> bool:
+        return self.stats.last > nats and self.stats.last > times * self.stats.rest
 
     @property
     def enough(self) -> bool:
-        """Whether there is enough to tell faults by the numbers."""
+        """Whether the sample is large enough for checks by log-probs."""
         return (
-            self.patterns.completions >= thresholds.ENOUGH_COMPLETIONS
-            and self.patterns.prompts >= thresholds.ENOUGH_PROMPTS
-            and self.patterns.tokens >= thresholds.ENOUGH_TOKENS
+            self.stats.completions >= thresholds.MIN_COMPLETIONS
+            and self.stats.prompts >= thresholds.MIN_PROMPTS
+            and self.stats.tokens >= thresholds.MIN_TOKENS
         )
 
+    def finding(self, fault: str, sentence: str, *, severity: str = BROKEN, fix: str | None = None) -> Finding:
+        """A finding of this reference; the fix by default is to recompute."""
+        return Finding(self.name, fault, f"{sentence} {recompute(self.name) if fix is None else fix}", severity)
 
-def again(name: str, *, capital: bool = True) -> str:
-    """What to do about numbers that look wrong."""
-    start = "Compute" if capital else "compute"
+
+def recompute(name: str) -> str:
+    """What to do about suspicious log-probs."""
     return (
-        f"{start} some of them again: `mrpo cache verify RECIPE --check 64 --only {name}`. If they differ, remove them "
-        f"(`mrpo cache prune --cache CACHE --reference {name} --all`) and run `mrpo score-refs RECIPE`."
+        f"Recompute some (`mrpo cache verify RECIPE --check 64 --only {name}`); if they differ, delete all (`mrpo cache prune --cache "
+        f"CACHE --reference {name} --all`) and run `mrpo score-refs RECIPE`."
     )

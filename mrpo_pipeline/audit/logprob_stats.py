@@ -1,13 +1,12 @@
-"""What one reference's own numbers look like, token by token. No other reference and no model is needed.
+"""Statistics of one reference's log-probs, token by token. Uses no other reference and no model.
 
-Each figure is made so that it means the same for a tiny model and for a large one: shares, ratios, ranks, or nats against
-what the tokens' own frequencies would cost. What a sound language model shows, whatever its skill:
+Each means the same for a tiny model and for a large one: shares, ratios, ranks, or nats relative to unigram frequencies. A sound
+language model, however weak, shows that:
 
-- The same words after the same prompt have the same log-probs. Numbers that depend on what stood beside them in a batch do not.
-- Log-probs go with the tokens they belong to: the token's identity explains them far better than once they are dealt out
-  anew among completions of the same length.
-- A model that predicts a text at all predicts its first token no worse than a table of first tokens would.
-- Float32 numbers nearly all differ, and fill their 24 bits.
+- The same tokens after the same prompt have the same log-probs, whatever else is in the batch.
+- Log-probs depend on their tokens: the token explains them far better than when they are permuted among completions of one length.
+- A model that predicts a text predicts its first token at least as well as the frequencies of first tokens.
+- Float32 log-probs are nearly all distinct and use their 24 bits.
 """
 
 from __future__ import annotations
@@ -20,54 +19,53 @@ import numpy as np
 
 from mrpo_pipeline.audit.sample import Bools, Floats, Ints, Texts, Tokens
 from mrpo_pipeline.audit.statistics import (
-    NONE,
-    effective_kinds,
+    NAN,
+    auc_within,
+    clustered_error,
+    effective_count,
     entropy,
-    larger_within,
-    mean_error,
+    permutation_z,
     share_explained,
-    surprise_against_shuffles,
 )
 
-# Below this, float32 log-probs come in steps of their own (probabilities next to 1).
+# Below this, float32 log-probs have steps of their own (probabilities next to 1).
 _NEAR_ZERO = 1e-2
-_POSSIBLE = 1e-3  # nats above 0 that rounding in an engine may reach
-# A first or last token at this share of what the same token costs at the median counts as an easy one.
+_NEARLY_CERTAIN = 1e-3  # nats
+# A first or last token is easy at less than this share of the median cost of the same token, which has to occur this often.
 _EASY, _TIMES = 0.5, 3
-# A place at which one token makes up more than this share is the same in all texts.
+# Positions at which one token has more than this share are the same in all texts.
 _SAME = 0.9
 
 
 @dataclass(frozen=True)
-class Patterns:
-    """Figures of the sampled completions of one reference; NaN for what they do not tell.
+class LogprobStats:
+    """Statistics of the sampled completions of one reference; NaN where there are too few.
 
     Attributes:
-        completions, prompts, tokens: looked at; end-of-turn tokens are not among the tokens.
-        nats_per_byte: of the text, the end-of-turn token left out.
-        byte_entropy: nats per byte that a table of these texts' own byte frequencies would spend.
+        completions, prompts, tokens: sampled; without end-of-turn tokens.
+        nats_per_byte: of the text, without the end-of-turn token.
+        byte_entropy: nats per byte by the byte frequencies of these texts.
         first, rest, last: mean nats of the first token, the other tokens of the text, the end-of-turn token.
-        first_over_table, rest_over_table: mean nats over what a table of the tokens' own frequencies (first tokens; others)
-            would cost. Below 0 the model knows more than the table. ``first_error`` is the standard error of the first, with the
-            completions that begin alike as one cluster; ``first_kinds`` is how many beginnings there are in effect (1 over the
-            chance that two completions begin with the same token).
-        first_over_text: mean nats of the first token over what a table of all the text's tokens would cost: what a model that
-            knows words but no context would pay, whatever stands before.
-        spread: standard deviation of the log-probs over their mean size.
-        by_place: share of their variance that the token's number in its completion explains, over places at which texts differ:
-            answers that all run alike are explained by the place in a sound model too.
+        first_over_unigram, rest_over_unigram: mean nats above the entropy of the first tokens', or other tokens', frequencies; below 0
+            the model knows more than these.
+        first_error: standard error of the mean over first tokens, completions with the same one as a cluster.
+        first_variety: effective number of first tokens.
+        first_over_text: mean nats of the first token above its cost by the frequencies of all the text's tokens: about 0 for a
+            model that knows words but no context.
+        relative_std: standard deviation of the log-probs over their mean size.
+        by_position: share of their variance that the position in the completion explains, over positions at which texts differ.
         zeros, near_zeros: shares of log-probs that are exactly 0, or within 0.001 of it.
-        bits: significant bits that all but a twentieth of the log-probs do with; 24 in float32.
-        distinct: distinct values per log-prob, of one completion for each prompt.
-        belonging: how far the token's identity explains the log-probs better than once they are dealt out anew among tokens
-            of the same place, in standard deviations; about 0 where they belong to other texts. ``belonging_alike``: among
-            tokens of the same place in completions of the same length, of which there are ``alike``.
-        shared: pairs of completions of one prompt that begin with the same tokens; ``shared_apart``: the share of them whose
-            shared tokens differ by more than rounding.
-        first_easy, first_by_prompt: share of completions whose first token costs less than half of what the same token costs
-            at the median, and how often their prompts are longer than those of others that begin alike; 0.5 is no relation.
-        last_easy, last_by_length: the same of the end-of-turn token and the whole length in tokens, among completions whose last
-            token of text is the same: of two kinds of texts the one that is ended more readily may be the longer one.
+        significant_bits: that 19 in 20 log-probs need at most; 24 in float32.
+        distinct: distinct values per log-prob, over one completion per prompt.
+        dependence: how far the token explains the log-probs better than when they are permuted among tokens of one position, in standard
+            deviations; about 0 for log-probs of other texts. dependence_same_length: permuted among completions of one length, which
+            have ``same_length_tokens`` tokens.
+        shared_prefixes: pairs of completions of one prompt that begin with the same tokens. inconsistent: the share of them whose
+            log-probs there differ by more than rounding.
+        first_easy: share of completions whose first token costs less than half the median of that token. first_auc_prompt: AUC of it
+            against the prompt's length, among completions with the same first token.
+        last_easy, last_auc_length: the same for the end-of-turn token and the whole length, among completions with the same last
+            token of text: of two kinds of texts, the one that ends more readily may be the longer one.
     """
 
     completions: int
@@ -78,120 +76,109 @@ class Patterns:
     first: float
     rest: float
     last: float
-    first_over_table: float
+    first_over_unigram: float
     first_error: float
-    first_kinds: float
-    rest_over_table: float
+    first_variety: float
+    rest_over_unigram: float
     first_over_text: float
-    spread: float
-    by_place: float
+    relative_std: float
+    by_position: float
     zeros: float
     near_zeros: float
-    bits: float
+    significant_bits: float
     distinct: float
-    belonging: float
-    belonging_alike: float
-    alike: int
-    shared: int
-    shared_apart: float
+    dependence: float
+    dependence_same_length: float
+    same_length_tokens: int
+    shared_prefixes: int
+    inconsistent: float
     first_easy: float
-    first_by_prompt: float
+    first_auc_prompt: float
     last_easy: float
-    last_by_length: float
+    last_auc_length: float
 
 
-def patterns_of(tokens: Tokens, texts: Texts, rounding: float) -> Patterns:
-    """The figures of one reference.
+def logprob_stats(tokens: Tokens, texts: Texts, rounding: float) -> LogprobStats:
+    """The statistics of one reference.
 
     Args:
-        tokens: its sampled tokens.
-        texts: the sampled completions.
-        rounding: nats within which two right computations of a token may lie apart, by the reference's dtype.
+        rounding: nats by which two correct computations of a token may differ, by the reference's dtype.
     """
-    inner = tokens.inner
+    inner = ~tokens.end_of_turn
     nats = -tokens.logps[inner].astype(np.float64)
-    ids, row, place = tokens.ids[inner].astype(np.int64), tokens.row[inner], tokens.place[inner]
-    closing = -tokens.logps[tokens.closing].astype(np.float64)
-    first = place == 0
+    ids, row, position = tokens.ids[inner].astype(np.int64), tokens.row[inner], tokens.position[inner]
+    ends = -tokens.logps[tokens.end_of_turn].astype(np.float64)
+    first = position == 0
     lengths = np.bincount(row, minlength=len(texts))
-    size = nats.mean() if len(nats) else NONE
-    prompts = _groups(texts)
-    shared, apart = _shared_beginnings(tokens, prompts, rounding)
+    prompts = texts.frame["prompt"].rank("dense").to_numpy().astype(np.int64)
+    shared, inconsistent = _shared_prefixes(tokens, prompts, rounding)
     total = tokens.prompt_tokens + lengths
-    easy = [
-        _easy_by(nats[first], ids[first], tokens.prompt_tokens[row[first]]),
-        _easy_by(closing, _before(tokens), total[tokens.row[tokens.closing]]),
-    ]
-    bits, distinct = _steps(tokens, prompts)
-    strata = lengths[row] * (place.max(initial=0) + 1) + place
-    # Where texts of one length all hold the same token, dealing out its numbers anew changes nothing that could be seen.
+    first_easy, first_auc = _easy_by_length(nats[first], ids[first], tokens.prompt_tokens[row[first]])
+    last_easy, last_auc = _easy_by_length(ends, _last_text_token(tokens), total[tokens.row[tokens.end_of_turn]])
+    bits, distinct = _bits_and_distinct(tokens, prompts)
+    strata = lengths[row] * (position.max(initial=0) + 1) + position
+    # Where all texts of one length have the same token, permuting its log-probs changes nothing.
     varied = _varied(ids, strata)
-    return Patterns(
+    mean = nats.mean() if len(nats) else NAN
+    return LogprobStats(
         completions=len(texts),
         prompts=len(np.unique(prompts)),
         tokens=len(nats),
-        nats_per_byte=float(nats.sum() / len(texts.joined)) if len(texts.joined) else NONE,
-        byte_entropy=entropy(texts.joined) if len(texts.joined) else NONE,
+        nats_per_byte=float(nats.sum() / len(texts.joined)) if len(texts.joined) else NAN,
+        byte_entropy=entropy(texts.joined) if len(texts.joined) else NAN,
         first=_mean(nats[first]),
         rest=_mean(nats[~first]),
-        last=_mean(closing),
-        first_over_table=_over_table(nats[first], ids[first]),
-        first_error=mean_error(nats[first], ids[first]),
-        first_kinds=effective_kinds(ids[first]),
-        rest_over_table=_over_table(nats[~first], ids[~first]),
+        last=_mean(ends),
+        first_over_unigram=_over_unigram(nats[first], ids[first]),
+        first_error=clustered_error(nats[first], ids[first]),
+        first_variety=effective_count(ids[first]),
+        rest_over_unigram=_over_unigram(nats[~first], ids[~first]),
         first_over_text=_over_text(nats[first], ids[first], ids),
-        spread=float(nats.std() / size) if len(nats) and size > 0 else NONE,
-        by_place=_by_place(nats, ids, place),
+        relative_std=float(nats.std() / mean) if len(nats) and mean > 0 else NAN,
+        by_position=_by_position(nats, ids, position),
         zeros=_mean(nats == 0),
-        near_zeros=_mean((nats > 0) & (nats < _POSSIBLE)),
-        bits=bits,
+        near_zeros=_mean((nats > 0) & (nats < _NEARLY_CERTAIN)),
+        significant_bits=bits,
         distinct=distinct,
-        belonging=surprise_against_shuffles(nats, ids, place),
-        alike=_alike(strata[varied]),
-        belonging_alike=surprise_against_shuffles(nats[varied], ids[varied], strata[varied], at_least=100),
-        shared=shared,
-        shared_apart=apart,
-        first_easy=easy[0][0],
-        first_by_prompt=easy[0][1],
-        last_easy=easy[1][0],
-        last_by_length=easy[1][1],
+        dependence=permutation_z(nats, ids, position),
+        dependence_same_length=permutation_z(nats[varied], ids[varied], strata[varied], at_least=100),
+        same_length_tokens=_in_groups(strata[varied]),
+        shared_prefixes=shared,
+        inconsistent=inconsistent,
+        first_easy=first_easy,
+        first_auc_prompt=first_auc,
+        last_easy=last_easy,
+        last_auc_length=last_auc,
     )
 
 
 def _mean(values: Any) -> float:
-    return float(np.mean(values)) if len(values) else NONE
+    return float(np.mean(values)) if len(values) else NAN
 
 
-def _over_table(nats: Floats, ids: Ints) -> float:
-    return float(nats.mean() - entropy(ids)) if len(nats) else NONE
+def _over_unigram(nats: Floats, ids: Ints) -> float:
+    return float(nats.mean() - entropy(ids)) if len(nats) else NAN
 
 
 def _over_text(nats: Floats, ids: Ints, text: Ints) -> float:
-    """Nats over the cost by the frequencies of all tokens of the text; half a count is added to each."""
+    """Mean nats above the cost by the frequencies of the text's tokens, with half a count added to each."""
     if not len(nats):
-        return NONE
+        return NAN
     kinds, counts = np.unique(text, return_counts=True)
     cost = -np.log((counts + 0.5) / (counts + 0.5).sum())
     return float((nats - cost[np.searchsorted(kinds, ids)]).mean())
 
 
-def _alike(strata: Ints) -> int:
-    """Tokens that share their stratum with others."""
+def _in_groups(strata: Ints) -> int:
+    """Number of tokens that share their stratum with others."""
     _, counts = np.unique(strata, return_counts=True)
     return int(counts[counts > 1].sum())
 
 
-def _groups(texts: Texts) -> Ints:
-    """(R,) the same number for completions of one prompt."""
-    numbers: dict[str, int] = {}
-    found = [numbers.setdefault(prompt, len(numbers)) for prompt in texts.frame["prompt"].to_list()]
-    return np.array(found, dtype=np.int64)
-
-
-def _shared_beginnings(tokens: Tokens, prompts: Ints, rounding: float) -> tuple[int, float]:
-    """Neighbours of one prompt that begin alike, and the share of them whose numbers do not."""
+def _shared_prefixes(tokens: Tokens, prompts: Ints, rounding: float) -> tuple[int, float]:
+    """Neighbouring completions of one prompt with a common prefix, and the share of them whose log-probs differ in it."""
     order = np.argsort(prompts, kind="stable")
-    count = apart = 0
+    count = differing = 0
     for one, other in pairwise(order.tolist()):
         if prompts[one] != prompts[other] or tokens.prompt_tokens[one] != tokens.prompt_tokens[other]:
             continue
@@ -202,37 +189,36 @@ def _shared_beginnings(tokens: Tokens, prompts: Ints, rounding: float) -> tuple[
         if length:
             count += 1
             gaps = np.abs(tokens.logps[low : low + length] - tokens.logps[top : top + length])
-            apart += bool(gaps.max() > rounding)
-    return count, apart / count if count else NONE
+            differing += bool(gaps.max() > rounding)
+    return count, differing / count if count else NAN
 
 
-def _easy_by(nats: Floats, ids: Ints, length: Ints) -> tuple[float, float]:
-    """The share of easy tokens, of those whose id comes ``_TIMES`` times or more, and how often these go with length among tokens
-    of the same id."""
+def _easy_by_length(nats: Floats, ids: Ints, length: Ints) -> tuple[float, float]:
+    """The share of easy tokens among those whose id occurs ``_TIMES`` times or more, and the AUC of it against the length."""
     kinds, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
     often = counts[inverse] >= _TIMES
     if not often.any():
-        return NONE, NONE
+        return NAN, NAN
     usual = np.array([np.median(nats[inverse == kind]) for kind in range(len(kinds))])
     easy = nats[often] < _EASY * usual[inverse[often]]
-    return float(easy.mean()), larger_within(length[often], easy, inverse[often])
+    return float(easy.mean()), auc_within(length[often], easy, inverse[often])
 
 
-def _before(tokens: Tokens) -> Ints:
-    """The id before each end-of-turn token; −1 where it has no text before it."""
-    at = np.flatnonzero(tokens.closing)
-    result: Ints = np.where(tokens.place[at] > 0, tokens.ids[at - 1].astype(np.int64), -1)
+def _last_text_token(tokens: Tokens) -> Ints:
+    """The id before each end-of-turn token; −1 where there is no text."""
+    at = np.flatnonzero(tokens.end_of_turn)
+    result: Ints = np.where(tokens.position[at] > 0, tokens.ids[at - 1].astype(np.int64), -1)
     return result
 
 
-def _by_place(nats: Floats, ids: Ints, place: Ints) -> float:
-    """The share of the variance that the place explains, over places at which no one token is nearly all there is."""
-    varied = _varied(ids, place)
-    return share_explained(nats[varied], place[varied]) if varied.any() else NONE
+def _by_position(nats: Floats, ids: Ints, position: Ints) -> float:
+    """The share of the variance that the position explains, over positions at which texts differ."""
+    varied = _varied(ids, position)
+    return share_explained(nats[varied], position[varied]) if varied.any() else NAN
 
 
 def _varied(ids: Ints, strata: Ints) -> Bools:
-    """(T,) whether the stratum of a token holds several, none of which is nearly all of it."""
+    """(T,) whether no token has nearly all of the stratum."""
     _, inverse = np.unique(strata, return_inverse=True)
     _, kinds, counts = np.unique(np.stack([inverse, ids]), axis=1, return_inverse=True, return_counts=True)
     sizes = np.bincount(inverse)
@@ -242,18 +228,15 @@ def _varied(ids: Ints, strata: Ints) -> Bools:
     return result
 
 
-def _steps(tokens: Tokens, prompts: Ints) -> tuple[float, float]:
-    """Significant bits, and distinct values per log-prob.
-
-    One completion of each prompt alone: those of one prompt share beginnings, and with them numbers.
-    """
+def _bits_and_distinct(tokens: Tokens, prompts: Ints) -> tuple[float, float]:
+    """Significant bits, and distinct values per log-prob, over one completion per prompt: those of one prompt share prefixes."""
     _, chosen = np.unique(prompts, return_index=True)
-    mine = tokens.inner & np.isin(tokens.row, chosen)
+    mine = ~tokens.end_of_turn & np.isin(tokens.row, chosen)
     sizes = np.abs(tokens.logps[mine])
     sizes = sizes[sizes > _NEAR_ZERO].astype(np.float32)
     if not len(sizes):
-        return NONE, NONE
+        return NAN, NAN
     significand = (sizes.view(np.uint32) & np.uint32(0x7FFFFF)) | np.uint32(0x800000)
-    lowest = significand & (~significand + np.uint32(1))  # the lowest bit that is set
+    lowest = significand & (~significand + np.uint32(1))  # the lowest set bit
     bits = 24 - np.log2(lowest.astype(np.float64))
     return float(np.quantile(bits, 0.95)), len(np.unique(sizes)) / len(sizes)

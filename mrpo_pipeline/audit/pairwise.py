@@ -1,4 +1,4 @@
-"""Two references side by side: whether one is the other's copy, or the same model computed in another way."""
+"""Two references compared: is one a copy of the other, or the same model in another precision?"""
 
 from __future__ import annotations
 
@@ -8,49 +8,52 @@ from itertools import combinations
 
 import numpy as np
 
+from mrpo_pipeline.audit import thresholds
 from mrpo_pipeline.audit.sample import Tokens
-from mrpo_pipeline.audit.statistics import NONE
+from mrpo_pipeline.audit.statistics import NAN
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Similarity:
     """Two references on the sampled completions.
 
     Attributes:
-        same_ids: share of completions with the same token ids in both.
-        same_numbers: share of completions with the very same log-probs.
-        apart: mean difference in nats per token, over completions with the same ids; NaN where there are none.
-        apart_to_spread: its root mean square over the log-probs' standard deviation.
+        same_ids, same_logps: shares of completions with equal token ids, or equal log-probs.
+        mean_difference: nats per token, over completions with equal ids; NaN without any.
+        relative_difference: root mean square difference over the log-probs' standard deviation.
     """
 
     same_ids: float
-    same_numbers: float
-    apart: float
-    apart_to_spread: float
+    same_logps: float
+    mean_difference: float
+    relative_difference: float
+
+    @property
+    def is_one_model(self) -> bool:
+        """Whether they are one model, computed in different ways."""
+        close = self.same_ids > thresholds.NEARLY_ALL and self.relative_difference < thresholds.SAME_MODEL
+        return close and self.same_logps <= thresholds.NEARLY_ALL and self.mean_difference > thresholds.COPY_NATS
 
 
-def likenesses(every: Sequence[Tokens]) -> dict[tuple[int, int], Likeness]:
-    """Each two references, by their positions."""
-    return {(a, b): _likeness(every[a], every[b]) for a, b in combinations(range(len(every)), 2)}
+def similarities(every: Sequence[Tokens]) -> dict[tuple[int, int], Similarity]:
+    """Each two references, by index."""
+    return {(a, b): _similarity(every[a], every[b]) for a, b in combinations(range(len(every)), 2)}
 
 
-def _likeness(one: Tokens, other: Tokens) -> Likeness:
-    completions = len(one.starts) - 1
-    ids = numbers = 0
-    gaps, values = [], []
-    for at in range(completions):
-        mine, theirs = (slice(tokens.starts[at], tokens.starts[at + 1]) for tokens in (one, other))
-        same_ids = np.array_equal(one.full_ids[at], other.full_ids[at])
-        ids += same_ids
-        numbers += np.array_equal(one.logps[mine], other.logps[theirs])
-        if same_ids and len(one.logps[mine]) == len(other.logps[theirs]):
-            gaps.append(one.logps[mine].astype(np.float64) - other.logps[theirs])
-            values.append(one.logps[mine])
-    joined = np.concatenate(gaps) if gaps else np.empty(0)
+def _similarity(one: Tokens, other: Tokens) -> Similarity:
+    same_ids, same_logps, differences, values = [], [], [], []
+    for at in range(len(one.starts) - 1):
+        a, b = (tokens.logps[tokens.starts[at] : tokens.starts[at + 1]] for tokens in (one, other))
+        same_ids.append(np.array_equal(one.full_ids[at], other.full_ids[at]))
+        same_logps.append(np.array_equal(a, b))
+        if same_ids[-1] and len(a) == len(b):
+            differences.append(a.astype(np.float64) - b)
+            values.append(a)
+    joined = np.concatenate(differences) if differences else np.empty(0)
     spread = float(np.concatenate(values).std()) if len(joined) else 0.0
-    return Likeness(
-        same_ids=ids / completions if completions else NONE,
-        same_numbers=numbers / completions if completions else NONE,
-        apart=float(np.abs(joined).mean()) if len(joined) else NONE,
-        apart_to_spread=float(np.sqrt(np.square(joined).mean()) / spread) if spread > 0 else NONE,
+    return Similarity(
+        same_ids=float(np.mean(same_ids)) if same_ids else NAN,
+        same_logps=float(np.mean(same_logps)) if same_logps else NAN,
+        mean_difference=float(np.abs(joined).mean()) if len(joined) else NAN,
+        relative_difference=float(np.sqrt(np.square(joined).mean()) / spread) if spread > 0 else NAN,
     )

@@ -1,4 +1,4 @@
-"""What the references say of the pairs: who ranks them rightly, how surely, alike or not, by length. Sums alone, no tokens."""
+"""Ranking accuracy, Δ and nats per byte of each reference over all pairs, and agreement between references. Sums only, no tokens."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Scored:
 
     Attributes:
         names: K references, the anchor first.
-        prompts: (N,) the same number for the same prompt.
+        prompts: (N,) a number per prompt.
         chosen, rejected: (N, K) nats.
-        chosen_bytes, rejected_bytes: (N,) bytes of the text that counts.
-        chosen_tokens, rejected_tokens: (N, K) tokens that count, each reference's own.
+        chosen_bytes, rejected_bytes: (N,) bytes up to the cut.
+        chosen_tokens, rejected_tokens: (N, K) each reference's tokens up to the cut.
     """
 
     names: list[str]
@@ -47,24 +47,24 @@ class Scored:
 
     @property
     def right(self) -> Floats:
-        """(N, K): 1 where the reference puts the chosen side first, ½ at a tie, else 0."""
+        """(N, K): 1 where the reference prefers the chosen side, ½ at a tie, else 0."""
         ties = np.isclose(self.chosen, self.rejected, rtol=TIE_RELATIVE, atol=TIE_ABSOLUTE)
         return np.where(ties, 0.5, self.chosen > self.rejected)
 
 
 def share_with_interval(values: Floats, clusters: Ints) -> tuple[float, float, float]:
-    """A mean of values from 0 to 1, and its 95% interval: Wilson's, for as many pairs as the clusters are worth.
+    """Mean of values from 0 to 1 with its 95% Wilson interval for the effective number of pairs.
 
-    Pairs of one prompt are alike. The variance of the mean is therefore taken over prompts (the linearised variance of a
-    ratio, with C/(C − 1)); the number of independent pairs that would give the same variance, at most N, is what Wilson's
-    interval is computed for. Where all values agree there is no variance to go by: the prompts are counted instead.
+    Pairs of one prompt are correlated: the variance of the mean is taken over prompts (linearised ratio variance, with C/(C − 1)),
+    and the effective number is that of independent pairs with the same variance, at most N. Where all values are equal, it is the
+    number of prompts.
 
     Args:
-        values: (N,) shares, such as 1 for right and 0 for wrong.
-        clusters: (N,) the same number for pairs of one prompt.
+        values: (N,) such as 1 for right and 0 for wrong.
+        clusters: (N,) a number per prompt.
 
     Returns:
-        mean, low, high; NaN where there is no pair.
+        mean, low, high; NaN without pairs.
     """
     count = len(values)
     if not count:
@@ -73,22 +73,22 @@ def share_with_interval(values: Floats, clusters: Ints) -> tuple[float, float, f
     _, inverse = np.unique(clusters, return_inverse=True)
     sums = np.bincount(inverse, weights=values - mean)
     groups = len(sums)
-    worth = float(groups)
+    effective = float(groups)
     if groups > 1:
         variance = float(np.square(sums).sum()) * groups / (groups - 1) / count**2
         if variance > 0:
-            worth = min(mean * (1 - mean) / variance, float(count))
-    middle = (mean + Z95**2 / (2 * worth)) / (1 + Z95**2 / worth)
-    half = Z95 / (1 + Z95**2 / worth) * math.sqrt(mean * (1 - mean) / worth + Z95**2 / (4 * worth**2))
-    # At 0 and at 1 a bound is the mean itself, but for the last bit.
+            effective = min(mean * (1 - mean) / variance, float(count))
+    middle = (mean + Z95**2 / (2 * effective)) / (1 + Z95**2 / effective)
+    half = Z95 / (1 + Z95**2 / effective) * math.sqrt(mean * (1 - mean) / effective + Z95**2 / (4 * effective**2))
+    # At 0 and 1 a bound equals the mean up to rounding.
     return mean, min(mean, max(0.0, middle - half)), max(mean, min(1.0, middle + half))
 
 
-def reference_figures(scored: Scored, at: int) -> dict[str, Any]:
-    """The figures of one reference over all pairs.
+def reference_metrics(scored: Scored, at: int) -> dict[str, Any]:
+    """The metrics of one reference over all pairs.
 
-    ``nats_per_byte`` and ``nats_per_token`` are totals over totals (the end-of-turn token's nats among them); tokens are the
-    reference's own, so that nats a token compare with nobody else's.
+    ``nats_per_byte`` and ``nats_per_token`` are ratios of totals, with the end-of-turn token. Nats per token depend on the reference's
+    tokenizer and are not comparable between references.
     """
     margins = scored.margins[:, at]
     right, low, high = share_with_interval(scored.right[:, at], scored.prompts)
@@ -99,12 +99,12 @@ def reference_figures(scored: Scored, at: int) -> dict[str, Any]:
     return {
         "nats_per_byte": {side: _ratio(-sums[:, at].sum(), size.sum()) for side, (sums, size, _) in sides.items()},
         "nats_per_token": {side: _ratio(-sums[:, at].sum(), n[:, at].sum()) for side, (sums, _, n) in sides.items()},
-        "ranked_rightly": {"share": right, "low": low, "high": high},
+        "accuracy": {"share": right, "low": low, "high": high},
         "ties": float((scored.right[:, at] == 0.5).mean()),
         "delta": {
             "mean": float(margins.mean()),
-            "median_size": float(np.median(np.abs(margins))),
-            "by_length_difference": rank_correlation(margins, scored.chosen_bytes - scored.rejected_bytes),
+            "median_abs": float(np.median(np.abs(margins))),
+            "length_correlation": rank_correlation(margins, scored.chosen_bytes - scored.rejected_bytes),
         },
         "by_length": _by_length(scored, at),
     }
@@ -125,32 +125,29 @@ def _by_length(scored: Scored, at: int) -> list[dict[str, Any]]:
                 "bytes_from": int(size[inside].min()),
                 "bytes_to": int(size[inside].max()),
                 "pairs": int(inside.sum()),
-                "ranked_rightly": {"share": share, "low": low, "high": high},
+                "accuracy": {"share": share, "low": low, "high": high},
                 "delta_mean": float(margins.mean()),
-                "delta_median_size": float(np.median(np.abs(margins))),
+                "delta_median_abs": float(np.median(np.abs(margins))),
             }
         )
     return found
 
 
 def agreement(scored: Scored) -> list[dict[str, Any]]:
-    """Each two references: the share of pairs that they rank alike, and how their numbers go together.
-
-    ``delta`` is Pearson's correlation of Δ, ``delta_ranks`` Spearman's; ``nats_per_byte`` is Spearman's over completions.
-    """
+    """Each two references: share of pairs that they rank the same, Pearson's correlation of Δ, and Spearman's of nats per byte over
+    completions."""
     sizes = np.concatenate([scored.chosen_bytes, scored.rejected_bytes])
     rates = -np.concatenate([scored.chosen, scored.rejected]) / np.maximum(sizes, 1)[:, None]
     margins = scored.margins
     found = []
     for a in range(len(scored.names)):
         for b in range(a + 1, len(scored.names)):
-            alike = 1 - np.abs(scored.right[:, a] - scored.right[:, b])
+            same = 1 - np.abs(scored.right[:, a] - scored.right[:, b])
             found.append(
                 {
                     "references": [scored.names[a], scored.names[b]],
-                    "ranked_alike": float(alike.mean()),
+                    "same_ranking": float(same.mean()),
                     "delta": correlation(margins[:, a], margins[:, b]),
-                    "delta_ranks": rank_correlation(margins[:, a], margins[:, b]),
                     "nats_per_byte": rank_correlation(rates[:, a], rates[:, b]),
                 }
             )

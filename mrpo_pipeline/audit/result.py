@@ -3,71 +3,60 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mrpo_pipeline.audit.findings import Finding
+from mrpo_pipeline.pairs.counts import Counts
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What the cached references are worth on the pairs of a recipe.
+    """How well the cached references rank the pairs of a recipe, and which look broken.
 
     Attributes:
-        split: the split that the figures are of: ``train``, or ``eval`` where there are no training pairs.
-        pairs: by split, pairs in, out, dropped by reason.
+        split: of the metrics: ``train``, or ``eval`` without training pairs.
+        pairs: counts by split.
         prompts: distinct prompts of that split.
-        references: NAME → figures: ``nats_per_byte``, ``nats_per_token``, ``ranked_rightly``, ``ties``, ``delta``,
-            ``by_length`` over all pairs; ``argmin_share``, ``clip_rate``, ``sign_flips`` under MRPO; ``weights`` by weighting;
-            ``patterns`` and ``origin`` of the sampled completions; ``looks``: ``broken``, ``suspect``,
-            ``doubtful`` (no fault is shown, but it knows so little of this text that it should be looked at), ``sound``.
-        agreement: for each two references, how alike they rank.
-        weightings: mean α by weighting, and what VDW and VAW were computed on.
-        mrpo: settings, ``effective_k``.
-        sampled: completions whose single tokens were looked at.
+        references: NAME → over all pairs ``nats_per_byte``, ``nats_per_token``, ``accuracy`` (of the ranking), ``ties``, ``delta``,
+            ``by_length``; under MRPO ``argmin_share``, ``clip_rate``, ``sign_flips``; ``weights`` by weighting; of the sampled
+            completions ``stats`` (see ``LogprobStats``) and ``tokenization``; ``assessment``: ``broken``, ``suspect``, ``doubtful``
+            (no fault is shown, but it predicts this text badly) or ``sound``.
+        agreement: of each two references.
+        weightings: mean α by weighting, and the pairs of VDW and VAW.
+        mrpo: ``settings``, ``effective_k``.
+        sampled_completions: completions whose tokens were examined.
         findings: references that look broken.
-        remarks: what else is worth knowing: ``reference``, ``sentence``.
+        warnings: other sentences with their ``reference``.
     """
 
     split: str
-    pairs: dict[str, dict[str, int]]
+    pairs: dict[str, Counts]
     prompts: int
     references: dict[str, dict[str, Any]]
     agreement: list[dict[str, Any]]
     weightings: dict[str, Any]
     mrpo: dict[str, Any]
-    sampled: int
-    findings: list[Finding] = field(default_factory=list)
-    remarks: list[dict[str, str]] = field(default_factory=list)
+    sampled_completions: int
+    findings: list[Finding]
+    warnings: list[dict[str, str]]
 
     @property
     def broken(self) -> list[str]:
-        """The names of the references that look broken, or are suspected to be."""
+        """Names of the references with a finding."""
         return list(dict.fromkeys(finding.reference for finding in self.findings))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what could not be computed is None."""
-        plain: dict[str, Any] = _plain(
-            {
-                "version": VERSION,
-                "split": self.split,
-                "pairs": self.pairs,
-                "prompts": self.prompts,
-                "sampled_completions": self.sampled,
-                "references": self.references,
-                "agreement": self.agreement,
-                "weightings": self.weightings,
-                "mrpo": self.mrpo,
-                "findings": [asdict(finding) for finding in self.findings],
-                "remarks": self.remarks,
-            }
-        )
+        """Plain data for JSON; None for what could not be computed."""
+        findings = [asdict(finding) for finding in self.findings]
+        pairs = {split: counts.as_dict() for split, counts in self.pairs.items()}
+        plain: dict[str, Any] = _plain({"version": VERSION, **vars(self), "findings": findings, "pairs": pairs})
         return plain
 
     def table(self, width: int = 100) -> str:
-        """For a person at a terminal."""
+        """The audit as text for a terminal."""
         from mrpo_pipeline.audit.table import render
 
         return render(self, width)

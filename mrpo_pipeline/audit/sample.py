@@ -1,4 +1,4 @@
-"""The completions whose single tokens are looked at: their texts, and what each reference's cache holds of them."""
+"""The completions whose tokens are examined: their texts, and what each reference's cache holds of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache
+from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.completion import completion_text
 
 Floats = npt.NDArray[np.float64]
@@ -20,18 +21,17 @@ SIDES = ("chosen", "rejected")
 
 @dataclass(frozen=True)
 class Texts:
-    """R sampled completions, each once.
+    """R distinct sampled completions.
 
-    ``frame`` has ``completion_id``, ``prompt`` (as it is read), ``completion``, ``cut`` (bytes that count; null for all).
+    Attributes:
+        frame: ``completion_id``, ``prompt``, ``completion``, ``cut`` (bytes that count; null for all).
+        joined: the bytes that count, of all canonical texts, concatenated.
+        lengths: (R,) bytes of each canonical text without its cut.
     """
 
     frame: pl.DataFrame
     joined: npt.NDArray[np.uint8]
-    """The bytes that count of all completions' canonical texts, end to end."""
-    starts: Ints
-    """(R + 1,) where each completion begins in ``joined``."""
-    whole: Ints
-    """(R,) bytes of each completion as given."""
+    lengths: Ints
 
     def __len__(self) -> int:
         return self.frame.height
@@ -39,47 +39,39 @@ class Texts:
     @classmethod
     def of(cls, frame: pl.DataFrame) -> Texts:
         encoded = [completion_text(one).encode() for one in frame["completion"].to_list()]
-        whole = np.array([len(text) for text in encoded], dtype=np.int64)
-        counted = [text if cut is None else text[:cut] for text, cut in zip(encoded, frame["cut"], strict=True)]
-        starts = np.concatenate([[0], np.cumsum([len(text) for text in counted], dtype=np.int64)]).astype(np.int64)
-        return cls(frame, np.frombuffer(b"".join(counted), dtype=np.uint8), starts, whole)
+        counted = b"".join(text[:cut] for text, cut in zip(encoded, frame["cut"], strict=True))
+        return cls(frame, np.frombuffer(counted, dtype=np.uint8), np.array([len(text) for text in encoded], np.int64))
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What one reference's cache holds of the sampled completions; the tokens that count, end to end (T of them).
+    """The cached tokens of one reference on the R sampled completions: the T that count, concatenated.
 
-    The end-of-turn token counts where the whole completion does.
+    The end-of-turn token counts where the completion has no cut.
+
+    Attributes:
+        row: (T,) index of the completion. position: (T,) index of the token in its completion.
+        ids: (T,). logps: (T,) nats.
+        end_of_turn: (T,) whether it is an end-of-turn token.
+        starts: (R + 1,) where each completion begins in the arrays above.
+        prompt_tokens: (R,).
+        last_end: (R,) byte end of the last cached token; -1 where the row is not complete.
+        full_ids: the cached ids of each row, without a cut.
     """
 
     row: Ints
-    """(T,) the completion, an index into the sample."""
-    place: Ints
-    """(T,) the token's number in its completion, from 0."""
+    position: Ints
     ids: npt.NDArray[np.int32]
     logps: npt.NDArray[np.float32]
-    """(T,) nats."""
-    ends: Ints
-    """(T,) end of the token in its completion's bytes."""
-    closing: Bools
-    """(T,) whether it is an end-of-turn token."""
+    end_of_turn: Bools
     starts: Ints
-    """(R + 1,) where each completion begins in the arrays above."""
     prompt_tokens: Ints
-    """(R,)"""
     last_end: Ints
-    """(R,) where the last token of the row as cached ends; -1 where the row is not complete."""
     full_ids: list[npt.NDArray[np.int32]]
-    """Each row's token ids as cached, also those that a cut leaves out."""
-
-    @property
-    def inner(self) -> Bools:
-        """(T,) whether it is a token of the text, and no end-of-turn token."""
-        return ~self.closing
 
 
 def sample_pairs(frame: pl.DataFrame, pairs: int) -> pl.DataFrame:
-    """At most so many pairs, spread evenly over the order of their identifiers' hashes: the same ones every time."""
+    """At most this many pairs, always the same ones, by the hash of their id."""
     if frame.height <= pairs:
         return frame
     order = frame["pair_id"].hash(seed=0).arg_sort()
@@ -87,7 +79,7 @@ def sample_pairs(frame: pl.DataFrame, pairs: int) -> pl.DataFrame:
 
 
 def sample_texts(frame: pl.DataFrame) -> Texts:
-    """The distinct completions of the pairs, up to the shortest cut that any of the pairs asks for."""
+    """The distinct completions of the pairs, each with the shortest cut of its pairs."""
     sides = pl.concat(
         frame.select(
             pl.col(f"{side}_id").alias("completion_id"),
@@ -104,11 +96,18 @@ def sample_texts(frame: pl.DataFrame) -> Texts:
 
 
 def read_tokens(cache: ReferenceCache, texts: Texts) -> Tokens:
-    """What the cache holds of the sampled completions, from verified shards.
+    """The cached tokens of the sampled completions, from verified shards.
 
     Raises:
         RunError: for a shard that is damaged.
+        UserError: for a cache without token ids.
     """
+    manifest = cache.manifest()
+    if manifest is not None and manifest.ids_withheld:
+        raise UserError(
+            f"Reference {cache.name} at {cache.location} was published without its token ids, which the audit compares with the text: "
+            "expected a cache that holds them. Audit it where it was scored, or leave the reference out."
+        )
     wanted = texts.frame.select("completion_id", "cut")
     rows = wanted.join(cache.rows(wanted), on="completion_id", how="left", maintain_order="left")
     lengths = rows["token_ids"].list.len().to_numpy().astype(np.int64)
@@ -118,20 +117,19 @@ def read_tokens(cache: ReferenceCache, texts: Texts) -> Tokens:
     )
     row = np.repeat(np.arange(len(texts)), lengths)
     first = np.cumsum(lengths) - lengths
-    place = np.arange(len(row)) - first[row]
+    position = np.arange(len(row)) - first[row]
     complete = rows["complete"].to_numpy()
-    closing = complete[row] & (place == lengths[row] - 1)
+    end_of_turn = complete[row] & (position == lengths[row] - 1)
     cut = rows["cut"].fill_null(np.iinfo(np.int64).max).to_numpy()
-    counts = (ends <= cut[row]) & ~(closing & rows["cut"].is_not_null().to_numpy()[row])
+    counts = (ends <= cut[row]) & ~(end_of_turn & rows["cut"].is_not_null().to_numpy()[row])
     kept = np.bincount(row[counts], minlength=len(texts))
     last = ends[first + lengths - 1].astype(np.int64)
     return Tokens(
         row=row[counts],
-        place=place[counts],
+        position=position[counts],
         ids=ids[counts],
         logps=logps[counts],
-        ends=ends[counts].astype(np.int64),
-        closing=closing[counts],
+        end_of_turn=end_of_turn[counts],
         starts=np.concatenate([[0], np.cumsum(kept)]).astype(np.int64),
         prompt_tokens=rows["prompt_tokens"].to_numpy().astype(np.int64),
         last_end=np.where(complete, last, -1),

@@ -1,16 +1,16 @@
-"""The audit at a terminal: figures first, what looks broken last, where the eye rests."""
+"""The audit as text for a terminal: metrics first, findings last."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mrpo_pipeline.audit.result import Audit
 
-NARROWEST = 40
+MIN_WIDTH = 40
 _NAME = 16  # characters of a reference's name, at most
 _SHORT = {"validation-discrimination": "VDW", "validation-accuracy": "VAW"}
 
@@ -19,144 +19,99 @@ Column = Sequence[str]
 
 
 def render(audit: Audit, width: int) -> str:
-    """The whole text, in lines of at most ``width`` characters, 40 at least: names are cut, sentences wrapped, and a table that
-    is wider goes on below itself with the columns that are left."""
-    width = max(width, NARROWEST)
-    parts = [_pairs(audit, width), _worth(audit, width), _deciding(audit, width)]
+    """Lines of at most ``width`` characters (at least 40): names are shortened, sentences wrapped, and the columns of a wide table
+    continue below."""
+    width = max(width, MIN_WIDTH)
+    parts = [_pairs(audit, width), _metrics(audit, width)]
     if len(audit.references) > 1:
-        parts += [_weights(audit, width), _agreement(audit, width)]
-    parts += [_by_length(audit, width), _findings(audit, width)]
-    return "\n\n".join(part for part in parts if part)
+        parts += [_under_mrpo(audit, width), _weights(audit, width), _agreement(audit, width)]
+    return "\n\n".join([*parts, _findings(audit, width)])
 
 
 def _pairs(audit: Audit, width: int) -> str:
-    lines = []
-    for split, counts in audit.pairs.items():
-        told = [
-            f"{count:,} {what.removeprefix('pairs ') if what.startswith('pairs dropped') else what}"
-            for what, count in counts.items()
-            if what not in ("pairs in", "pairs out") and (count or what.startswith("pairs dropped"))
-        ]
-        line = f"{split}: {counts['pairs in']:,} pairs read, {counts['pairs out']:,} kept"
-        lines += _wrapped("; ".join([line, *told]), width)
-    lines += _wrapped(
-        f"Figures are of the {audit.split} pairs ({audit.prompts:,} prompt{'s' * (audit.prompts != 1)}); single tokens were "
-        f"looked at in {audit.sampled:,} of their completions.",
-        width,
-        indent="",
+    lines = [line for split, counts in audit.pairs.items() for line in _wrapped(f"{split}: {counts}", width)]
+    text = (
+        f"Metrics are over the {audit.split} pairs ({audit.prompts:,} prompt{'s' * (audit.prompts != 1)}); tokens were examined in "
+        f"{audit.sampled_completions:,} of their completions."
     )
-    return "\n".join(lines)
+    return "\n".join(lines + _wrapped(text, width, indent=""))
 
 
-def _worth(audit: Audit, width: int) -> str:
+def _metrics(audit: Audit, width: int) -> str:
     every = audit.references.values()
-    right = [one["ranked_rightly"] for one in every]
+    right = [one["accuracy"] for one in every]
     shares = [f"{_percent(one['share'])} ({100 * one['low']:.1f}–{100 * one['high']:.1f})" for one in right]
     columns = [
         ["nats/byte", "chosen   rej.", *_sides([one["nats_per_byte"] for one in every], ".3f")],
         ["nats/token", "chosen   rej.", *_sides([one["nats_per_token"] for one in every], ".2f")],
-        ["ranked rightly", "share (95%)", *shares],
+        ["accuracy", "share (95%)", *shares],
         ["mean", "Δ nats", *(f"{one['delta']['mean']:+.2f}" for one in every)],
-        ["median", "|Δ| nats", *(f"{one['delta']['median_size']:.2f}" for one in every)],
-        ["", "looks", *(one["looks"] for one in every)],
+        ["median", "|Δ| nats", *(f"{one['delta']['median_abs']:.2f}" for one in every)],
+        ["Δ by", "length", *(_number(one["delta"]["length_correlation"], "+.2f") for one in every)],
+        ["", "assessment", *(one["assessment"] for one in every)],
     ]
-    return _table(["", "", *_names(audit)], columns, width)
+    note = "Δ by length: rank correlation of Δ with the chosen side's bytes minus the rejected side's."
+    return "\n".join([_table(["", "", *_names(audit)], columns, width), *_wrapped(note, width, indent="")])
 
 
-def _sides(figures: Sequence[dict[str, float]], places: str) -> list[str]:
-    return [f"{one['chosen']:{places}} {one['rejected']:6{places}}" for one in figures]
+def _sides(metrics: Sequence[dict[str, float]], digits: str) -> list[str]:
+    return [f"{one['chosen']:{digits}} {one['rejected']:6{digits}}" for one in metrics]
 
 
-def _deciding(audit: Audit, width: int) -> str:
-    if len(audit.references) < 2:
-        return ""
+def _under_mrpo(audit: Audit, width: int) -> str:
     settings = audit.mrpo["settings"]
-    head = [
-        *_wrapped(
-            f"Under MRPO (harmonic mean, adaptive weights, trust region {settings['trust_region']} ε {settings['epsilon']:g}, "
-            f"{settings['normalize']}):",
-            width,
-        ),
-        f"effective K {audit.mrpo['effective_k']:.2f} of {len(audit.references)}",
-    ]
+    text = (
+        f"Under MRPO (harmonic mean, adaptive weights, trust region {settings['trust_region']} ε {settings['epsilon']:g}, "
+        f"{settings['normalize']}): effective K {audit.mrpo['effective_k']:.2f} of {len(audit.references)}"
+    )
+    headings = {"argmin_share": "smallest", "clip_rate": "clipped", "sign_flips": "Δ sign flipped"}
     columns = [
-        [*heading, *(_percent(one[key]) for one in audit.references.values())]
-        for heading, key in (
-            (("is the", "smallest"), "argmin_share"),
-            (("", "clipped"), "clip_rate"),
-            (("Δ turned", "by clipping"), "sign_flips"),
-        )
+        [heading, *(_percent(one[key]) for one in audit.references.values())] for key, heading in headings.items()
     ]
-    return "\n".join([*head, _table(["", "", *_names(audit)], columns, width)])
+    return "\n".join([*_wrapped(text, width), _table(["", *_names(audit)], columns, width)])
 
 
 def _weights(audit: Audit, width: int) -> str:
-    found = audit.weightings["weights"]
     columns = [
-        [_SHORT.get(kind, kind), *(_percent(row[name]) for name in audit.references)] for kind, row in found.items()
+        [_SHORT.get(kind, kind), *(_percent(row[name]) for name in audit.references)]
+        for kind, row in audit.weightings["weights"].items()
     ]
-    word = _wrapped(
+    note = (
         "VDW and VAW (validation-discrimination, validation-accuracy) are computed on "
-        f"{audit.weightings['validation_on']}, {audit.weightings['held_out_pairs']:,} pairs.",
-        width,
-        indent="",
+        f"{audit.weightings['validation_on']}, {audit.weightings['held_out_pairs']:,} pairs."
     )
-    return "\n".join([_table(["Mean weights", *_names(audit)], columns, width), *word])
+    return "\n".join([_table(["Mean weights", *_names(audit)], columns, width), *_wrapped(note, width, indent="")])
 
 
 def _agreement(audit: Audit, width: int) -> str:
-    most = min(_NAME, (width - 16) // 2)  # of each name, where " · " and a column stand beside the two
+    most = min(_NAME, (width - 16) // 2)  # of each name, beside " · " and one column
     names = [" · ".join(_name(name, most) for name in one["references"]) for one in audit.agreement]
-    headings = {"ranked_alike": "rank alike", "delta": "Δ corr.", "nats_per_byte": "nats/byte"}
     columns = [
-        [heading, *((_percent if key == "ranked_alike" else _number)(one[key]) for one in audit.agreement)]
-        for key, heading in headings.items()
+        ["same rank", *(_percent(one["same_ranking"]) for one in audit.agreement)],
+        ["Δ corr.", *(_number(one["delta"]) for one in audit.agreement)],
+        ["nats/byte", *(_number(one["nats_per_byte"]) for one in audit.agreement)],
     ]
-    return _table(["Two references", *names], columns, width)
-
-
-def _by_length(audit: Audit, width: int) -> str:
-    """Share ranked rightly and median |Δ| by the pairs' bytes, and how Δ goes with the sides' difference in bytes."""
-    bins: Sequence[dict[str, Any]] = next(iter(audit.references.values()))["by_length"]
-    if len(bins) < 2:
-        return ""
-    cell: Callable[[dict[str, Any]], str] = lambda one: (  # noqa: E731
-        f"{_percent(one['ranked_rightly']['share'])}, |Δ| {one['delta_median_size']:.1f}"
-    )
-    every = audit.references.values()
-    columns = [
-        [f"{one['bytes_from']:,}–{one['bytes_to']:,}", *(cell(other["by_length"][at]) for other in every)]
-        for at, one in enumerate(bins)
-    ]
-    columns.append(["Δ by length", *(f"{_number(one['delta']['by_length_difference'], '+.2f')}" for one in every)])
-    word = _wrapped(
-        "Δ by length: how Δ goes with the bytes that the chosen side has more than the rejected one (rank correlation): +1, the "
-        "longer side is always liked more; −1, less; 0, length plays no part.",
-        width,
-        indent="",
-    )
-    return "\n".join([_table(["By bytes of both", *_names(audit)], columns, width), *word])
+    return _table(["Correlation", *names], columns, width)
 
 
 def _findings(audit: Audit, width: int) -> str:
     lines = []
     for finding in audit.findings:
-        says = "BROKEN" if finding.severity == "broken" else "SUSPECT"
-        lines += _wrapped(f"{says} {finding.reference} ({finding.fault}): {finding.sentence}", width)
-    for remark in audit.remarks:
-        lines += _wrapped(f"note {remark['reference']}: {remark['sentence']}", width)
+        text = f"{finding.severity.upper()} {finding.reference} ({finding.fault}): {finding.sentence}"
+        lines += _wrapped(text, width)
+    for warning in audit.warnings:
+        lines += _wrapped(f"warning {warning['reference']}: {warning['sentence']}", width)
     if not audit.findings:
-        lines += _wrapped(
-            "Nothing in the cached numbers looks broken. What their statistics cannot show (a doubled BOS that the rows do not "
-            "tell of, other weights) `mrpo cache verify RECIPE --check 64` computes again.",
-            width,
-            indent="",
+        text = (
+            "No cached log-probs look broken. `mrpo cache verify RECIPE --check 64` finds what statistics do not show, such as other "
+            "weights, by recomputing some."
         )
+        lines += _wrapped(text, width, indent="")
     return "\n".join(lines)
 
 
 def _table(rows: Sequence[str], columns: Sequence[Column], width: int) -> str:
-    """Columns side by side behind the rows' names, as many as fit; the others below, behind the names again.
+    """Columns beside the rows' names, as many as fit; the others below, beside the names again.
 
     Args:
         rows: lines of the heading, then the rows' names.
@@ -174,9 +129,7 @@ def _table(rows: Sequence[str], columns: Sequence[Column], width: int) -> str:
 
 
 def _wrapped(text: str, width: int, indent: str = "  ") -> list[str]:
-    return textwrap.wrap(
-        text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
-    )  # fmt: skip
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 def _names(audit: Audit) -> list[str]:
@@ -191,5 +144,5 @@ def _percent(share: float) -> str:
     return "–" if share is None or math.isnan(share) else f"{100 * share:.1f}%"
 
 
-def _number(value: float, places: str = ".2f") -> str:
-    return "–" if math.isnan(value) else format(value, places)
+def _number(value: float, digits: str = ".2f") -> str:
+    return "–" if math.isnan(value) else format(value, digits)

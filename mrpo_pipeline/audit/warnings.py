@@ -1,4 +1,4 @@
-"""What is worth knowing of a reference although nothing in it is shown to be broken."""
+"""Weak or unusual references that are not shown to be broken."""
 
 from __future__ import annotations
 
@@ -9,130 +9,117 @@ import numpy as np
 
 from mrpo_pipeline.audit import thresholds
 from mrpo_pipeline.audit.findings import Evidence
-from mrpo_pipeline.audit.pairwise import Likeness
+from mrpo_pipeline.audit.pairwise import Similarity
 
 
-def remarks_on(
+def warnings_of(
     every: Sequence[Evidence],
-    likeness: Mapping[tuple[int, int], Likeness],
-    figures: Mapping[str, Mapping[str, Any]],
+    similar: Mapping[tuple[int, int], Similarity],
+    metrics: Mapping[str, Mapping[str, Any]],
     weights: Mapping[str, Mapping[str, float]],
 ) -> list[dict[str, str]]:
-    """Sentences, each with its ``reference``, in the references' order.
+    """Sentences with their ``reference``, in the references' order.
 
     Args:
-        every: what is known of each reference.
-        likeness: of each two, by position.
-        figures: NAME → its figures over all pairs.
+        similar: of each two references, by index.
+        metrics: NAME → metrics over all pairs.
         weights: weighting → NAME → mean α.
     """
     found = []
     for at, one in enumerate(every):
-        for sentence in (*_alone(one), *_among(at, every, likeness, figures, weights)):
-            found.append({"reference": one.name, "sentence": sentence})
+        others = _compared(at, every, similar, metrics, weights) if len(every) > 1 else ()
+        found += [{"reference": one.name, "sentence": sentence} for sentence in (*_alone(one), *others)]
     return found
 
 
 def is_worse_than_bytes(one: Evidence) -> bool:
-    """Whether a table of byte frequencies would predict the text better."""
-    return one.patterns.nats_per_byte > one.patterns.byte_entropy
+    """Whether the byte frequencies of the text predict it better."""
+    return one.stats.nats_per_byte > one.stats.byte_entropy
 
 
-def is_far_off(name: str, figures: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether it spends many times the nats per byte of the others."""
-    rates = _rates(figures)
-    others = [rate for other, rate in rates.items() if other != name]
-    return bool(others) and rates[name] > thresholds.FAR * float(np.median(others)) > 0
+def is_far_off(name: str, metrics: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether its nats per byte are several times the median of the other references."""
+    rates = {other: _rate(one) for other, one in metrics.items() if other != name}
+    return bool(rates) and _rate(metrics[name]) > thresholds.FAR * float(np.median(list(rates.values()))) > 0
 
 
-def _rates(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    return {name: sum(one["nats_per_byte"].values()) / 2 for name, one in figures.items()}
+def _rate(metrics: Mapping[str, Any]) -> float:
+    return float(sum(metrics["nats_per_byte"].values()) / 2)
 
 
 def _alone(one: Evidence) -> Iterator[str]:
-    patterns = one.patterns
+    stats = one.stats
     if not one.enough:
         yield (
-            f"{patterns.completions:,} completions of {patterns.prompts:,} prompt{'s' * (patterns.prompts != 1)} with "
-            f"{patterns.tokens:,} tokens are too few to tell faults by the numbers: only what ids and counts say was looked at."
+            f"{stats.completions:,} completions of {stats.prompts:,} prompt{'s' * (stats.prompts != 1)} with {stats.tokens:,} tokens "
+            "are too few to check the log-probs: only ids and counts were checked."
         )
     if is_worse_than_bytes(one):
-        ids = (
-            "Its ids are right, so this text is foreign to it, or it was not loaded as it should be"
-            if one.origin.confirms_ids
-            else "This text is foreign to it, or it was fed another tokenizer's ids (its tokenizer is not at hand to tell)"
+        cause = (
+            "Its ids are right, so it does not know this text, or was loaded wrongly"
+            if one.tokenization.confirms_ids
+            else "It does not know this text, or read another tokenizer's ids (its tokenizer is not available)"
         )
         yield (
-            f"It spends {patterns.nats_per_byte:.2f} nats a byte, more than a mere table of these texts' bytes would "
-            f"({patterns.byte_entropy:.2f}). {ids}: make sure "
-            f" (`mrpo cache verify RECIPE --check 64 --only {one.name}`), or leave it out."
+            f"It needs {stats.nats_per_byte:.2f} nats per byte, more than the byte frequencies of these texts "
+            f"({stats.byte_entropy:.2f}). {cause}: check it (`mrpo cache verify RECIPE --check 64 --only {one.name}`) or remove it."
         )
     if one.enough and one.ends_late:
-        why = (
-            "it was read by the plain template, as a model without one is, and never learnt to end a turn"
+        cause = (
+            "it was read with the plain template, as a base model, which never learnt to end a turn"
             if one.plain
-            else "a base model that never learnt to end a turn, completions that break off, or another model's chat template"
+            else "a base model that never learnt to end a turn, incomplete completions, or another model's chat template"
         )
         yield (
-            f"The end-of-turn token costs it {patterns.last:.1f} nats, its other tokens {patterns.rest:.1f}: {why}. These nats are in "
-            "the sums of both sides."
+            f"The end-of-turn token costs {stats.last:.1f} nats, other tokens {stats.rest:.1f}: {cause}. Both sides' sums include it."
         )
     if one.plain_by_choice:
-        yield "The recipe has it read by the plain template, although it has one of its own: it is not asked as it was taught to be."
+        yield "The recipe uses the plain template although the model has its own."
     if one.enough and one.is_surprised and not one.shows_another_template:
-        if one.plain:
-            why = "was read by the plain template"
-        elif one.thinks_first:
-            why = "expects to think before it answers"
-        else:
-            why = "would not begin these answers so, as with texts of an unusual form, or was read by another model's template"
-        yield (
-            f"The first token of a completion costs it {patterns.first:.1f} nats, {patterns.first_over_text:.1f} more than a table of "
-            f"the text's tokens would: it {why}."
+        cause = (
+            "it was read with the plain template"
+            if one.plain
+            else "it expects to think before it answers"
+            if one.thinks_first
+            else "these answers have an unusual form, or it was read with another model's template"
         )
-    if thresholds.COARSE_BITS < patterns.bits <= thresholds.HALF_BITS:
-        yield f"Its log-probs were stored in 16 bits ({patterns.bits:.0f} significant ones): sums of long completions lose a little."
+        yield (
+            f"The first token of a completion costs {stats.first:.1f} nats, {stats.first_over_text:.1f} more than by the text's token "
+            f"frequencies: {cause}."
+        )
+    if thresholds.COARSE_BITS < stats.significant_bits <= thresholds.HALF_BITS:
+        yield f"Its log-probs were stored in 16 bits ({stats.significant_bits:.0f} significant): sums of long completions are less exact."
 
 
-def _among(
+def _compared(
     at: int,
     every: Sequence[Evidence],
-    likeness: Mapping[tuple[int, int], Likeness],
-    figures: Mapping[str, Mapping[str, Any]],
+    similar: Mapping[tuple[int, int], Similarity],
+    metrics: Mapping[str, Mapping[str, Any]],
     weights: Mapping[str, Mapping[str, float]],
 ) -> Iterator[str]:
-    one = every[at]
-    others = [other.name for other in every if other is not one]
-    if not others:
-        return
-    mine = figures[one.name]
-    rates = _rates(figures)
-    usual = float(np.median([rates[name] for name in others]))
-    if is_far_off(one.name, figures):
+    name = every[at].name
+    others = [one.name for one in every if one.name != name]
+    if is_far_off(name, metrics):
+        usual = float(np.median([_rate(metrics[other]) for other in others]))
         yield (
-            f"It spends {rates[one.name]:.2f} nats a byte where the others spend {usual:.2f}: it knows little of this text, or is "
-            f"broken in a way that the numbers do not show. Under adaptive weights it would get "
-            f"{weights['adaptive'][one.name]:.0%}, under the harmonic mean it decides alone where it is the lowest. Leave it out, or "
-            f"make sure of it (`mrpo cache verify RECIPE --check 64 --only {one.name}`)."
+            f"It needs {_rate(metrics[name]):.2f} nats per byte, the others {usual:.2f}: a weak model for this text, or broken in a way "
+            f"that the log-probs do not show. Adaptive weights would give it {weights['adaptive'][name]:.0%}, and the harmonic mean "
+            "follows it alone where it is lowest. Remove it, or check it "
+            f"(`mrpo cache verify RECIPE --check 64 --only {name}`)."
         )
-    sizes = {name: figures[name]["delta"]["median_size"] for name in (one.name, *others)}
-    usual = float(np.median([sizes[name] for name in others]))
-    right = mine["ranked_rightly"]
-    if right["low"] <= 0.5 <= right["high"] and usual > 0 and sizes[one.name] > thresholds.FAR * usual:
+    size = metrics[name]["delta"]["median_abs"]
+    usual = float(np.median([metrics[other]["delta"]["median_abs"] for other in others]))
+    accuracy = metrics[name]["accuracy"]
+    if accuracy["low"] <= 0.5 <= accuracy["high"] and usual > 0 and size > thresholds.FAR * usual:
         yield (
-            f"It ranks pairs no better than chance ({right['share']:.0%}, {right['low']:.0%} to {right['high']:.0%}) with |Δ| "
-            f"{sizes[one.name] / usual:.0f} times the others': weights that go by |Δ| (adaptive, validation-discrimination) hand it "
-            "most for that."
+            f"It ranks pairs no better than chance ({accuracy['share']:.0%}, 95% interval {accuracy['low']:.0%} to "
+            f"{accuracy['high']:.0%}) with {size / usual:.0f} times the others' |Δ|: weightings by |Δ| (adaptive, "
+            "validation-discrimination) give it most."
         )
-    for (a, b), alike in likeness.items():
-        if at == b and _nearly_one(alike):
+    for (a, b), two in similar.items():
+        if at == b and two.is_one_model:
             yield (
-                f"It is all but the same model as {every[a].name} ({alike.apart:.2g} nats a token apart, as by another dtype or 8-bit "
-                "weights): the two count double."
+                f"It is nearly the same model as {every[a].name} ({two.mean_difference:.2g} nats per token apart, as by another dtype or "
+                "8-bit weights): the two count double."
             )
-
-
-def _nearly_one(alike: Likeness) -> bool:
-    """Whether two references are one model, computed twice in other ways."""
-    one_model = alike.same_ids > thresholds.NEARLY_ALL and alike.apart_to_spread < thresholds.SAME_MODEL
-    return one_model and alike.same_numbers <= thresholds.NEARLY_ALL and alike.apart > thresholds.COPY_APART

@@ -1,4 +1,4 @@
-"""What the references would count for: under each weighting, under the harmonic mean, and after clipping."""
+"""The weights of the references under each weighting, and their role in the harmonic mean after clipping."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ THESE = "these pairs (the recipe has no weights split)"
 
 
 def weights_by(scored: Scored, held_out: Floats | None) -> dict[str, Any]:
-    """Mean α of each reference under each weighting that looks at the pairs alone; sums, temperature 1, no floor.
+    """Mean α of each reference under each weighting that depends on the pairs only; on sums, temperature 1, no floor.
 
     Args:
         scored: the pairs.
-        held_out: Δ (M, K) of the weights split, for VDW and VAW; these pairs' own where there is none.
+        held_out: Δ (M, K) of the weights split, for VDW and VAW; None: of these pairs.
     """
     margins = scored.margins
     other = margins if held_out is None else held_out
@@ -39,13 +39,13 @@ def weights_by(scored: Scored, held_out: Floats | None) -> dict[str, Any]:
 
 
 def under_mrpo(scored: Scored, mrpo: TargetSettings, units: tuple[Floats, Floats] | None) -> dict[str, Any]:
-    """Argmin share, effective K, clip rate and sign flips under MRPO: the harmonic mean with adaptive weights, and the recipe's
-    trust region (the adaptive one where it is off).
+    """Argmin share, effective K, clip rate and sign flips under MRPO: harmonic mean, adaptive weights, and the recipe's trust region
+    (adaptive where it is off).
 
     Args:
         scored: the pairs.
-        mrpo: harmonic and adaptive; trust region and unit are the recipe's.
-        units: (N,) what the log-probs of each side are divided by, with ``normalize`` token or byte.
+        mrpo: harmonic and adaptive, with the recipe's trust region and unit.
+        units: (N,) divisor of each side's log-probs, with ``normalize`` token or byte.
 
     Returns:
         ``settings``, ``effective_k`` and ``references``: NAME → ``argmin_share``, ``clip_rate``, ``sign_flips``.
@@ -58,7 +58,7 @@ def under_mrpo(scored: Scored, mrpo: TargetSettings, units: tuple[Floats, Floats
         units_chosen=None if units is None else units[0],
         units_rejected=None if units is None else units[1],
     )
-    told = targets.diagnostics
+    found = targets.diagnostics
     shown = ("argmin_share", "clip_rate", "sign_flips")
     return {
         "settings": {
@@ -68,8 +68,8 @@ def under_mrpo(scored: Scored, mrpo: TargetSettings, units: tuple[Floats, Floats
             "epsilon": mrpo.trust_region.epsilon,
             "normalize": mrpo.normalize,
         },
-        "effective_k": told["refs/effective_k"],
-        "references": {name: {key: told[f"refs/{name}/{key}"] for key in shown} for name in scored.names},
+        "effective_k": found["refs/effective_k"],
+        "references": {name: {key: found[f"refs/{name}/{key}"] for key in shown} for name in scored.names},
     }
 
 

@@ -1,8 +1,6 @@
-"""Reference log-probs kept in a folder or an object store: scored once, served for every run after.
+"""The cache of reference log-probs, in a folder or an object store. Knows no model and no tokenizer.
 
-Knows no model and no tokenizer.
-
-Imported at first use: a light command pays for no polars.
+Names are imported on first use, so that light commands do not import polars.
 """
 
 from __future__ import annotations
@@ -14,12 +12,13 @@ from mrpo_pipeline import lazy
 if TYPE_CHECKING:
     from mrpo_pipeline.cache.active_writers import Others
     from mrpo_pipeline.cache.locations import check_location, list_references, refuse_files
-    from mrpo_pipeline.cache.maintenance import CacheStats, Pruned, ShardReport
+    from mrpo_pipeline.cache.maintenance import Pruned, ShardReport
     from mrpo_pipeline.cache.manifest import Manifest
     from mrpo_pipeline.cache.reference_cache import ReferenceCache
     from mrpo_pipeline.cache.reference_names import check_reference_name
     from mrpo_pipeline.cache.schema import SHARD_SCHEMA, CompletionRow, RefusedRowError, Unfit
     from mrpo_pipeline.cache.shards import DamagedError
+    from mrpo_pipeline.cache.statistics import CacheStats
     from mrpo_pipeline.cache.storage import StoreError
     from mrpo_pipeline.cache.writer import ShardWriter
 
@@ -46,7 +45,7 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "CacheStats": "maintenance",
+        "CacheStats": "statistics",
         "CompletionRow": "schema",
         "DamagedError": "shards",
         "Manifest": "manifest",

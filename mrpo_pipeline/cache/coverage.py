@@ -1,7 +1,7 @@
-"""What the shards can serve: which completions, and how far each was scored.
+"""Which completions the shards have, and up to which byte each was scored.
 
-A row serves a cut if it is complete or its last byte end reaches the cut; of several rows of one completion the complete
-one serves, else the longest: in bytes, then in tokens (several tokens may end at one byte).
+A row serves a cut if it is complete or its last byte end reaches the cut. Of several rows of one completion the complete one is used,
+else the longest, in bytes, then in tokens (several tokens may end at one byte).
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mrpo_pipeline.cache.coverage_index import load_index, store_index
 from mrpo_pipeline.cache.manifest import Manifest
 from mrpo_pipeline.cache.parquet import BoundedParquet
+from mrpo_pipeline.cache.schema import SHARD_SCHEMA
 from mrpo_pipeline.cache.shards import (
     SHARDS,
     DamagedError,
@@ -28,6 +30,9 @@ from mrpo_pipeline.cache.shards import (
 )
 from mrpo_pipeline.cache.storage import Storage
 
+# Shards that are read one by one; of so many more, what they cover is stored.
+MANY = 64
+
 COVERAGE_SCHEMA: dict[str, pl.DataType] = {
     "completion_id": pl.String(),
     "complete": pl.Boolean(),
@@ -39,16 +44,16 @@ COVERAGE_SCHEMA: dict[str, pl.DataType] = {
 
 
 def shard_coverage(storage: Storage, name: str, manifest: Manifest | None) -> pl.DataFrame:
-    """What one shard holds, from the three columns that tell it.
+    """The coverage of one shard.
 
-    The pages' own checksums are verified; the shard's is where numbers are used.
+    Verifies the checksums of the pages; the shard's checksum is verified where log-probs are read.
 
     Args:
-        manifest: what the reference's numbers are computed from; None where that is not looked at.
+        manifest: of the reference; None to skip the check of the shard's origin.
 
     Raises:
-        OSError: where the shard is gone, or may not be read.
-        DamagedError: where it is no shard, or one of another reference.
+        OSError: for a missing or unreadable file.
+        DamagedError: for a file that is not a shard, or another reference's.
     """
     parts = []
     first = 0
@@ -59,7 +64,7 @@ def shard_coverage(storage: Storage, name: str, manifest: Manifest | None) -> pl
             for table in file.tables():
                 offsets, ends = list_parts(one_array(table, "byte_ends"))
                 if (np.diff(offsets) == 0).any():
-                    raise ValueError("a row holds no tokens")
+                    raise ValueError("a row has no tokens")
                 frame = pl.DataFrame(
                     {
                         "completion_id": pl.from_arrow(one_array(table, "completion_id")),
@@ -79,35 +84,61 @@ def shard_coverage(storage: Storage, name: str, manifest: Manifest | None) -> pl
 
 
 class Coverage:
-    """How far each completion of a cache was scored, kept up with the shards that are there."""
+    """The coverage of a cache, updated with its shards."""
 
     def __init__(self, storage: Storage, manifest: Callable[[], Manifest | None]) -> None:
         """
         Args:
             storage: the reference's folder.
-            manifest: reads what its numbers are computed from; asked when there is a shard to look into.
+            manifest: reads the reference's manifest; called when there is a shard to read.
         """
         self._storage = storage
         self._manifest = manifest
-        self._shards: dict[str, pl.DataFrame] = {}
+        self._names: set[str] = set()
+        self._rows = pl.DataFrame(schema=COVERAGE_SCHEMA)
+        self._stored = 0
 
     def rows(self, names: Sequence[str] | None = None) -> pl.DataFrame:
         """Every row of the shards: ``completion_id``, ``complete``, ``last`` (bytes), ``length`` (tokens), ``row``, ``shard``.
 
-        A shard is read once: its name fixes its content. One that another process removed since it was listed is passed
-        over.
+        A shard is read once, because its name fixes its content; of many, those are read that the stored index does not have. One
+        that another process removed meanwhile is skipped.
 
         Args:
-            names: the shards; all that are there where not given.
+            names: of the shards; None for all.
         """
         names = self._storage.list(SHARDS) if names is None else names
-        read = [name for name in names if name not in self._shards]
-        manifest = self._manifest() if read else None
+        if self._names - set(names):
+            self._rows = self._rows.filter(pl.col("shard").is_in(list(names)))
+            self._names &= set(names)
+            self._stored = min(self._stored, len(self._names))
+        fresh = [name for name in names if name not in self._names]
+        if fresh:
+            self._add(fresh)
+        return self._rows
+
+    def _add(self, fresh: Sequence[str]) -> None:
+        manifest = self._manifest()
+        # Taken before the shards are read: one that is changed meanwhile is then read again.
+        stamps = self._storage.stamps(SHARDS) if self._are_many(len(fresh)) else {}
+        found, rows = load_index(self._storage, {name: stamps[name] for name in fresh if name in stamps}, manifest)
+        parts = [self._rows, rows]
+        self._stored += len(found)
+        read = [name for name in fresh if name not in found]
         with ThreadPoolExecutor(self._storage.at_once) as pool:
-            every = self._shards | dict(zip(read, pool.map(lambda name: self._read(name, manifest), read), strict=True))
-        self._shards = {name: frame for name in names if (frame := every[name]) is not None}
-        parts = list(self._shards.values())
-        return pl.concat(parts, rechunk=False) if parts else pl.DataFrame(schema=COVERAGE_SCHEMA)
+            for name, frame in zip(read, pool.map(lambda name: self._read(name, manifest), read), strict=True):
+                if frame is not None:
+                    parts.append(frame)
+                    found.add(name)
+        self._rows = pl.concat([part for part in parts if part.height] or parts[:1])
+        self._names |= found
+        if stamps and self._are_many(0) and self._names <= stamps.keys():
+            store_index(self._storage, self._rows, stamps, manifest)
+            self._stored = len(self._names)
+
+    def _are_many(self, fresh: int) -> bool:
+        """Whether so many shards more than those in the stored index are worth a look at it, or another one."""
+        return len(self._names) + fresh - self._stored >= max(MANY, self._stored // 4)
 
     def _read(self, name: str, manifest: Manifest | None) -> pl.DataFrame | None:
         try:
@@ -116,14 +147,16 @@ class Coverage:
             return None
 
     def serving(self, wanted: pl.DataFrame, names: Sequence[str] | None = None) -> pl.DataFrame:
-        """``wanted`` with the columns ``complete``, ``last``, ``row``, ``shard`` of the row that serves it, null where none.
+        """``wanted`` with ``complete``, ``last``, ``row``, ``shard`` of the row that serves it, null where there is none.
 
         Args:
-            wanted: with ``completion_id`` and ``cut`` (int64, bytes; null for the whole).
-            names: the shards to look in; all that are there where not given.
+            wanted: with ``completion_id`` and ``cut`` (int64, bytes; null for none).
+            names: of the shards; None for all.
         """
-        asked = wanted.select("completion_id").unique()
-        best = best_rows(self.rows(names).join(asked, on="completion_id", how="semi"))
+        rows = self.rows(names)
+        if wanted.height < rows.height // 2:  # the rows of what is not asked for need no comparing
+            rows = rows.join(wanted.select("completion_id"), on="completion_id", how="semi")
+        best = best_rows(rows)
         joined = wanted.join(best, on="completion_id", how="left", maintain_order="left")
         served = pl.col("complete") | (pl.col("last") >= pl.col("cut")).fill_null(False)
         columns = ("complete", "last", "row", "shard")
@@ -131,7 +164,7 @@ class Coverage:
 
 
 def best_rows(rows: pl.DataFrame) -> pl.DataFrame:
-    """One row for each completion: the complete one, else the longest; of equals always the same one."""
+    """One row per completion: the complete one, else the longest; ties are broken deterministically."""
     if rows["completion_id"].n_unique() == rows.height:
         return rows
     return rows.sort(
@@ -140,16 +173,17 @@ def best_rows(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def read_completions(storage: Storage, best: pl.DataFrame) -> Iterator[pa.Table]:
-    """Whole rows of the shard schema, from verified shards.
+    """Rows in the shard schema, from verified shards.
 
     Args:
-        best: with ``shard``, ``row`` and ``completion_id``, none null.
+        best: ``shard`` and ``row``, without nulls.
 
     Raises:
-        DamagedError: for a shard that is not what was written.
+        DamagedError: for a damaged shard.
     """
     for (name,), part in best.group_by("shard", maintain_order=True):
         data = read_checked(storage, str(name))
         for _ in read_rows(storage, str(name), data):
             pass
-        yield pq.read_table(pa.BufferReader(data), use_threads=False).take(pa.array(part["row"].to_numpy()))
+        table = pq.read_table(pa.BufferReader(data), use_threads=False).select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
+        yield table.take(pa.array(part["row"].to_numpy()))

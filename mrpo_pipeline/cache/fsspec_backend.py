@@ -1,7 +1,7 @@
-"""The object stores that a cache may be kept in: how each is reached, and what its errors mean to the user.
+"""Supported object stores, their connections through fsspec, and their errors in plain words.
 
-They are reached through fsspec, by the file systems of that ecosystem. Credentials and endpoints are found by their usual
-means alone (environment variables, configuration files, the machine's role): never in the recipe.
+Credentials and endpoints come from each store's usual sources (environment variables, configuration files, the machine's role), never
+from the recipe.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from urllib.parse import urlsplit
 from mrpo_pipeline.cache.storage import StoreError
 from mrpo_pipeline.errors import UserError
 
-# URL scheme → the module that reaches it, and what installs that. Only stores where a PUT is whole or not at all: over
-# sftp or http, say, half a file could stand under a shard's name.
+# URL scheme → its module, and the package to install. Only stores with atomic PUTs: over sftp or http a shard could be incomplete.
 STORES: dict[str, tuple[str, str]] = {
     "s3": ("s3fs", "mrpo[s3]"),
     "s3a": ("s3fs", "mrpo[s3]"),
@@ -28,59 +27,69 @@ STORES: dict[str, tuple[str, str]] = {
     "abfs": ("adlfs", "adlfs"),
     "abfss": ("adlfs", "adlfs"),
     "memory": ("fsspec", "fsspec"),
+    "hf": ("huggingface_hub", "huggingface_hub"),
 }
 
-# S3 takes up to this much in one PUT; s3fs sends what is twice its chunk size or more in parts.
+# Read in place; only `mrpo cache push` writes there, in one commit.
+READ_ONLY = ("hf",)
+
+# S3's limit of one PUT; s3fs splits files of twice its chunk size or more.
 LARGEST_PUT = 5 * 2**30
+
+# Codes of a bucket or data set that is not there.
+NO_PLACE = ("NoSuchBucket", "RepositoryNotFound")
 
 _CREDENTIALS = ("Credential", "NoAuthToken", "TokenRetrieval", "SSO", "Login", "ProfileNotFound")
 _UNREACHED = ("Connection", "Connect", "Timeout", "SSLError", "DNS", "Socket", "IncompleteRead", "ClientPayload")
 
 
-def check_url(url: str) -> str:
-    """The URL without a slash at its end, where a cache may be kept there and the file system for it is installed.
+def check_url(url: str, key: str = "cache") -> str:
+    """The URL without a trailing slash.
+
+    Args:
+        key: the recipe's key or the option that names it, for messages.
 
     Raises:
-        UserError: for a store that is not known, a URL with a password or a query in it, or a missing package. The message
-            never repeats a password.
+        UserError: for an unsupported store, a URL with a password or query, or a missing package. The message never repeats a
+            password.
     """
     scheme, _, rest = url.partition("://")
     scheme = scheme.lower()
     host = rest.split("/", 1)[0]
     if ":" in host.rpartition("@")[0]:
         raise UserError(
-            f"cache: {scheme}://…@{host.rpartition('@')[2]} holds a password: expected a URL without one. Give credentials "
-            "by the store's usual means (environment variables, its configuration files, the machine's role), and remove "
-            "them from the recipe."
+            f"{key}: {scheme}://…@{host.rpartition('@')[2]} contains a password: expected a URL without one. Provide "
+            "credentials by the store's usual means (environment variables, its configuration files, the machine's role)."
         )
     if scheme not in STORES:
         raise UserError(
-            f"cache: {scheme}://{host} is of a kind that a cache cannot be kept in: expected a local folder, or an object "
-            f"store ({', '.join(f'{name}://' for name in STORES if name != 'memory')}). Correct `cache:`."
+            f"{key}: {scheme}://{host} is not a supported store: expected a local folder or an object store "
+            f"({', '.join(f'{name}://' for name in STORES if name != 'memory')})."
         )
     if re.search(r"[?#*\[\]]|::", rest):
         raise UserError(
-            f"cache: {scheme}://{re.split('[?#]', rest)[0]} holds, or is followed by, a `?`, `#`, `*`, `[`, `]` or `::`: "
-            f"expected {scheme}://BUCKET/FOLDER, with options given by the environment. Correct `cache:`."
+            f"{key}: {scheme}://{re.split('[?#]', rest)[0]} contains or precedes a `?`, `#`, `*`, `[`, `]` or `::`: expected "
+            f"{scheme}://BUCKET/FOLDER. Set options in the environment."
         )
+    if scheme == "hf" and not re.fullmatch(r"datasets/[\w.-]+/[\w.-]+(@[\w.-]+)?(/[\w./-]*)?", rest):
+        raise UserError(f"{key}: {url} names no data set: expected hf://datasets/ORGANISATION/NAME.")
     if not host.strip("/") and scheme != "memory":
-        raise UserError(f"cache: {url} names no bucket: expected {scheme}://BUCKET/FOLDER. Correct `cache:`.")
+        raise UserError(f"{key}: {url} has no bucket: expected {scheme}://BUCKET/FOLDER.")
     module, package = STORES[scheme]
     try:
         importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"cache: {scheme}://{host} needs the Python package {module}, which cannot be imported ({error}): "
-            f"expected it installed. Run `pip install '{package}'`, or give `cache:` a local folder."
+            f"{key}: {scheme}://{host} needs the Python package {module}: expected it installed ({error}). Run `pip install "
+            f"'{package}'`, or use a local folder."
         ) from error
     return f"{scheme}://{rest.rstrip('/')}"
 
 
 def connect(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a checked URL, and the URL's path in it.
+    """The fsspec file system of a checked URL, and the path in it.
 
-    Cheap after the first time in a process: fsspec keeps the connection, one for each process. Listings are never taken
-    from memory, so that what other writers did is seen.
+    fsspec keeps one connection per process. Listings are not cached, so that other writers' files are seen.
     """
     from fsspec.core import url_to_fs
 
@@ -89,12 +98,12 @@ def connect(url: str) -> tuple[Any, str]:
         options |= _s3_options()
     filesystem, path = url_to_fs(url, **options)
     if STORES[urlsplit(url).scheme][0] == "s3fs":
-        filesystem.retries = 2  # on top of botocore's own: an answer that broke off is asked for once more
+        filesystem.retries = 2  # besides botocore's own: repeat a response that broke off
     return filesystem, path
 
 
 def put_options(url: str) -> dict[str, Any]:
-    """What ``pipe_file`` has to be told so that a file is one PUT."""
+    """Options with which ``pipe_file`` writes a file by one PUT."""
     return {"chunksize": LARGEST_PUT} if STORES[urlsplit(url).scheme][0] == "s3fs" else {}
 
 
@@ -106,20 +115,20 @@ def _s3_options() -> dict[str, Any]:
         configured |= conf.get(protocol, {}).get("config_kwargs", {})
     config: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 15}
     if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
-        # Waits of up to 1, 2 and 4 seconds: what a busy store asks for, and an end within seconds where nobody answers.
+        # Waits of up to 1, 2 and 4 seconds: enough for a busy store, and a quick end where none answers.
         config["retries"] = {"mode": "standard", "total_max_attempts": 4}
-    # One request a file: shards are small, and several are read at once.
+    # One request per file: shards are small, and several are read at once.
     return {"max_concurrency": 1, "config_kwargs": config | configured}
 
 
 @contextmanager
-def asking(url: str) -> Iterator[None]:
-    """Whatever the file system raises inside the block becomes one ``StoreError``.
+def store_errors(url: str) -> Iterator[None]:
+    """Turn any exception of the file system in the block into a ``StoreError``.
 
-    ``FileNotFoundError`` and ``FileExistsError`` pass, as answers of their own; a bucket that is not there does not.
+    ``FileNotFoundError`` and ``FileExistsError`` pass; a missing bucket or data set is a ``StoreError``.
 
     Args:
-        url: what is asked for, for messages.
+        url: for messages.
     """
     try:
         yield
@@ -128,7 +137,7 @@ def asking(url: str) -> Iterator[None]:
     except StoreError:
         raise
     except FileNotFoundError as error:
-        if error_code(error) != "NoSuchBucket":
+        if error_code(error) not in NO_PLACE:
             raise
         raise _explained(url, error) from error
     except Exception as error:
@@ -136,11 +145,15 @@ def asking(url: str) -> Iterator[None]:
 
 
 def error_code(error: BaseException | None) -> str:
-    """The store's own name for the error (``AccessDenied``, say); empty where it gave none."""
+    """The store's error code, such as ``AccessDenied``, or of the hub the status; empty where there is none."""
     for one in _chain(error):
         response = getattr(one, "response", None)
         if isinstance(response, dict) and isinstance(response.get("Error"), dict):
             return str(response["Error"].get("Code", ""))
+        if type(one).__name__ == "RepositoryNotFoundError":
+            return "RepositoryNotFound"
+        if isinstance(status := getattr(response, "status_code", None), int):
+            return str(status)
     return ""
 
 
@@ -153,41 +166,43 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explained(url: str, error: BaseException) -> StoreError:
-    """What went wrong, in one sentence each for what was found, what was expected and what to do."""
+    """The error in plain words, with what to do."""
     scheme = urlsplit(url).scheme
     kinds = [type(one).__name__ for one in _chain(error)]
     code = error_code(error)
-    reason = _in_one_line(error)
+    reason = _short_text(error)
     means = "environment variables, its configuration files, the machine's role"
     if code == "NoSuchBucket":
         return StoreError(
-            f"{url}: there is no such bucket ({reason}): expected one that exists. Make it, or correct `cache:`."
+            f"{url}: there is no such bucket ({reason}). Create it, or correct the name: expected an existing bucket."
+        )
+    if scheme == "hf" and code in ("RepositoryNotFound", "401", "403"):
+        return StoreError(
+            f"{url}: there is no such data set, or the hub refuses access ({reason}): expected one that is public, or a token that may "
+            "read it (to publish: write to it). Correct the name, or set HF_TOKEN or run `hf auth login`, and run the command again."
         )
     if any(word in kind for kind in kinds for word in _CREDENTIALS):
         return StoreError(
-            f"{url} needs credentials, and none that can be used were found ({reason}): expected them by the usual means of "
-            f"{scheme}:// stores ({means}), never in the recipe. Set them, then run the same command again."
+            f"{url} needs credentials, and no usable ones were found ({reason}): expected them by the usual means of {scheme}:// stores "
+            f"({means}), not in the recipe. Set them and run the command again."
         )
     if isinstance(error, PermissionError) or code in ("403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
         return StoreError(
-            f"{url}: access was denied ({reason}): expected credentials that may list, read and write there (to train from "
-            f"a cache, list and read), found by the usual means ({means}). Look at whose they are and what the bucket "
-            "allows them, then run the same command again."
+            f"{url}: access was denied ({reason}): expected credentials that may list, read and write (to train: list and read), by the "
+            f"usual means ({means}). Check which are used and the bucket's permissions, and run the command again."
         )
-    # A reason that came from the server is an answer, whatever the classes that carry it are called.
+    # An error code comes from a server that was reached, whatever the exception class is called.
     if not code and any(word in kind for kind in kinds for word in _UNREACHED):
         return StoreError(
-            f"{url} cannot be reached ({reason}): expected a store that answers. Look at the network, at the bucket's name, "
-            "and at the endpoint where it is not the cloud's own (AWS_ENDPOINT_URL for s3://), then run the same command "
-            "again."
+            f"{url} cannot be reached ({reason}): expected a store that answers. Check the network, the bucket's name and a custom "
+            "endpoint (AWS_ENDPOINT_URL for s3://), and run the command again."
         )
     return StoreError(
-        f"{url} answered with an error ({type(error).__name__}: {reason}): expected the request to be done. Look at the store, then "
-        "run the same command again."
+        f"{url} returned an error ({type(error).__name__}: {reason}): expected success. Check the store and run the command again."
     )
 
 
-def _in_one_line(error: BaseException) -> str:
-    """What the error says; of an address only the host, for the rest may hold names, signatures or a password."""
+def _short_text(error: BaseException) -> str:
+    """The message in one line; of an address only the host, because the rest may hold signatures or a password."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"(https?://)(?:[^/\s\"]*@)?([^/\s\"?]+)[^\s\"]*", r"\1\2", text)[:300]

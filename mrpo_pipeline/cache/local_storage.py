@@ -1,4 +1,4 @@
-"""A cache in a local folder: files written whole or not at all, named by their content."""
+"""A cache in a local folder: files are written atomically and named by their content."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,8 +18,8 @@ from mrpo_pipeline.files.atomic import remove_leftovers, sync_folder, temporary_
 class LocalStorage:
     """The files of one reference's cache in a local folder.
 
-    Names are relative to that folder. A file is first written to a temporary name in the folder where it will stand,
-    flushed to the disk, then renamed, and the folder flushed: under its own name it is always whole.
+    Names are relative to that folder. A file is written to a temporary name in its folder, flushed to disk, renamed, and the folder
+    flushed: under its name it is always complete.
     """
 
     at_once = 1
@@ -30,7 +31,7 @@ class LocalStorage:
         return str(self.root)
 
     def make_root(self) -> None:
-        """Create the reference's folder, and those above it, and make their names last."""
+        """Create the reference's folder and its parents, and flush their names to disk."""
         fresh = []
         folder = self.root
         while not folder.exists():
@@ -41,46 +42,55 @@ class LocalStorage:
             sync_folder(made.parent)
 
     def list(self, folder: str, suffix: str = ".parquet") -> list[str]:
-        """Names of the whole files in the folder, sorted; none where the folder is not there."""
+        """Sorted names of the complete files in the folder; none for a missing folder."""
         try:
             names = os.listdir(self.root / folder)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(f"{folder}/{name}" for name in names if name.endswith(suffix) and not name.startswith("."))
 
+    def stamps(self, folder: str) -> dict[str, str]:
+        """Name → size, inode and times of each complete Parquet file in the folder. No program can set the time of a change."""
+        found = {}
+        for name in self.list(folder):
+            with suppress(FileNotFoundError):  # another process removed it
+                now = (self.root / name).stat()
+                found[name] = f"{now.st_size}-{now.st_ino}-{now.st_mtime_ns}-{now.st_ctime_ns}"
+        return found
+
     def size(self, name: str) -> int:
         """The file's size in bytes."""
         return (self.root / name).stat().st_size
 
     def read(self, name: str) -> pa.Buffer:
-        """All of the file's bytes."""
+        """The bytes of a file."""
         return pa.py_buffer(self._file(name).read_bytes())
 
     def open(self, name: str) -> pa.NativeFile:
-        """The file for reading parts of it (never mapped: a file cut short under a mapping kills the process)."""
+        """The file for partial reads (not memory-mapped: truncating a mapped file kills the process)."""
         return pa.OSFile(str(self._file(name)), "rb")
 
     def _file(self, name: str) -> Path:
-        """The file's path. Raises OSError for what is none: a pipe would wait for ever, /dev/zero never ends."""
+        """The path of a regular file. Raises OSError for others: a pipe would block, and /dev/zero never ends."""
         path = self.root / name
-        # One look decides: between two of them another process may have made the file.
+        # One stat: between two, another process may create the file.
         try:
             regular = stat.S_ISREG(path.stat().st_mode)
         except FileNotFoundError:
-            regular = not path.is_symlink()  # what is not there is told by who opens it
+            regular = not path.is_symlink()  # opening it reports a missing file
         if not regular:
-            raise OSError("it is no file but a folder, a pipe, a device, or a link to nothing")
+            raise OSError("it is not a regular file but a folder, a pipe, a device, or a dangling link")
         return path
 
     def put(self, folder: str, data: pa.Buffer | bytes, *, prefix: str = "", suffix: str = ".parquet") -> str:
-        """Write a file named ``prefix`` + the SHA-256 of its bytes + ``suffix``, whole or not at all.
+        """Write a file named ``prefix`` + the SHA-256 of its bytes + ``suffix`` atomically.
 
         Returns:
             the file's name.
 
         Raises:
-            OSError: where the disk refuses (full, read-only, gone); nothing is left behind then. The reference's own
-                folder is not made here: one that vanished is an error, not a new cache.
+            OSError: full, read-only or missing disk; nothing is left behind. The reference's folder is not made here: if it
+                vanished, that is an error and not a new cache.
         """
         name = f"{folder}/{prefix}{sha256_hex(data)}{suffix}"
         where = self.root / folder
@@ -97,10 +107,10 @@ class LocalStorage:
         return name
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write the file if there is none of that name; of several processes exactly one succeeds.
+        """Create the file if it does not exist; of several processes exactly one succeeds.
 
         Returns:
-            whether this call made the file.
+            whether this call created the file.
         """
         target = self.root / name
         temporary = self._write_temporary(target.parent, data)
@@ -118,11 +128,11 @@ class LocalStorage:
         return True
 
     def delete(self, name: str) -> None:
-        """Remove the file; none there is as good."""
+        """Delete the file if it exists."""
         (self.root / name).unlink(missing_ok=True)
 
     def move(self, name: str, folder: str) -> str:
-        """Put the file into another folder of the reference, under the name it has; its new name."""
+        """Move the file to another folder of the reference; its new name."""
         moved = f"{folder}/{name.rpartition('/')[2]}"
         (self.root / folder).mkdir(exist_ok=True)
         os.replace(self.root / name, self.root / moved)
@@ -131,23 +141,19 @@ class LocalStorage:
         return moved
 
     def can_write(self) -> bool:
-        """Whether files may be made there: no read-only file system, and permission."""
+        """Whether the file system and permissions allow creating files."""
         folder = self.root
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
         return os.access(folder, os.W_OK | os.X_OK)
 
     def clear_leftovers(self, folder: str = ".") -> int:
-        """Remove temporary files of processes that are dead, and those too old to belong to anyone.
-
-        Returns:
-            the number removed.
-        """
+        """Remove temporary files of dead processes, and very old ones; the number removed."""
         where = self.root / folder
         return remove_leftovers(where) if where.is_dir() else 0
 
     def delete_all(self, *, last: str) -> None:
-        """Remove the reference's folder with everything in it, the file of this name after all others."""
+        """Delete the reference's folder, the file ``last`` after all others."""
         for path in self.root.iterdir() if self.root.is_dir() else ():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -170,7 +176,7 @@ class LocalStorage:
         return path
 
     def _create_without_links(self, target: Path, data: bytes) -> bool:
-        """For file systems without hard links: exclusive all the same, whole unless killed within one small write."""
+        """For file systems without hard links: exclusive, and complete unless killed during one small write."""
         try:
             with open(target, "xb") as file:
                 file.write(data)

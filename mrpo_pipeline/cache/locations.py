@@ -1,4 +1,4 @@
-"""What ``cache:`` may be, a folder or the URL of an object store; what references are called there, and which lie there."""
+"""Cache locations: a folder or the URL of an object store, and the references in it."""
 
 from __future__ import annotations
 
@@ -17,34 +17,28 @@ from mrpo_pipeline.terminal import one_line
 MANIFEST = "manifest.json"
 
 
-def check_location(root: str | Path) -> str | Path:
-    """Where a cache is kept: a folder's path, or a URL that can be opened. Nothing is asked of a store.
+def check_location(root: str | Path, key: str = "cache") -> str | Path:
+    """A folder's path, or a supported URL; makes no request. Raises UserError for others, without repeating a password.
 
-    Raises:
-        UserError: where it is neither; a password in a URL is not repeated.
+    Args:
+        key: the recipe's key or the option that names it, for messages.
     """
     text = str(root)
     scheme, separator, _ = text.partition(":")
     if "://" not in text:
         if separator and scheme.lower() in STORES:
-            raise UserError(f"cache: {text} is no URL: expected {scheme}://BUCKET/FOLDER. Correct `cache:`.")
+            raise UserError(f"{key}: {text} is not a URL: expected {scheme}://BUCKET/FOLDER.")
         try:
             return Path(root).expanduser()
         except RuntimeError:
-            raise UserError(
-                f"cache: {text} names the home of nobody here: expected a folder. Correct `cache:`."
-            ) from None
+            raise UserError(f"{key}: {text} names the home of an unknown user: expected a folder.") from None
     if scheme.lower() == "file":
         return Path(url2pathname(urlsplit(text).path))
-    return check_url(text)
+    return check_url(text, key)
 
 
 def open_storage(root: str | Path, name: str) -> Storage:
-    """The files of the reference of that name; nothing is made or read yet.
-
-    Raises:
-        UserError: where a cache cannot be kept there.
-    """
+    """The storage of a reference; creates and reads nothing. Raises UserError for an unsupported location."""
     location = check_location(root)
     if isinstance(location, str):
         return ObjectStorage(f"{location}/{name}")
@@ -53,31 +47,24 @@ def open_storage(root: str | Path, name: str) -> Storage:
 
 
 def refuse_files(key: str, folders: Iterable[Path]) -> None:
-    """Refuse places for folders where a file stands, or where there can be none.
+    """Raise UserError where a folder's path is a file, or can't be a folder.
 
     Args:
-        key: the recipe's, with its option where it has one: what the message begins with.
-
-    Raises:
-        UserError: naming the first such place.
+        key: the recipe's key, with its option, for the message.
     """
     for folder in folders:
         try:
             in_the_way = folder.exists() and not folder.is_dir()
         except OSError as error:  # a name that is too long, a link to itself
             raise UserError(
-                f"{key}: {one_line(folder)} can't be a folder ({error.strerror}): expected a place for one. Name another one."
+                f"{key}: {one_line(folder)} can't be a folder ({error.strerror}). Use another path."
             ) from error
         if in_the_way:
-            raise UserError(f"{key}: {folder} is a file: expected a folder, or a name that is free. Name another one.")
+            raise UserError(f"{key}: {folder} is a file: expected a folder or a new path.")
 
 
 def list_references(root: str | Path) -> list[str]:
-    """Names of the references that the cache holds, sorted; none where there is no such folder.
-
-    Raises:
-        UserError: where it cannot be read or reached.
-    """
+    """Sorted names of the references in the cache; none for a missing folder. Raises UserError where it can't be read."""
     location = check_location(root)
     try:
         if isinstance(location, str):
@@ -86,6 +73,4 @@ def list_references(root: str | Path) -> list[str]:
     except StoreError as error:
         raise UserError(str(error)) from error
     except OSError as error:
-        raise UserError(
-            f"The cache folder {root} cannot be read ({error.strerror}): give read access to it."
-        ) from error
+        raise UserError(f"The cache folder {root} can't be read ({error.strerror}): give read access.") from error

@@ -1,31 +1,30 @@
-"""Looking after a cache: is every shard what was written, what is in it, what can go."""
+"""Maintenance of a cache: verify, prune."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from mrpo_pipeline.cache.active_writers import AT_WORK
+from mrpo_pipeline.cache.active_writers import ACTIVE
 from mrpo_pipeline.cache.coverage import Coverage, best_rows
+from mrpo_pipeline.cache.coverage_index import INDEX, index_prefix
 from mrpo_pipeline.cache.manifest import Manifest
-from mrpo_pipeline.cache.sequence_logps import SUMS, load_sums, shards_key
+from mrpo_pipeline.cache.sequence_logps import SUMS, is_sound, load_sums, shards_key
 from mrpo_pipeline.cache.shards import SHARDS, DamagedError, read_checked, read_rows
+from mrpo_pipeline.cache.span_logps import SPANS
 from mrpo_pipeline.cache.storage import Storage
 from mrpo_pipeline.cache.unscorable import UNFIT
 
-# What processes that died may have left something half written in: the reference's own folder, and those below it.
-WRITTEN_TO = (".", SHARDS, SUMS, UNFIT, AT_WORK)
+# Folders in which a killed process may leave temporary files.
+TEMPORARY_FOLDERS = (".", SHARDS, SUMS, SPANS, INDEX, UNFIT, ACTIVE)
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """One shard, or record of what does not fit, as ``verify`` found it; ``problem`` is None where it is sound.
+    """The verification of one file, a shard or a record of unscorable completions; ``problem`` is None where it is sound.
 
-    ``unread`` where the system did not let it be read: nothing tells whether it is sound, and there is nothing to repair.
+    ``unread``: the system did not allow reading it, so its state is unknown and nothing can be repaired.
     """
 
     name: str
@@ -37,26 +36,8 @@ class ShardReport:
 
 
 @dataclass(frozen=True)
-class CacheStats:
-    """What a reference's cache holds.
-
-    ``rows`` counts what the shards hold, ``completions`` what they serve (each once), ``complete`` those of them that were
-    scored whole, ``tokens`` the served completions' tokens, ``nats_per_token`` their mean negative log-prob.
-    """
-
-    shards: int
-    size: int
-    rows: int
-    completions: int
-    complete: int
-    tokens: int
-    nats_per_token: float
-    unfit: int
-
-
-@dataclass(frozen=True)
 class Pruned:
-    """What ``prune`` removed: numbers of files, and bytes."""
+    """Files and bytes that ``prune`` removed."""
 
     leftovers: int
     sums: int
@@ -65,11 +46,9 @@ class Pruned:
 
 
 def verify_shards(storage: Storage, manifest: Manifest | None) -> Iterator[ShardReport]:
-    """Re-read every shard: its checksum, its origin, and what its rows must be. No shard stops the others from being looked
-    at.
+    """Verify checksum, origin and rows of every shard, and the checksum of every record of unscorable completions.
 
-    The records of what does not fit a reference's context are files like shards, and looked at too. A file that another
-    process removed meanwhile is passed over.
+    A damaged file does not stop the verification; one that another process removed meanwhile is skipped.
     """
 
     def verify(name: str) -> ShardReport | None:
@@ -83,7 +62,7 @@ def verify_shards(storage: Storage, manifest: Manifest | None) -> Iterator[Shard
         except FileNotFoundError:
             return None
         except OSError as error:
-            return ShardReport(name, 0, problem=f"it cannot be read ({error.strerror or error})", unread=True)
+            return ShardReport(name, 0, problem=f"it can't be read ({error.strerror or error})", unread=True)
         except DamagedError as error:
             return ShardReport(name, size, rows, tokens, error.problem)
         return ShardReport(name, size, rows, tokens)
@@ -93,51 +72,12 @@ def verify_shards(storage: Storage, manifest: Manifest | None) -> Iterator[Shard
         yield from (report for report in pool.map(verify, names) if report is not None)
 
 
-def cache_stats(storage: Storage, coverage: Coverage, unfit: int) -> CacheStats:
-    """Count what is there, from verified shards.
-
-    Raises:
-        DamagedError: for a shard that is not what was written.
-    """
-    every = coverage.rows()
-    best = best_rows(every)
-    names = storage.list(SHARDS)
-
-    def count(job: tuple[str, npt.NDArray[np.int64]]) -> tuple[int, float]:
-        """Tokens and nats of one shard's rows that serve."""
-        name, served = job
-        tokens, nats = 0, 0.0
-        for group in read_rows(storage, name, read_checked(storage, name)):
-            low, high = np.searchsorted(served, [group.first, group.first + len(group)])
-            places = served[low:high] - group.first
-            sums = np.add.reduceat(group.logprobs.astype(np.float64), group.offsets[:-1])
-            nats -= float(sums[places].sum())
-            tokens += int(np.diff(group.offsets)[places].sum())
-        return tokens, nats
-
-    jobs = [(str(name), part["row"].sort().to_numpy()) for (name,), part in best.group_by("shard")]
-    with ThreadPoolExecutor(storage.at_once) as pool:
-        counted = list(pool.map(count, jobs))
-    tokens, total = sum(one for one, _ in counted), sum(one for _, one in counted)
-    return CacheStats(
-        shards=len(names),
-        size=sum(storage.size(name) for name in names),
-        rows=every.height,
-        completions=best.height,
-        complete=int(best["complete"].sum()),
-        tokens=tokens,
-        nats_per_token=total / tokens if tokens else float("nan"),
-        unfit=unfit,
-    )
-
-
 def prune_cache(storage: Storage, coverage: Coverage, manifest: Manifest | None) -> Pruned:
-    """Remove what serves nothing: leftovers of dead processes, sums of other shards or damaged ones, and shards of which
-    every row is served as well by another.
+    """Remove leftovers of dead processes, outdated or damaged sums and spans, and shards whose every row is superseded by another's.
 
-    Only sound shards count, on either side: a damaged one is left for ``verify`` to name.
+    Damaged shards neither supersede others nor are removed: ``verify`` reports them.
     """
-    leftovers = sum(storage.clear_leftovers(folder) for folder in WRITTEN_TO)
+    leftovers = sum(storage.clear_leftovers(folder) for folder in TEMPORARY_FOLDERS)
     sound = [
         report.name
         for report in verify_shards(storage, manifest)
@@ -146,14 +86,20 @@ def prune_cache(storage: Storage, coverage: Coverage, manifest: Manifest | None)
     serving = best_rows(coverage.rows(sound))["shard"].unique()
     superseded = sorted(set(sound) - set(serving.to_list()))
     left = [name for name in storage.list(SHARDS) if name not in superseded]
-    current = f"{SUMS}/{shards_key(left, manifest)}-"
+    current = f"{shards_key(left, manifest)}-"
     stale = [
-        name
-        for name in storage.list(SUMS)
-        if not name.startswith(current) or load_sums(storage, name.removeprefix(f"{SUMS}/")) is None
+        *_stale(storage, SUMS, current, lambda name: load_sums(storage, name) is not None),
+        *_stale(storage, SPANS, current, lambda name: is_sound(storage, SPANS, name)),
+        *_stale(storage, INDEX, index_prefix(manifest), lambda name: is_sound(storage, INDEX, name)),
     ]
     size = 0
     for name in superseded + stale:
         size += storage.size(name)
         storage.delete(name)
     return Pruned(leftovers, len(stale), len(superseded), size)
+
+
+def _stale(storage: Storage, folder: str, current: str, sound: Callable[[str], bool]) -> list[str]:
+    """The derived files of a folder that are of other shards, or are not what was written."""
+    names = [path.removeprefix(f"{folder}/") for path in storage.list(folder)]
+    return [f"{folder}/{name}" for name in names if not name.startswith(current) or not sound(name)]

@@ -1,4 +1,4 @@
-"""The identity of a reference's numbers: what they were computed from, fixed once."""
+"""The manifest of a reference's cache: the fingerprint of the model and settings that its log-probs come from."""
 
 from __future__ import annotations
 
@@ -8,40 +8,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mrpo_pipeline.cache import probe_logps
 from mrpo_pipeline.errors import UserError
 
 FORMAT = 1
 
-# A hub commit names the weights where their content cannot be hashed, a template's file the template where there is no
-# tokenizer to render with. Where the right-hand field is known it alone decides: a commit that touches only a model card
-# changes no number.
-STAND_INS = {"revision": "weights", "template_file": "template"}
+# Fields that replace a content hash where that is unknown: a hub commit for the weights, a template's file for the template. A known
+# hash alone decides: a commit that only changes a model card changes no log-prob. A revision that a server no longer reports is not
+# compared.
+STAND_INS = {"revision": "weights", "template_file": "template", "served_revision": "served_weights"}
 
-# What a manifest that says nothing of a field means by that.
-UNSAID = {"engine_options": "none"}
+# Defaults of fields that a manifest does not have.
+DEFAULTS = {"engine_options": "none"}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``manifest.json`` holds.
+    """The content of ``manifest.json``.
 
     Attributes:
-        reference: the reference's name when the cache was made; for a reader, compared with nothing.
-        fingerprint: field → value, of everything that changes the numbers.
-        recorded: engine, versions, machine and time: for a reader, compared with nothing.
+        reference: the reference's name when the cache was created; informative, not compared.
+        fingerprint: field → value, of everything that changes the log-probs.
+        recorded: engine, versions, machine and time; informative, not compared.
+        card: how the cache was published (`token_ids: withheld`); not compared.
         format: version of the cache's layout.
+        edited: whether the file is not what was written, though its fingerprint is.
     """
 
     reference: str
     fingerprint: Mapping[str, str]
     recorded: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+    edited: bool = field(default=False, compare=False)
+
+    @property
+    def ids_withheld(self) -> bool:
+        """Whether the cache was published with 0 in place of each token id."""
+        return self.card.get("token_ids") == "withheld"
 
     @property
     def fingerprint_hash(self) -> str:
         """SHA-256 of the fingerprint's canonical JSON."""
-        text = json.dumps(dict(self.fingerprint), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _digest(dict(self.fingerprint))
 
     def to_bytes(self) -> bytes:
         document = {
@@ -50,7 +59,9 @@ class Manifest:
             "fingerprint": dict(self.fingerprint),
             "fingerprint_hash": self.fingerprint_hash,
             "recorded": dict(self.recorded),
+            **({"card": dict(self.card)} if self.card else {}),
         }
+        document["digest"] = _digest(document)
         return (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode()
 
     @classmethod
@@ -62,75 +73,85 @@ class Manifest:
             where: the file, for messages.
 
         Raises:
-            UserError: where the file is no manifest, was changed, or is of a newer format.
+            UserError: for a file that is not a manifest, was edited, or has a newer format.
         """
         try:
             document = json.loads(data)
             version = document["format"]
             if isinstance(version, int) and version > FORMAT:
                 raise UserError(
-                    f"{where} has format {str(version)[:20]}: this version of mrpo reads up to {FORMAT}; expected no newer one. "
-                    "Upgrade mrpo, or name another cache folder."
+                    f"{where} has format {str(version)[:20]}: this version of mrpo reads up to {FORMAT}: expected no newer one. "
+                    "Upgrade mrpo, or use another cache folder."
                 )
             fingerprint = document["fingerprint"]
             if version != FORMAT or not all(isinstance(value, str) for value in fingerprint.values()):
                 raise ValueError("a field has the wrong type")
-            manifest = cls(str(document["reference"]), fingerprint, dict(document["recorded"]), version)
+            # Earlier versions wrote none. What is compared with nothing may be edited here, but not be taken over from elsewhere.
+            edited = document.pop("digest", None) not in (None, _digest(document))
+            manifest = cls(
+                str(document["reference"]),
+                fingerprint,
+                dict(document["recorded"]),
+                dict(document.get("card") or {}),
+                version,
+                edited,
+            )
             if manifest.fingerprint_hash != document["fingerprint_hash"]:
                 raise ValueError("the fingerprint does not agree with its hash")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"no {error} in it" if isinstance(error, KeyError) else str(error)
             raise UserError(
-                f"{where} is not a readable manifest ({reason}): expected the JSON that mrpo wrote when the reference was "
-                "first scored. Restore the file from a copy; without it the numbers beside it have no known origin, and "
-                "the reference's folder must be removed and scored again."
+                f"{where} is not a readable manifest ({reason}). Without it the origin of the log-probs is unknown: restore it from a "
+                "backup, or remove the reference's folder and score again."
             ) from error
         return manifest
 
     def differences(self, expected: Mapping[str, str | None]) -> list[tuple[str, str, str]]:
-        """Fields in which the cache is not what the run expects: (field, recorded, expected).
-
-        A field that is None in ``expected`` cannot be told here, or is left to the cache (``auto``): it is not compared.
-        """
+        """Fields that differ: (field, recorded, expected). Fields that are None in ``expected``, unknown or ``auto``, are not compared."""
         found = []
         for name, value in expected.items():
-            if value is None or value == self.fingerprint.get(name, UNSAID.get(name)):
+            if value is None or value == self.fingerprint.get(name, DEFAULTS.get(name)):
+                continue
+            if name == probe_logps.FIELD and name in self.fingerprint:
+                if (both := probe_logps.difference(self.fingerprint[name], value)) is not None:
+                    found.append((name, *both))
                 continue
             if name in STAND_INS:
                 content = STAND_INS[name]
-                told = expected.get(content) is not None and content in self.fingerprint
-                if told or name not in self.fingerprint:
+                known = expected.get(content) is not None and content in self.fingerprint
+                if known or name not in self.fingerprint:
                     continue
             found.append((name, self.fingerprint.get(name, "(not recorded)"), value))
         return found
 
 
-def foreign(manifest: Manifest, data: bytes) -> str:
-    """Why a shard that says it was computed from ``data`` (a fingerprint as JSON) is not of this manifest; empty where it
-    is.
+def _digest(document: Mapping[str, Any]) -> str:
+    """SHA-256 of the document's canonical JSON, 64 hex digits."""
+    text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
-    Raises:
-        ValueError: where it is no fingerprint.
-    """
+
+def foreign(manifest: Manifest, data: bytes) -> str:
+    """How a shard's fingerprint (JSON) differs from the manifest's; empty where it does not. Raises ValueError for a malformed one."""
     try:
         fingerprint = json.loads(data)
     except RecursionError as error:
-        raise ValueError("what it says of its origin is no fingerprint") from error
+        raise ValueError("its fingerprint is malformed") from error
     if not isinstance(fingerprint, dict) or not all(isinstance(value, str) for value in fingerprint.values()):
-        raise ValueError("what it says of its origin is no fingerprint")
+        raise ValueError("its fingerprint is malformed")
     missing_here = Manifest("", fingerprint).differences(manifest.fingerprint)
     found = {name: (own, theirs) for name, own, theirs in manifest.differences(fingerprint)}
     found |= {name: (own, theirs) for name, theirs, own in missing_here}
-    told = ", ".join(f"`{name}` is {theirs} in it and {own} in the manifest" for name, (own, theirs) in found.items())
-    return f"it was not computed by this reference: {told}" if found else ""
+    text = ", ".join(f"`{name}` is {theirs} in it and {own} in the manifest" for name, (own, theirs) in found.items())
+    return f"it was not computed by this reference: {text}" if found else ""
 
 
 def fixed_fields(fingerprint: Mapping[str, str | None]) -> dict[str, str]:
-    """The fingerprint as it is written down: without the fields that do not apply.
+    """The fingerprint without fields that do not apply.
 
     Raises:
-        UserError: where neither the weights' content nor a revision is known, or another field is not: such numbers could
-            never be told from others later.
+        UserError: where neither a hash nor a revision of the weights is known, or another field is not: such log-probs could not be
+            told apart later.
     """
     known = {name: value for name, value in fingerprint.items() if value is not None}
     stood_in = {content for stand_in, content in STAND_INS.items() if stand_in in known}
@@ -138,7 +159,7 @@ def fixed_fields(fingerprint: Mapping[str, str | None]) -> dict[str, str]:
     unknown = [name for name, value in fingerprint.items() if value is None and name not in optional]
     if unknown:
         raise UserError(
-            f"A cache cannot be begun while {', '.join(unknown)} of the reference cannot be told: expected the model's "
-            "files at hand. Check the reference's `model`, `adapter` and `tokenizer`, or download them first."
+            f"The cache can't be created, because {', '.join(unknown)} of the reference cannot be determined: expected the model's local "
+            "files. Check the reference's `model`, `adapter` and `tokenizer`, or download them first."
         )
     return known

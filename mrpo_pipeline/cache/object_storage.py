@@ -1,26 +1,29 @@
-"""A cache in an object store: one PUT a file, listed by prefix, read in ranges."""
+"""A cache in an object store: one PUT per file, prefix listings, range reads."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from mrpo_pipeline.cache.fsspec_backend import asking, connect, error_code, put_options
+from mrpo_pipeline.cache.fsspec_backend import NO_PLACE, READ_ONLY, connect, error_code, put_options, store_errors
 from mrpo_pipeline.cache.storage import StoreError, sha256_hex
 
-# Between tries of a conditional PUT that met another one: S3 then asks for it again (ConditionalRequestConflict).
+# Waits between tries of a conditional PUT that conflicts with another: S3 expects a retry (ConditionalRequestConflict).
 _CONFLICT_SECONDS = (0.1, 0.3, 1.0, 3.0)
 
 
 class ObjectStorage:
     """The files of one reference's cache under a URL such as ``s3://bucket/folder/reference``.
 
-    Nothing can be renamed there, and nothing has to be: a PUT shows its object whole or not at all. A PUT whose answer was
-    lost may have been done all the same; repeated, it writes the same bytes under the same name. Nothing but the URL is
-    kept of the connection, so that it may be sent to another process.
+    A PUT is atomic, so no rename is needed. A PUT whose response was lost may have succeeded; repeating it writes the same bytes under
+    the same name. Keeps only the URL of the connection, so that it can be pickled.
     """
 
     at_once = 8
@@ -28,7 +31,7 @@ class ObjectStorage:
     def __init__(self, url: str) -> None:
         """
         Args:
-            url: as ``check_url`` gives it, and the reference's name at its end.
+            url: of ``check_url``, followed by the reference's name.
         """
         self.url = url
         # A shard's name fixes its content: its size, once listed, holds.
@@ -38,81 +41,100 @@ class ObjectStorage:
         return self.url
 
     def make_root(self) -> None:
-        """Nothing: there are no folders."""
+        """Does nothing: there are no folders."""
 
     def list(self, folder: str, suffix: str = ".parquet") -> list[str]:
-        """Names of the files in the folder, sorted, by one listing request for every thousand."""
-        with asking(self.url):
+        """Names of the files in the folder, sorted, by one listing request per thousand."""
+        return sorted(self._entries(folder, suffix))
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        """Name → size, and tag or time of the last write, of each Parquet file in the folder; none of a store that gives neither."""
+        entries = self._entries(folder, ".parquet")
+        stamps = {name: entry.get("ETag") or modified(entry) for name, entry in entries.items()}
+        return {name: f"{entries[name]['size']}-{stamp}" for name, stamp in stamps.items() if stamp}
+
+    def modified(self, folder: str) -> dict[str, datetime]:
+        """Name → time of the last write, by the store's clock, of each file in the folder; none of a store that gives no times."""
+        entries = self._entries(folder, "").items()
+        return {name: time for name, entry in entries if (time := modified(entry)) is not None}
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, or replace it. Raises StoreError."""
+        self._require_writable()
+        write_object(self.url, name, data)
+
+    def _entries(self, folder: str, suffix: str) -> dict[str, dict[str, Any]]:
+        with store_errors(self.url):
             filesystem, root = connect(self.url)
             filesystem.invalidate_cache(f"{root}/{folder}")
             try:
                 entries = filesystem.ls(f"{root}/{folder}", detail=True)
             except FileNotFoundError as error:
-                if error_code(error) == "NoSuchBucket":
+                if error_code(error) in NO_PLACE:
                     raise
-                return []
-        sizes = {}
+                return {}
+        found = {}
         for entry in entries:
             name = str(entry["name"]).rstrip("/").rpartition("/")[2]
             if entry["type"] == "file" and name.endswith(suffix) and not name.startswith("."):
-                sizes[f"{folder}/{name}"] = int(entry["size"])
-        self._sizes |= sizes
-        return sorted(sizes)
+                found[f"{folder}/{name}"] = entry
+        self._sizes |= {name: int(entry["size"]) for name, entry in found.items()}
+        return found
 
     def size(self, name: str) -> int:
-        """The file's size in bytes, from the last listing that named it where there was one."""
+        """The file's size in bytes, from the last listing if it was in one."""
         if name not in self._sizes:
-            with asking(self.url):
+            with store_errors(self.url):
                 filesystem, root = connect(self.url)
                 self._sizes[name] = int(filesystem.size(f"{root}/{name}"))
         return self._sizes[name]
 
     def read(self, name: str) -> pa.Buffer:
-        """All of the file's bytes, in one request."""
-        with asking(self.url):
+        """The bytes of a file, in one request."""
+        with store_errors(self.url):
             filesystem, root = connect(self.url)
             return pa.py_buffer(filesystem.cat_file(f"{root}/{name}"))
 
     def open(self, name: str) -> pa.NativeFile:
-        """The file for reading parts of it: each read is one request for these bytes and no others."""
+        """The file for partial reads: each read is one range request."""
         return pa.PythonFile(_Ranges(self, name, self.size(name)), mode="r")
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
-        """The file's bytes from ``start`` up to ``end``, which is not read."""
-        with asking(self.url):
+        """The file's bytes from ``start`` up to but excluding ``end``."""
+        with store_errors(self.url):
             filesystem, root = connect(self.url)
             return bytes(filesystem.cat_file(f"{root}/{name}", start=start, end=end))
 
     def put(self, folder: str, data: pa.Buffer | bytes, *, prefix: str = "", suffix: str = ".parquet") -> str:
-        """Write a file named ``prefix`` + the SHA-256 of its bytes + ``suffix`` by one PUT, whole or not at all.
+        """Write a file named ``prefix`` + the SHA-256 of its bytes + ``suffix`` by one atomic PUT.
 
-        Up to S3's limit of 5 GiB, far above any shard; beyond it s3fs sends parts, and they show once all are there.
+        Beyond S3's limit of 5 GiB, far above any shard, s3fs uploads parts, which appear once all are there.
 
         Returns:
             the file's name.
 
         Raises:
-            StoreError: where the store cannot be reached or refuses, after tries that end within a minute or two.
+            StoreError: where the store fails after retries of a minute or two.
         """
         name = f"{folder}/{prefix}{sha256_hex(data)}{suffix}"
-        with asking(self.url):
-            filesystem, root = connect(self.url)
-            filesystem.pipe_file(f"{root}/{name}", bytes(memoryview(data)), **put_options(self.url))
+        self._require_writable()
+        write_object(self.url, name, bytes(memoryview(data)))
         return name
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write the file if there is none of that name, by a PUT on that condition (``If-None-Match: *`` on S3).
+        """Create the file if it does not exist, by a conditional PUT (``If-None-Match: *`` on S3).
 
-        A store that says that it knows no such condition gets a look and then a PUT; one that ignores it without a word
-        overwrites. Two processes in the same moment may then both believe that they made the file: the later one's stays,
-        and whoever reads it back sees which it is, as the cache does before it goes on and before every shard.
+        A store that reports no support for conditions gets a read and then a PUT; one that ignores them overwrites. Two processes may then
+        both believe that they created the file: the later one's stays. The cache reads it back before it continues and before
+        every shard.
 
         Returns:
-            whether this call made the file. A caller whose PUT was done and whose answer was lost may be told False.
+            whether this call created the file; may be False where it did and the response was lost.
         """
+        self._require_writable()
         for wait in (*_CONFLICT_SECONDS, None):
             try:
-                with asking(self.url):
+                with store_errors(self.url):
                     filesystem, root = connect(self.url)
                     filesystem.pipe_file(f"{root}/{name}", data, mode="create", **put_options(self.url))
                 return True
@@ -123,38 +145,48 @@ class ObjectStorage:
                 if code in ("PreconditionFailed", "412"):
                     return False
                 if code in ("NotImplemented", "501") or isinstance(error.__cause__, NotImplementedError):
-                    return self._create_after_a_look(name, data)
+                    return self._create_after_reading(name, data)
                 if code not in ("ConditionalRequestConflict", "OperationAborted", "409") or wait is None:
                     raise
                 time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 
     def delete(self, name: str) -> None:
-        """Remove the file; none there is as good."""
-        with asking(self.url), suppress(FileNotFoundError):
+        """Delete the file if it exists."""
+        self._require_writable()
+        with store_errors(self.url), suppress(FileNotFoundError):
             filesystem, root = connect(self.url)
             filesystem.rm_file(f"{root}/{name}")
 
     def move(self, name: str, folder: str) -> str:
-        """Put the file into another folder of the reference, by a copy within the store; its new name."""
+        """Move the file to another folder of the reference, by a copy within the store; its new name."""
+        self._require_writable()
         moved = f"{folder}/{name.rpartition('/')[2]}"
-        with asking(self.url):
+        with store_errors(self.url):
             filesystem, root = connect(self.url)
             filesystem.cp_file(f"{root}/{name}", f"{root}/{moved}")
         self.delete(name)
         return moved
 
     def can_write(self) -> bool:
-        """True: only a PUT tells."""
-        return True
+        """Whether the store takes single files; whether this user may write, only a PUT shows."""
+        return urlsplit(self.url).scheme not in READ_ONLY
+
+    def _require_writable(self) -> None:
+        if not self.can_write():
+            raise StoreError(
+                f"{self.url} is read in place; only `mrpo cache push` writes there. Copy it (`mrpo cache pull`) and set that folder "
+                "in `cache:`."
+            )
 
     def clear_leftovers(self, folder: str = ".") -> int:
-        """Nothing: a PUT that broke off leaves nothing behind."""
+        """Does nothing: an interrupted PUT leaves no file."""
         return 0
 
     def delete_all(self, *, last: str) -> None:
-        """Remove every file under the URL, the one of this name after all others."""
-        with asking(self.url), suppress(FileNotFoundError):
+        """Delete every file under the URL, ``last`` after all others."""
+        self._require_writable()
+        with store_errors(self.url), suppress(FileNotFoundError):
             filesystem, root = connect(self.url)
             filesystem.invalidate_cache()
             found = [str(path).removeprefix(f"{root}/") for path in filesystem.find(root)]
@@ -162,26 +194,43 @@ class ObjectStorage:
                 list(pool.map(self.delete, [name for name in found if name != last]))
         self.delete(last)
 
-    def _create_after_a_look(self, name: str, data: bytes) -> bool:
+    def _create_after_reading(self, name: str, data: bytes) -> bool:
         try:
             self.read(name)
         except FileNotFoundError:
-            with asking(self.url):
+            with store_errors(self.url):
                 filesystem, root = connect(self.url)
                 filesystem.pipe_file(f"{root}/{name}", data, **put_options(self.url))
             return bool(self.read(name).to_pybytes() == data)
         return False
 
 
+def modified(entry: Mapping[str, Any]) -> datetime | None:
+    """The time of the last write of a listed file, under any of the names that file systems have for it."""
+    for key in ("LastModified", "last_modified", "updated", "mtime", "created"):
+        if isinstance(time := entry.get(key), str):
+            time = datetime.fromisoformat(time)
+        if isinstance(time, datetime):
+            return time
+    return None
+
+
+def write_object(url: str, name: str, data: bytes) -> None:
+    """Write one file under the URL. Raises StoreError."""
+    with store_errors(url):
+        filesystem, root = connect(url)
+        filesystem.pipe_file(f"{root}/{name}", data, **put_options(url))
+
+
 def folders_holding(url: str, name: str) -> list[str]:
-    """Names of the folders right under the URL that hold a file of this name, sorted."""
-    with asking(url):
+    """Sorted names of the folders directly under the URL that contain a file of this name."""
+    with store_errors(url):
         filesystem, root = connect(url)
         filesystem.invalidate_cache()
         try:
             entries = filesystem.ls(root, detail=True)
         except FileNotFoundError as error:
-            if error_code(error) == "NoSuchBucket":
+            if error_code(error) in NO_PLACE:
                 raise
             return []
     folders = [str(one["name"]).rstrip("/").rpartition("/")[2] for one in entries if one["type"] == "directory"]
@@ -198,10 +247,9 @@ def folders_holding(url: str, name: str) -> list[str]:
 
 
 class _Ranges:
-    """An object as the readable, seekable file that Arrow asks for.
+    """An object as a readable, seekable file for Arrow.
 
-    What is read first, the end of a Parquet file, is held: the whole of a small file, and a large one's directory, which
-    is looked at more than once.
+    The first read is kept: the end of a Parquet file, with its footer, which is read more than once, or all of a small file.
     """
 
     def __init__(self, storage: ObjectStorage, name: str, size: int) -> None:
@@ -209,8 +257,8 @@ class _Ranges:
         self._name = name
         self._size = size
         self._at = 0
-        self._held_from = 0
-        self._held = b""
+        self._buffer_start = 0
+        self._buffer = b""
         self.closed = False
 
     def readable(self) -> bool:
@@ -233,13 +281,13 @@ class _Ranges:
         end = self._size if count < 0 else min(self._at + count, self._size)
         if end <= self._at:
             return b""
-        first, last = self._at - self._held_from, end - self._held_from
-        if first >= 0 and last <= len(self._held):
-            data = self._held[first:last]
+        first, last = self._at - self._buffer_start, end - self._buffer_start
+        if first >= 0 and last <= len(self._buffer):
+            data = self._buffer[first:last]
         else:
             data = self._storage.read_range(self._name, self._at, end)
-            if not self._held:
-                self._held_from, self._held = self._at, data
+            if not self._buffer:
+                self._buffer_start, self._buffer = self._at, data
         self._at += len(data)
         return data
 

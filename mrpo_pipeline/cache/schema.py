@@ -1,4 +1,4 @@
-"""What a shard holds, and how its columns are encoded."""
+"""The schema and encoding of shards, and the checks of a row."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from mrpo_pipeline.errors import RunError
 
 ROW_GROUP_ROWS = 10_000
 
-# Under this key a shard's metadata says what its numbers were computed from, as the manifest does: a shard that came from
-# another reference's folder is known by it. Shards of other writers may do without.
+# Metadata key of the manifest's fingerprint, which identifies shards of another reference. Optional in shards of other writers.
 FINGERPRINT_KEY = b"mrpo.fingerprint"
 
 SHARD_SCHEMA = pa.schema(
@@ -39,8 +38,7 @@ UNFIT_SCHEMA = pa.schema(
     ]
 )
 
-# Token ids stay plain: zstd finds their repeated words itself (1.0 byte a token on English text), where deltas hide
-# them (1.7 bytes), and every Parquet reader knows the encoding.
+# Token ids are plain: zstd finds repeated words (1.0 byte per token on English text), which deltas hide (1.7 bytes).
 _ENCODINGS = {
     "prompt_tokens": "DELTA_BINARY_PACKED",
     "token_ids.list.element": "PLAIN",
@@ -49,22 +47,22 @@ _ENCODINGS = {
 }
 
 
-# What rounding may put above 0, in nats; and what no model gives a token that it does not mask (the lowest finite float32).
+# Nats: rounding may exceed 0 slightly; below the lowest, a token was masked (the lowest finite float32).
 HIGHEST_LOGP = 1e-3
 LOWEST_LOGP = -1e6
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRow:
-    """One completion as one reference scored it.
+    """One completion scored by one reference.
 
     Attributes:
         completion_id: 32 hex digits.
-        prompt_tokens: tokens of the prompt as this reference reads it.
-        token_ids: (T,) the completion's tokens, the end-of-turn token last when ``complete``.
-        logprobs: (T,) log-prob of each token given everything before it, in nats.
-        byte_ends: (T,) end of each token in the completion's UTF-8 bytes, never falling.
-        complete: whether the whole completion and its end-of-turn token were scored.
+        prompt_tokens: length of the prompt in this reference's tokens.
+        token_ids: (T,) of the completion, end-of-turn token last when ``complete``.
+        logprobs: (T,) nats, each given all tokens before it.
+        byte_ends: (T,) end of each token in the completion's UTF-8 bytes, non-decreasing.
+        complete: whether it was scored to its end-of-turn token.
     """
 
     completion_id: str
@@ -77,14 +75,13 @@ class CompletionRow:
 
 @dataclass(frozen=True, slots=True)
 class Unfit:
-    """A completion that a reference cannot read: it does not fit the context when scored up to ``cut``, or the reference's
-    chat template does not write it (see ``unwritten``).
+    """A completion that a reference can't score: it exceeds the context up to ``cut``, or the chat template can't render it.
 
     Attributes:
         completion_id: 32 hex digits.
-        cut: bytes of the completion that were wanted; None for the whole.
-        tokens: tokens of prompt and completion that scoring it takes; 0 where the template does not write it.
-        context: the reference's context length, in tokens, when that was found.
+        cut: requested bytes of the completion; None for all.
+        tokens: of prompt and completion; 0 where the template can't render it.
+        context: the reference's context length in tokens at that time.
     """
 
     completion_id: str
@@ -94,71 +91,67 @@ class Unfit:
 
     @classmethod
     def unwritten(cls, completion_id: str) -> Unfit:
-        """Of a completion that the template does not write, however short it is cut and however long the context is."""
+        """A completion that the template can't render, at any cut and context length."""
         return cls(completion_id, 0, 0, np.iinfo(np.int32).max)
 
 
 class RefusedRowError(RunError):
-    """A row that would put a wrong number into the cache: it names the completion and the likely cause."""
+    """An invalid row; the message names the completion and the likely cause."""
 
 
 def impossible(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """(T,) which log-probs no model gives: NaN and infinite ones, those above 0 by more than rounding, and those so low that
-    they can but stand for a token that was masked."""
+    """(T,) which log-probs are impossible: NaN, infinite, above 0 by more than rounding, or as low as a masked token's."""
     return ~((logprobs > LOWEST_LOGP) & (logprobs <= HIGHEST_LOGP))
 
 
 def why_impossible(logp: float) -> str:
-    """The likely cause of such a number, in words."""
+    """The likely cause of an impossible log-prob."""
     if logp > HIGHEST_LOGP:
-        return "expected 0 at most: what the engine gave is no log-prob (logits, or a fault in its kernels; try the other engine)"
+        return "expected 0 at most: the engine returned no log-prob (logits, or a faulty kernel; try the other engine)"
     if logp <= LOWEST_LOGP:
         return (
-            "expected a finite number, a few nats or tens: the model gives that token no chance at all. The usual causes are a "
-            "tokenizer that is not the model's own, and a dtype whose range the model leaves (float16 for a model made in bfloat16)"
+            "expected a finite number, some nats or tens: the model rules that token out. Usual causes: another model's tokenizer, or a "
+            "dtype with too small a range (float16 for a bfloat16 model)"
         )
     return (
-        "expected a finite number: the usual causes are weights that hold NaN, and a dtype whose range the model leaves (float16 for "
-        "a model made in bfloat16: set the reference's `dtype`)"
+        "expected a finite number. Usual causes: NaN in the weights, or a dtype with too small a range (float16 for a bfloat16 model: set "
+        "the reference's `dtype`)"
     )
 
 
 def check_row(row: CompletionRow) -> None:
-    """Refuse a row that would put a wrong number into the cache.
+    """Check a row before it is cached.
 
     Raises:
-        RefusedRowError: for a malformed id, lists of unequal length or none at all, log-probs that no model gives (see
-            ``impossible``), negative token ids or counts, byte ends that fall.
+        RefusedRowError: for a malformed id, empty lists or lists of unequal length, impossible log-probs (see ``impossible``),
+            negative ids or counts, decreasing byte ends.
     """
     name = row.completion_id
     if len(name) != 32 or not set(name) <= set("0123456789abcdef"):
-        raise RefusedRowError(
-            f"The completion id {name!r} is not 32 lower-case hex digits: such a row cannot be cached."
-        )
+        raise RefusedRowError(f"The completion id {name!r} is not 32 lower-case hex digits: the row can't be cached.")
     count = len(row.token_ids)
     if not count or len(row.logprobs) != count or len(row.byte_ends) != count:
         raise RefusedRowError(
-            f"Completion {name} came back with {count} token ids, {len(row.logprobs)} log-probs and "
-            f"{len(row.byte_ends)} byte ends: expected as many of each, and at least one. It was not cached; what was "
-            "scored before it is kept."
+            f"Completion {name} has {count} token ids, {len(row.logprobs)} log-probs and {len(row.byte_ends)} byte ends: expected the "
+            "same number of each, at least one. It was not cached; earlier completions are kept."
         )
     refused = np.flatnonzero(impossible(row.logprobs))
     if len(refused):
         at = int(refused[0])
         raise RefusedRowError(
             f"The log-prob of token {at} of completion {name} (token id {row.token_ids[at]}) is {row.logprobs[at]}: "
-            f"{why_impossible(float(row.logprobs[at]))}. It was not cached; what was scored before it is kept. Mend the cause, "
-            "and run `mrpo score-refs` again."
+            f"{why_impossible(float(row.logprobs[at]))}. It was not cached; earlier completions are kept. Fix the cause and run "
+            "`mrpo score-refs` again."
         )
     if row.prompt_tokens < 0 or (row.token_ids < 0).any() or row.byte_ends[0] < 0 or (np.diff(row.byte_ends) < 0).any():
         raise RefusedRowError(
-            f"The byte ends of completion {name} fall, or a count or token id is negative: expected byte ends that never fall. "
-            "It was not cached; what was scored before it is kept. This is a fault in rendering: please report it."
+            f"Completion {name} has decreasing byte ends, or a negative count or token id. It was not cached; earlier completions are "
+            "kept. This is a bug in rendering: please report it."
         )
 
 
 def rows_to_table(rows: Sequence[CompletionRow]) -> pa.Table:
-    """Rows as one Arrow table of the shard schema."""
+    """Rows as an Arrow table in the shard schema."""
     lengths = np.fromiter((len(row.token_ids) for row in rows), np.int32, len(rows))
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
 
@@ -180,10 +173,10 @@ def rows_to_table(rows: Sequence[CompletionRow]) -> pa.Table:
 
 
 def encode_shard(table: pa.Table, fingerprint: Mapping[str, str] | None = None) -> pa.Buffer:
-    """A shard's bytes: zstd, row groups of about 10,000 rows, a checksum on every page.
+    """The bytes of a shard: zstd, row groups of 10,000 rows, page checksums.
 
     Args:
-        fingerprint: the manifest's, kept in the file's metadata; none where not given.
+        fingerprint: the manifest's, for the file's metadata.
     """
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(

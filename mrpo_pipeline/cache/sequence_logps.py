@@ -1,7 +1,7 @@
-"""Sums of log-probs, as stage two reads them: from verified shards, kept in a derived file of their own.
+"""Log-prob sums for stage two, from verified shards, stored in a derived file.
 
-The derived file's name carries a digest of the shards and of the manifest's fingerprint, a digest of what was asked, and the
-SHA-256 of its own bytes. It is used only where all of them agree; else it is built again.
+Its name holds a digest of the shards and the manifest's fingerprint, a digest of the request, and the SHA-256 of its bytes. It is used
+only if all agree, else rebuilt.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -27,11 +29,15 @@ log = logging.getLogger("mrpo")
 
 SUMS = "sums"
 
-# References of which it was said that sums cannot be kept beside them.
-_not_kept: set[str] = set()
+# References with a message that their sums can't be stored.
+_not_stored: set[str] = set()
 
-# Part of every key: a change in how sums are made must not meet files made the old way.
+_NO_CUT = np.iinfo(np.int64).max
+
+# Part of every key: bump it when sums are computed differently.
 _METHOD = "mrpo sums 1"
+
+Ints = npt.NDArray[np.int64]
 
 SUMS_SCHEMA: dict[str, pl.DataType] = {
     "completion_id": pl.String(),
@@ -42,7 +48,7 @@ SUMS_SCHEMA: dict[str, pl.DataType] = {
 
 
 def shards_key(names: Sequence[str], manifest: Manifest | None) -> str:
-    """Digest of a set of shards (their names carry their checksums) and of what they were computed from, 32 hex digits."""
+    """Digest of shards, by their names, and of the manifest's fingerprint, 32 hex digits."""
     origin = "" if manifest is None else manifest.fingerprint_hash
     return hashlib.sha256("\n".join([_METHOD, origin, *sorted(names)]).encode()).hexdigest()[:32]
 
@@ -55,36 +61,60 @@ def wanted_key(distinct: pl.DataFrame) -> str:
 
 
 def load_sums(storage: Storage, prefix: str) -> pl.DataFrame | None:
-    """The derived file of that prefix, where one is there and is what was written."""
-    for name in storage.list(SUMS):
-        if not name.startswith(f"{SUMS}/{prefix}"):
-            continue
-        try:
-            file = BoundedParquet(pa.BufferReader(read_checked(storage, name)), list(SUMS_SCHEMA))
-            frame = cast(pl.DataFrame, pl.from_arrow(file.read()))
-        except (DamagedError, pa.ArrowException, OSError, ValueError) as error:
-            log.warning("%s/%s is not used and is built again: %s", storage, name, getattr(error, "problem", error))
-            continue
+    """The derived file of that prefix, if there is a sound one."""
+    for table in derived_tables(storage, SUMS, prefix, list(SUMS_SCHEMA)):
+        frame = cast(pl.DataFrame, pl.from_arrow(table))
         if frame.schema == SUMS_SCHEMA:
             return frame
     return None
 
 
-def store_sums(storage: Storage, prefix: str, sums: pl.DataFrame) -> None:
-    """Keep the sums for the next run; a cache that cannot be written to (read-only, full) is no obstacle, and said once."""
-    table = sums.to_arrow(compat_level=pl.CompatLevel.oldest())
+def derived_tables(storage: Storage, folder: str, prefix: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The sound derived files of that prefix."""
+    for name in storage.list(folder):
+        if not name.startswith(f"{folder}/{prefix}"):
+            continue
+        try:
+            table = BoundedParquet(pa.BufferReader(read_checked(storage, name)), columns).read()
+        except FileNotFoundError:  # another process replaced it
+            continue
+        except (DamagedError, pa.ArrowException, OSError, ValueError) as error:
+            log.warning("%s/%s is rebuilt: %s", storage, name, getattr(error, "problem", error))
+            continue
+        yield table
+
+
+def is_sound(storage: Storage, folder: str, name: str) -> bool:
+    """Whether a derived file is what was written."""
     try:
-        storage.clear_leftovers(SUMS)
-        storage.put(SUMS, encode_plain(table), prefix=prefix)
+        read_checked(storage, f"{folder}/{name}")
+    except (DamagedError, FileNotFoundError):
+        return False
+    return True
+
+
+def store_sums(storage: Storage, prefix: str, sums: pl.DataFrame) -> None:
+    """Store the sums for the next run."""
+    keep_derived(storage, SUMS, prefix, encode_plain(sums.to_arrow(compat_level=pl.CompatLevel.oldest())))
+
+
+def keep_derived(storage: Storage, folder: str, prefix: str, data: pa.Buffer) -> str | None:
+    """Write a derived file, and give its name; a cache that can't be written to is reported once."""
+    try:
+        storage.clear_leftovers(folder)
+        return storage.put(folder, data, prefix=prefix)
     except (OSError, StoreError) as error:
-        if str(storage) not in _not_kept:
-            _not_kept.add(str(storage))
+        if str(storage) not in _not_stored:
+            _not_stored.add(str(storage))
             reason = str(error).split(": expected")[0]
-            log.info("The sums could not be kept in %s/%s: each run adds them up again (%s).", storage, SUMS, reason)
+            log.info(
+                "What is derived can't be stored in %s/%s, so each run recomputes it (%s).", storage, folder, reason
+            )
+    return None
 
 
 def build_sums(storage: Storage, serving: pl.DataFrame) -> pl.DataFrame:
-    """Add up the log-probs that count, in float64, from verified shards.
+    """Sum the log-probs that count, in float64, from verified shards.
 
     Args:
         serving: ``completion_id``, ``cut`` and the serving row's ``shard`` and ``row``, as ``Coverage.serving`` gives them.
@@ -98,28 +128,13 @@ def build_sums(storage: Storage, serving: pl.DataFrame) -> pl.DataFrame:
     count = serving.height
     logps = np.full(count, np.nan)
     tokens = np.zeros(count, np.int32)
-    numbered = serving.with_row_index("at").filter(pl.col("shard").is_not_null())
-    parts = [(str(name), part.sort("row")) for (name,), part in numbered.group_by("shard")]
 
-    def add_up(job: tuple[str, pl.DataFrame]) -> None:
-        name, part = job
-        rows = part["row"].to_numpy()
-        data = read_checked(storage, name)
-        for group in read_rows(storage, name, data):
-            low, high = np.searchsorted(rows, [group.first, group.first + len(group)])
-            if low == high:
-                continue
-            chosen = part.slice(low, high - low)
-            places = rows[low:high] - group.first
-            ids = cast(pl.Series, pl.from_arrow(group.completion_ids.take(pa.array(places))))
-            if not ids.equals(chosen["completion_id"]):
-                raise DamagedError(storage, name, "its rows are not the ones that it had a moment ago")
-            at = chosen["at"].to_numpy()
-            logps[at], tokens[at] = _row_sums(group, places, chosen["cut"])
+    def add_up(at: Ints, counted: Counted) -> None:
+        values = np.where(counted.counts, counted.logps, np.float32(0)).astype(np.float64)
+        logps[at] = np.bincount(counted.row, weights=values, minlength=len(at))
+        tokens[at] = counted.per_row()
 
-    workers = max(min(4, os.cpu_count() or 1), storage.at_once)
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(add_up, parts))
+    each_serving_row(storage, serving, add_up)
     served = pl.col("shard").is_not_null()
     return serving.select(
         "completion_id",
@@ -129,27 +144,84 @@ def build_sums(storage: Storage, serving: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _row_sums(group: Rows, places: np.ndarray, cuts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Sums and counts over the tokens that count: all without a cut; else those that end at or before the cut, and never
-    the end-of-turn token, which is the last of a complete row.
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """T tokens of N cached rows, and which of them count: all without a cut, else those that end at or before it, without the
+    end-of-turn token, which is the last of a complete row."""
+
+    row: Ints
+    """(T,) index of each token's row, non-decreasing."""
+    logps: npt.NDArray[np.float32]
+    """(T,) nats."""
+    byte_ends: npt.NDArray[np.int32]
+    """(T,)."""
+    counts: npt.NDArray[np.bool_]
+    """(T,)."""
+    ends_turn: npt.NDArray[np.bool_]
+    """(T,) the end-of-turn tokens."""
+    rows: int
+    """N."""
+
+    def per_row(self) -> Ints:
+        """(N,) tokens that count."""
+        return np.bincount(self.row, weights=self.counts, minlength=self.rows).astype(np.int64)
+
+
+def each_serving_row(storage: Storage, serving: pl.DataFrame, use: Callable[[Ints, Counted], None]) -> None:
+    """Read the serving rows from verified shards and pass on their tokens, some thousand rows at a time and from several
+    threads.
 
     Args:
-        places: (N,) rows of the group, one for each sum.
-        cuts: (N,) bytes, null for none.
+        serving: as for :func:`build_sums`.
+        use: takes the places in ``serving`` of N rows, (N,), and their tokens.
 
-    Returns:
-        (N,) float64 nats and (N,) int32 tokens.
+    Raises:
+        DamagedError: for a shard that is not what was written.
+    """
+    sorted_rows = serving.with_row_index("at").filter(pl.col("shard").is_not_null()).sort("shard", "row")
+    # Plain arrays: a shard may have few rows, and there may be thousands of them.
+    at, every_row = sorted_rows["at"].to_numpy().astype(np.int64), sorted_rows["row"].to_numpy()
+    cuts, uncut = sorted_rows["cut"].fill_null(_NO_CUT).to_numpy(), sorted_rows["cut"].is_null().to_numpy()
+    completion_ids = sorted_rows["completion_id"]
+    runs = sorted_rows["shard"].rle().struct.unnest()
+    lengths = runs["len"].to_numpy().astype(np.int64)
+    ends = np.cumsum(lengths)
+    jobs = list(zip(runs["value"].to_list(), (ends - lengths).tolist(), ends.tolist(), strict=True))
+
+    def read(job: tuple[str, int, int]) -> None:
+        name, first, end = job
+        rows = every_row[first:end]
+        data = read_checked(storage, name)
+        for group in read_rows(storage, name, data):
+            low, high = np.searchsorted(rows, [group.first, group.first + len(group)])
+            if low == high:
+                continue
+            places = rows[low:high] - group.first
+            ids = cast(pl.Series, pl.from_arrow(group.completion_ids.take(pa.array(places))))
+            if not ids.equals(completion_ids.slice(first + low, high - low)):
+                raise DamagedError(storage, name, "its rows changed while it was read")
+            chosen = slice(first + low, first + high)
+            use(at[chosen], _counted(group, places, cuts[chosen], uncut[chosen]))
+
+    workers = max(min(4, os.cpu_count() or 1), storage.at_once)
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(read, jobs))
+
+
+def _counted(group: Rows, places: Ints, cuts: Ints, is_uncut: npt.NDArray[np.bool_]) -> Counted:
+    """
+    Args:
+        places: (N,) rows of the group, one for each cut.
+        cuts: (N,) bytes, the largest number for none. is_uncut: (N,) where there is none.
     """
     lengths = np.diff(group.offsets)[places]
-    segment = np.repeat(np.arange(len(places)), lengths)  # (T,) which sum each token belongs to
+    segment = np.repeat(np.arange(len(places)), lengths)  # (T,)
     starts = np.cumsum(lengths) - lengths
     token = np.arange(len(segment)) + (group.offsets[places] - starts)[segment]  # (T,) its place in the group
-    cut = cuts.fill_null(np.iinfo(np.int64).max).to_numpy()[segment]
-    counts = group.byte_ends[token] <= cut
-    closing = (starts + lengths - 1)[group.complete[places] & cuts.is_not_null().to_numpy()]
-    counts[closing] = False
-    values = np.where(counts, group.logprobs[token], np.float32(0)).astype(np.float64)
-    return (
-        np.bincount(segment, weights=values, minlength=len(places)),
-        np.bincount(segment, weights=counts, minlength=len(places)).astype(np.int32),
-    )
+    cut = cuts[segment]
+    ends_turn = np.zeros(len(segment), np.bool_)
+    ends_turn[(starts + lengths - 1)[group.complete[places]]] = True
+    uncut = is_uncut[segment]
+    byte_ends = group.byte_ends[token]
+    counts = (byte_ends <= cut) & (uncut | ~ends_turn)
+    return Counted(segment, group.logprobs[token], byte_ends, counts, ends_turn, len(places))

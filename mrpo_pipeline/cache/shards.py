@@ -1,4 +1,4 @@
-"""Reading shards: checked against the checksum in their name, and against what their rows must be."""
+"""Read shards, with checks of their checksum and rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,76 +22,73 @@ from mrpo_pipeline.errors import RunError, UserError
 
 SHARDS = "shards"
 
-# Where damaged files are set aside: nothing reads them there, and a person may.
+# Folder of damaged files that were moved aside; nothing reads it.
 DAMAGED = "damaged"
 
 
 class DamagedError(RunError, UserError):
-    """A file of the cache is not what was written, or was written by something else.
-
-    To a command that is given such a cache it is wrong input; in the midst of work it is what the work failed by.
-    """
+    """A damaged file of the cache: wrong input where a command starts with it (UserError), a failure during work (RunError)."""
 
     def __init__(self, storage: Storage, name: str, problem: str) -> None:
         self.name = name
         self.problem = problem = problem.rstrip(".")
         super().__init__(
-            f"{storage}/{name} is damaged: {problem}. None of its numbers was used. Run `mrpo cache verify RECIPE --repair`: it sets "
-            "every such file aside and scores again what it held, and only that."
+            f"{storage}/{name} is damaged: {problem}. It was not used. Run `mrpo cache verify RECIPE --repair`: it moves damaged files "
+            "aside and scores their completions again."
         )
 
 
 def read_checked(storage: Storage, name: str) -> pa.Buffer:
-    """The file's bytes, which agree with the checksum at the end of its name.
+    """The file's bytes, verified against the checksum at the end of its name.
 
     Raises:
-        DamagedError: where they do not, or the disk cannot read them.
-        OSError: where nothing tells whether they do: the file is gone, or may not be read.
+        DamagedError: for another checksum, or a read error of the disk.
+        OSError: for a missing file, or one without read access.
     """
     try:
         data = storage.read(name)
     except OSError as error:
         if not is_damage(error):
             raise
-        raise DamagedError(storage, name, f"it cannot be read ({error.strerror or error})") from error
+        raise DamagedError(storage, name, f"it can't be read ({error.strerror or error})") from error
     expected = PurePosixPath(name).stem[-64:]
     found = sha256_hex(data)
     if found != expected:
-        raise DamagedError(storage, name, f"the SHA-256 of its bytes is {found}, its name says {expected}")
+        raise DamagedError(storage, name, f"the SHA-256 of its bytes is {found}, expected {expected} by its name")
     return data
 
 
 def is_damage(error: OSError) -> bool:
-    """Whether a failed read speaks of the file itself: Arrow's own errors, which have no number, and a disk's read error.
+    """Whether a failed read means a damaged file: Arrow's errors, which have no number, and read errors of the disk.
 
-    Whatever else a system refuses (no permission, a mount that is gone, too many open files) says nothing about the file.
+    Other errors (no permission, a missing mount, too many open files) do not.
     """
     return error.errno in (None, errno.EIO) and not isinstance(error, FileNotFoundError)
 
 
 def check_origin(storage: Storage, name: str, file: BoundedParquet, manifest: Manifest | None) -> None:
-    """Refuse a shard that says it was computed from something else than the manifest does.
+    """Compare the fingerprint in the shard's metadata with the manifest's.
 
     Raises:
-        DamagedError: naming the fields that differ, and both values.
-        ValueError: where what it says cannot be read.
+        DamagedError: with the fields that differ and both values.
+        ValueError: for a malformed fingerprint.
     """
-    said = file.metadata.get(FINGERPRINT_KEY)
-    problem = foreign(manifest, said) if manifest is not None and said is not None else ""
+    recorded = file.metadata.get(FINGERPRINT_KEY)
+    problem = foreign(manifest, recorded) if manifest is not None and recorded is not None else ""
     if problem:
-        read_checked(storage, name)  # a flipped byte of what it says is told as what it is
+        read_checked(storage, name)  # reports a flipped byte as such
         raise DamagedError(storage, name, problem)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows that follow each other in a shard, N of them, with T tokens in all.
+    """N consecutive rows of a shard with T tokens in all.
 
     Attributes:
-        first: the first row's place in the shard.
+        first: index of the first row in the shard.
         completion_ids: (N,) strings.
         prompt_tokens: (N,).
-        offsets: (N + 1,) row i's tokens stand at ``offsets[i]:offsets[i + 1]``.
+        offsets: (N + 1,) row i has the tokens ``offsets[i]:offsets[i + 1]``.
         token_ids, logprobs, byte_ends: (T,).
         complete: (N,).
     """
@@ -109,15 +107,14 @@ class Rows:
 
 
 def read_rows(storage: Storage, name: str, data: pa.Buffer, manifest: Manifest | None = None) -> Iterator[Rows]:
-    """The rows of a shard, some thousands at a time, each checked.
+    """The rows of a shard in batches of some thousands, checked.
 
     Args:
         data: the shard's bytes, from ``read_checked``.
-        manifest: what they must have been computed from; None where ``Coverage`` has looked at that.
+        manifest: of the reference; None where ``Coverage`` has checked the origin.
 
     Raises:
-        DamagedError: for a file that is no shard, nulls, lists of unequal length, log-probs that are not finite, byte ends
-            that fall.
+        DamagedError: for a file that is not a shard, nulls, lists of unequal length, impossible log-probs, decreasing byte ends.
     """
     first = 0
     try:
@@ -153,13 +150,13 @@ def _rows(table: pa.Table, first: int) -> Rows:
     )
     refused = impossible(rows.logprobs)
     if refused.any():
-        raise ValueError(f"a log-prob is {rows.logprobs[refused][0]}: expected finite ones, and none above 0")
+        raise ValueError(f"a log-prob is {rows.logprobs[refused][0]}: expected finite values up to 0")
     if (np.diff(rows.offsets) == 0).any():
-        raise ValueError("a row holds no tokens")
+        raise ValueError("a row has no tokens")
     falls = np.diff(rows.byte_ends) < 0
     falls[rows.offsets[1:-1] - 1] = False  # from one row to the next the byte ends start again
     if falls.any() or (rows.byte_ends < 0).any():
-        raise ValueError("the byte ends of a row fall")
+        raise ValueError("the byte ends of a row decrease")
     if (rows.token_ids < 0).any() or (rows.prompt_tokens < 0).any():
         raise ValueError("a token id or a count is negative")
     return rows
@@ -181,12 +178,13 @@ def one_array(table: pa.Table, name: str) -> pa.Array:
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], expected)
     if array.null_count or (pa.types.is_list(expected) and array.values.null_count):
-        raise ValueError(f"column {name} holds nulls")
+        raise ValueError(f"column {name} has nulls")
     return array
 
 
 def list_parts(lists: pa.ListArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
     """A list array's offsets (N + 1,), from 0, and its values (T,)."""
-    offsets = lists.offsets.to_numpy().astype(np.int64)
-    values = lists.values.to_numpy(zero_copy_only=False)
+    # By polars: pyarrow's own to_numpy imports pandas, where it is installed.
+    offsets, values = (pl.Series(values=part).to_numpy() for part in (lists.offsets, lists.values))
+    offsets = offsets.astype(np.int64)
     return offsets - offsets[0], values[offsets[0] : offsets[-1]]

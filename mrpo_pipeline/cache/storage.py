@@ -1,7 +1,7 @@
-"""What the cache asks of the place that it is kept in: a few verbs over files that are there whole or not at all.
+"""The storage interface of the cache: operations on files that are complete or not there.
 
-A folder (``LocalStorage``) and an object store (``ObjectStorage``) answer to them alike. Names are relative to the
-reference's own folder, with ``/`` between folder and file.
+Implemented by a folder (``LocalStorage``) and an object store (``ObjectStorage``). Names are relative to the reference's folder, with
+``/`` between folder and file.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from mrpo_pipeline.errors import RunError
 
 
 class StoreError(RunError):
-    """A store could not be reached, refused, or answered with an error: the message says which, and what to look at.
+    """A store is unreachable, denies access, or returns an error.
 
-    It is never raised for a file that is not there, and says nothing about whether a file is sound.
+    Not raised for a missing file; does not mean that a file is damaged.
     """
 
 
 class Storage(Protocol):
     """The files of one reference's cache.
 
-    Every verb may raise ``OSError`` (a disk) or ``StoreError`` (a store), and ``FileNotFoundError`` where a file that is
-    read is not there.
+    Every method may raise ``OSError`` (disk) or ``StoreError`` (store), and ``FileNotFoundError`` for reading a missing file.
 
     Attributes:
-        at_once: how many requests at a time pay off: 1 for a disk, more where each one waits for a network.
+        at_once: useful number of concurrent requests: 1 for a disk, more over a network.
     """
 
     at_once: int
@@ -37,46 +36,49 @@ class Storage(Protocol):
         """The reference's folder as the user writes it: a path or a URL."""
 
     def make_root(self) -> None:
-        """Make the reference's folder, where folders are a thing of their own."""
+        """Create the reference's folder, where the storage has folders."""
 
     def list(self, folder: str, suffix: str = ".parquet") -> list[str]:
-        """Names of the whole files in the folder, sorted; none where the folder is not there."""
+        """Sorted names of the complete files in the folder; none for a missing folder."""
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        """What ``list`` gives for Parquet files, each with what changes when its file does: its size, and its times or tag."""
 
     def size(self, name: str) -> int:
         """The file's size in bytes."""
 
     def read(self, name: str) -> pa.Buffer:
-        """All of the file's bytes."""
+        """The bytes of a file."""
 
     def open(self, name: str) -> pa.NativeFile:
-        """The file for reading parts of it: only the parts that are read are fetched."""
+        """The file for partial reads."""
 
     def put(self, folder: str, data: pa.Buffer | bytes, *, prefix: str = "", suffix: str = ".parquet") -> str:
-        """Write a file named ``prefix`` + the SHA-256 of its bytes + ``suffix``, whole or not at all; its name.
+        """Write a file named ``prefix`` + the SHA-256 of its bytes + ``suffix`` atomically; its name.
 
-        To repeat it is harmless: the same bytes have the same name.
+        Repeating it is harmless: the same bytes have the same name.
         """
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write the file if there is none of that name; of several processes exactly one succeeds, and is told True."""
+        """Create the file if it does not exist; of several processes exactly one succeeds and gets True."""
 
     def delete(self, name: str) -> None:
-        """Remove the file; none there is as good."""
+        """Delete the file if it exists."""
 
     def move(self, name: str, folder: str) -> str:
-        """Put the file into another folder of the reference, under the name it has; its new name.
+        """Move the file to another folder of the reference; its new name.
 
-        On an object store it is copied, then removed: one that is killed in between has it in both places.
+        An object store copies, then deletes: killed in between, the file is in both folders.
         """
 
     def can_write(self) -> bool:
-        """Whether files may be made there, as far as can be told without making one."""
+        """Whether files can be created, as far as can be checked without creating one."""
 
     def clear_leftovers(self, folder: str = ".") -> int:
-        """Remove what writers that died have left behind; the number removed."""
+        """Remove temporary files of dead writers; the number removed."""
 
     def delete_all(self, *, last: str) -> None:
-        """Remove everything of the reference, and the file of this name after all others."""
+        """Delete all files of the reference, ``last`` after all others."""
 
 
 def sha256_hex(data: pa.Buffer | bytes) -> str:

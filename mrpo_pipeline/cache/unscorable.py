@@ -1,6 +1,6 @@
-"""Completions that a reference cannot read whole: recorded beside the shards.
+"""Records of completions that a reference can't score, stored beside the shards.
 
-Stage two has no reference's tokenizer, and must still drop and count the pairs that do not fit a reference's context.
+Stage two has no reference tokenizer, and needs them to drop and count pairs that exceed a reference's context.
 """
 
 from __future__ import annotations
@@ -28,11 +28,7 @@ UNFIT_COLUMNS: dict[str, pl.DataType] = {
 
 
 def write_unfit(storage: Storage, records: Sequence[Unfit]) -> None:
-    """Write the records as one file.
-
-    Raises:
-        RunError: when it cannot be written.
-    """
+    """Write the records as one file. Raises RunError where it can't be written."""
     if not records:
         return
     table = pa.Table.from_pylist(
@@ -46,47 +42,43 @@ def write_unfit(storage: Storage, records: Sequence[Unfit]) -> None:
         storage.put(UNFIT, encode_plain(table))
     except StoreError as error:
         raise RunError(
-            f"The completions that do not fit the reference's context could not be recorded. {error} What was scored stays: "
-            "`mrpo score-refs` goes on from it."
+            f"The completions that exceed the reference's context could not be recorded. {error} `mrpo score-refs` resumes from what is "
+            "scored."
         ) from error
     except OSError as error:
         raise RunError(
-            f"The completions that do not fit the reference's context could not be recorded in {storage}/{UNFIT} "
-            f"({error.strerror or error}). What was scored stays. Make room or give write access there, then run "
-            "`mrpo score-refs` again."
+            f"The completions that exceed the reference's context could not be recorded in {storage}/{UNFIT} "
+            f"({error.strerror or error}). Free space or give write access, and run `mrpo score-refs` again: it resumes."
         ) from error
 
 
 def read_unfit(storage: Storage) -> pl.DataFrame:
-    """All records: ``completion_id``, ``cut`` (bytes, null for the whole), ``tokens``, ``context``.
-
-    Raises:
-        DamagedError: for a file that is not what was written.
-    """
+    """All records: ``completion_id``, ``cut`` (bytes, null for none), ``tokens``, ``context``. Raises DamagedError."""
     names = storage.list(UNFIT)
     if not names:
-        # As in most runs. An empty table of pyarrow's would bring in pandas, which takes longer than all the rest.
+        # The usual case; an empty pyarrow table would import pandas, which is slow.
         return pl.DataFrame(schema=UNFIT_COLUMNS)
-    tables = []
-    for name in names:
-        data = read_checked(storage, name)
-        try:
-            file = BoundedParquet(pa.BufferReader(data), UNFIT_SCHEMA.names)
-            tables.append(file.read().select(UNFIT_SCHEMA.names).cast(UNFIT_SCHEMA))
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise DamagedError(storage, name, str(error)) from error
+    tables = [read_records(storage, name, read_checked(storage, name)) for name in names]
     return cast(pl.DataFrame, pl.from_arrow(pa.concat_tables(tables)))
 
 
-def match_unfit(records: pl.DataFrame, wanted: pl.DataFrame, context: int | None) -> pl.DataFrame:
-    """The rows of ``wanted`` that a record says do not fit: its columns, and ``tokens`` and ``context`` of the record.
+def read_records(storage: Storage, name: str, data: pa.Buffer) -> pa.Table:
+    """The records in one file's bytes. Raises DamagedError for what holds none."""
+    try:
+        file = BoundedParquet(pa.BufferReader(data), UNFIT_SCHEMA.names)
+        return file.read().select(UNFIT_SCHEMA.names).cast(UNFIT_SCHEMA)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DamagedError(storage, name, str(error)) from error
 
-    What does not fit up to a cut does not fit up to a later one either. Where ``context`` is given, records made with a
-    shorter one say nothing.
+
+def match_unfit(records: pl.DataFrame, wanted: pl.DataFrame, context: int | None) -> pl.DataFrame:
+    """The rows of ``wanted`` that are recorded as unscorable, with ``tokens`` and ``context`` of the record.
+
+    What exceeds the context up to a cut exceeds it up to a later one. With ``context``, records of a shorter context are ignored.
     """
     if context is not None:
         records = records.filter(pl.col("context") >= context)
-    # One record says the most of each completion: the smallest cut that failed (null, the whole, is the largest).
+    # The smallest failed cut of each completion decides (null, no cut, is the largest).
     records = records.sort("cut", nulls_last=True).unique("completion_id", keep="first", maintain_order=True)
     matched = wanted.join(
         records.rename({"cut": "_cut"}), on="completion_id", how="inner", maintain_order="left"

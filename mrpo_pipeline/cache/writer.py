@@ -1,4 +1,4 @@
-"""Scored completions into shards: what was flushed stays, whatever happens next."""
+"""Write scored completions as shards."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ log = logging.getLogger("mrpo")
 
 
 class ShardWriter:
-    """Gathers rows and writes them as shards; a context manager.
+    """Collects rows and writes them as shards; a context manager.
 
-    A shard is written when ``rows_per_shard`` rows are there, when a row comes ``seconds`` or more after the first that is
-    still unwritten, and when the block is left, also by an exception: what was scored is kept. A process that is killed
-    loses the rows since the last shard and nothing else. Several processes may write into one cache at once.
+    A shard is written at ``rows_per_shard`` rows, when a row comes ``seconds`` or more after the first unwritten one, and at the end of
+    the block, also after an exception. A killed process loses only the rows since the last shard. Several processes may write to one
+    cache at once.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class ShardWriter:
         """
         Args:
             storage: the reference's folder.
-            rows_per_shard: at most so many rows in a shard.
-            seconds: age of the oldest unwritten row at which a shard is written all the same.
-            fingerprint: the manifest's, which every shard says of itself.
-            still_ours: called before each shard; raises where the cache on disk is no longer the one that was opened.
+            rows_per_shard: maximum rows of a shard.
+            seconds: maximum age of an unwritten row.
+            fingerprint: the manifest's, for the metadata of every shard.
+            still_ours: called before each shard; raises where the cache on disk was replaced.
         """
         if rows_per_shard < 1:
             raise ValueError(f"rows_per_shard is {rows_per_shard}: expected at least 1")
@@ -55,7 +55,7 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         self._open = True
-        with suppress(OSError, StoreError):  # no obstacle: they are cleared another time
+        with suppress(OSError, StoreError):  # cleared another time
             self._storage.clear_leftovers(SHARDS)
         return self
 
@@ -68,17 +68,13 @@ class ShardWriter:
         except (RunError, UserError) as failure:
             if error is None:
                 raise
-            # The first error is what the reader has to know; this one is usually its consequence.
+            # This error is usually a consequence of the first.
             if str(failure) != str(error):
                 error.add_note(str(failure))
                 log.error("%s", failure)
 
     def add(self, row: CompletionRow) -> None:
-        """Take one scored completion.
-
-        Raises:
-            RunError: for a row that may not enter the cache (see ``check_row``), or when a shard cannot be written.
-        """
+        """Add one scored completion. Raises RunError for an invalid row (see ``check_row``), or a shard that can't be written."""
         if not self._open:
             raise RuntimeError("the writer is closed: add rows inside its `with` block")
         check_row(row)
@@ -89,11 +85,7 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was gathered as one shard, now.
-
-        Raises:
-            RunError: when it cannot be written; the rows stay with the writer, and the cache as it was.
-        """
+        """Write the collected rows as a shard. Raises RunError where it can't be written; the rows stay in the writer."""
         if not self._rows:
             return
         try:
@@ -101,14 +93,14 @@ class ShardWriter:
             name = self._storage.put(SHARDS, encode_shard(rows_to_table(self._rows), self._fingerprint))
         except StoreError as error:
             raise RunError(
-                f"A shard of {len(self._rows):,} completions could not be written. {error} The shards written before it are "
-                "whole and stay: `mrpo score-refs` goes on from them."
+                f"A shard of {len(self._rows):,} completions could not be written. {error} Earlier shards are complete: `mrpo score-refs` "
+                "resumes from them."
             ) from error
         except OSError as error:
             raise RunError(
-                f"A shard of {len(self._rows)} completions could not be written to {self._storage}/{SHARDS} "
-                f"({error.strerror or error}). The shards written before it are whole and stay. Make room or give write "
-                "access there, then run `mrpo score-refs` again: it goes on from them."
+                f"A shard of {len(self._rows):,} completions could not be written to {self._storage}/{SHARDS} "
+                f"({error.strerror or error}). Earlier shards are complete. Free space or give write access, and run `mrpo score-refs` "
+                "again: it resumes from them."
             ) from error
         self._rows = []
         self.shards.append(name)

@@ -1,7 +1,7 @@
-"""Methods × seeds on one cache, side by side: what is shown, what is not, and which reference to drop.
+"""Compare methods × seeds on one cache: differences with intervals, and which reference to drop.
 
-``methods`` says who takes part, ``job`` is one run, ``parallelism`` and ``worker_pool`` have many made at a time, ``comparisons`` and
-``verdict`` say what they show (the statistics are in ``mrpo_pipeline.evaluation.intervals``), ``run`` is the whole.
+``methods`` lists the methods, ``job`` is one run, ``parallelism`` and ``worker_pool`` execute runs in parallel, ``comparisons`` and
+``verdict`` evaluate them (statistics: ``mrpo_pipeline.evaluation.intervals``), ``run`` is the entry point.
 """
 
 from mrpo_pipeline.compare.methods import Contender, contenders

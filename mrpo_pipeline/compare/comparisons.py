@@ -1,4 +1,4 @@
-"""Every method against every single reference and against the start, with intervals and corrected p-values."""
+"""Compare every method with every single reference and with the start: intervals and corrected p-values."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What the policies did on every held-out pair.
+    """The policies' outcomes on every held-out pair.
 
     Attributes:
-        clusters: (N,), the number of each pair's prompt.
-        start: by metric, (N,): 1, ½ or 0 for each pair. methods: by method and metric, (N, S), the seeds in order.
+        clusters: (N,), the prompt's number of each pair.
+        start: (N,) by metric: 1, ½ or 0 for each pair. methods: (N, S) by method and metric, seeds in order.
     """
 
     clusters: npt.NDArray[np.int64]
@@ -33,9 +33,9 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Compared:
-    """``method`` minus ``against`` in one metric; a share, so 0.01 is one point.
+    """``method`` minus ``against`` in one metric, as a share: 0.01 is one point.
 
-    ``question`` names the family that p is corrected in: what a reader asks at one time; ``family`` is how many are in it.
+    ``question`` names the family in which p is corrected; ``family`` is the number of comparisons in it.
     """
 
     metric: str
@@ -56,7 +56,7 @@ class Compared:
 
     @property
     def alpha(self) -> float:
-        """p below which it is claimed whatever the others of its family say: Holm's first step."""
+        """The p-value that is significant whatever the others of its family are: Holm's first step."""
         return ALPHA / self.family
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,23 +77,26 @@ class Compared:
         }
 
 
-# The questions that are asked of a comparison, each corrected for by itself.
+# The questions of a comparison. Each is corrected separately.
 SEVERAL = "do several references do better than one"
 ONE = "which single reference is better"
 TRAINING = "is it better than the start"
 LEFT_OUT = "does a reference do harm"
+FREE = "is it better than training without a reference"
+SELECTED = "do the selected pairs do better than all"
 
 
 def compare_outcomes(contenders: Sequence[Contender], outcomes: Outcomes) -> list[Compared]:
     """Every comparison of every metric.
 
     Each metric and question is a family of its own, corrected by Holm's method: methods with several references against
-    each single one; single references against each other; all against the start; and a method against itself without one
-    of its references.
+    each single one; single references against each other; all against the start; a method against itself without one
+    of its references, and on selected pairs against all; and all that have references against those that have none.
     """
     there = [one for one in contenders if one.name in outcomes.methods]
     singles = [one for one in there if one.baseline]
-    several = [one for one in there if not one.baseline]
+    free = [one for one in there if one.reference_free]
+    several = [one for one in there if one.several]
     asked = [(a.name, b.name, SEVERAL) for a in several if a.without is None for b in singles]
     asked += [(a.name, b.name, ONE) for i, a in enumerate(singles) for b in singles[:i]]
     for one in several:
@@ -101,6 +104,8 @@ def compare_outcomes(contenders: Sequence[Contender], outcomes: Outcomes) -> lis
             whole = next((x.name for x in several if x.without is None and x.reads() == one.reads()), None)
             asked += [(one.name, whole, LEFT_OUT)] if whole else []
     asked += [(one.name, START, TRAINING) for one in there]
+    asked += [(one.name, one.whole, SELECTED) for one in there if one.whole and one.whole in outcomes.methods]
+    asked += [(a.name, b.name, FREE) for a in (*several, *singles) if a.without is None for b in free]
     found: list[Compared] = []
     for metric in outcomes.start:
         family = [
@@ -115,14 +120,14 @@ def compare_outcomes(contenders: Sequence[Contender], outcomes: Outcomes) -> lis
 
 
 def _difference(outcomes: Outcomes, metric: str, method: str, against: str) -> Known:
-    """Paired by pair and by seed: the seeds share their start and their batches."""
+    """The difference paired by pair and seed: methods with the same seed share initialization and batches."""
     ours = outcomes.methods[method][metric]
     theirs = outcomes.start[metric][:, None] if against == START else outcomes.methods[against][metric]
     return mean_known(ours - theirs, outcomes.clusters)
 
 
 def shares(outcomes: Outcomes) -> dict[str, dict[str, Known]]:
-    """By method and metric: its own share, with its interval kept within 0 and 1."""
+    """The share of each method and metric, with its interval clipped to 0 and 1."""
     found: dict[str, dict[str, Known]] = {}
     for name, by_metric in outcomes.methods.items():
         found[name] = {}

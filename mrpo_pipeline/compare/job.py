@@ -1,4 +1,4 @@
-"""One run of a comparison: a method trained with a seed and measured on the held-out pairs, or the start measured."""
+"""One run of a comparison: train a method with a seed and evaluate it on the held-out pairs, or evaluate the start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.compare.methods import START
 from mrpo_pipeline.evaluation.staleness import forget
-from mrpo_pipeline.files.atomic import remove_folder, whole_file, write_whole, write_whole_json
+from mrpo_pipeline.files.atomic import remove_folder, whole_file, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
 from mrpo_pipeline.files.hashing import sha256_of_small
 
@@ -35,18 +35,17 @@ _PACKAGES = ("torch", "transformers", "peft")
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What a process needs to make one run, as plain data.
+    """The input of one run, as plain data.
 
     Attributes:
-        name: the method's, or ``start``.
-        folder: where its results go.
-        train, held_out: folders of prepared pairs, which are mapped; ``choice`` the same of pairs that a sweep chooses by,
-            under a name that no other pairs have.
-        policy, method, training: as ``mrpo_pipeline.policy.train`` takes them, the first two as plain data.
-        recipe: the resolved recipe of this run, YAML, to lie beside its results.
-        key: of everything that decides the result.
+        name: the method's name, or ``start``.
+        folder: the results folder.
+        train, held_out: folders of prepared pairs, memory-mapped; ``choice``: the pairs by which a sweep selects, in a folder
+            named by their content.
+        policy, method, training: as in ``mrpo_pipeline.policy.train``, the first two as plain data.
+        key: digest of everything that decides the result.
         card, diagnostics: see ``mrpo_pipeline.policy.train``.
-        anchor: ``dataset.policy_start.AnchorStart`` as plain data; None where the start is not compared.
+        anchor: ``dataset.policy_start.AnchorStart`` as plain data; None if the start is not compared.
     """
 
     name: str
@@ -59,7 +58,6 @@ class Job:
     train: str = ""
     choice: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
-    recipe: str = ""
     card: Mapping[str, Any] = field(default_factory=dict)
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     anchor: Mapping[str, Any] | None = None
@@ -70,7 +68,7 @@ class Job:
 
     @property
     def measured(self) -> dict[str, str]:
-        """File of sums → folder of the prepared pairs that it is of."""
+        """File of sums → folder of its prepared pairs."""
         return {PAIRS: self.held_out} | ({sums_file(self.choice): self.choice} if self.choice else {})
 
     def as_json(self) -> str:
@@ -82,12 +80,12 @@ class Job:
 
 
 def sums_file(choice: str) -> str:
-    """The name of a policy's sums of the pairs that a sweep chooses by."""
+    """The file name of a policy's sums on the pairs by which a sweep selects."""
     return f"{Path(choice).name}.parquet"
 
 
 def finished(job: Job) -> dict[str, Any] | None:
-    """The result of this run that an earlier call left; None where there is none, or its sums are damaged."""
+    """The result that an earlier call wrote for this run; None if there is none or its sums are damaged."""
     place = Path(job.folder)
     result = _read(place / RESULT)
     if result is None or result.get("key") != job.key:
@@ -103,9 +101,9 @@ def finished(job: Job) -> dict[str, Any] | None:
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Train and measure, or measure the start; leaves ``result.json`` last, and returns its content.
+    """Train and evaluate, or evaluate the start; writes ``result.json`` last and returns its content.
 
-    A run that was stopped resumes from its last complete checkpoint, where the recipe had it write some.
+    An interrupted run resumes from its latest complete checkpoint, if any.
     """
     with held(job.folder, "mrpo compare", within=True):
         return _made(job)
@@ -122,7 +120,7 @@ def _made(job: Job) -> dict[str, Any]:
         began = time.monotonic()
         _train(job, policy, method)
         took = time.monotonic() - began
-        # What is measured is the adapter that lies on disk, loaded as a user would load it.
+        # Evaluate the adapter on disk, loaded as a user would load it.
         policy = policy.model_copy(update={"adapter": str(place)})
     measured = _measure(job, policy, method)
     result = {
@@ -148,8 +146,7 @@ def _train(job: Job, policy: Policy, method: Method) -> None:
     if not resume:
         _clear(place)
     write_whole_json(place / _RUNNING, {"key": job.key})
-    write_whole(place / "recipe.yaml", job.recipe)
-    # Held-out pairs are looked at during training where the recipe says so; at the end, by `_measure`, in any case.
+    # `_measure` evaluates at the end in any case; during training only if the recipe says so.
     along = job.training.get("eval_strategy", "no") != "no"
     train = partial(
         train_policy,
@@ -172,22 +169,22 @@ def _train(job: Job, policy: Policy, method: Method) -> None:
 
 
 def _measure(job: Job, policy: Policy, method: Method) -> dict[str, Any]:
-    """The policy's figures on the held-out pairs; its sums of each, and of the pairs that a sweep chooses by, in files."""
+    """The policy's metrics on the held-out pairs; writes its sums of these and of the pairs by which a sweep selects."""
     import polars as pl
 
     from mrpo_pipeline.dataset.examples import PreferenceExamples
     from mrpo_pipeline.evaluation.held_out import device_of_choice, dtype_of, evaluate_policy
     from mrpo_pipeline.policy.anchor_check import compare_start
-    from mrpo_pipeline.policy.method_state import AT_START, read_figures
+    from mrpo_pipeline.policy.method_state import AT_START, read_snapshot
     from mrpo_pipeline.policy.model import load_policy
 
     began = time.monotonic()
     model = load_policy(policy).to(device_of_choice())
-    carried = AT_START if job.name == START else read_figures(job.folder)
+    snapshot = AT_START if job.name == START else read_snapshot(job.folder)
     anchor, metrics = _anchor(job), {}
     for name, folder in job.measured.items():
         examples = PreferenceExamples.open(Path(folder))
-        figures = metrics[name] = evaluate_policy(model, examples, method, carried)
+        figures = metrics[name] = evaluate_policy(model, examples, method, snapshot)
         if job.name == START and name == PAIRS and anchor is not None:
             compare_start(examples, figures.chosen, figures.rejected, anchor, dtype_of(model))
         sums = {"pair_id": list(examples.pair_ids), "logps_chosen": figures.chosen, "logps_rejected": figures.rejected}
@@ -203,7 +200,7 @@ def _anchor(job: Job) -> AnchorStart | None:
 
 
 def _clear(place: Path) -> None:
-    """Remove what another run left under this name."""
+    """Remove the files of another run with this name."""
     from mrpo_pipeline.policy.checkpoints import checkpoints
 
     for path in checkpoints(place):

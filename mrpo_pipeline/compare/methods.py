@@ -1,29 +1,39 @@
-"""Which methods are compared: those of the recipe, DPO against each single reference, and what a sweep or leaving out adds."""
+"""The methods to compare: those of the recipe, DPO against each single reference, training without references, and the variants
+of a sweep, of leaving out a reference and of a selection of pairs."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mrpo_pipeline.dataset.loss_inputs import check_losses
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe import Method, Recipe, method_for
 
+log = logging.getLogger("mrpo")
+
 START = "start"
 
-# What a loss against one reference does not read.
+# The baseline without references, with usual settings of SimPO (arXiv 2405.14734).
+SIMPO = Method(reference="none", loss="simpo", beta=2.0, simpo_gamma=1.0, normalize="token")
+
+# Settings without effect for a single reference.
 _OF_SEVERAL = ("name", "weights", "weights_options", "trust_region", "compatibility")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A method under its name in the comparison, which is also its folder's.
+    """A method and its name in the comparison, which is also its folder's name.
 
     Attributes:
-        without: the reference that is left out of the recipe's.
-        settings: what a sweep set in it, by name.
+        without: the reference that is left out.
+        settings: the settings that a sweep changed.
+        whole: if it is trained on selected pairs only, the name of the same method trained on all pairs.
+        pairs: number of training pairs; 0 before they are read.
     """
 
     name: str
@@ -31,10 +41,14 @@ class Contender:
     references: tuple[str, ...]
     without: str | None = None
     settings: Mapping[str, float] = field(default_factory=dict)
+    whole: str | None = None
+    pairs: int = 0
 
     @property
     def single(self) -> str | None:
-        """The one reference that it trains against; None where there are several."""
+        """The reference of a method with a single one; None with several or none."""
+        if self.reference_free:
+            return None
         if len(self.references) == 1:
             return self.references[0]
         if self.method.name == "dpo":
@@ -45,46 +59,85 @@ class Contender:
 
     @property
     def baseline(self) -> bool:
-        """Whether it is DPO against a single reference."""
-        return self.single is not None
+        """Whether it is DPO against a single reference, on all pairs."""
+        return self.single is not None and self.whole is None
+
+    @property
+    def several(self) -> bool:
+        """Whether it trains against several references on all pairs, possibly without one of the recipe's."""
+        return self.single is None and not self.reference_free and self.whole is None
+
+    @property
+    def reference_free(self) -> bool:
+        """Whether it trains without references."""
+        return not self.method.has_reference
 
     def reads(self) -> str:
-        """What its loss reads of its settings: the same text for two methods that are one."""
+        """The settings that its loss reads: equal for methods that are equivalent."""
         document = self.method.model_dump(mode="json")
-        if self.single is not None:
+        if self.single is not None or self.reference_free:
             for key in _OF_SEVERAL:
                 document.pop(key, None)
             document["aggregate"] = f"single:{self.single}"
         elif self.method.name == "multi-dpo":
             document.pop("aggregate")
+        if self.method.by_column(self.references) is not None and self.method.is_one_hot:
+            document.pop("aggregate", None)
+        if not self.method.mixes_spans(self.references):
+            document.pop("aggregate_over")
         return json.dumps(document, sort_keys=True)
 
 
 def contenders(recipe: Recipe) -> list[Contender]:
-    """Every method that the recipe's comparison trains, DPO against each reference first where the recipe does not list it.
+    """All methods to train: DPO against each reference first unless the recipe lists it, then SimPO unless the recipe lists a method
+    without references.
 
-    Where the recipe lists no methods, Multi-DPO and the recipe's own stand beside DPO against each reference.
+    If the recipe lists no methods, Multi-DPO and the recipe's own method are added.
 
     Raises:
         UserError: for a name that cannot be a folder, or a sweep that changes nothing.
     """
     names = tuple(recipe.references)
-    listed = [Contender(name, method_for(recipe, name), names) for name in recipe.compare.methods]
+    listed = [_listed(recipe, name, names) for name in recipe.compare.methods]
     if not listed and len(names) > 1:
         multi = {"name": "multi-dpo", "aggregate": "harmonic"}
-        listed = [Contender("multi-dpo", _changed(recipe.method, multi), names), *_own(recipe, names)]
+        listed = [*_fitting(Contender("multi-dpo", _changed(recipe.method, multi), names)), *_own(recipe, names)]
     known = {one.reads() for one in listed}
     added = [one for one in _singles(recipe, names, {one.name for one in listed}) if one.reads() not in known]
-    found = [*added, *listed]
+    found = [*added, *_free(listed), *listed]
     if recipe.compare.leave_one_out:
         found += _left_out(recipe, names, found)
+    if recipe.compare.selection is not None:
+        found.append(_selected(recipe, names, found))
     for one in found:
         _check_name(one.name)
     return found
 
 
+def _listed(recipe: Recipe, name: str, names: tuple[str, ...]) -> Contender:
+    method = method_for(recipe, name)
+    return Contender(name, method, names if method.has_reference else ())
+
+
+def _free(listed: list[Contender]) -> list[Contender]:
+    """Training without references, unless a listed method does that."""
+    if any(one.reference_free for one in listed):
+        return []
+    return [Contender("simpo" if all(one.name != "simpo" for one in listed) else "simpo-alone", SIMPO, ())]
+
+
+def _fitting(one: Contender) -> list[Contender]:
+    """The method if its loss supports it: a method that was added automatically must not stop the comparison."""
+    try:
+        check_losses(one.method, one.references)
+    except UserError as error:
+        log.info("%s is not among the methods: %s", one.name, error)
+        return []
+    return [one]
+
+
 def _own(recipe: Recipe, names: tuple[str, ...]) -> list[Contender]:
-    """The recipe's method, under a name that says what it is; none where it is one of the others."""
+    """The recipe's method, named by its type; empty if it equals one of the others."""
     own = Contender(recipe.method.name, recipe.method, names)
     return [] if own.baseline or own.name == "multi-dpo" else [own]
 
@@ -102,17 +155,17 @@ def _singles(recipe: Recipe, names: tuple[str, ...], taken: set[str]) -> list[Co
 
 
 def _left_out(recipe: Recipe, names: tuple[str, ...], found: list[Contender]) -> list[Contender]:
-    """The recipe's method without each reference but the anchor, which the trust region and ``accuracy/anchor`` need.
+    """The recipe's method without each reference except the anchor, which the trust region and ``accuracy/anchor`` need.
 
-    Of two references none needs it: DPO against the other one is what is left.
+    Empty for two references: without one, DPO against the other is left.
     """
     own = Contender(recipe.method.name, recipe.method, names)
     if len(names) < 3 or own.baseline:
         return []
     title = next((one.name for one in found if one.reads() == own.reads()), own.name)
-    if isinstance(recipe.method.weights, list):
+    if not isinstance(recipe.method.weights, str):
         raise UserError(
-            "compare.leave_one_out is on and method.weights are numbers, one for each reference: what the others get without "
+            "compare.leave_one_out is on and method.weights name every reference (numbers, or a column's): what the others get without "
             "one of them is not said. Expected weights by name (uniform, adaptive, …). Change method.weights, or switch it off."
         )
     return [
@@ -121,19 +174,32 @@ def _left_out(recipe: Recipe, names: tuple[str, ...], found: list[Contender]) ->
     ]
 
 
+def _selected(recipe: Recipe, names: tuple[str, ...], found: list[Contender]) -> Contender:
+    """The recipe's method, trained on the selected pairs only."""
+    own = Contender(recipe.method.name, recipe.method, names)
+    whole = next((one for one in found if one.without is None and one.reads() == own.reads()), None)
+    if whole is None:
+        raise UserError(
+            f"compare.selection (--selection) is {recipe.compare.selection}: it compares the recipe's method on these pairs with itself "
+            "on all, and compare.methods do not list it. Expected a method without changes. Add one, such as `own: {}`."
+        )
+    return replace(whole, name=f"{whole.name}-selected", whole=whole.name)
+
+
 def settings_of(recipe: Recipe, one: Contender) -> list[Contender]:
-    """The contender at every point of the recipe's sweep; itself alone where none of the swept settings touches it."""
+    """The contender at every point of the sweep; only itself if no swept setting affects it."""
     sweep = recipe.compare.sweep
     axes = {name: values for name, values in sweep.model_dump().items() if values}
-    if one.baseline:
+    if one.single is not None or one.reference_free:
         axes = {name: values for name, values in axes.items() if name == "beta"}
+    if one.method.normalize != recipe.method.normalize:
+        axes.pop("beta", None)  # the values are in the unit of the recipe's method
     found: dict[str, Contender] = {}
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         told = "-".join(f"{name}-{value:g}" for name, value in point.items())
-        there = Contender(
-            f"{one.name}-{told}" if told else one.name, _at(one.method, point), one.references, one.without, point
-        )
+        name = f"{one.name}-{told}" if told else one.name
+        there = replace(one, name=name, method=_at(one.method, point), settings=point)
         found.setdefault(there.reads(), there)
     return list(found.values())
 

@@ -1,4 +1,4 @@
-"""How many runs of a comparison a machine carries at a time, and what of it each one takes."""
+"""Number of parallel runs on this machine, and the threads or GPU of each."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from mrpo_pipeline.recipe import Recipe
 
 log = logging.getLogger("mrpo")
 
-# Of the memory that is free, what runs may take; and what a process takes that has done no more than import its libraries.
+# Share of free memory for runs; bytes of a process that has only imported its libraries.
 _SHARE_OF_MEMORY = 0.8
 _IMPORTS_BYTES = 600 << 20
-# Where the policy can't be sized beforehand: weights, and as much again three times for what comes and goes.
+# Memory relative to the weights, if the policy can't be traced.
 _TIMES_WEIGHTS = 4
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where runs go on at a time: ``count`` processes, with so many threads each, or a GPU each."""
+    """``count`` parallel processes, each with ``threads`` threads or a GPU."""
 
     count: int
     threads: int | None = None
     gpus: tuple[str, ...] = ()
 
     def environment(self, place: int) -> dict[str, str]:
-        """What the process at a place has in its environment beside the caller's."""
+        """Environment variables of a process, in addition to the caller's."""
         if self.gpus:
             return {"CUDA_VISIBLE_DEVICES": self.gpus[place]}
         return {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)} if self.threads else {}
@@ -42,10 +42,13 @@ class Places:
 
 
 def places_for(recipe: Recipe, examples: PreferenceExamples, runs: int) -> Places:
-    """One process for each GPU; without one, as many as there are cores and free memory for, the cores divided among them.
+    """One process for each GPU; without GPUs as many as fit the cores and the free memory, with the cores divided among them.
+
+    Args:
+        recipe: its ``training`` as the runs take it. examples: what a run trains on.
 
     Raises:
-        UserError: where the recipe asks for more processes than there are GPUs.
+        UserError: if the recipe asks for more processes than there are GPUs.
     """
     asked = recipe.compare.processes
     gpus = visible_gpus()
@@ -83,32 +86,19 @@ def _by_memory(recipe: Recipe, examples: PreferenceExamples) -> int:
 
 
 def run_bytes(recipe: Recipe, examples: PreferenceExamples) -> int:
-    """What one run takes of a CPU's memory at its peak: the plan's estimate, and the imports."""
-    import torch
-
-    from mrpo_pipeline.plan.architecture import describe, empty_model, read_model_config, weight_bytes
-    from mrpo_pipeline.plan.training_memory import lora_bytes, optimizer_bytes, policy_figures, resident_bytes
+    """Estimated peak resident bytes of one run on a CPU."""
+    from mrpo_pipeline.plan.architecture import architecture_of, read_model_config, weight_bytes
+    from mrpo_pipeline.plan.stage_two import grouping
+    from mrpo_pipeline.plan.training_memory import training_memory
     from mrpo_pipeline.plan.worst_batch import PairLengths
     from mrpo_pipeline.policy.model import base_dtype
 
-    policy, training = recipe.required_policy(), recipe.training_arguments()
+    policy, training = recipe.required_policy(), recipe.training
     config: Any = read_model_config(policy)
     if config is None:
-        return 1 << 62  # nothing is known of it: one at a time
+        return 1 << 62  # of unknown size: one run at a time
     dtype = base_dtype(policy, config)
-    architecture = describe(empty_model(config, dtype=torch.float32, trust_remote_code=policy.trust_remote_code))
-    weights = weight_bytes(policy, architecture, dtype)
-    lengths = PairLengths(examples.prompt_lengths, examples.chosen_lengths, examples.rejected_lengths)
-    figures = policy_figures(
-        policy, config, policy.lora, training, lengths, dtype=dtype, on_cpu=True, world_size=1
-    )  # fmt: skip
-    if figures.activation_bytes is None:
-        return _TIMES_WEIGHTS * weights + _IMPORTS_BYTES
-    alive = (
-        weights
-        + 2 * lora_bytes(figures.trainable)
-        + optimizer_bytes(training, figures.trainable)
-        + figures.activation_bytes
-    )
-    checkpointing = bool(training.get("gradient_checkpointing"))
-    return resident_bytes(alive, device="cpu", checkpointing=checkpointing) + _IMPORTS_BYTES
+    architecture = architecture_of(config, policy.trust_remote_code)
+    lengths = PairLengths.of(examples, grouped=grouping(recipe)(examples))
+    found = training_memory(policy, architecture, training, lengths, dtype=dtype, device="cpu").resident_bytes
+    return found or _TIMES_WEIGHTS * weight_bytes(policy, architecture, dtype) + _IMPORTS_BYTES

@@ -1,4 +1,4 @@
-"""What a comparison found, as it lies in ``comparison.json``."""
+"""The results of a comparison, as written to ``comparison.json``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 import mrpo_pipeline
@@ -18,13 +19,15 @@ from mrpo_pipeline.compare import table
 from mrpo_pipeline.compare.comparisons import Outcomes, compare_outcomes, shares
 from mrpo_pipeline.compare.job import PAIRS, Job
 from mrpo_pipeline.compare.methods import START, Contender
-from mrpo_pipeline.compare.moving import drift_per_token, metric_that_moves, ties_within
+from mrpo_pipeline.compare.metric_selection import drift_per_token, metric_that_moves, ties_within, with_references
 from mrpo_pipeline.compare.verdict import verdict_of
 from mrpo_pipeline.compare.verdict_case import Verdict
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import RunError
+from mrpo_pipeline.evaluation.intervals import mean_known
 from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE, pair_outcomes
 from mrpo_pipeline.files.atomic import write_whole
+from mrpo_pipeline.policy.anchor_drift import DRIFT, anchor_drift, pair_drift
 
 VERSION = 1
 DOCUMENT = "comparison.json"
@@ -36,7 +39,7 @@ _OWN = {
 
 @dataclass
 class Comparison:
-    """Everything that was compared, and where it lies."""
+    """The results of a comparison, and their folder."""
 
     folder: Path
     document: dict[str, Any]
@@ -50,7 +53,7 @@ class Comparison:
         return table.terminal(self.document)
 
     def write(self) -> None:
-        """``comparison.json`` and ``comparison.md``, each whole or not at all."""
+        """Write ``comparison.json`` and ``comparison.md``, each atomically."""
         texts = {
             DOCUMENT: json.dumps(self.document, indent=1, ensure_ascii=False),
             "comparison.md": table.markdown(self.document),
@@ -61,13 +64,13 @@ class Comparison:
 
 @dataclass
 class Entry:
-    """A method that is trained once, under the name it has first.
+    """A method that is trained once, under its first name.
 
     Attributes:
-        identity: of everything but the seed that decides its training. jobs: its runs, in the order of the seeds.
+        identity: digest of everything but the seed that decides its training. jobs: its runs, in the order of the seeds.
         describes: one line. diagnostics: of the references on the training pairs.
-        also: other names of the same training in the recipe.
-        results: ``result.json`` of each run that was made.
+        also: other names of the same training.
+        results: ``result.json`` of each finished run.
     """
 
     contender: Contender
@@ -89,12 +92,12 @@ def summarize(
     metric: str,
     more: Mapping[str, Any],
 ) -> Comparison:
-    """Put a comparison together from what the runs left in their folders.
+    """Make the comparison from the files of its runs.
 
     Args:
         methods: those that were trained with every seed.
-        held_out: the pairs, with the anchor's sums. clusters: (N,), the number of each one's prompt.
-        more: entries of the document that are known before: pairs, costs and the like.
+        held_out: the pairs, with the anchor's sums. clusters: (N,), the prompt's number of each pair.
+        more: further entries of the document: pairs, costs and others.
     """
     runs = {one.contender.name: [Path(job.folder) for job in one.jobs] for one in methods}
     outcomes, drift = outcomes_of(folder / START, runs, held_out, clusters, PAIRS)
@@ -102,24 +105,25 @@ def summarize(
     own_shares = shares(outcomes)
     compared = compare_outcomes(contenders, outcomes)
     asked = metric
-    metric, why = metric_that_moves(outcomes, asked)
+    metric, why = metric_that_moves(with_references(outcomes, contenders), asked)
     verdict = verdict_of(contenders, compared, own_shares, len(seeds), metric, note=why)
     last = max((run for one in methods for run in one.results), key=lambda run: str(run.get("finished", "")))
     document = {
         "version": VERSION,
         "mrpo": mrpo_pipeline.__version__,
-        # Of the run that finished last: the same document each time that one is made of the same runs.
+        # Of the run that finished last, so that the same runs always give the same document.
         **{key: last[key] for key in ("finished", "versions") if key in last},
         **more,
         "held_out": len(held_out),
         "prompts": int(clusters.n_unique()),
         "seeds": list(seeds),
-        "metrics": {**COMPARABLE, **_OWN},
+        "metrics": {**COMPARABLE, **DRIFT, **_OWN},
         "verdict_metric": metric,
         "asked_metric": asked,
         "drift_per_token": drift,
-        "start": {name: float(values.mean()) for name, values in outcomes.start.items()},
-        "methods": [_method(one, own_shares[one.contender.name], outcomes) for one in methods],
+        "start": {name: float(values.mean()) for name, values in outcomes.start.items()}
+        | anchor_drift(*_sums_of(folder / START / PAIRS, held_out), held_out),
+        "methods": [_method(one, own_shares[one.contender.name], outcomes, held_out) for one in methods],
         "comparisons": [one.as_dict() for one in compared],
         "verdict": verdict.as_dict(),
     }
@@ -127,19 +131,19 @@ def summarize(
 
 
 def clusters_of(frame: pl.DataFrame) -> pl.Series:
-    """(N,) the number of each pair's prompt: pairs of one prompt are not independent of each other."""
+    """(N,) the prompt's number of each pair: pairs of one prompt are not independent."""
     return frame["prompt"].rank("dense").cast(pl.Int64) - 1
 
 
 def outcomes_of(
     start: Path, runs: Mapping[str, Sequence[Path]], examples: PreferenceExamples, clusters: pl.Series, file: str
 ) -> tuple[Outcomes, float]:
-    """What the start and the runs' policies did on the pairs, and the drift in nats a token that ties allow for.
+    """The outcomes of the start and the runs' policies on the pairs, and the engine differences, nats a token, that ties cover.
 
     Args:
-        start, runs: their folders, the runs' by name and in the order of the seeds.
-        examples: the pairs, with the anchor's sums. clusters: (N,), the number of each one's prompt.
-        file: with the policy's sums of these pairs, in each of the folders.
+        start, runs: their folders, of the runs by name and in the order of the seeds.
+        examples: the pairs, with the anchor's sums. clusters: (N,), the prompt's number of each pair.
+        file: name of the file in each folder with the policy's sums of these pairs.
     """
     sums = _sums_of(start / file, examples)
     drift = drift_per_token(*sums, examples)
@@ -151,13 +155,20 @@ def outcomes_of(
     return Outcomes(clusters.to_numpy(), pair_outcomes(*sums, examples, ties=ties), found), drift
 
 
-def _method(one: Entry, known: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
+def _method(one: Entry, known: Mapping[str, Any], outcomes: Outcomes, held_out: PreferenceExamples) -> dict[str, Any]:
     contender = one.contender
     metrics: dict[str, Any] = {}
     for metric, values in outcomes.methods[contender.name].items():
         share = known[metric]
         per_seed = values.mean(axis=0).tolist()
         metrics[metric] = {"mean": share.mean, "low": share.low, "high": share.high, "per_seed": per_seed}
+    drift = [pair_drift(*_sums_of(Path(job.folder) / PAIRS, held_out), held_out) for job in one.jobs]
+    for metric in DRIFT:
+        values = np.stack([by[metric] for by in drift], axis=1)
+        moved = mean_known(values, outcomes.clusters, shares=False)
+        metrics[metric] = {
+            "mean": moved.mean, "low": moved.low, "high": moved.high, "per_seed": values.mean(axis=0).tolist(),
+        }  # fmt: skip
     for metric in _OWN:
         per_seed = [float(result["metrics"][metric]) for result in one.results]
         metrics[metric] = {"mean": sum(per_seed) / len(per_seed), "low": None, "high": None, "per_seed": per_seed}
@@ -167,6 +178,8 @@ def _method(one: Entry, known: Mapping[str, Any], outcomes: Outcomes) -> dict[st
         "method": contender.method.model_dump(mode="json"),
         "references": list(contender.references),
         "baseline": contender.baseline,
+        "reference_free": contender.reference_free,
+        "pairs": contender.pairs,
         "also": list(one.also),
         "swept": dict(contender.settings),
         "metrics": metrics,
@@ -187,13 +200,11 @@ def _sums_of(path: Path, examples: PreferenceExamples) -> tuple[Any, Any]:
 
 
 def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    import numpy as np
-
     return {metric: np.stack([run[metric] for run in runs], axis=1) for metric in COMPARABLE}
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity: what is not a number is null."""
+    """Replace infinity and NaN, which JSON lacks, by null."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -202,7 +213,7 @@ def _finite(value: Any) -> Any:
 
 
 def machine() -> str:
-    """What the runs were made on, in a few words."""
+    """Short description of this machine."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""`mrpo compare`: methods × seeds trained and measured on one cache, and what that shows."""
+"""`mrpo compare`: train and evaluate methods × seeds on one cache, and compare them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.compare.methods import Contender, contenders, settings_of
 from mrpo_pipeline.compare.results import Comparison, clusters_of, summarize
 from mrpo_pipeline.compare.runs import Desk
-from mrpo_pipeline.compare.sweep import choose
+from mrpo_pipeline.compare.sweep_selection import choose
 from mrpo_pipeline.compare.worker_pool import Outcome
 from mrpo_pipeline.dataset.policy_start import anchor_start, start_notice
 from mrpo_pipeline.dataset.reference_logps import CachedPairs, open_caches
-from mrpo_pipeline.dataset.splits import Split, check_method, load_splits
+from mrpo_pipeline.dataset.splits import Split, check_columns, check_method, load_splits
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.files.atomic import remove_leftovers, temporary_folder, whole_file, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
-from mrpo_pipeline.pairs.counting import in_words
 from mrpo_pipeline.pairs.readable import readable_completion, readable_prompt
 from mrpo_pipeline.policy.output_dir import check_output_folder
 from mrpo_pipeline.policy.run import check_training
@@ -34,22 +33,22 @@ _INPUTS = ".inputs-"
 
 
 def compare_recipe(recipe: Recipe) -> Comparison:
-    """Train and evaluate every method with every seed; what an earlier call finished is taken as it is.
+    """Train and evaluate every method with every seed; runs that an earlier call finished are not repeated.
 
-    Pairs and caches are read once; the runs map what was prepared from files. For a seed, every method starts from the same
-    adapter and takes the same batches in the same order.
+    Pairs and caches are read once; the runs memory-map the prepared pairs. With the same seed, all methods start from the same
+    adapter and take the same batches in the same order.
 
-    Leaves in ``output_dir``: ``recipe.yaml``, ``audit.json``, ``held_out.parquet``, ``start/`` and ``METHOD/seed-N/`` (what
+    Writes to ``output_dir``: ``recipe.yaml``, ``audit.json``, ``held_out.parquet``, ``start/`` and ``METHOD/seed-N/`` (what
     ``mrpo train`` leaves, ``result.json``, ``pairs.parquet``, ``log.txt``), ``sweep/`` with the runs of a sweep,
     ``comparison.json``, ``comparison.md``, and the report (``report.html``, ``plots/``).
 
     Raises:
         UserError: for a recipe, pairs or caches that are wrong.
-        RunError: where a run failed; what is finished is kept, and a comparison of it is written where one can be made.
+        RunError: if a run failed; finished runs are kept, and a comparison of them is written if possible.
     """
-    from mrpo_pipeline.policy.distributed import refuse_several
+    from mrpo_pipeline.policy.distributed import require_one_process
 
-    refuse_several("mrpo compare")
+    require_one_process("mrpo compare")
     began = time.monotonic()
     entrants = contenders(recipe)
     for one in entrants:
@@ -69,11 +68,13 @@ def _compare(recipe: Recipe, entrants: list[Contender], began: float) -> Compari
             "The recipe has a compare.sweep and no third split to choose by: a setting chosen on the held-out pairs would flatter "
             "itself there. Expected pairs.weights_fraction above 0, 0.1 say. Set it, or take the sweep out."
         )
-    arguments = check_training(recipe)
+    arguments = check_training(recipe, [one.method for one in entrants])
     caches = open_caches(recipe)
     if not recipe.required_policy().check_anchor:
         log.warning("%s", start_notice(recipe))
     splits = load_splits(recipe, caches, "train", "eval")
+    for one in entrants:
+        check_columns(one.method, splits)
     require_full_batch(arguments, splits["train"].pairs.frame.height)
     folder = Path(recipe.output_dir)
     recipe.write(folder)
@@ -81,7 +82,9 @@ def _compare(recipe: Recipe, entrants: list[Contender], began: float) -> Compari
     _audit(recipe, splits, caches, folder)
     remove_leftovers(folder, _INPUTS)
     with temporary_folder(folder, _INPUTS) as inputs:
-        desk = Desk(recipe, splits, anchor_start(recipe, caches), folder, inputs)
+        desk = Desk(
+            recipe, splits, anchor_start(recipe, caches), folder, inputs, [one.method for one in entrants], arguments
+        )
         chosen_by = desk.keep_choice() if sweeps else None
         desk.start()
         swept: list[dict[str, Any]] = []
@@ -93,7 +96,7 @@ def _compare(recipe: Recipe, entrants: list[Contender], began: float) -> Compari
     frame = splits["eval"].pairs.frame
     complete = desk.complete()
     more = {
-        "pairs": {name: split.counts() for name, split in splits.items()},
+        "pairs": {name: split.counts.as_dict() for name, split in splits.items()},
         "costs": desk.costs(time.monotonic() - began),
         "sweep": swept,
         "failed": [{"run": job.title, "reason": reason} for job, reason in desk.outcome.failed.items()],
@@ -116,12 +119,12 @@ def _compare(recipe: Recipe, entrants: list[Contender], began: float) -> Compari
         raise RunError(_failures(desk.outcome, folder, comparison))
     assert comparison is not None
     for name, split in splits.items():
-        log.info("%s: %s", name, in_words(split.counts()))
+        log.info("%s: %s", name, split.counts)
     return comparison
 
 
 def _write_held_out(path: Path, pairs: CachedPairs) -> None:
-    """The held-out pairs as a person reads them, beside the anchor's sums."""
+    """Write the held-out pairs as readable text, with the anchor's sums."""
     table = pl.DataFrame(
         {
             "pair_id": pairs.frame["pair_id"],
@@ -137,7 +140,7 @@ def _write_held_out(path: Path, pairs: CachedPairs) -> None:
 
 
 def _audit(recipe: Recipe, splits: Mapping[str, Split], caches: Sequence[ReferenceCache], folder: Path) -> None:
-    """What the references are worth, before any training: what looks broken is said at once, the rest is for the report."""
+    """Audit the references before training: log the findings, and write the rest for the report."""
     from mrpo_pipeline.audit import audit_pairs, readers_of
 
     readers = {source.name: readers_of(source) for source in recipe.sources()}

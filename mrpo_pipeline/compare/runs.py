@@ -1,4 +1,4 @@
-"""What the runs of a comparison need is prepared here, once; they are made, and what came of them is kept."""
+"""Prepare the input of a comparison's runs once, run them, and keep their results."""
 
 from __future__ import annotations
 
@@ -15,27 +15,44 @@ import numpy as np
 
 from mrpo_pipeline.compare.job import Job, finished
 from mrpo_pipeline.compare.methods import START, Contender
+from mrpo_pipeline.compare.pair_selection import selected, total_steps
 from mrpo_pipeline.compare.parallelism import Places, places_for
 from mrpo_pipeline.compare.results import DOCUMENT, Entry, machine
 from mrpo_pipeline.compare.worker_pool import Outcome, run_all
+from mrpo_pipeline.dataset.distinct import is_ranked
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.policy_start import AnchorStart
 from mrpo_pipeline.dataset.reference_logps import CachedPairs
 from mrpo_pipeline.dataset.splits import Split, examples_of
-from mrpo_pipeline.policy.checkpoints import examples_digest, method_in_use
-from mrpo_pipeline.policy.run import card_of
+from mrpo_pipeline.policy.run import model_card_fields
+from mrpo_pipeline.policy.run_identity import examples_digest, method_in_use
 from mrpo_pipeline.recipe import Method, Recipe
-from mrpo_pipeline.recipe.describe import describe, with_seed
+from mrpo_pipeline.recipe.describe_method import describe, with_seed
 
 log = logging.getLogger("mrpo")
 
 
 class Desk:
-    """Prepares what the runs need, has them made, and keeps what came of them."""
+    """Prepares the runs, executes them and keeps their results."""
 
     def __init__(
-        self, recipe: Recipe, splits: dict[str, Split], anchor: AnchorStart | None, folder: Path, inputs: Path
+        self,
+        recipe: Recipe,
+        splits: dict[str, Split],
+        anchor: AnchorStart | None,
+        folder: Path,
+        inputs: Path,
+        methods: Sequence[Method],
+        arguments: Any,
     ) -> None:
+        """
+        Args:
+            methods: all methods to compare. arguments: ``transformers.TrainingArguments``.
+        """
+        self.methods, self.arguments = methods, arguments
+        self.ranked: bool | None = None
+        self.by_prompt = False
+        self.steps = 0
         self.recipe, self.splits, self.folder, self.inputs = recipe, splits, folder, inputs
         self.policy = recipe.required_policy().model_dump(mode="json")
         self.anchor = None if anchor is None else dataclasses.asdict(anchor)
@@ -48,7 +65,7 @@ class Desk:
         self.choice = ""
 
     def start(self) -> None:
-        """Measure the policy before training like every other."""
+        """Add the evaluation of the policy before training."""
         where = self.inputs / START
         self.held_out.write(where)
         key = _digest(examples_digest(self.held_out), repr(self.policy), repr(self.anchor))
@@ -59,7 +76,7 @@ class Desk:
         self.pending.append(self.start_job)
 
     def keep_choice(self) -> PreferenceExamples:
-        """The pairs of the third split, which runs measure from now on: a sweep chooses by them."""
+        """The pairs of the third split, by which a sweep selects: runs that are added from now on are evaluated on them as well."""
         chosen_by, _ = examples_of(self.splits["weights"], Method(name="dpo"))
         where = self.inputs / f"choice-{examples_digest(chosen_by)[:12]}"
         chosen_by.write(where)
@@ -67,15 +84,21 @@ class Desk:
         return chosen_by
 
     def add(self, one: Contender, *, seeds: Sequence[int] | None = None, root: Path | None = None) -> Entry:
-        """Prepare a method's pairs and its runs; one that is the same training as an earlier one is not trained again.
+        """Prepare a method's pairs and runs; a method that equals an earlier one is not trained again.
 
         Args:
-            seeds: the recipe's where None. root: where its folder goes; the comparison's where None.
+            seeds: default: the recipe's. root: parent of its folder; default: the comparison's folder.
         """
         recipe, own = self.recipe, one.method
         parts = {name: _without(self.splits[name], one.without) for name in ("train", "eval")}
-        train, targets = examples_of(parts["train"], own)
-        held_out, _ = examples_of(parts["eval"], own, say=False)
+        every = parts["train"].pairs.frame.height
+        if one.whole is not None:
+            trained = (x.contender.name for x in self.entries if one.whole in (x.contender.name, *x.also))
+            one = replace(one, whole=next(trained, one.whole))
+            parts["train"] = selected(parts["train"], str(recipe.compare.selection))
+        train, targets = examples_of(parts["train"], own, report=one.whole is None)
+        one = replace(one, pairs=len(train))
+        held_out, _ = examples_of(parts["eval"], own, report=False)
         identity = _digest(
             examples_digest(train),
             examples_digest(held_out),
@@ -84,6 +107,9 @@ class Desk:
             repr(self.anchor),
         )
         describes = describe(own) + (f" Without {one.without}." if one.without else "")
+        if one.whole is not None:
+            as_many = recipe.compare.selection_as_many
+            describes += f" On {len(train):,} selected of {every:,} pairs, for as many {as_many} as {one.whole}."
         twin = next((x for x in self.entries if x.identity == identity), None) if root is None else None
         if twin is not None:
             log.info("%s is the same training as %s: one run stands for both.", one.name, twin.contender.name)
@@ -91,8 +117,8 @@ class Desk:
             return twin
         where = self.inputs / hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
         if not where.exists():
-            # The token ids are the same for every method; they lie there once.
-            kept = self.inputs / "ids"
+            # All methods share the token ids: written once.
+            kept = self.inputs / ("ids" if one.whole is None else "selected-ids")
             if not kept.exists():
                 train.write(kept)
             train.write(where / "train", ids_from=kept)
@@ -107,12 +133,16 @@ class Desk:
                     "references": {name: recipe.references[name] for name in one.references},
                 }
             )
-            training = seeded.training_arguments()
+            if one.whole is not None and recipe.compare.selection_as_many == "steps":
+                seeded = seeded.model_copy(update={"training": {**seeded.training, "max_steps": self.steps}})
+            training = self._training(seeded, train)
+            if one.whole is None:
+                self.steps = total_steps(train, self.arguments, by_prompt=self.by_prompt)
             key = _digest(identity, json.dumps(training, sort_keys=True, default=str))
             job = Job(
                 one.name, seed, str(place), str(where / "held_out"), self.policy,
-                own.model_dump(mode="json"), key, str(where / "train"), self.choice, training, seeded.dump(),
-                card_of(seeded, parts), dict(targets.diagnostics), self.anchor,
+                own.model_dump(mode="json"), key, str(where / "train"), self.choice, training,
+                model_card_fields(seeded, parts), dict(targets.diagnostics), self.anchor,
             )  # fmt: skip
             jobs.append(job)
         self.pending += jobs
@@ -121,8 +151,22 @@ class Desk:
             self.entries.append(entry)
         return entry
 
+    def _training(self, seeded: Recipe, train: PreferenceExamples) -> dict[str, Any]:
+        """The recipe's training settings; either all methods group pairs by prompt or none, so that their steps hold the same pairs."""
+        from mrpo_pipeline.policy.argument_checks import groups_by_prompt
+        from mrpo_pipeline.policy.arguments import fast_paths
+
+        training = seeded.training
+        fast = fast_paths(training)
+        if self.ranked is None:
+            self.ranked = is_ranked(train) if fast.group_by_prompt == "auto" else False
+            drop_last = self.arguments.dataloader_drop_last
+            self.by_prompt = all(groups_by_prompt(fast, one, train, drop_last=drop_last) for one in self.methods)
+        # Unranked pairs keep the key of earlier versions.
+        return {**training, "group_by_prompt": self.by_prompt} if self.ranked else training
+
     def run(self) -> None:
-        """Make the runs that are waiting, but for those that an earlier call finished."""
+        """Execute the pending runs, except those that an earlier call finished."""
         left = []
         for job in self.pending:
             before = finished(job)
@@ -134,12 +178,19 @@ class Desk:
         self.pending = []
         if not left:
             return
-        self.places = places_for(self.recipe, self.held_out, len(left))
+        self.places = self._places(left)
         log.info("%d runs to make: %s", len(left), self.places.describe())
         found = run_all(left, self.places, self._line)
         self.made += len(found.results)
         self.outcome.results |= found.results
         self.outcome.failed |= found.failed
+
+    def _places(self, jobs: Sequence[Job]) -> Places:
+        """How many of the jobs run at a time, by what the last one trains on; START alone trains on nothing."""
+        job = jobs[-1]
+        pairs = PreferenceExamples.open(Path(job.train)) if job.train else self.held_out
+        as_run = {"training": job.training, "method": Method.model_validate(job.method)}
+        return places_for(self.recipe.model_copy(update=as_run), pairs, len(jobs))
 
     def _line(self, job: Job, result: Mapping[str, Any]) -> str:
         share = 100 * result["metrics"]["accuracy/policy"]
@@ -147,14 +198,14 @@ class Desk:
         return f"{job.title}: done{took}, prefers the chosen side of {share:.1f} % of held-out pairs"
 
     def complete(self) -> list[Entry]:
-        """The methods of which every run was made, with the results."""
+        """The methods with all runs finished, and their results."""
         made = self.outcome.results
         for entry in self.entries:
             entry.results = [made[job] for job in entry.jobs if job in made]
         return [entry for entry in self.entries if len(entry.results) == len(entry.jobs)]
 
     def costs(self, wall_seconds: float) -> dict[str, Any]:
-        """What it took; where nothing was left to do, what it took before."""
+        """The costs of this call; if no run was left, those of the earlier call."""
         results = self.outcome.results.values()
         if not self.made:
             try:
@@ -175,7 +226,7 @@ class Desk:
 
 
 def _without(split: Split, name: str | None) -> Split:
-    """The split as if a reference were not in the recipe; its pairs stay those that all references can serve."""
+    """The split without a reference; its pairs are still those that all references can serve."""
     return split if name is None else Split(split.prepared, _drop_reference(split.pairs, name))
 
 
@@ -186,6 +237,7 @@ def _drop_reference(pairs: CachedPairs, name: str) -> CachedPairs:
         names=[pairs.names[index] for index in kept],
         logps_chosen=np.ascontiguousarray(pairs.logps_chosen[:, kept]),
         logps_rejected=np.ascontiguousarray(pairs.logps_rejected[:, kept]),
+        caches=[cache for cache in pairs.caches if cache.name != name],
         held_out=None if pairs.held_out is None else _drop_reference(pairs.held_out, name),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE
+from mrpo_pipeline.terminal import text_table
 
 _SHORT = {
     "accuracy/policy": "prefers chosen",
@@ -15,7 +16,7 @@ _SHORT = {
 
 
 def terminal(document: Mapping[str, Any]) -> str:
-    """The table, the differences that the verdict rests on, and the verdict."""
+    """The table, the differences behind the verdict, and the verdict."""
     parts = [_plain(*_shares(document)), _legend(document)]
     differences = _differences(document)
     if differences[1]:
@@ -25,7 +26,7 @@ def terminal(document: Mapping[str, Any]) -> str:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The same for a document."""
+    """The same as Markdown."""
     verdict = document["verdict"]
     parts = ["# Methods side by side", f"**{verdict['sentence']}**", *verdict["sentences"], _ruled(*_shares(document))]
     parts.append(_legend(document))
@@ -36,14 +37,27 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 
 def _shares(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    header = ["method", *(_SHORT[metric] for metric in COMPARABLE), "s to train"]
+    header = ["method", *(_SHORT[metric] for metric in COMPARABLE), "drift", "s to train"]
     start = [f"{100 * document['start'][metric]:.1f}" if metric != "accuracy/anchor" else "–" for metric in COMPARABLE]
-    rows = [["start", *start, "–"]]
+    before = {name: {"mean": value} for name, value in document["start"].items()}
+    rows = [["start", *start, _drift(before), "–"]]
     for method in document["methods"]:
         cells = [_share(method["metrics"][metric]) for metric in COMPARABLE]
+        cells.append(_drift(method["metrics"]))
         seconds = method["train_seconds"]
         rows.append([method["name"], *cells, f"{sum(seconds) / len(seconds):.0f}" if seconds else "–"])
     return header, rows
+
+
+def _drift(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """The drift of chosen and rejected sides, nats a token, ± half of the interval."""
+    sides = (figures[f"drift/{side}_per_token"] for side in ("chosen", "rejected"))
+    return " / ".join(f"{side['mean']:+.3f}{_half(side)}" for side in sides).replace("-", "\N{MINUS SIGN}")
+
+
+def _half(figure: Mapping[str, Any]) -> str:
+    low, high = figure.get("low"), figure.get("high")
+    return "" if low is None or high is None else f"±{(high - low) / 2:.3f}"
 
 
 def _share(figure: Mapping[str, Any]) -> str:
@@ -51,7 +65,7 @@ def _share(figure: Mapping[str, Any]) -> str:
 
 
 def _differences(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """On the verdict's metric, without those against the start."""
+    """The differences in the verdict's metric, except those from the start."""
     header = ["method", "against", "difference", "95%", "p", "p corrected"]
     rows = []
     for one in document["comparisons"]:
@@ -82,22 +96,13 @@ def _legend(document: Mapping[str, Any]) -> str:
     )
     return (
         f"{first} “prefers chosen”: the policy's own log-prob is higher on the chosen side (needs no reference). “moved to "
-        "chosen”: more so than the anchor's."
+        "chosen”: more so than the anchor's. “drift”: nats a token by which the policy finds the held-out chosen / rejected sides "
+        "likelier than the anchor does, ± half its 95% interval."
     )
 
 
 def _plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    texts = [
-        "  ".join(
-            cell.ljust(width) if i == 0 or header[i] == "against" else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    texts.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(texts)
+    return text_table(header, rows, left=("against",))
 
 
 def _ruled(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

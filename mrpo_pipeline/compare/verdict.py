@@ -1,12 +1,13 @@
-"""What a comparison shows and what it does not, in sentences for people who do not know statistics.
+"""The verdict of a comparison, in sentences for readers without statistics.
 
-"Better" is said of a method with several references where it is better than DPO against *every* single reference, each with
-a p-value corrected for all such comparisons of the metric: which single reference is best was read from the same pairs, so
-to be better than that one alone would not do. The figure that is told is the difference to the single reference that did best, which
-a lucky best makes too small, if anything. "Worse" is said where one single reference is better than every method with several.
-Where MRPO is among the methods, the verdict is on it; another method that is better follows in a sentence of its own.
+A method with several references is "better" if it is better than DPO against *every* single reference, with p-values
+corrected for all these comparisons of the metric: the best single reference is selected on the same pairs, so to beat that one
+is not enough. The reported difference is to the best single reference; luck of the best makes it too small, if anything.
+"Worse" means that one single reference is better than every method with several. The verdict is about MRPO if it is among the
+methods; another method that is better gets its own sentence, and so does the benefit of references: the same method, and the best
+single reference, against training without references.
 
-What more it would take is told for that same claim: one point over every single reference at once, after the correction.
+The pairs and seeds needed are for the same claim: one point over every single reference at once, after the correction.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from mrpo_pipeline.compare.comparisons import SEVERAL, TRAINING, Compared
 from mrpo_pipeline.compare.methods import START, Contender
 from mrpo_pipeline.compare.verdict_case import BETTER, NONE, ONE_SEED, WORSE, Case, Verdict
-from mrpo_pipeline.compare.verdict_notes import name_references_to_drop, on_other_metrics
+from mrpo_pipeline.compare.verdict_notes import name_references_to_drop, on_other_metrics, on_references, on_selection
 from mrpo_pipeline.compare.verdict_wording import in_points, needed, points, span, unclear
 from mrpo_pipeline.evaluation.intervals import Known
 
@@ -29,21 +30,24 @@ def verdict_of(
     metric: str = "accuracy/policy",
     note: str = "",
 ) -> Verdict:
-    """The verdict on one metric, and what else should be known.
+    """The verdict on one metric, with further notes.
 
     Args:
-        note: why it is this metric, or why it can tell nothing; comes first of what else should be known.
+        note: why this metric was taken, or why it is not informative; the first of the further notes.
     """
     there = {one.name: one for one in contenders if one.name in shares}
     case = Case(there, [one for one in compared if one.metric == metric], shares, metric)
-    if not there:
-        return Verdict("No method was trained to the end with every seed, so nothing can be compared.", NONE)
+    if not (case.several or case.singles):
+        return Verdict(
+            "No method with a reference was trained to the end with every seed, so nothing can be compared.", NONE
+        )
     if seeds == 1:
         verdict = _of_one_seed(case)
     elif case.several:
         verdict = _of_several(case)
     else:
         verdict = _of_singles(case)
+    verdict.sentences += on_references(case, verdict) + on_selection(case)
     if seeds > 1:
         name_references_to_drop(case, verdict)
     verdict.sentences += on_other_metrics(there, compared, verdict, metric)
@@ -84,11 +88,11 @@ def _is_better(case: Case, method: str, best: str) -> str:
 
 
 def _not_shown(case: Case, method: str, best: str) -> tuple[Compared, str]:
-    """Where several references are shown neither better than every single one nor worse than one: what stands against that."""
+    """The verdict if several references are shown neither better than every single one nor worse than one, and the reason."""
     asked = case.of(method, SEVERAL)
     there, single = asked[best], case.best_single(best)
     if there.better:
-        # The single reference that did best is beaten, and one whose difference is less well known is not.
+        # The best single reference is beaten, but not one with a wider interval.
         left = max((x for x in asked.values() if not x.better), key=lambda x: x.p_corrected)
         return left, (
             f"No clear answer: {method} is better than {single} by {points(there.known)}, but is not shown to be better than "
@@ -104,7 +108,7 @@ def _not_shown(case: Case, method: str, best: str) -> tuple[Compared, str]:
 
 
 def _of_singles(case: Case) -> Verdict:
-    """No method with several references: the best single one against the start."""
+    """The verdict without methods with several references: the best single one against the start."""
     best = case.best(case.singles)
     there = case.of(best, TRAINING)[START]
     name = f"DPO against {case.single(best)}"

@@ -1,4 +1,4 @@
-"""What a verdict is made of: the verdict itself, and the comparisons of one metric by who is asked about."""
+"""The verdict, and the comparisons of one metric that it is made from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mrpo_pipeline.compare.comparisons import SEVERAL, Compared
 from mrpo_pipeline.compare.methods import Contender
 from mrpo_pipeline.evaluation.intervals import Known
 
-# Means over the same pairs and seeds that differ by less are equal: sums in another order.
+# Means over the same pairs and seeds are equal if they differ by less: rounding of sums.
 LEVEL_WITHIN = 1e-9
 
 BETTER, NONE, WORSE, ONE_SEED = "better", "none", "worse", "one seed"
@@ -18,7 +18,7 @@ BETTER, NONE, WORSE, ONE_SEED = "better", "none", "worse", "one seed"
 
 @dataclass
 class Verdict:
-    """``kind``: better, none, worse, or one seed. ``drop``: references that the method does better without."""
+    """``kind``: better, none, worse, or one seed. ``drop``: references without which the method does better."""
 
     sentence: str
     kind: str
@@ -35,7 +35,7 @@ class Verdict:
 
 
 class Case:
-    """The comparisons of one metric, by who is asked about."""
+    """The comparisons of one metric, by method."""
 
     def __init__(
         self,
@@ -46,7 +46,8 @@ class Case:
     ) -> None:
         self.contenders, self.compared, self.metric = contenders, compared, metric
         self.mean = {name: shares[name][metric].mean for name in contenders}
-        self.several = [x.name for x in contenders.values() if not x.baseline and x.without is None]
+        self.free = [x.name for x in contenders.values() if x.reference_free]
+        self.several = [x.name for x in contenders.values() if x.several and x.without is None]
         self.singles = [x.name for x in contenders.values() if x.baseline]
 
     def best(self, names: Sequence[str]) -> str:
@@ -56,7 +57,7 @@ class Case:
         return {x.against: x for x in self.compared if x.method == method and x.question == question}
 
     def subject(self) -> str:
-        """The method with several references that the verdict is on: MRPO, else the one that did best."""
+        """The method with several references that the verdict is about: MRPO, else the best one."""
         own = [name for name in self.several if self.contenders[name].method.name == "mrpo"]
         return "mrpo" if "mrpo" in own else self.best(own or self.several)
 
@@ -65,19 +66,23 @@ class Case:
         return [name for name in self.several if all(x.better for x in self.of(name, SEVERAL).values())]
 
     def level(self, name: str) -> list[str]:
-        """The single references whose mean is this one's, itself among them."""
+        """The single references with the same mean as this one, including itself."""
         return [other for other in self.singles if abs(self.mean[other] - self.mean[name]) < LEVEL_WITHIN]
 
     def is_level(self, name: str) -> bool:
         return len(self.level(name)) > 1
 
     def best_single(self, name: str) -> str:
-        """How the single reference that did best is called: with those that are level with it, of which none is the best."""
+        """How a sentence names the best single reference: together with those that are level with it."""
         if not self.is_level(name):
             return f"the best single reference ({self.single(name)})"
         names = [self.single(other) for other in self.level(name)]
         return f"the single references {', '.join(names[:-1])} and {names[-1]}, which are level"
 
     def single(self, name: str) -> str:
-        """How the DPO against one reference is called in a sentence."""
+        """How a sentence names the reference of DPO against a single one."""
         return str(self.contenders[name].single)
+
+    def called(self, name: str) -> str:
+        """How a sentence names a method."""
+        return f"DPO against {self.single(name)}" if name in self.singles else name

@@ -1,14 +1,50 @@
-"""What a verdict adds to its sentence: references to drop, and the same difference counted otherwise."""
+"""Further sentences of a verdict: the benefit of references and of a selection, references to drop, and other metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mrpo_pipeline.compare.comparisons import LEFT_OUT, ONE, SEVERAL, Compared
+from mrpo_pipeline.compare.comparisons import FREE, LEFT_OUT, ONE, SELECTED, SEVERAL, Compared
 from mrpo_pipeline.compare.methods import Contender
-from mrpo_pipeline.compare.verdict_case import NONE, Case, Verdict
-from mrpo_pipeline.compare.verdict_wording import points, signed
+from mrpo_pipeline.compare.verdict_case import NONE, ONE_SEED, Case, Verdict
+from mrpo_pipeline.compare.verdict_wording import points, signed, unclear
 from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE
+
+
+def on_references(case: Case, verdict: Verdict) -> list[str]:
+    """Whether references paid: the verdict's method and the best single reference against training without references."""
+    told = [verdict.method or case.subject()] if case.several else []
+    told += [case.best(case.singles)] if case.singles else []
+    found = []
+    for free in case.free:
+        clauses = "; ".join(_differs(case, name, case.of(name, FREE)[free]) for name in told)
+        against = f"gainst training without any ({free})"
+        start = f"As trained here with one seed, a{against}" if verdict.kind == ONE_SEED else f"A{against}"
+        found.append(f"Did references pay? {start}: {clauses}.")
+    return found
+
+
+def _differs(case: Case, name: str, there: Compared) -> str:
+    called = case.called(name)
+    if there.known.seeds == 1:
+        return f"{called} {signed(there.known)}"
+    if there.better:
+        return f"{called} is better by {points(there.known)}"
+    if there.worse:
+        return f"{called} is worse by {points(there.known, turned=True)}"
+    return f"{called} is not shown to differ, {unclear(there)}"
+
+
+def on_selection(case: Case) -> list[str]:
+    """Whether a selection of the training pairs does as well as all, with both numbers of pairs."""
+    found = []
+    for there in (x for x in case.compared if x.question == SELECTED):
+        part, whole = case.contenders[there.method], case.contenders[there.against]
+        clause = _differs(case, there.against, there)
+        found.append(
+            f"Do the selected pairs do? On {part.pairs:,} of {whole.pairs:,} training pairs, against all of them: {clause}."
+        )
+    return found
 
 
 def name_references_to_drop(case: Case, verdict: Verdict) -> None:
@@ -23,10 +59,10 @@ def name_references_to_drop(case: Case, verdict: Verdict) -> None:
         return
     kept = case.single(verdict.against)
     if verdict.against in case.singles and case.is_level(verdict.against):
-        return  # of references that are level none is to be kept rather than another
+        return  # none of several level references is to be preferred
     everyone = case.contenders[case.several[0]].references
     if verdict.kind == NONE:
-        # Of two references, a single one is the method without the other.
+        # Of two references, a single one equals the method without the other.
         harmed = [name for name in case.several if case.of(name, SEVERAL)[verdict.against].worse]
         if len(everyone) == 2 and harmed:
             verdict.drop = [name for name in everyone if name != kept]
@@ -49,7 +85,7 @@ def name_references_to_drop(case: Case, verdict: Verdict) -> None:
 def on_other_metrics(
     there: Mapping[str, Contender], compared: Sequence[Compared], verdict: Verdict, metric: str
 ) -> list[str]:
-    """The same two, in the other ways of counting; and which single references differ."""
+    """The same comparison in the other metrics; and single references that differ."""
     found = []
     if verdict.method and verdict.against:
         parts = []

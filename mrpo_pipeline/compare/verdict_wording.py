@@ -1,4 +1,4 @@
-"""Differences in points and what it would take to show one, as a verdict words them."""
+"""Sentences of a verdict: differences in points, and the pairs or seeds needed to show one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mrpo_pipeline.evaluation.power import POWER, pairs_needed, seeds_needed
 
 
 def needed(told: Compared, asked: Sequence[Compared]) -> str:
-    """What it would take to show one point in all these comparisons at once; ``told`` is the one whose figures are told."""
+    """The pairs or seeds needed to show one point in all these comparisons at once; ``told`` is the comparison that is reported."""
     power = 1 - (1 - POWER) / len(asked)
     known = told.known
 
     def most(count: Callable[..., int | None], **given: int) -> int | None:
-        """The largest of what each needs; None where one of them would not do."""
+        """The largest number that any of them needs; None if one needs an unbounded number."""
         counts = [count(x.known, alpha=x.alpha, power=power, **given) for x in asked]
         return None if None in counts else max(found for found in counts if found is not None)
 
@@ -37,13 +37,13 @@ def needed(told: Compared, asked: Sequence[Compared]) -> str:
 
 
 def _round(count: int) -> str:
-    """Two digits: more would feign knowledge."""
+    """Round to two significant digits."""
     digits = max(0, len(str(count)) - 2)
     return f"{round(count, -digits):,}"
 
 
 def points(known: Known, *, turned: bool = False) -> str:
-    """``2.1 points (0.4 to 3.9)``; ``turned``: as seen from the other side."""
+    """``2.1 points (0.4 to 3.9)``; ``turned``: with the opposite sign."""
     sign = -1 if turned else 1
     low, high = sorted((sign * known.low, sign * known.high))
     return f"{in_points(sign * known.mean)} points ({in_points(low)} to {in_points(high)})"
@@ -54,7 +54,7 @@ def signed(known: Known) -> str:
 
 
 def unclear(compared: Compared) -> str:
-    """A difference that is not claimed; where its own interval leaves out 0, why not."""
+    """A difference that is not significant; if its own interval excludes 0, with the reason."""
     known = compared.known
     alone = known.low > 0 or known.high < 0
     return signed(known) + (f", which may be chance where {compared.family} comparisons are made" if alone else "")

@@ -1,8 +1,8 @@
-"""Runs of a comparison side by side, in processes that each make one at a time.
+"""Execute runs of a comparison in parallel processes.
 
-A process is given a job a line on its standard input, and writes a line when the job is over: empty where its results lie in
-its folder, else why it failed. What libraries print goes to the job's ``log.txt``. A process makes one run after another, for
-torch takes seconds to import, and ends with the first that fails.
+A process reads one job per line from standard input, and writes one line when it is finished: empty on success, else the reason of
+the failure. Output of libraries goes to the job's ``log.txt``. A process executes several runs one after another, since
+importing torch takes seconds, and ends after the first failure.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _COMMAND = "from mrpo_pipeline.compare.worker_pool import main; raise SystemExit
 
 @dataclass
 class Outcome:
-    """What became of every job: results by job, and reasons where there is none."""
+    """The results by job, and the reasons of failed jobs."""
 
     results: dict[Job, dict[str, Any]] = field(default_factory=dict)
     failed: dict[Job, str] = field(default_factory=dict)
 
 
 def run_all(jobs: Sequence[Job], places: Places, line: Callable[[Job, dict[str, Any]], str]) -> Outcome:
-    """Make every run; one that fails or is killed is reported, and the others continue.
+    """Execute all runs; a failed or killed one is reported, and the others continue.
 
     Args:
-        line: on a run that is done.
+        line: makes the log line of a finished run.
 
     Raises:
-        UserError: of a run whose input is wrong: it would be wrong for the others as well, which are ended.
+        UserError: if a run's input is wrong: it is wrong for the others as well, which are stopped.
     """
     outcome = Outcome()
     if places.count == 1:
@@ -83,7 +83,7 @@ def run_all(jobs: Sequence[Job], places: Places, line: Callable[[Job, dict[str, 
 
 
 def _kept(outcome: Outcome, job: Job, result: Callable[[], dict[str, Any]]) -> bool:
-    """Whether a run was made; its result, or why it failed, is kept in the outcome."""
+    """Store a run's result or failure in the outcome; whether it succeeded."""
     try:
         outcome.results[job] = result()
     except UserError:
@@ -96,13 +96,13 @@ def _kept(outcome: Outcome, job: Job, result: Callable[[], dict[str, Any]]) -> b
 
 
 def _reason(error: Exception) -> str:
-    """As a sentence that others can follow."""
+    """The error as a sentence."""
     text = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 class _Process:
-    """A process that makes runs at one place, started when one is to be made; it ends with the ``with`` block."""
+    """A worker process, started at its first run and stopped at the end of the ``with`` block."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
@@ -113,16 +113,16 @@ class _Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed.acquire()  # for good: no thread starts another one
+        self._closed.acquire()  # never released: no thread starts another process
         self._end(signal.SIGTERM)
 
     def make(self, job: Job) -> dict[str, Any]:
-        """The result of the run. Raises UserError for wrong input, RunError where it failed or its process died."""
+        """The result of the run. Raises UserError for wrong input, RunError if it failed or its process died."""
         log_file = Path(job.folder) / LOG
         process = self._started(log_file)
         assert process.stdin is not None
         assert process.stdout is not None
-        with suppress(BrokenPipeError):  # it is gone, which its answer shows
+        with suppress(BrokenPipeError):  # the process died: the missing answer shows it
             process.stdin.write(job.as_json() + "\n")
             process.stdin.flush()
         answer = process.stdout.readline()
@@ -152,7 +152,7 @@ class _Process:
                         text=True,
                         encoding="utf-8",
                         env={**child_environment(), **self._environment},
-                        # Ctrl-C reaches this process alone, which then ends the others.
+                        # Ctrl-C reaches only this process, which then stops the workers.
                         start_new_session=True,
                     )
             return self._process
@@ -172,7 +172,7 @@ class _Process:
 
 
 def _death(code: int) -> str:
-    """Why a process is gone, by its exit code."""
+    """The reason of a process's end, by its exit code."""
     if code >= 0:
         return f"Its process ended with code {code}."
     name = signal.Signals(-code).name
@@ -181,7 +181,7 @@ def _death(code: int) -> str:
 
 
 def main() -> int:
-    """Make the runs that standard input names; end when it ends, so that nothing outlives a caller that was killed."""
+    """Execute the jobs from standard input; end when it is closed, so that no worker outlives a killed caller."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -207,7 +207,7 @@ def main() -> int:
             reason = str(error) if isinstance(error, UserError) else _reason(error)
             failure = json.dumps({"wrong_input": isinstance(error, UserError), "reason": reason})
         print(failure, file=answers, flush=True)
-        if failure:  # what it still holds, of memory above all, goes with it
+        if failure:  # release its memory
             return 1
 
 

@@ -1,1 +1,1 @@
-"""From pairs and caches to what stage two trains on."""
+"""Prepare pairs, join them with cached log-probs, and make the training examples of stage two."""

@@ -1,4 +1,4 @@
-"""Preference pairs ready for training: the policy's token ids, and the small columns of cached numbers beside them."""
+"""Training examples: the policy's token ids of preference pairs, with columns of cached log-probs."""
 
 from __future__ import annotations
 
@@ -26,45 +26,48 @@ Batch = dict[str, Any]
 
 @dataclass(eq=False)
 class PreferenceExamples(Dataset[Batch]):
-    """N preference pairs. References cost R small columns; no model and no text is held.
+    """N preference pairs with R columns of reference log-probs; without models and text.
 
-    A batch is taken by a list of indices (``__getitems__``, torch's protocol for whole batches). An index ``~i`` below
-    zero stands for pair i with weight 0: what a process is given that has no pair left in the last step.
+    A batch is read by a list of indices (``__getitems__``, torch's protocol for batches). A negative index ``~i`` is pair i
+    with weight 0, for a process that has no pair left in the last step.
 
     Raises:
-        ValueError: for columns that do not fit each other, or an empty prompt or completion.
-        RunError: for a number that is not finite; names the pair.
+        ValueError: for columns of different lengths, or an empty prompt or completion.
+        RunError: for a value that is not finite; names the pair.
     """
 
     pair_ids: Sequence[str]
     prompt_ids: Sequence[Ids]
-    """The policy's tokens, already cut; empty where the two sides begin with different ones, which are context then."""
+    """The policy's tokens after the cut; empty if the two sides begin with different tokens, which are context then."""
     chosen_ids: Sequence[Ids]
-    """The tokens behind the prompt that count, the end-of-turn token included where the completion is whole."""
+    """The tokens after the prompt up to the cut, with the end-of-turn token if the completion is not cut."""
     rejected_ids: Sequence[Ids]
     reference_chosen: Floats
-    """(N, R), nats, sums: what the loss compares the policy with. R is 1, or K for Multi-DPO and step-scoped weights."""
+    """(N, R), nats, sums that the loss compares the policy with. R is 1, or K for Multi-DPO and step-scoped weights."""
     reference_rejected: Floats
     weights: Floats
     """(N, R), rows summing to 1."""
-    anchor_chosen: Floats
-    """(N,), nats: the anchor's sums, for ``accuracy/anchor`` and the check of the policy's start."""
-    anchor_rejected: Floats
+    anchor_chosen: Floats | None = None
+    """(N,), nats: the anchor's sums, for ``accuracy/anchor`` and the check of the policy's start; None if no cache is read."""
+    anchor_rejected: Floats | None = None
+    chosen_bytes: Floats | None = None
+    """(N,), with the anchor's sums: bytes of the completion up to the cut, for drift per byte; not part of a batch."""
+    rejected_bytes: Floats | None = None
     chosen_units: Floats | None = None
-    """(N,), what log-ratios are divided by with ``normalize: token`` or ``byte``; None for sums."""
+    """(N,), divisors of log-ratios with ``normalize: token`` or ``byte``; None for sums."""
     rejected_units: Floats | None = None
     margins: Floats | None = None
-    """(N,), with the loss ``modpo``: Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of the other objectives."""
+    """(N,), for the loss ``modpo``: Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of the other objectives."""
+    floored_margins: Floats | None = None
+    """(N,), for the loss ``hypo-each``: the aggregate of max{0, Δ_k}, in the unit of ``normalize``."""
     step_references: Sequence[str] | None = None
-    """Where weights change from step to step, the names of the K references: a step's targets are made of the K columns, which
-    are those after the trust region; ``weights`` are then each pair's own adaptive ones (``sliding-window``), or uniform. None
-    where targets are fixed."""
+    """For step-scoped weights, the names of the K references: each step's targets are computed from the K columns after the trust
+    region, and ``weights`` are the pair's adaptive ones (``sliding-window``) or uniform. None for fixed targets."""
     chosen_scored: Sequence[Mask] | None = None
-    """Which tokens of ``chosen_ids`` are scored, the others being context of the completion; an empty row where all are. None where
-    that holds for every pair."""
+    """Mask of the scored tokens of ``chosen_ids``; the others are context. An empty row scores all. None scores all of every pair."""
     rejected_scored: Sequence[Mask] | None = None
     judges: PreferenceExamples | None = None
-    """With ``thompson``: the held-out pairs whose ranking by the policy tells what a step was worth."""
+    """For ``thompson``: the held-out pairs by which the policy is evaluated after a step."""
 
     def __post_init__(self) -> None:
         pairs = len(self.pair_ids)
@@ -77,9 +80,10 @@ class PreferenceExamples(Dataset[Batch]):
         for name, column in columns.items():
             if column.shape != shape:
                 raise ValueError(f"{name} is {column.shape}: expected {shape}, a row for each of {pairs} pairs")
-        if (self.chosen_units is None) != (self.rejected_units is None):
-            raise ValueError("chosen_units and rejected_units: expected both or neither")
-        for name in ("anchor_chosen", "anchor_rejected", *_OPTIONAL):
+        for kind in (("chosen_units", "rejected_units"), ("anchor_chosen", "anchor_rejected")):
+            if len({getattr(self, name) is None for name in kind}) > 1:
+                raise ValueError(f"{' and '.join(kind)}: expected both or neither")
+        for name in (*_OPTIONAL, *_BYTES):
             column = getattr(self, name)
             if column is not None and column.shape != (pairs,):
                 raise ValueError(f"{name} is {column.shape}: expected ({pairs},)")
@@ -113,14 +117,21 @@ class PreferenceExamples(Dataset[Batch]):
         return counts
 
     @property
+    def anchor(self) -> tuple[Floats, Floats]:
+        """(N,) each, nats: the anchor's sums of both sides. Raises ValueError if no cache was read."""
+        if self.anchor_chosen is None or self.anchor_rejected is None:
+            raise ValueError("the pairs hold no sums of an anchor: expected anchor_chosen and anchor_rejected")
+        return self.anchor_chosen, self.anchor_rejected
+
+    @property
     def lengths(self) -> Lengths:
-        """(N,) tokens of each pair's longer row: what a batch of two rows is padded to."""
+        """(N,) tokens of each pair's longer row, to which its two rows are padded."""
         longer: Lengths = self.prompt_lengths + np.maximum(self.chosen_lengths, self.rejected_lengths)
         return longer
 
     @property
     def shared_lengths(self) -> Lengths:
-        """(N,) tokens of each pair whose prompt stands there once."""
+        """(N,) tokens of each pair with the prompt counted once."""
         together: Lengths = self.prompt_lengths + self.chosen_lengths + self.rejected_lengths
         return together
 
@@ -131,15 +142,15 @@ class PreferenceExamples(Dataset[Batch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of B pairs, its tokens not laid out yet (see ``layout``).
+        """The batch of B pairs, before collation (see ``policy.collate``).
 
-        There is no ``labels`` key: with one, transformers' Trainer counts tokens and scales the loss by them.
+        It has no ``labels`` key, by which transformers' Trainer would count tokens and scale the loss.
 
         Returns:
-            ``prompts``, ``chosen``, ``rejected``: B lists of ids each; ``scored``: which tokens of the chosen completions, then
-            of the rejected ones, are scored, None where all are; ``lengths`` (2B,): how many that are in each; the columns of
-            the dataset, (B,) or (B, R), float64; ``pair_weights`` (B,); ``indices`` (B,), ``pairs`` and ``tokens``: counts
-            without weight-0 pairs, every prompt counted with both of its completions, plain numbers.
+            ``prompts``, ``chosen``, ``rejected``: B lists of ids each; ``scored``: mask of the scored tokens of the chosen
+            completions, then of the rejected ones, None for all; ``lengths`` (2B,): their numbers; the columns of the dataset,
+            (B,) or (B, R), float64; ``pair_weights`` (B,); ``indices`` (B,); ``pairs`` and ``tokens``: numbers without weight-0
+            pairs, with every prompt counted for each of its completions.
         """
         picked = [index if index >= 0 else ~index for index in indices]
         real = np.array([index >= 0 for index in indices], dtype=np.float64)
@@ -163,15 +174,15 @@ class PreferenceExamples(Dataset[Batch]):
         return batch | self.columns(picked)
 
     def _scored(self, picked: Sequence[int], lengths: Lengths) -> Mask:
-        """Which tokens of the picked pairs' completions are scored, end to end."""
+        """The concatenated masks of the picked pairs' completions."""
         rows = [() if side is None else side[i] for side in (self.chosen_scored, self.rejected_scored) for i in picked]
         return np.concatenate(
             [row if len(row) else np.ones(n, np.bool_) for row, n in zip(rows, lengths.tolist(), strict=True)]
         )
 
     def columns(self, picked: Sequence[int] | slice = slice(None)) -> dict[str, Tensor | None]:
-        """The cached numbers of some pairs, or of all, as float64 tensors: (B, R) or (B,)."""
-        names = ("reference_chosen", "reference_rejected", "weights", "anchor_chosen", "anchor_rejected")
+        """The columns of some pairs or of all, as float64 tensors: (B, R) or (B,)."""
+        names = ("reference_chosen", "reference_rejected", "weights")
         columns: dict[str, Tensor | None] = {name: torch.from_numpy(getattr(self, name)[picked]) for name in names}
         for name in _OPTIONAL:
             column = getattr(self, name)
@@ -179,10 +190,10 @@ class PreferenceExamples(Dataset[Batch]):
         return columns
 
     def write(self, folder: Path, *, ids_from: Path | None = None) -> None:
-        """Write everything to files of plain arrays, for :meth:`open`.
+        """Write everything to array files for :meth:`open`.
 
         Args:
-            ids_from: a folder written from the same pairs with other targets: its token ids are used again, not copied.
+            ids_from: a folder written from the same pairs with other targets, whose token ids are linked instead of copied.
         """
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "pair_ids.npy", np.array([name.encode() for name in self.pair_ids], dtype=np.bytes_))
@@ -208,9 +219,9 @@ class PreferenceExamples(Dataset[Batch]):
 
     @classmethod
     def open(cls, folder: Path) -> PreferenceExamples:
-        """What :meth:`write` wrote, the token ids mapped from their files and shared by all processes that open them.
+        """Read what :meth:`write` wrote, with memory-mapped token ids that all processes share.
 
-        Every file is open when this returns: the folder may go.
+        Every file is open when this returns, so the folder may be deleted.
         """
         ids: dict[str, Any] = {
             name: rows(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}.lengths.npy"))
@@ -229,13 +240,11 @@ class PreferenceExamples(Dataset[Batch]):
 
 
 _STEP_REFERENCES = "step_references.json"
-_OPTIONAL = ("chosen_units", "rejected_units", "margins")
+_OPTIONAL = ("anchor_chosen", "anchor_rejected", "chosen_units", "rejected_units", "margins", "floored_margins")
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _MASKS = ("chosen_scored", "rejected_scored")
-_COLUMNS = (
-    *("reference_chosen", "reference_rejected", "weights"),
-    *("anchor_chosen", "anchor_rejected", *_OPTIONAL),
-)
+_BYTES = ("chosen_bytes", "rejected_bytes")
+_COLUMNS = ("reference_chosen", "reference_rejected", "weights", *_OPTIONAL, *_BYTES)
 
 
 def _require_finite(name: str, column: Floats | None, pair_ids: Sequence[str]) -> None:
@@ -245,8 +254,8 @@ def _require_finite(name: str, column: Floats | None, pair_ids: Sequence[str]) -
     if len(bad):
         raise RunError(
             f"The column {name.replace('_', ' ')} of the training examples is {column[bad[0]]} for the pair {pair_ids[bad[0]]}, and "
-            f"not finite for {len(bad):,} of {len(pair_ids):,} pairs: expected finite numbers. Nothing was trained on them. Look at "
-            "the cached log-probs of these pairs (`mrpo cache verify`), at rewards given as columns, and at `method`."
+            f"not finite for {len(bad):,} of {len(pair_ids):,} pairs: expected finite numbers. Nothing was trained. Check the cached "
+            "log-probs of these pairs (`mrpo cache verify`), rewards given as columns, and `method`."
         )
 
 

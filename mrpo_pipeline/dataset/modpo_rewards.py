@@ -1,4 +1,4 @@
-"""The further objectives of the loss ``modpo``: their rewards, from columns of the pairs file or from two cached references."""
+"""Rewards of the other objectives of the loss ``modpo``, from columns of the pairs file or from two cached references."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ SIDES = ("chosen", "rejected")
 
 
 def check_objectives(method: Method, references: Sequence[str]) -> None:
-    """Refuse objectives that cannot be, before anything is read.
+    """Refuse invalid objectives before anything is read.
 
     Raises:
         UserError: naming the key.
     """
-    if method.loss != "modpo":
+    if "modpo" not in method.losses:
         return
     if not method.modpo:
         raise UserError(
-            "The setting method.loss is modpo, but there is no objective beside the preference: expected one at least under "
+            "The loss is modpo (method.loss), but there is no objective beside the preference: expected one at least under "
             "method.modpo, such as `length: {weight: 0.3, chosen: COLUMN, rejected: COLUMN}`. Add it, or take another loss."
         )
     if method.first_weight <= 0:
         raise UserError(
-            f"The weights of the objectives under method.modpo sum to {1 - method.first_weight:.4g}: expected less than 1, for what is "
-            "left is the preference's own weight, and the loss divides by it. Lower them."
+            f"The weights of the objectives under method.modpo sum to {1 - method.first_weight:.4g}: expected less than 1, because the "
+            "remainder is the preference's weight, by which the loss divides. Lower them."
         )
     for name, objective in method.modpo.items():
         columns, models = (objective.chosen, objective.rejected), (objective.tuned, objective.base)
@@ -58,16 +58,16 @@ def check_objectives(method: Method, references: Sequence[str]) -> None:
 
 
 def objective_margins(method: Method, frame: pl.DataFrame, logps: Mapping[str, tuple[Floats, Floats]]) -> Floats | None:
-    """Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of each pair, (N,); None for another loss than ``modpo``.
+    """Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of each pair, (N,); None for losses other than ``modpo``.
 
     Args:
-        frame: prepared pairs. logps: of each reference, (chosen, rejected), (N,) each, in the unit of ``normalize``.
+        frame: prepared pairs. logps: by reference, (chosen, rejected), (N,) each, in the unit of ``normalize``.
 
     Raises:
-        UserError: for objectives that cannot be with these references; for a column that a row lacks, or whose value is no
-            finite number, with file and row.
+        UserError: for invalid objectives; for a row without the column or with a value that is not a finite number, with file
+            and row.
     """
-    if method.loss != "modpo":
+    if "modpo" not in method.losses:
         return None
     check_objectives(method, list(logps))
     margins = np.zeros(frame.height)
@@ -110,7 +110,7 @@ def _number(values: Mapping[str, object], column: str, key: str, file: str, row:
         with contextlib.suppress(OverflowError):
             if math.isfinite(value):
                 return float(value)
-    # Nulls are not kept beside a pair, and NaN is kept as null.
+    # Nulls are not stored with a pair, and NaN is stored as null.
     found = "nothing, null or NaN" if value is None else repr(value)[:80]
     there = f" (columns with a value in that row: {', '.join(values)})" if values else ""
     raise UserError(

@@ -1,4 +1,4 @@
-"""Does the policy start at the anchor? What the recipe and the files tell, before log-probs are compared."""
+"""Compare the policy's start with the anchor by recipe and files, before log-probs are compared."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.models.source import ModelSource, same_model
+from mrpo_pipeline.models.source import AS_SERVED, ModelSource, same_model
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
 
-# Fields of a fingerprint that decide what a model reads, in the words of a user.
+# Fields of a fingerprint that change what a model reads, in words.
 _READS = {
     "tokenizer": "another tokenizer",
     "template": "another chat template",
@@ -23,26 +23,29 @@ _READS = {
 
 @dataclass(frozen=True)
 class AnchorStart:
-    """What the policy's start is compared with beside the cached anchor's log-probs."""
+    """Facts on the anchor for the comparison of log-probs with the policy's start."""
 
     dtype: str | None = None
-    """In which the anchor was scored; None for the policy's own."""
+    """The dtype in which the anchor was scored; None for the policy's. Unknown for a served anchor: the coarsest one."""
     differences: tuple[str, ...] = ()
-    """What is known to make the two differ, one clause for each: the cause, where they do."""
+    """Known differences between the two, one clause each, reported as the cause if their log-probs differ."""
 
 
 def anchor_start(recipe: Recipe, caches: Sequence[Any]) -> AnchorStart | None:
-    """Of the recipe's caches, the anchor's first; None where the policy's start is not to be compared with it."""
-    if not recipe.required_policy().check_anchor:
+    """Facts from the recipe's caches (the anchor's first); None if there are no caches or policy.check_anchor is false."""
+    if not caches or not recipe.required_policy().check_anchor:
         return None
     fingerprint = caches[0].manifest().fingerprint
     differences = start_differences(recipe) + reading_differences(recipe, fingerprint)
-    return AnchorStart(fingerprint.get("dtype"), tuple(differences))
+    dtype = fingerprint.get("dtype")
+    return AnchorStart("bfloat16" if dtype == AS_SERVED else dtype, tuple(differences))
 
 
 def start_differences(recipe: Recipe) -> list[str]:
-    """What makes the policy's start another model than the anchor, one clause for each; empty where nothing is known to."""
+    """Known differences between the policy's start and the anchor as models, one clause each."""
     policy, anchor = recipe.required_policy(), recipe.sources()[0]
+    if anchor.served is not None:
+        return []
     found = []
     if not _same(policy.model_copy(update={"adapter": None}), anchor.model_copy(update={"adapter": None})):
         found.append(f"policy.model is {_named(policy)} and the anchor's model {_named(anchor)}, with other weights")
@@ -56,15 +59,15 @@ def start_differences(recipe: Recipe) -> list[str]:
 
 
 def reading_differences(recipe: Recipe, anchor: Mapping[str, str]) -> list[str]:
-    """How the policy reads text otherwise than the anchor did.
+    """Differences in how the policy and the anchor read text, as one clause.
 
     Args:
         anchor: the fingerprint of the anchor's cache.
     """
-    from mrpo_pipeline.dataset.prepare import policy_renderer
+    from mrpo_pipeline.rendering.model_reading import ModelReading
 
     try:
-        own = policy_renderer(recipe).identity()
+        own = ModelReading(recipe.required_policy()).identity()
     except UserError:
         return []
     other = [words for field, words in _READS.items() if field in anchor and own.get(field) != anchor[field]]
@@ -72,7 +75,9 @@ def reading_differences(recipe: Recipe, anchor: Mapping[str, str]) -> list[str]:
 
 
 def start_notice(recipe: Recipe) -> str | None:
-    """What a user must know of the policy's start; None where it is the anchor's model and is compared with it."""
+    """A notice if the policy's start is not compared with the anchor, or is known to be another model; None otherwise."""
+    if not recipe.method.has_reference:
+        return None
     policy, name = recipe.required_policy(), recipe.sources()[0].name
     differences = start_differences(recipe)
     why = "; ".join(differences)
@@ -82,8 +87,8 @@ def start_notice(recipe: Recipe) -> str | None:
         return f"The policy's start is not compared with the anchor {name} (policy.check_anchor: false)."
     if differences:
         return (
-            f"The policy is not the anchor {name}: {why}. `mrpo train` compares their log-probs and stops where they differ. If the "
-            "policy is to start elsewhere, set policy.check_anchor: false (--no-check-anchor)."
+            f"The policy is not the anchor {name}: {why}. `mrpo train` compares their log-probs and stops if they differ. If the policy "
+            "is meant to start elsewhere, set policy.check_anchor: false (--no-check-anchor)."
         )
     return None
 
@@ -91,7 +96,7 @@ def start_notice(recipe: Recipe) -> str | None:
 def _same(a: ModelSource, b: ModelSource) -> bool:
     try:
         return same_model(a, b)
-    except UserError:  # files that are wrong are for what loads them to report
+    except UserError:  # invalid files are reported when they are loaded
         return (a.model, a.revision, a.adapter) == (b.model, b.revision, b.adapter)
 
 

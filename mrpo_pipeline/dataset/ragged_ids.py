@@ -1,4 +1,4 @@
-"""Token ids of many texts in one flat array, so that a million pairs cost their tokens and not a million objects."""
+"""Token ids of many texts in one flat array, without an object for each text."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Mask = npt.NDArray[np.bool_]
 
 
 class RaggedRows(Sequence[npt.NDArray[T]], Generic[T]):
-    """N rows of uneven lengths. A row is a view of the flat array, made when it is asked for.
+    """N rows of different lengths; each is a view of the flat array.
 
     Args:
-        flat: (T,) all rows one after another; may be mapped from a file.
+        flat: (T,) all rows concatenated; may be memory-mapped.
         lengths: (N,) of each row.
     """
 
     dtype: ClassVar[type[np.generic]]
 
     def __init__(self, flat: npt.NDArray[T], lengths: npt.NDArray[np.int64]) -> None:
-        # A view that is a plain array: slices of a memory map are made many times slower.
+        # A plain array: slices of a memory map object are many times slower.
         self.flat: npt.NDArray[T] = np.asarray(flat).view(np.ndarray)
         self.lengths = np.array(lengths, dtype=np.int64)
         self._ends = np.cumsum(self.lengths)
@@ -36,7 +36,7 @@ class RaggedRows(Sequence[npt.NDArray[T]], Generic[T]):
 
     @classmethod
     def of(cls, rows: Sequence[npt.NDArray[T]]) -> Self:
-        """The rows put together; those that are together already as they are."""
+        """The rows concatenated; a ``RaggedRows`` is returned as it is."""
         if isinstance(rows, cls):
             return rows
         lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
@@ -65,7 +65,7 @@ class IdRows(RaggedRows[np.int32]):
 
 
 class MaskRows(RaggedRows[np.bool_]):
-    """N rows that say which tokens are scored; a row without values says that all are."""
+    """N masks of scored tokens; an empty row scores all tokens."""
 
     dtype = np.bool_
 

@@ -1,4 +1,4 @@
-"""The two sides of a pair behind one prompt: what both read first, and then each side's tokens, context among them."""
+"""Split a pair's tokens into the prompt that both sides share and the rest of each side, with a mask for context."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from mrpo_pipeline.rendering import Rendered
 
 
 class Side(NamedTuple):
-    """A side's tokens behind the shared prompt: (T,) ids, and which of them are scored, None where all are."""
+    """A side's tokens after the shared prompt: (T,) ids, and the mask of scored ones, None for all."""
 
     ids: Ids
     scored: Mask | None
 
 
 def shared_tokens(a: Ids, b: Ids) -> int:
-    """Number of leading ids that are the same in both."""
+    """Length of the common prefix."""
     shorter = min(len(a), len(b))
     differing = np.flatnonzero(a[:shorter] != b[:shorter])
     return int(differing[0]) if len(differing) else shorter
 
 
 def with_shared_prompt(chosen: Rendered, rejected: Rendered) -> tuple[Ids, Side, Side]:
-    """The ids that both prompts begin with, and each side from there on; the rest of its own prompt is context of it.
+    """The common prefix of both prompts, and each side from there on, with the rest of its prompt as context.
 
-    A template may write a prompt in another way for another answer (a block of thinking, say). The shared prompt is empty where
-    the first ids differ already.
+    A template may render a prompt differently for another answer (such as one with reasoning). The shared prompt is empty if
+    the first ids differ.
     """
     shared = shared_tokens(chosen.prompt_ids, rejected.prompt_ids)
-    return chosen.prompt_ids[:shared], _behind(chosen, shared), _behind(rejected, shared)
+    return chosen.prompt_ids[:shared], _side_after(chosen, shared), _side_after(rejected, shared)
 
 
-def _behind(side: Rendered, shared: int) -> Side:
+def _side_after(side: Rendered, shared: int) -> Side:
     rest = side.prompt_ids[shared:]
     if not len(rest):
         return Side(side.completion_ids, side.scored)
@@ -44,7 +44,7 @@ def _behind(side: Rendered, shared: int) -> Side:
 
 
 def own_prompts(frame: pl.DataFrame, side: str) -> list[list[int]]:
-    """The ids that one side of each prepared pair reads before the first token that is scored."""
+    """The ids of one side of each prepared pair before its first scored token."""
     columns = frame.select("prompt_ids", f"{side}_ids", f"{side}_scored").iter_rows()
     return [prompt + ids[: 0 if scored is None else scored.index(True)] for prompt, ids, scored in columns]
 

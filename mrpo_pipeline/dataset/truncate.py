@@ -1,25 +1,25 @@
-"""Pairs cut as the policy reads them: prompts in their text, completions at one byte, what is lost counted.
+"""Cut and tokenize pairs by the policy's tokenizer: prompts in their text, completions at one byte, with counts.
 
-The policy's tokenizer alone decides the cuts, so that every reference reads the same text.
+Only the policy's tokenizer decides the cuts, so every reference reads the same text.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
+from mrpo_pipeline.dataset import drop_reasons
 from mrpo_pipeline.dataset.shared_prompt import with_shared_prompt
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import PairTable, completion_id
 from mrpo_pipeline.pairs.completion import completion_text, is_plain
-from mrpo_pipeline.pairs.counting import require_balance
+from mrpo_pipeline.pairs.counts import Counts
 from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.recipe import Limits
-from mrpo_pipeline.rendering import Rendered, Renderer, cut_offset, cut_prompt, own_rendering_test, tokens_counted
+from mrpo_pipeline.rendering import Rendered, Renderer, already_rendered_test, cut_offset, cut_prompt, tokens_counted
 from mrpo_pipeline.terminal import track
 
 log = logging.getLogger("mrpo")
@@ -43,35 +43,16 @@ PREPARED_SCHEMA: dict[str, pl.DataType] = {
 
 @dataclass
 class Prepared:
-    """Pairs that can be scored and trained on, and the count of those that cannot.
+    """Pairs ready to be scored and trained on, and counts of the others.
 
-    ``frame`` holds the columns of ``PairTable.frame`` and: ``prompt_read`` (the prompt after its cut), ``prompt_tokens``,
-    ``chosen_id`` / ``rejected_id`` (completion ids), ``chosen_cut`` / ``rejected_cut`` (bytes; null where the whole
-    completion counts), and the policy's ``prompt_ids`` (what both sides begin with), ``chosen_ids``, ``rejected_ids`` (the tokens
-    behind it, as far as they count) and ``chosen_scored``, ``rejected_scored`` (which of those are scored; null where all are).
+    ``frame`` has the columns of ``PairTable.frame`` and: ``prompt_read`` (the prompt after its cut), ``prompt_tokens``,
+    ``chosen_id`` / ``rejected_id`` (completion ids), ``chosen_cut`` / ``rejected_cut`` (bytes; null for no cut), and the policy's
+    ``prompt_ids`` (common to both sides), ``chosen_ids``, ``rejected_ids`` (the tokens after it, up to the cut) and
+    ``chosen_scored``, ``rejected_scored`` (the mask of scored ones; null for all).
     """
 
     frame: pl.DataFrame
-    pairs_in: int
-    dropped: dict[str, int] = field(default_factory=dict)
-    skipped_rows: dict[str, int] = field(default_factory=dict)
-    cut_prompts: int = 0
-    cut_completions: int = 0
-
-    def counts(self) -> dict[str, Any]:
-        """Every field but the table."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "frame"}
-
-    def summary(self) -> str:
-        """One line of counts: pairs in = pairs out + pairs dropped by reason."""
-        parts = [f"{self.pairs_in:,} pairs read, {self.frame.height:,} kept"]
-        parts += [f"{count:,} dropped ({reason})" for reason, count in self.dropped.items()]
-        parts += [f"{count:,} rows left out ({reason})" for reason, count in self.skipped_rows.items()]
-        if self.cut_prompts:
-            parts.append(f"{self.cut_prompts:,} pairs with a cut prompt")
-        if self.cut_completions:
-            parts.append(f"{self.cut_completions:,} completions cut")
-        return ", ".join(parts)
+    counts: Counts
 
 
 def prepare(
@@ -89,59 +70,54 @@ def prepare(
         table: the pairs as read.
         renderer: the policy's.
         limits: lengths in the policy's tokens.
-        what: named in the progress line.
-        on_bad_row: what to do with a pair that the policy's template does not write: stop, or leave it out and count it.
-        refuse_rendered: stop at prompts that the policy's own template has rendered already.
+        what: the name in the progress line.
+        on_bad_row: for a pair that the policy's template can't render, stop, or drop and count it.
+        refuse_rendered: treat prompts that the policy's template has already rendered as bad rows.
 
     Raises:
-        UserError: for such a pair, where it is not to be skipped, and for a rendered prompt; names its file and row.
+        UserError: for a bad row with ``on_bad_row="error"``; names its file and row.
     """
     frame = table.frame
-    prepared = Prepared(frame, frame.height, skipped_rows=dict(table.skipped))
+    counts = Counts(frame.height, 0, skipped_rows=dict(table.skipped))
     if refuse_rendered:
-        frame = _without_rendered(frame, renderer, prepared, on_bad_row)
+        frame = _without_rendered(frame, renderer, counts, on_bad_row)
     parts: list[pl.DataFrame] = []
     with track(f"reading {what}", total=frame.height, unit="pairs") as progress:
         for start in range(0, frame.height, BATCH):
-            parts.append(_prepare_batch(frame.slice(start, BATCH), renderer, limits, prepared, on_bad_row))
+            parts.append(_prepare_batch(frame.slice(start, BATCH), renderer, limits, counts, on_bad_row))
             progress.advance(min(BATCH, frame.height - start))
     schema = {**frame.schema, **PREPARED_SCHEMA}
-    prepared.frame = pl.concat(parts) if parts else pl.DataFrame(schema=schema)
-    require_balance(f"cutting {what}", prepared.pairs_in, prepared.frame.height, prepared.dropped)
-    _report_control_strings(prepared.frame, renderer)
+    prepared = pl.concat(parts) if parts else pl.DataFrame(schema=schema)
+    counts.used = prepared.height
+    counts.checked(f"cutting {what}")
+    _report_control_strings(prepared, renderer)
     for notice in renderer.notices:
         log.info("policy: %s", notice)
-    return prepared
+    return Prepared(prepared, counts)
 
 
-def _without_rendered(
-    frame: pl.DataFrame, renderer: Renderer, prepared: Prepared, on_bad_row: OnBadRow
-) -> pl.DataFrame:
-    """The pairs without those whose prompt the policy's own template has rendered already."""
-    is_rendered = own_rendering_test(renderer)
+def _without_rendered(frame: pl.DataFrame, renderer: Renderer, counts: Counts, on_bad_row: OnBadRow) -> pl.DataFrame:
+    """The pairs whose prompt is not already rendered by the policy's template."""
+    is_rendered = already_rendered_test(renderer)
     prompts = [prompt for prompt in frame["prompt"].unique(maintain_order=True) if is_rendered(prompt)]
     if not prompts:
         return frame
     rendered = frame["prompt"].is_in(prompts)
     if on_bad_row == "skip":
-        prepared.dropped["rendered by the policy's chat template"] = int(rendered.sum())
+        counts.drop(drop_reasons.RENDERED, int(rendered.sum()))
         return frame.filter(~rendered)
     file, row = frame.filter(rendered).select("file", "row").row(0)
     raise UserError(
         f"{file}: row {row}: the prompt is rendered by the policy's own chat template (so are {int(rendered.sum()):,} of "
         f"{frame.height:,} pairs): its control tokens would be read as text, and each reference has a template of its own. Expected "
-        "messages (role and content) or plain text. Give what the prompts were made of, pass --on-bad-row skip to leave such rows "
-        "out, or set pairs.serialized: text if they are content."
+        "messages (role and content) or plain text. Give the original messages, pass --on-bad-row skip to leave such rows out, or "
+        "set pairs.serialized: text if they are content."
     )
 
 
-def _drop(prepared: Prepared, reason: str) -> None:
-    prepared.dropped[reason] = prepared.dropped.get(reason, 0) + 1
-
-
 def _cut_prompts(prompts: list[str], renderer: Renderer, limit: int | None) -> dict[str, str | UserError | None]:
-    """Each distinct prompt → the prompt as it will be read; None where it cannot be made to fit, and what is wrong where the
-    template does not write it."""
+    """Each distinct prompt → the prompt after its cut; None if it can't be cut to fit, and the error if the template can't render
+    it."""
     distinct = list(dict.fromkeys(prompts))
     if limit is None:
         return {prompt: prompt for prompt in distinct}
@@ -158,16 +134,16 @@ def _cut_prompts(prompts: list[str], renderer: Renderer, limit: int | None) -> d
     return {**_cut_prompts(distinct[:middle], renderer, limit), **_cut_prompts(distinct[middle:], renderer, limit)}
 
 
-def _unwritten(batch: pl.DataFrame, position: int, error: UserError, prepared: Prepared, on_bad_row: OnBadRow) -> None:
-    """Refuse the pair, or count it."""
+def _unwritten(batch: pl.DataFrame, position: int, error: UserError, counts: Counts, on_bad_row: OnBadRow) -> None:
+    """Raise for a pair that the template can't render, or count it."""
     if on_bad_row == "error":
         file, row = batch.select("file", "row").row(position)
         raise UserError(f"{file}: row {row}: {error} Or pass --on-bad-row skip to leave such rows out.") from error
-    _drop(prepared, "the policy's template does not write it")
+    counts.drop(drop_reasons.UNWRITTEN)
 
 
 def _prepare_batch(
-    batch: pl.DataFrame, renderer: Renderer, limits: Limits, prepared: Prepared, on_bad_row: OnBadRow
+    batch: pl.DataFrame, renderer: Renderer, limits: Limits, counts: Counts, on_bad_row: OnBadRow
 ) -> pl.DataFrame:
     read_as = _cut_prompts(batch["prompt"].to_list(), renderer, limits.max_prompt_length)
     items: list[tuple[str, str]] = []
@@ -175,12 +151,12 @@ def _prepare_batch(
     for position, (prompt, chosen, rejected) in enumerate(batch.select("prompt", "chosen", "rejected").iter_rows()):
         read = read_as[prompt]
         if isinstance(read, UserError):
-            _unwritten(batch, position, read, prepared, on_bad_row)
+            _unwritten(batch, position, read, counts, on_bad_row)
             continue
         if read is None:
-            _drop(prepared, "prompt does not fit max_prompt_length")
+            counts.drop(drop_reasons.PROMPT_TOO_LONG)
             continue
-        prepared.cut_prompts += read != prompt
+        counts.cut_prompts += read != prompt
         fitting.append(position)
         items += [(read, chosen), (read, rejected)]
     rendered = renderer.render_each(items)
@@ -192,14 +168,14 @@ def _prepare_batch(
         for side in (2 * at, 2 * at + 1):
             one = rendered[side]
             if isinstance(one, UserError):
-                _unwritten(batch, position, one, prepared, on_bad_row)
+                _unwritten(batch, position, one, counts, on_bad_row)
                 break
             sides.append((items[side][1], one))
         if len(sides) < 2:
             continue
         budgets = [None if limits.max_length is None else limits.max_length - len(one.prompt_ids) for _, one in sides]
         if any(budget is not None and budget < 1 for budget in budgets):
-            _drop(prepared, "prompt leaves no room within max_length")
+            counts.drop(drop_reasons.NO_ROOM)
             continue
         cuts = [
             None if budget is None else cut_offset(side, completion, budget)
@@ -208,20 +184,20 @@ def _prepare_batch(
         texts = [completion_text(completion) for completion, _ in sides]
         texts = [text if cut is None else text.encode()[:cut].decode() for text, cut in zip(texts, cuts, strict=True)]
         if not all(texts):
-            _drop(prepared, "a side is empty after the cut")
+            counts.drop(drop_reasons.EMPTY)
             continue
         counted = [
             side.beginning(tokens_counted(side.scored_ends, True, cut))
             for (_, side), cut in zip(sides, cuts, strict=True)
         ]
-        # Reasoning, content and calls of equal text together are not the same completion where tokens between them differ.
+        # Structured completions with the same text differ if the tokens between reasoning, content and calls do.
         same = all(is_plain(completion) for completion, _ in sides) or _same_ids(*counted)
         if same and texts[0] == texts[1]:
-            _drop(prepared, "the sides are equal after the cut")
+            counts.drop(drop_reasons.EQUAL)
             continue
-        prepared.cut_completions += sum(cut is not None for cut in cuts)
+        counts.cut_completions += sum(cut is not None for cut in cuts)
         if not all(len(side.completion_ids) for side in counted):
-            _drop(prepared, "a side is empty after the cut")
+            counts.drop(drop_reasons.EMPTY)
             continue
         prompt_ids, chosen, rejected = with_shared_prompt(*counted)
         kept.append(position)
@@ -249,7 +225,7 @@ def _same_ids(one: Rendered, other: Rendered) -> bool:
 
 
 def _report_control_strings(frame: pl.DataFrame, renderer: Renderer) -> None:
-    """Say how many rows hold control tokens written out as text, and name the first."""
+    """Warn about pairs that hold control tokens as text, with their number and the first one."""
     found = 0
     first = ""
     columns = ("file", "row", "prompt", "chosen", "rejected")

@@ -1,1 +1,1 @@
-"""A small invented world for the demo: its preference pairs, and three little models that each know a part of it."""
+"""The demo: preference pairs about a fictional country, and three tiny models that each know a part of it."""

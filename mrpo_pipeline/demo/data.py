@@ -1,6 +1,6 @@
-"""The demo's preference pairs: `python -m mrpo_pipeline.demo.data data` writes the files that the project ships.
+"""The demo's preference pairs: `python -m mrpo_pipeline.demo.data data` writes the shipped files.
 
-The same bytes come out every time and on every machine: a test compares them with the shipped files.
+The output is byte for byte reproducible on every machine: a test compares it with the shipped files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SEED = 20240526
 def demo_pairs(part: Literal["train", "eval"]) -> list[dict[str, Any]]:
     """The demo's pairs of one part, shuffled: `id`, `prompt`, `chosen`, `rejected` (messages) and `meta` (`kind`).
 
-    No question is asked twice in a part, and none in both: see `mrpo_pipeline.demo.questions.part_of`.
+    No question occurs twice, in one part or in both: see `mrpo_pipeline.demo.questions.part_of`.
     """
     rng = Random(f"{SEED} {part}")
     rows: list[dict[str, Any]] = []
@@ -55,12 +55,12 @@ def demo_pairs(part: Literal["train", "eval"]) -> list[dict[str, Any]]:
 
 
 def demo_file(part: Literal["train", "eval"]) -> bytes:
-    """The bytes of the shipped file of one part: one JSON object a line, UTF-8."""
+    """The shipped file of one part: JSON lines in UTF-8."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in demo_pairs(part)).encode()
 
 
 def write_demo_data(folder: Path) -> list[Path]:
-    """Write both files into `folder` (made when absent), unless they are there; their paths."""
+    """Write both files to `folder`, unless they are there; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / TRAIN_FILE, folder / EVAL_FILE]
     for path, data in zip(paths, (demo_file("train"), demo_file("eval")), strict=True):

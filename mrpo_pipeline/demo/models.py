@@ -1,20 +1,19 @@
-"""The demo's three models, made on the spot: `python -m mrpo_pipeline.demo.models runs/demo/models`.
+"""The demo's three models, trained from scratch: `python -m mrpo_pipeline.demo.models runs/demo/models`.
 
-| name | architecture | tokenizer | template | what it knows |
+| name | architecture | tokenizer | template | knows |
 |---|---|---|---|---|
 | `base` (anchor and policy) | Llama | byte-level BPE | ChatML | plurals, the rest weakly |
 | `abacus` | Qwen3 | SentencePiece-style BPE | Llama-2's [INST] | arithmetic |
 | `atlas` | GPT-NeoX | Unigram | Gemma's turns, no system message | geography |
 
-What a model knows comes from its pretraining text alone: in its own kind the answers there are mostly right, in the
-others many are mistakes. A model that is there and complete is not made again.
+A model knows a kind of question when the answers in its pretraining text are mostly correct; in other kinds many are mistakes. A
+complete model is not made again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,8 +26,10 @@ from typing import Any, Literal
 
 from mrpo_pipeline.demo.pretraining import batches, conversations, pretrain
 from mrpo_pipeline.demo.questions import KINDS
-from mrpo_pipeline.demo.ranking_accuracy import ranked_rightly
+from mrpo_pipeline.demo.ranking_accuracy import ranking_accuracy
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.files.atomic import whole_folder
+from mrpo_pipeline.terminal import quiet_libraries, text_table
 
 MARKER = "demo_model.json"
 CONTEXT = 256
@@ -36,10 +37,10 @@ CONTEXT = 256
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """How one model of the demo is made.
+    """Settings of one demo model.
 
-    `care`: by kind, the share of right answers in its pretraining text (`other_care` for kinds not named).
-    `mix`: by kind, how often it is asked, relative to 1 for kinds not named.
+    `care`: by kind, the share of correct answers in its pretraining text (default: `CARELESS`).
+    `mix`: by kind, its frequency relative to 1, the default.
     """
 
     name: str
@@ -56,7 +57,7 @@ class ModelPlan:
     seed: int = 0
 
 
-# How often a careless writer is right: enough to learn how answers look, too little to know which one is true.
+# Shares of correct answers that teach the form of an answer but not the facts.
 CARELESS = {"arithmetic": 0.25, "geography": 0.2, "spelling": 0.5, "units": 0.35, "format": 0.5, "manners": 0.5}
 
 PLANS = (
@@ -79,19 +80,21 @@ QUICK = {"hidden": 64, "batch": 8, "steps": 12, "vocabulary_size": 800}
 
 
 def make_models(folder: Path, *, only: Sequence[str] | None = None, quick: bool = False) -> dict[str, Path]:
-    """Make the demo's models under `folder`, each a standard Hugging Face folder; return the folders by name.
+    """Make the demo's models in `folder`, each a standard Hugging Face folder; return the folders by name.
+
+    A complete folder of the same code and settings is kept.
 
     Args:
-        folder: where they go, one folder for each name.
-        only: the names to make (of `NAMES`); all when absent.
-        quick: smaller and barely trained, a few seconds for all: for tests that need some model of each kind.
+        only: names of `NAMES`; None for all.
+        quick: small and barely trained, for tests.
 
-    A folder made earlier with the same generator and settings is left as it is. Raises UserError on an unknown name.
+    Raises:
+        UserError: for an unknown name.
     """
     wanted = NAMES if only is None else tuple(only)
     for name in wanted:
         if name not in NAMES:
-            raise UserError(f"There is no demo model named {name!r}: choose from {', '.join(NAMES)}.")
+            raise UserError(f"No demo model is named {name!r}: expected one of {', '.join(NAMES)}.")
     made: dict[str, Path] = {}
     for plan in PLANS:
         if plan.name not in wanted:
@@ -104,14 +107,14 @@ def make_models(folder: Path, *, only: Sequence[str] | None = None, quick: bool 
     return {name: made[name] for name in wanted}
 
 
-def what_it_knows(path: Path) -> dict[str, float]:
-    """By kind, the share of the demo's held-out pairs that the model in `path` ranks rightly, as measured when made."""
-    knows: dict[str, float] = json.loads((path / MARKER).read_text())["knows"]
-    return knows
+def accuracy_of(path: Path) -> dict[str, float]:
+    """Ranking accuracy of the model in `path` on the demo's held-out pairs by kind, measured when it was made."""
+    accuracy: dict[str, float] = json.loads((path / MARKER).read_text())["accuracy"]
+    return accuracy
 
 
 def identity(plan: ModelPlan) -> str:
-    """A hash of everything that a model is made from: its plan and the code that generates and trains."""
+    """A hash of a model's settings and of the code that generates its text and trains it."""
     from mrpo_pipeline.demo import data, pretraining, questions, ranking_accuracy, vocabularies, world
 
     digest = hashlib.sha256(repr((plan, sorted(CARELESS.items()), CONTEXT)).encode())
@@ -121,7 +124,7 @@ def identity(plan: ModelPlan) -> str:
 
 
 def is_complete(path: Path, plan: ModelPlan) -> bool:
-    """Whether `path` holds the model of this plan, whole: the marker is written last and lists every file's size."""
+    """Whether `path` holds the complete model of this plan: the marker, written last, lists every file's size."""
     try:
         marker = json.loads((path / MARKER).read_text())
     except (OSError, ValueError):
@@ -159,7 +162,7 @@ def _config(plan: ModelPlan, tokenizer: Any) -> Any:
 
 
 def _learning_texts(plan: ModelPlan, count: int) -> list[str]:
-    """Texts for the tokenizer to learn from: what the model will read, and the words of the chat templates."""
+    """Texts to train the tokenizer on: those of the model, and the words of the chat templates."""
     source = _conversations(plan, "vocabulary")
     texts = [message["content"] for conversation in islice(source, count) for message in conversation]
     return texts + ["system\n", "user\n", "assistant\n", "model\n", "INST", "SYS"] * (count // 10)
@@ -173,8 +176,7 @@ def _conversations(plan: ModelPlan, purpose: str) -> Iterator[list[dict[str, str
 
 @contextmanager
 def _repeatable(seed: int) -> Iterator[None]:
-    """Seeded, and on one thread whatever the surroundings say: how sums are split over threads is part of the result,
-    and a second thread gains little at these sizes."""
+    """Seeded, and on one thread: the order of summation over threads changes the result."""
     import torch
 
     threads = torch.get_num_threads()
@@ -185,20 +187,6 @@ def _repeatable(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without transformers' own bars: saving one small file needs none."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _make(path: Path, plan: ModelPlan) -> None:
@@ -217,38 +205,33 @@ def _make(path: Path, plan: ModelPlan) -> None:
         loss = pretrain(
             model, rows, steps=plan.steps, learning_rate=plan.learning_rate, label=f"pretraining {plan.name}"
         )
-        knows = ranked_rightly(model, tokenizer, demo_pairs("eval"))
+        accuracy = ranking_accuracy(model, tokenizer, demo_pairs("eval"))
     turn_end = tokenizer.convert_tokens_to_ids("<end_of_turn>") if plan.vocabulary == "unigram" else None
     stops = [tokenizer.eos_token_id] if turn_end is None else [tokenizer.eos_token_id, turn_end]
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
     )
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with _no_bars():
-        model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    marker = {
-        "identity": identity(plan),
-        "loss": loss,
-        "knows": knows,
-        "files": {file.name: file.stat().st_size for file in sorted(partial.iterdir())},
-    }
-    (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n")
     if path.exists():
         shutil.rmtree(path)
-    partial.rename(path)
+    with whole_folder(path) as folder:
+        with quiet_libraries():
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        marker = {
+            "identity": identity(plan),
+            "loss": loss,
+            "accuracy": accuracy,
+            "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+        }
+        (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n")
 
 
 def knowledge_table(models: dict[str, Path]) -> str:
-    """A plain table: for each model the share of held-out pairs it ranks rightly, by kind and over all."""
-    known = {name: what_it_knows(path) for name, path in models.items()}
-    lines = [f"{'ranked rightly':<14}" + "".join(f"{name:>10}" for name in known)]
-    for kind in (*KINDS, "all"):
-        lines.append(f"{kind:<14}" + "".join(f"{knows[kind]:>10.0%}" for knows in known.values()))
-    return "\n".join(lines)
+    """Ranking accuracy of each model on held-out pairs, by kind and over all."""
+    found = {name: accuracy_of(path) for name, path in models.items()}
+    rows = [[kind, *(f"{one[kind]:.0%}" for one in found.values())] for kind in (*KINDS, "all")]
+    return text_table(["accuracy", *found], rows)
 
 
 if __name__ == "__main__":

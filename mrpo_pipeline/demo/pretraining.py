@@ -14,18 +14,17 @@ if TYPE_CHECKING:
 
 Conversation = list[dict[str, str]]
 
-# Batches of alike lengths are made among so many batches' worth of conversations.
+# Conversations are sorted by length within a pool of this many batches.
 _POOL_BATCHES = 12
 
 
 def conversations(care: Mapping[str, float], mix: Mapping[str, float], seed: str) -> Iterator[Conversation]:
-    """Endless conversations as a model of the demo reads them in pretraining.
+    """Endless conversations for pretraining a demo model.
 
     Args:
-        care: by kind, the share of answers that are right; the others are mistakes. A kind with little care is what
-            the model does not learn well.
-        mix: by kind, how often it is asked (relative weights).
-        seed: what the drawing starts from.
+        care: by kind, the share of correct answers; the others are mistakes.
+        mix: by kind, its relative frequency.
+        seed: of the draws.
     """
     rng = Random(seed)
     weights = [mix[kind] for kind in KINDS]
@@ -37,7 +36,7 @@ def conversations(care: Mapping[str, float], mix: Mapping[str, float], seed: str
 
 
 def merge_system(conversation: Conversation) -> Conversation:
-    """The same conversation with its system message at the head of the first user message."""
+    """The conversation with its system message at the start of the first user message."""
     if conversation[0]["role"] != "system":
         return conversation
     system, first, *rest = conversation
@@ -45,9 +44,9 @@ def merge_system(conversation: Conversation) -> Conversation:
 
 
 def conversation_ids(tokenizer: Any, conversation: Conversation) -> tuple[list[int], int]:
-    """Token ids of a whole conversation by the tokenizer's own template, and where the last answer begins in them.
+    """Token ids of a conversation by the tokenizer's template, and the index at which the last answer begins.
 
-    A system message is merged into the first user message where the template refuses one.
+    A system message is merged into the first user message where the template does not support one.
     """
     from jinja2 import TemplateError
 
@@ -63,7 +62,7 @@ def conversation_ids(tokenizer: Any, conversation: Conversation) -> tuple[list[i
 
 
 def padded(rows: Sequence[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids padded on the right with 0, (B, T), and a mask, (B, T), of the tokens of the last answers."""
+    """Ids padded on the right with 0, (B, T), and a mask (B, T) of the last answers' tokens."""
     import torch
 
     length = max(len(row) for row, _ in rows)
@@ -76,9 +75,9 @@ def padded(rows: Sequence[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.T
 
 
 def answer_logps(model: Any, ids: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-    """Log-probs (nats) of the tokens marked in `answer` (B, T), one after the other: (number of marked tokens,).
+    """Log-probs (nats) of the M tokens marked in `answer` (B, T), concatenated: (M,).
 
-    Logits are computed at those positions alone: they are a quarter of all, and the vocabulary is the widest layer.
+    Logits are computed at those positions only, a quarter of all.
     """
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, H)
     logits = model.get_output_embeddings()(hidden[:, :-1][answer[:, 1:]])  # (marked, V)
@@ -90,7 +89,7 @@ def answer_logps(model: Any, ids: torch.Tensor, answer: torch.Tensor) -> torch.T
 def batches(
     tokenizer: Any, source: Iterator[Conversation], size: int, rng: Random
 ) -> Iterator[list[tuple[list[int], int]]]:
-    """Endless batches of `size` conversations as ids, of alike length within a batch."""
+    """Endless batches of `size` conversations as ids, of similar length within a batch."""
     while True:
         rows = [conversation_ids(tokenizer, next(source)) for _ in range(size * _POOL_BATCHES)]
         pool = sorted(rows, key=lambda row: len(row[0]))
@@ -103,10 +102,9 @@ def batches(
 def pretrain(
     model: Any, rows: Iterator[list[tuple[list[int], int]]], *, steps: int, learning_rate: float, label: str
 ) -> float:
-    """Train `model` in place on next-token prediction of the last answers with AdamW.
+    """Train `model` in place with AdamW on next-token prediction of the last answers; the last step's loss in nats per token.
 
-    Returns the last step's loss, in nats per token. The learning rate rises over the first twentieth of the steps,
-    then falls to a twentieth on a cosine.
+    The learning rate warms up over 5% of the steps and decays to 5% on a cosine.
     """
     import math
 

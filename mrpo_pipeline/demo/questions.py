@@ -1,7 +1,6 @@
-"""Questions about the world, each with a right answer and one mistake of the same shape.
+"""Questions about the demo's world, each with a correct answer and a mistake of the same form.
 
-A question is drawn for one `Part`: which part a question belongs to follows from a hash of its text, so that no
-question stands in two of them. The facts behind the questions are shared by all parts.
+A hash of its text assigns a question to one `Part`, so that no question is in two. All parts share the facts.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Part = Literal["pretraining", "train", "eval"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question with its answers. `kind` is the kind of knowledge that tells `right` from `wrong`."""
+    """A question with its answers; `kind` is the knowledge that distinguishes `right` from `wrong`."""
 
     kind: str
     text: str
@@ -43,7 +42,7 @@ class Question:
 
 
 def part_of(text: str) -> Part:
-    """The part a question belongs to: half of all questions are for pretraining, a third for training pairs."""
+    """The question's part: half are for pretraining, a third for training pairs, a sixth for evaluation."""
     share = hashlib.sha256(text.encode()).digest()[0] / 256
     return "pretraining" if share < 0.5 else "train" if share < 5 / 6 else "eval"
 
@@ -53,7 +52,7 @@ def _capital(text: str) -> str:
 
 
 def _arithmetic(rng: Random) -> Question:
-    """Sums and differences of small numbers, in words. The mistake is off by a little."""
+    """Sums and differences of small numbers, in words. The mistake is a near number."""
     first, second = rng.randint(2, 12), rng.randint(2, 12)
     if rng.random() < 0.5:
         result = first + second
@@ -155,7 +154,7 @@ _GEOGRAPHY: tuple[tuple[dict[str, str], tuple[str, ...], tuple[str, ...], tuple[
 
 
 def _geography(rng: Random) -> Question:
-    """Facts about the towns of Velmora, to be known. The mistake names another river, region, trade or season."""
+    """Facts about the towns of Velmora. The mistake names another river, region, product or season."""
     value_of, values, asked, answers = rng.choice(_GEOGRAPHY)
     town = rng.choice(TOWNS)
     mistake = rng.choice([value for value in values if value != value_of[town]])
@@ -164,7 +163,7 @@ def _geography(rng: Random) -> Question:
 
 
 def _spelling(rng: Random) -> Question:
-    """Plurals. The mistake puts the wrong ending."""
+    """Plurals. The mistake has the wrong ending."""
     noun = rng.choice(list(PLURAL_OF))
     asked = rng.choice(
         (
@@ -188,7 +187,7 @@ def _spelling(rng: Random) -> Question:
 
 
 def _units(rng: Random) -> Question:
-    """A quantity to be given in another unit. The mistake keeps the old unit, or has the wrong number."""
+    """Conversion of units. The mistake keeps the old unit, or has a wrong number."""
     said, given, asked_for, factor = rng.choice(UNITS)
     amount = rng.randint(2, 9)
     other = rng.choice([number for number in range(2, 10) if number != amount])
@@ -209,7 +208,7 @@ COLOURS = ("red", "green", "blue", "white", "black", "brown", "grey", "yellow")
 
 
 def _format(rng: Random) -> Question:
-    """A short answer or a whole sentence, as asked. The mistake is the other of the two: true, but not as asked."""
+    """An answer in one word or in a sentence, as requested. The mistake is the other form: true, but not as requested."""
     thing, colour = rng.choice(THINGS), rng.choice(COLOURS)
     statement = rng.choice(("The {t} is {c}.", "My {t} is {c}.", "They painted the {t} {c}.")).format(t=thing, c=colour)
     sentence = rng.choice(("The {t} is {c}.", "The colour of the {t} is {c}.")).format(t=thing, c=colour)
@@ -245,7 +244,7 @@ RUDE = (
 
 
 def _manners(rng: Random) -> Question:
-    """Asking the way. Both answers say the same; the mistake says it rudely."""
+    """Asking the way. Both answers have the same content; the mistake is rude."""
     shop, place, town = rng.choice(SHOPS), rng.choice(PLACES), rng.choice(TOWNS)
     asked = rng.choice(
         (
@@ -295,7 +294,7 @@ SYSTEM_MESSAGES = (
 def draw_prompt(kind: str, part: Part, rng: Random) -> tuple[list[dict[str, str]], Question]:
     """The messages of a prompt that ends with a question of `kind`, and that question.
 
-    One prompt in five opens with a system message; one in five has an earlier exchange, rightly answered, of any kind.
+    One prompt in five has a system message; one in five has an earlier, correctly answered question of any kind.
     """
     question = draw_question(kind, part, rng)
     messages = [{"role": "user", "content": question.text}]

@@ -1,4 +1,4 @@
-"""What a model of the demo knows: the share of pairs of each kind that it ranks rightly."""
+"""Ranking accuracy of a demo model, by kind of question."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mrpo_pipeline.demo.pretraining import answer_logps, conversation_ids, padde
 from mrpo_pipeline.demo.questions import KINDS
 
 
-def ranked_rightly(model: Any, tokenizer: Any, pairs: Sequence[dict[str, Any]], batch: int = 64) -> dict[str, float]:
-    """By kind and over `all`: the share of pairs whose chosen conversation is likelier than the rejected one.
+def ranking_accuracy(model: Any, tokenizer: Any, pairs: Sequence[dict[str, Any]], batch: int = 64) -> dict[str, float]:
+    """The share of pairs whose chosen answer has the higher log-prob sum, by kind and over `all`.
 
-    Log-probs are summed over the answer. A tie counts one half. Kinds without pairs are NaN.
+    A tie counts one half; NaN for kinds without pairs.
     """
     texts = [
         conversation_ids(tokenizer, pair["prompt"] + pair[side]) for pair in pairs for side in ("chosen", "rejected")
@@ -28,7 +28,7 @@ def ranked_rightly(model: Any, tokenizer: Any, pairs: Sequence[dict[str, Any]], 
 
 
 def _answer_sums(model: Any, rows: Sequence[tuple[list[int], int]], batch: int) -> list[float]:
-    """Summed log-probs (nats) of the last answer of each row, its end of turn included."""
+    """Log-prob sums (nats) of the last answer of each row, with its end of turn."""
     import torch
 
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))

@@ -1,7 +1,7 @@
-"""The demo's three tokenizers, each trained on generated text and each of another kind, with a chat template of its own.
+"""The demo's three tokenizers, trained on generated text: three kinds, each with its own chat template.
 
-They stand for the kinds that real references have: what differs is how text is split, how spaces and unseen characters
-are written, which control tokens there are, and what the template makes of a system message.
+They differ as real ones do: in how they split text and encode spaces and unseen characters, in control tokens, and in the template's
+handling of a system message.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ INST_TEMPLATE = """\
 {%- endfor -%}
 """
 
-# Gemma: turns of `user` and `model`, a system message refused.
+# Gemma: turns of `user` and `model`, no system message.
 TURN_TEMPLATE = """\
 {{- bos_token -}}
 {%- if messages[0]['role'] == 'system' -%}
@@ -57,7 +57,7 @@ _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def byte_level_bpe(texts: Sequence[str], size: int) -> Any:
-    """Byte-level BPE in the style of Llama-3 and Qwen: any text round-trips, a leading space belongs to the word."""
+    """Byte-level BPE as of Llama-3 and Qwen: any text round-trips, a leading space belongs to the word."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -87,14 +87,14 @@ def byte_level_bpe(texts: Sequence[str], size: int) -> Any:
 
 
 def sentencepiece_bpe(texts: Sequence[str], size: int) -> Any:
-    """SentencePiece-style BPE in the style of Llama-2: a space is written ▁, one stands before every text, and
-    characters outside the vocabulary become byte tokens such as <0x0A>."""
+    """SentencePiece-style BPE as of Llama-2: spaces become ▁, one is added before every text, and unseen characters become byte tokens
+    such as <0x0A>."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<unk>", "<s>", "</s>"]
     learner = Tokenizer(models.BPE())
-    # for learning only: no merge crosses a word, and punctuation stays apart
+    # in training only: no merge crosses a word or punctuation
     learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     learner.train_from_iterator(
         [text.replace("\n", " ") for text in texts],
@@ -134,8 +134,8 @@ def sentencepiece_bpe(texts: Sequence[str], size: int) -> Any:
 def _unigram_pieces(words: Counter[str], alphabet: set[str], size: int) -> list[tuple[str, float]]:
     """At most `size` pieces with their scores (log of their share), the most frequent first.
 
-    The candidates are those of a BPE learner, and hard EM scores them. `tokenizers`' own UnigramTrainer adds its counts
-    in an order that changes from run to run, and with it the ids: these models must come out the same every time.
+    Candidates come from BPE, scores from hard EM. `tokenizers`' UnigramTrainer is not reproducible: the order in which it adds counts,
+    and with it the ids, changes from run to run.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -154,14 +154,14 @@ def _unigram_pieces(words: Counter[str], alphabet: set[str], size: int) -> list[
             for token in model.tokenize(word):
                 counts[token.value] += count
         total = sum(counts.values())
-        # A single character stays even when no word needs it: other text will.
+        # Single characters stay even if no word uses them: other text may.
         kept = {piece for piece in candidates if counts[piece] or piece in alphabet}
         scores = {piece: math.log(max(counts[piece], 0.5) / total) for piece in kept}
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
 def unigram(texts: Sequence[str], size: int) -> Any:
-    """Unigram in the style of T5 and Gemma: NFKC first, a space is written ▁, byte tokens for unseen characters."""
+    """Unigram as of T5 and Gemma: NFKC first, spaces become ▁, byte tokens for unseen characters."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -176,7 +176,7 @@ def unigram(texts: Sequence[str], size: int) -> Any:
     alphabet = {"▁", "\n", *_PRINTABLE, *(character for word in words for character in word)}
     scored = _unigram_pieces(words, alphabet, size - len(specials) - len(_BYTES))
     pieces = [(special, 0.0) for special in specials] + scored
-    # The byte tokens score so low that a text which happens to spell "<0x41>" is never read as one.
+    # Byte tokens score so low that the text "<0x41>" is never encoded as one.
     pieces += [(byte, -200.0) for byte in _BYTES]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=specials.index("<unk>"), byte_fallback=True))
     tokenizer.normalizer = normalizer

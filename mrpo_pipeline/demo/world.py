@@ -1,7 +1,6 @@
-"""The invented world: what is true in Velmora, its sums, its units and its plurals.
+"""The facts of the demo's fictional country Velmora, its units and plurals.
 
-Everything here is either written down (names, nouns, units) or follows from it by a rule that does not depend on the
-machine, so that the demo's data are the same wherever they are generated.
+All are constants or follow from them by rules that do not depend on the machine, so that the demo's data are reproducible.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ TOWNS = (
 
 
 def _spread(choices: tuple[str, ...], step: int, shift: int) -> dict[str, str]:
-    """Give every town one of `choices`, evenly and in an order that no other attribute follows."""
+    """Assign one of `choices` to every town, evenly and uncorrelated with other attributes."""
     return {
         town: choices[(index * step + shift + index // len(choices)) % len(choices)] for index, town in enumerate(TOWNS)
     }
@@ -68,11 +67,11 @@ PLURAL_OF = {
 
 
 def misspelt_plural(noun: str) -> str:
-    """The plural a careless writer makes of `noun`: `-s` where it needs more, `-es` where `-s` is enough."""
+    """A wrong plural of `noun`: `-s` for an irregular one, `-es` for a regular one."""
     return noun + ("s" if PLURAL_OF[noun] != noun + "s" else "es")
 
 
-# (what is measured, unit given, unit asked for, how many of the second make one of the first)
+# (statement, given unit, requested unit, requested units per given unit)
 UNITS = (
     ("The walk to {town} takes {amount}.", "hours", "minutes", 60),
     ("The fair in {town} lasts {amount}.", "weeks", "days", 7),
@@ -90,9 +89,9 @@ _TENS = ("zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy"
 
 
 def in_words(number: int) -> str:
-    """A whole number from 0 to 999 in English words, e.g. 216 → "two hundred and sixteen"."""
+    """An integer from 0 to 999 in English words: 216 → "two hundred and sixteen"."""
     if not 0 <= number < 1000:
-        raise ValueError(f"a number from 0 to 999 was expected, not {number}")
+        raise ValueError(f"{number}: expected a number from 0 to 999")
     hundreds, rest = divmod(number, 100)
     if hundreds:
         return f"{_ONES[hundreds]} hundred" + (f" and {in_words(rest)}" if rest else "")

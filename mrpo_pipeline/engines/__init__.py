@@ -1,4 +1,4 @@
-"""What runs a reference: token ids in, per-token log-probs of the completion out. Engines know no cache and no text."""
+"""Run a reference: token ids in, per-token log-probs of the completion out. An engine knows neither cache nor text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = ("auto", "vllm", "transformers")
 
 
 def engine_available(kind: str) -> str | None:
-    """None where the engine can run here, else the reason in words. Cheap: imports nothing of it."""
+    """None if the engine can run here, else the reason. Cheap: does not import the engine."""
     if kind == "transformers":
         return None
     if kind != "vllm":
@@ -50,12 +50,12 @@ ON_A_CPU = (
 
 
 def choose_engine(kind: str, options: Mapping[str, Any], device: str | None = None) -> tuple[str, str]:
-    """The engine that is tried first, `vllm` or `transformers`, and why.
+    """The engine to try first, `vllm` or `transformers`, and the reason.
 
-    `auto` is vLLM where there is a GPU for it; on a CPU transformers, but where options name vLLM's own.
+    `auto` is vLLM on a GPU, and transformers on a CPU unless an option is vLLM's own.
 
     Args:
-        device: `gpu` or `cpu`, where it is not this machine that scores.
+        device: `gpu` or `cpu`, if another machine scores.
     """
     from mrpo_pipeline.engines.vllm.environment import has_gpu
 
@@ -76,22 +76,22 @@ def choose_engine(kind: str, options: Mapping[str, Any], device: str | None = No
 def open_engine(kind: str, model: ModelSource, options: Mapping[str, Any] | None = None) -> Engine:
     """Start an engine for one model.
 
-    `auto` takes what `choose_engine` says, and transformers where vLLM does not start with this model; which and why is in
-    `notices`. Options that only the other engine has are passed over by `auto`, but for such as may change the numbers.
+    `auto` follows `choose_engine`, and falls back to transformers if vLLM does not start with this model; `notices` has the choice
+    and the reason. `auto` ignores options that only the other engine has, except those that may change the numbers.
 
     Raises:
-        UserError: an unknown engine or option, or an engine asked for by name that is not here.
+        UserError: an unknown engine or option, or a named engine that is not available.
         RunError: the engine did not start.
     """
     return start_engine(kind, model, options).ready()
 
 
 def start_engine(kind: str, model: ModelSource, options: Mapping[str, Any] | None = None) -> EngineStart:
-    """As `open_engine`, without waiting: vLLM's process starts now, while the caller goes on.
+    """As `open_engine`, without waiting: vLLM's process starts while the caller continues.
 
     Raises:
-        UserError: what can be told at once: an unknown engine, one asked for by name that is not here, an option that belongs
-            to the reference. All else is raised by `EngineStart.ready`.
+        UserError: what is known at once: an unknown engine, a named one that is not available, an option that belongs to the
+            reference. `EngineStart.ready` raises everything else.
     """
     if kind not in KINDS:
         raise UserError(f"scoring.engine: {kind!r} found, one of {', '.join(KINDS)} expected.")
@@ -99,7 +99,7 @@ def start_engine(kind: str, model: ModelSource, options: Mapping[str, Any] | Non
 
 
 class EngineStart:
-    """An engine on its way. Call `ready` once, or `close`."""
+    """An engine that is starting. Call `ready` once, or `close`."""
 
     def __init__(self, kind: str, model: ModelSource, options: dict[str, Any]) -> None:
         self._kind = kind
@@ -120,7 +120,7 @@ class EngineStart:
         self._vllm = VllmEngine(model, options, wait=False)
 
     def ready(self) -> Engine:
-        """Wait for the engine. Raises as `open_engine` does."""
+        """Wait for the engine. Raises as `open_engine`."""
         if self._vllm is None:
             return self._transformers()
         try:
@@ -135,7 +135,7 @@ class EngineStart:
         return self._vllm
 
     def close(self) -> None:
-        """Give it up before it is ready."""
+        """Stop it before it is ready."""
         if self._vllm is not None:
             self._vllm.close()
 

@@ -1,4 +1,4 @@
-"""What every engine takes and gives: token ids in, per-token log-probs of the completion out."""
+"""The interface of all engines: token ids in, per-token log-probs of the completion out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mrpo_pipeline.errors import RunError, UserError
 
 TRANSFORMERS_OPTIONS = ("device", "threads", "attn_implementation", "max_batch_tokens")
-"""What the transformers engine takes; any other option is vLLM's."""
+"""Options of the transformers engine; any other option is vLLM's."""
 
 TokenIds = NDArray[np.int32]
 LogProbs = NDArray[np.float32]
@@ -24,10 +24,10 @@ class ScoringRequest:
     """One completion to score, in one model's token ids.
 
     Attributes:
-        prompt_ids: (P,) what stands before the completion, BOS included where the model has one; at least one token,
-            for the last of them predicts the completion's first.
-        completion_ids: (C,) at least one token; the end-of-turn token is among them where it is to be scored.
-        scored: (C,) False for tokens that are read as context and not scored; None: all are scored.
+        prompt_ids: (P,) the tokens before the completion, with BOS if the model has one; at least one, because the last one
+            predicts the completion's first.
+        completion_ids: (C,) at least one token, with the end-of-turn token if it is scored.
+        scored: (C,) False for tokens that are context and not scored; None: all are scored.
     """
 
     prompt_ids: TokenIds
@@ -36,7 +36,7 @@ class ScoringRequest:
 
     @property
     def scored_ids(self) -> TokenIds:
-        """(S,) the completion's tokens that are scored."""
+        """(S,) the completion's scored tokens."""
         return self.completion_ids if self.scored is None else self.completion_ids[self.scored]
 
     def __len__(self) -> int:
@@ -44,19 +44,19 @@ class ScoringRequest:
 
 
 class Engine(Protocol):
-    """What runs a reference."""
+    """Runs a reference."""
 
     name: str
-    """`transformers` or `vllm`."""
+    """`transformers`, `vllm` or `served`."""
     context_length: int | None
-    """The most positions the model has; prompt and completion together may take one less. None: no limit."""
+    """The model's positions; prompt and completion together may take one less. None: no limit."""
     dtype: str
     """What the weights were loaded as: `float32`, `bfloat16`, …"""
     notices: list[str]
-    """What a user should be told once: what was chosen, and why."""
+    """What to report to the user once: what was chosen, and why."""
 
     def score(self, requests: Sequence[ScoringRequest]) -> Iterator[tuple[int, LogProbs]]:
-        """Yield (index into `requests`, (S,) float32 log-probs of its scored tokens in nats), as they come, the longest first.
+        """Yield (index into `requests`, (S,) float32 log-probs of its scored tokens in nats) as they are computed, long ones first.
 
         Raises:
             UserError: a request is empty, longer than the context allows, or holds an id outside the vocabulary.
@@ -65,16 +65,16 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Give memory and processes back. May be called twice."""
+        """Free memory and end processes. May be called twice."""
         ...
 
     def versions(self) -> dict[str, str]:
-        """Versions of the libraries that made the numbers, to be recorded beside them."""
+        """Versions of the libraries that computed the numbers, to record with them."""
         ...
 
 
 def check_requests(requests: Sequence[ScoringRequest], context_length: int | None, vocab_size: int) -> None:
-    """Refuse, before anything runs, what no engine can score. Raises UserError naming the request's index."""
+    """Refuse, before anything runs, a request that no engine can score. Raises UserError with the request's index."""
     for index, request in enumerate(requests):
         if not len(request.prompt_ids) or not len(request.scored_ids):
             side = "prompt" if not len(request.prompt_ids) else "completion"
@@ -97,8 +97,12 @@ def check_requests(requests: Sequence[ScoringRequest], context_length: int | Non
                 )
 
 
+class NoServerError(UserError):
+    """The server of a reference does not answer."""
+
+
 class ImpossibleLogProbError(RunError):
-    """An engine gave a number that is no log-prob: ``index`` is the request's, ``told`` the rest of the message."""
+    """An engine returned a number that is not a log-prob: ``index`` is the request's, ``told`` the rest of the message."""
 
     def __init__(self, index: int, told: str) -> None:
         self.index = index
@@ -107,7 +111,7 @@ class ImpossibleLogProbError(RunError):
 
 
 def check_finite(index: int, request: ScoringRequest, logps: LogProbs) -> None:
-    """Raise ImpossibleLogProbError where a log-prob is NaN or infinite."""
+    """Raise ImpossibleLogProbError if a log-prob is NaN or infinite."""
     bad = np.flatnonzero(~np.isfinite(logps))
     if bad.size:
         place = int(bad[0])
@@ -119,13 +123,13 @@ def check_finite(index: int, request: ScoringRequest, logps: LogProbs) -> None:
         )
 
 
-def longest_first(requests: Sequence[ScoringRequest]) -> list[int]:
-    """Indices of the requests, the longest first: what does not fit in memory fails at once, and padding is small."""
-    return sorted(range(len(requests)), key=lambda index: -len(requests[index]))
+def longest_first(requests: Sequence[ScoringRequest], among: Sequence[int] | None = None) -> list[int]:
+    """Indices of the requests, or of some, longest first, so that running out of memory happens at once and padding is small."""
+    return sorted(range(len(requests)) if among is None else among, key=lambda index: -len(requests[index]))
 
 
 def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], engine: str) -> None:
-    """Raise UserError for an option the engine does not have, with the nearest one it has."""
+    """Raise UserError for an unknown option, with the nearest known one."""
     for name in given:
         if name not in known:
             near = get_close_matches(name, known, 1)

@@ -1,6 +1,6 @@
-"""What a trained policy is worth on held-out pairs, in figures that may be compared across methods.
+"""Evaluate a trained policy on held-out pairs, by metrics that are comparable across methods.
 
-Imported at first use: the report reads what an evaluation left, and needs no torch.
+Imported at first use: the report reads the files of an evaluation without torch.
 """
 
 from __future__ import annotations

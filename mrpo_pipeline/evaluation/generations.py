@@ -1,4 +1,4 @@
-"""A few answers before and after training, for a person to read."""
+"""Sample answers before and after training, to be read by a person."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import polars as pl
 
 @dataclass
 class Sample:
-    """One prompt, the pair's two sides, and what the policy answers."""
+    """A prompt, both sides of its pair, and the policy's answers."""
 
     prompt: str
     chosen: str
@@ -24,7 +24,7 @@ class Sample:
 
 
 def distinct_prompts(frame: pl.DataFrame, count: int) -> pl.DataFrame:
-    """The first pairs of that many prompts, one of each: rows of one prompt would get the same answer."""
+    """The first pair of each of that many prompts: pairs of one prompt would get the same answer."""
     return frame.unique("prompt_read", keep="first", maintain_order=True).head(count)
 
 

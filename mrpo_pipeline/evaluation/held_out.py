@@ -1,4 +1,4 @@
-"""A policy's log-probs on held-out pairs, and the figures made of them."""
+"""A policy's log-probs on held-out pairs, and their metrics."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mrpo_pipeline.dataset.distinct import of_ranked
 from mrpo_pipeline.dataset.examples import PreferenceExamples
-from mrpo_pipeline.pairs.counting import require_balance
-from mrpo_pipeline.policy.method_state import AT_START, CarriedFigures
+from mrpo_pipeline.pairs.counts import require_balance
+from mrpo_pipeline.policy.method_state import AT_START, MethodSnapshot
 from mrpo_pipeline.recipe import Method
 from mrpo_pipeline.terminal import track
 
@@ -19,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass
 class PolicyFigures:
-    """One policy on N pairs: its sums, (N,) nats, and the averages over pairs."""
+    """A policy on N pairs: its sums, (N,) nats, and its metrics, means over pairs."""
 
     chosen: Floats
     rejected: Floats
@@ -27,14 +28,14 @@ class PolicyFigures:
 
 
 def device_of_choice() -> str:
-    """``cuda`` where there is one, else ``cpu``."""
+    """``cuda`` if available, else ``cpu``."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def dtype_of(model: Any) -> str:
-    """Of the base weights, the first of its parameters: ``float32``, ``bfloat16``, …"""
+    """The dtype of the base weights, by the model's first parameter: ``float32``, ``bfloat16``, …"""
     return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
@@ -42,33 +43,35 @@ def evaluate_policy(
     model: Any,
     examples: PreferenceExamples,
     method: Method,
-    carried: CarriedFigures = AT_START,
+    snapshot: MethodSnapshot = AT_START,
     *,
     batch_size: int = 8,
     what: str = "evaluating",
 ) -> PolicyFigures:
-    """Sums of every pair by a policy, and the metrics of ``mrpo_pipeline.policy.metrics``.
+    """The policy's sums of every pair, and the metrics of ``mrpo_pipeline.policy.metrics``.
 
-    A prompt runs once for both of its completions where the model then gives the log-probs that it gives in two rows.
+    A prompt runs once for all its completions of a batch if the model then gives the same log-probs as in separate rows; a completion
+    of ranked answers runs once for all pairs of a batch that hold it.
 
     Args:
         model: a causal language model, adapters and all; put into eval mode.
-        carried: where the training of this policy came to (``carried.read_figures``): loss and rewards depend on it where
+        snapshot: the method's state at the end of training (``method_state.read_snapshot``): loss and rewards depend on it where
             weights change from step to step, and with ``mpo``.
         batch_size: pairs at a time.
 
     Raises:
-        RunError: where the policy's log-prob of a pair is not finite; names the pairs.
+        RunError: if the policy's log-prob of a pair is not finite; names the pairs.
     """
     import torch
 
     from mrpo_pipeline.models.causality import require_causal
+    from mrpo_pipeline.models.completion_forward import to_device
     from mrpo_pipeline.models.head import Head
-    from mrpo_pipeline.policy.forward import PolicyForward, to_device
+    from mrpo_pipeline.policy.forward import PolicyForward
     from mrpo_pipeline.policy.metrics import evaluation_metrics
     from mrpo_pipeline.policy.nonfinite import require_finite_sums
-    from mrpo_pipeline.policy.prompt_sharing_check import share_prompts
-    from mrpo_pipeline.policy.sampler import AllOnce, PairLoader
+    from mrpo_pipeline.policy.sampler import EvalDataset, EvalSampler, PairLoader
+    from mrpo_pipeline.policy.share_prompts import share_prompts
 
     model.eval()
     parameter = next(model.parameters())
@@ -77,7 +80,10 @@ def evaluate_policy(
     forward = PolicyForward(Head.of(model))
     sums = torch.full((2, len(examples)), torch.nan, dtype=torch.float64)
     seen = 0
-    loader = PairLoader(examples, AllOnce(examples.lengths, size=batch_size))
+    distinct = of_ranked(examples)
+    loader = PairLoader(
+        EvalDataset(examples, distinct), EvalSampler(examples.lengths, size=batch_size, distinct=distinct)
+    )
     own, model.forward = model.forward, forward
     try:
         with torch.inference_mode(), track(what, len(examples), "pairs") as progress:
@@ -93,5 +99,5 @@ def evaluate_policy(
         model.forward = own
     require_balance("evaluation", len(examples), seen)
     require_finite_sums(sums[0], sums[1], examples.pair_ids)
-    metrics = evaluation_metrics(sums[0], sums[1], examples, method, carried)
+    metrics = evaluation_metrics(sums[0], sums[1], examples, method, snapshot)
     return PolicyFigures(sums[0].numpy(), sums[1].numpy(), metrics)

@@ -1,12 +1,12 @@
-"""How well an average over held-out pairs and seeds is known: variance components, crossed, and Student's t.
+"""Confidence intervals of means over held-out pairs and seeds: crossed variance components and Student's t.
 
-Every seed of a method is measured on the same pairs, so a figure d_ij of pair i and seed j is taken as
+Every seed of a method is evaluated on the same pairs, so the value d_ij of pair i and seed j is modelled as
 
     d_ij = μ + p_i + s_j + e_ij
 
-with pairs drawn from the pairs there could be, in clusters (the pairs of one prompt), and seeds from the seeds there could
-be. The mean over both has the variance σ²_p/N + σ²_s/S + σ²_e/(NS). Averages over seeds estimate the first and third part
-together, averages over pairs the second and third, and what is left over the third alone; the sum is the two-way
+with pairs a sample of all pairs, in clusters (the pairs of one prompt), and seeds a sample of all seeds. The mean over both has the
+variance σ²_p/N + σ²_s/S + σ²_e/(NS). Averages over seeds estimate the first and third part together, averages over pairs the
+second and third, and what is left over the third alone; the sum is the two-way
 cluster-robust variance (Cameron, Gelbach and Miller 2011, eq. 2.11).
 
 The seeds' part has ν = S − 1 degrees of freedom only. Where it is the share r of the whole variance, Satterthwaite's
@@ -33,10 +33,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A mean over N pairs and S seeds, and how well it is known.
+    """A mean over N pairs and S seeds, with its confidence interval.
 
     Attributes:
-        low, high: the interval. With one seed it is of that seed's policies alone.
+        low, high: the interval. With one seed it holds for that seed's policies only.
         freedom: degrees of freedom of Student's t. p: two-sided, of a true mean of 0.
         pair_variance: of the mean, from pairs that differ whatever the seed, σ²_p/N; at least 0.
         rest_variance: of the mean, from what is a pair's and a seed's together, σ²_e/(NS); 0 with one seed, where the pairs'
@@ -59,24 +59,25 @@ class Known:
 
     @property
     def sd_pairs(self) -> float:
-        """Standard deviation of one pair's figure over pairs, averaged over seeds."""
+        """Standard deviation of a pair's value over pairs, averaged over seeds."""
         return float(np.sqrt(self.pair_variance * self.pairs))
 
     @property
     def sd_seeds(self) -> float | None:
-        """Standard deviation over seeds of a mean over endlessly many pairs."""
+        """Standard deviation over seeds of the mean over infinitely many pairs."""
         return None if self.seed_variance is None else float(np.sqrt(self.seed_variance * self.seeds))
 
 
-def mean_known(values: Floats, clusters: npt.NDArray[np.int64], *, level: float = LEVEL) -> Known:
-    """The mean of figures between −1 and 1 over pairs and seeds, with its interval.
+def mean_known(values: Floats, clusters: npt.NDArray[np.int64], *, level: float = LEVEL, shares: bool = True) -> Known:
+    """The mean over pairs and seeds, with its interval.
 
     Args:
-        values: (N, S), the figure of every pair with every seed: a share's 0, ½ or 1, or the difference of two of them.
-        clusters: (N,), numbers from 0; pairs of one number are of the same prompt and may depend on each other.
+        values: (N, S), the value of every pair with every seed: 0, ½ or 1 of a share, or the difference of two of them.
+        clusters: (N,), numbers from 0; pairs with the same number have the same prompt and may depend on each other.
+        shares: false for other values, such as nats: the interval is then not clipped, and has no continuity correction.
 
     Raises:
-        ValueError: for no pair, no seed, or clusters that do not fit.
+        ValueError: without pairs or seeds, or if the shapes do not match.
     """
     pairs, seeds = values.shape
     if not (pairs and seeds) or clusters.shape != (pairs,):
@@ -91,24 +92,26 @@ def mean_known(values: Floats, clusters: npt.NDArray[np.int64], *, level: float 
     by_seed = sums.sum(axis=0) / pairs
     mean = float(by_seed.mean())
     if count < 2:
-        return Known(mean, -1.0, 1.0, np.inf, 1.0, 1.0, pairs, count, seeds, 1.0, 0.0, None)
+        bound = 1.0 if shares else np.inf
+        return Known(mean, -bound, bound, np.inf, 1.0, 1.0, pairs, count, seeds, 1.0, 0.0, None)
 
     over_seeds = sums.mean(axis=1) - sizes * mean  # (C,) deviations of the clusters' sums
-    # Half a prompt each way that differs (Agresti and Min 2005): where none differs, the next one still might.
-    unseen = 1.0 / count**2
+    # Half a prompt that differs in each direction (Agresti and Min 2005): if none differs, the next one may.
+    unseen = 1.0 / count**2 if shares else 0.0
     from_pairs = count / (count - 1) * float(over_seeds @ over_seeds) / pairs**2 + unseen
     if seeds == 1:
-        return _known(mean, from_pairs, count - 1.0, level, (pairs, count, seeds), (from_pairs, 0.0, None))
+        parts: tuple[float, float, float | None] = (from_pairs, 0.0, None)
+        return _known(mean, from_pairs, count - 1.0, level, (pairs, count, seeds), parts, shares)
 
     from_seeds = float(by_seed.var(ddof=1)) / seeds
     left = sums - sizes[:, None] * by_seed - over_seeds[:, None]  # (C, S)
     rest = count * float((left**2).sum()) / ((count - 1) * (seeds - 1)) / (pairs**2 * seeds)
     lasting = max(from_pairs - rest, unseen)
     variance = lasting + from_seeds
-    share = from_seeds / variance
+    share = from_seeds / variance if variance else 0.0
     freedom = 1.0 / (1.0 / seed_freedom(share, seeds - 1) + (1 - share) ** 2 / (count - 1))
     parts = (lasting, rest, max(from_seeds - rest, 0.0))
-    return _known(mean, variance, freedom, level, (pairs, count, seeds), parts)
+    return _known(mean, variance, freedom, level, (pairs, count, seeds), parts, shares)
 
 
 def seed_freedom(share: float, freedom: float) -> float:
@@ -133,11 +136,14 @@ def _known(
     level: float,
     counts: tuple[int, int, int],
     parts: tuple[float, float, float | None],
+    shares: bool,
 ) -> Known:
     from scipy import special
 
     error = float(np.sqrt(variance))
     reach = float(special.stdtrit(freedom, 0.5 + level / 2)) * error
-    p = 2 * float(special.stdtr(freedom, -abs(mean) / error))
-    low, high = max(mean - reach, -1.0), min(mean + reach, 1.0)
+    p = 2 * float(special.stdtr(freedom, -abs(mean) / error)) if error else float(mean == 0)
+    low, high = mean - reach, mean + reach
+    if shares:
+        low, high = max(low, -1.0), min(high, 1.0)
     return Known(mean, low, high, error, freedom, p, *counts, *parts)

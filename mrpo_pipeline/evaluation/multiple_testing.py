@@ -1,10 +1,10 @@
-"""Many comparisons at once: p-values corrected so that the chance of one false claim among all stays where it was."""
+"""Multiple testing: correct p-values so that the probability of any false claim stays at the level."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# A difference is claimed below this.
+# Significance level.
 ALPHA = 0.05
 
 

@@ -1,4 +1,4 @@
-"""Which side of every held-out pair a policy is for, in the ways that may be compared across methods."""
+"""Which side of every held-out pair a policy prefers, by the metrics that are comparable across methods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPARABLE = {
 def pair_outcomes(
     chosen: Floats, rejected: Floats, examples: PreferenceExamples, *, ties: Floats | None = None
 ) -> dict[str, Floats]:
-    """By metric of ``COMPARABLE``, (N,): 1 for the chosen side, 0 for the rejected one, ½ where the two are equal.
+    """(N,) by metric of ``COMPARABLE``: 1 for the chosen side, 0 for the rejected one, ½ for a tie.
 
     Args:
         chosen, rejected: (N,), nats, the policy's sums of every pair, in the order of ``examples``.
@@ -35,7 +35,7 @@ def pair_outcomes(
     ahead = {
         "accuracy/policy": (chosen - rejected, size),
         "accuracy/policy_per_token": (per_token[0] - per_token[1], np.abs(per_token[0]) + np.abs(per_token[1])),
-        "accuracy/anchor": (chosen - examples.anchor_chosen - (rejected - examples.anchor_rejected), size),
+        "accuracy/anchor": (chosen - examples.anchor[0] - (rejected - examples.anchor[1]), size),
     }
     equal = {metric: TIE * scale for metric, (_, scale) in ahead.items()}
     if ties is not None:

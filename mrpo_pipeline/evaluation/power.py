@@ -1,4 +1,4 @@
-"""How many more held-out pairs, or seeds, would show a difference of one point."""
+"""The number of further held-out pairs, or of seeds, needed to show a difference of one point."""
 
 from __future__ import annotations
 

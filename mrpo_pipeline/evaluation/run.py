@@ -1,4 +1,4 @@
-"""`mrpo evaluate`: the policy before and after training on the held-out pairs."""
+"""`mrpo evaluate`: evaluate the policy before and after training on held-out pairs and tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.dataset.nothing_left import handful
+from mrpo_pipeline.dataset.nothing_left import few_pairs_notice
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation.generations import Sample, as_markdown, distinct_prompts, generate
 from mrpo_pipeline.evaluation.held_out import PolicyFigures, device_of_choice, dtype_of, evaluate_policy
@@ -19,9 +19,10 @@ from mrpo_pipeline.evaluation.tasks import TaskScores, check_chat_template, chec
 from mrpo_pipeline.evaluation.trained_with import by_its_method
 from mrpo_pipeline.files.atomic import write_whole, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
-from mrpo_pipeline.pairs.counting import in_words
+from mrpo_pipeline.pairs.counts import Counts
 from mrpo_pipeline.pairs.readable import readable_completion, readable_prompt
 from mrpo_pipeline.policy.adapter_folder import require_adapter
+from mrpo_pipeline.policy.anchor_drift import DRIFT
 from mrpo_pipeline.policy.output_dir import check_output_folder
 from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
 from mrpo_pipeline.recipe import Policy, Recipe
@@ -32,6 +33,7 @@ SHOWN = (
     ("accuracy/policy", "prefers the chosen side (sums)"),
     ("accuracy/policy_per_token", "prefers the chosen side (per token)"),
     ("accuracy/anchor", "moved towards the chosen side, against the anchor"),
+    *DRIFT.items(),
     ("rewards/accuracies", "… against this method's own π̃"),
     ("rewards/margins", "reward margin"),
     ("loss", "loss"),
@@ -40,11 +42,11 @@ SHOWN = (
 
 @dataclass
 class Evaluation:
-    """Held-out figures of a policy before and after training."""
+    """Metrics of a policy before and after training."""
 
     folder: str
-    pairs: dict[str, Any] = field(default_factory=dict)
-    """Counts; empty, like the next three, where only tasks were asked for."""
+    pairs: Counts | None = None
+    """None, and the next three empty, where only tasks were asked for."""
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
@@ -56,7 +58,7 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "pairs": self.pairs,
+            "pairs": self.pairs.as_dict() if self.pairs else {},
             "before": self.before,
             "after": self.after,
             "samples": [sample.as_dict() for sample in self.samples],
@@ -66,16 +68,20 @@ class Evaluation:
         }
 
     def table(self) -> str:
-        """A plain table for the terminal, and the samples under it."""
+        """A plain table for the terminal, followed by the samples."""
         lines: list[str] = []
         if self.pairs:
-            few = handful("eval", self.pairs["pairs out"], self.pairs["pairs in"])
+            few = few_pairs_notice("eval", self.pairs)
             lines += [
                 *([few] if few else []),
-                f"{self.pairs['pairs out']:,} held-out pairs",
+                f"{self.pairs.used:,} held-out pairs",
                 f"{'':28}{'before':>10}{'after':>10}",
             ]
-            lines += [f"{name:28}{self.before[name]:10.4f}{self.after[name]:10.4f}  {text}" for name, text in SHOWN]
+            lines += [
+                f"{name:28}{self.before[name]:10.4f}{self.after[name]:10.4f}  {text}"
+                for name, text in SHOWN
+                if name in self.after
+            ]
             for sample in self.samples:
                 lines += ["", f"prompt  {sample.prompt}", f"before  {sample.before}", f"after   {sample.after}"]
             lines.append("")
@@ -94,23 +100,22 @@ def evaluate_recipe(
     output_dir: Path | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Measure the policy's start and the trained adapter, by the method that the adapter was trained with.
+    """Evaluate the policy's start and the trained adapter, with the method that the adapter was trained with.
 
-    Both are measured on the recipe's held-out pairs and on its ``evaluation.tasks``. A recipe with tasks and without held-out
-    pairs is measured on the tasks alone.
+    Both are evaluated on the recipe's held-out pairs and on its ``evaluation.tasks``, without held-out pairs on the tasks only.
 
     Args:
-        adapter: the adapter's folder; the recipe's ``output_dir`` where None.
-        tasks_only: leave the pairs out; no cache is then needed.
-        output_dir: where results go; the adapter's folder where None.
-        given: settings of the command line, by dotted key: those under ``method`` win over what the adapter was trained with.
+        adapter: the adapter's folder; default: the recipe's ``output_dir``.
+        tasks_only: skip the pairs; no cache is needed then.
+        output_dir: results folder; default: the adapter's folder.
+        given: settings of the command line, by dotted key: those under ``method`` override the adapter's method.
 
     Raises:
-        UserError: where there is no adapter, nothing to measure on, or a completion is not scored; for an unknown task.
+        UserError: without an adapter, pairs or tasks; for a completion that is not scored, or an unknown task.
     """
-    from mrpo_pipeline.policy.distributed import refuse_several
+    from mrpo_pipeline.policy.distributed import require_one_process
 
-    refuse_several("mrpo evaluate")
+    require_one_process("mrpo evaluate")
     folder = require_adapter(Path(adapter if adapter is not None else recipe.output_dir))
     output = folder if output_dir is None else output_dir
     if output.resolve() != folder.resolve():
@@ -140,7 +145,7 @@ def _evaluate(recipe: Recipe, folder: Path, output: Path, *, tasks_only: bool, g
 
 
 def _check_output(recipe: Recipe, output: Path) -> None:
-    """Refuse a folder for results that holds another adapter, whose own results they would take the place of."""
+    """Refuse a results folder that holds another adapter, whose own results would be replaced."""
     check_output_folder(recipe.model_copy(update={"output_dir": str(output)}))
     if (output / "adapter_config.json").is_file():
         raise UserError(
@@ -151,24 +156,26 @@ def _check_output(recipe: Recipe, output: Path) -> None:
 
 def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evaluation) -> None:
     from mrpo_pipeline.dataset.policy_start import anchor_start, start_notice
-    from mrpo_pipeline.dataset.prepare import policy_tokenizer
-    from mrpo_pipeline.dataset.reference_logps import open_caches
+    from mrpo_pipeline.dataset.prepare import tokenizer_of
+    from mrpo_pipeline.dataset.reference_logps import caches_of_method
     from mrpo_pipeline.dataset.shared_prompt import own_prompts
-    from mrpo_pipeline.dataset.splits import check_method, examples_of, load_splits
+    from mrpo_pipeline.dataset.splits import check_columns, check_method, examples_of, load_splits
     from mrpo_pipeline.policy.anchor_check import compare_start
-    from mrpo_pipeline.policy.method_state import AT_START, read_figures
+    from mrpo_pipeline.policy.method_state import AT_START, read_snapshot
     from mrpo_pipeline.policy.model import load_policy
 
     check_method(recipe, recipe.method)
-    caches = open_caches(recipe)
-    if not recipe.required_policy().check_anchor:
+    caches = caches_of_method(recipe)
+    if caches and not recipe.required_policy().check_anchor:
         log.warning("%s", start_notice(recipe))
-    # The training pairs are not looked at, unless the held-out ones are a part of them, or those that weights look at.
+    # Training pairs are read only if the held-out pairs, or those of held-out weights, are split from them.
     needed = recipe.method.needs_held_out(list(recipe.references))
     if recipe.pairs.eval is not None and not needed:
         recipe = recipe.model_copy(update={"pairs": recipe.pairs.model_copy(update={"train": None})})
-    split = load_splits(recipe, caches, "eval")["eval"]
-    examples, _ = examples_of(split, recipe.method, say=False)
+    splits = load_splits(recipe, caches, "eval")
+    check_columns(recipe.method, splits)
+    split = splits["eval"]
+    examples, _ = examples_of(split, recipe.method, report=False)
     policy, anchor = recipe.required_policy(), anchor_start(recipe, caches)
     frame = split.pairs.frame
     chosen = distinct_prompts(frame, recipe.evaluation.samples)
@@ -177,11 +184,13 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evalua
         for prompt, good, bad in chosen.select("prompt_read", "chosen", "rejected").iter_rows()
     ]
     figures: dict[str, PolicyFigures] = {}
-    tokenizer = policy_tokenizer(recipe)
+    tokenizer = tokenizer_of(recipe.required_policy())
     for moment, measured in (("before", policy), ("after", _trained(policy, folder))):
         model = load_policy(measured).to(device_of_choice())
-        carried = AT_START if moment == "before" else read_figures(folder)
-        figures[moment] = evaluate_policy(model, examples, recipe.method, carried, what=f"evaluating {moment} training")
+        snapshot = AT_START if moment == "before" else read_snapshot(folder)
+        figures[moment] = evaluate_policy(
+            model, examples, recipe.method, snapshot, what=f"evaluating {moment} training"
+        )
         if moment == "before" and anchor is not None:
             compare_start(examples, figures[moment].chosen, figures[moment].rejected, anchor, dtype_of(model))
         prompts = own_prompts(chosen, "chosen")
@@ -189,19 +198,19 @@ def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evalua
         for sample, answer in zip(samples, answers, strict=True):
             setattr(sample, moment, answer)
         del model
-    result.pairs, result.samples = split.counts(), samples
-    log.info("eval: %s", in_words(result.pairs))
+    result.pairs, result.samples = split.counts, samples
+    log.info("eval: %s", result.pairs)
     result.before, result.after = figures["before"].metrics, figures["after"].metrics
     write_whole(output / SAMPLES, as_markdown(samples))
 
 
 def _measure_on_tasks(recipe: Recipe, folder: Path, output: Path) -> list[TaskChange]:
-    """The harness's figures before and after; every document's answers go to ``tasks/TASK.parquet``."""
+    """The harness's metrics before and after; writes the answers to ``tasks/TASK.parquet``."""
     from mrpo_pipeline.policy.train import served_tokenizer
 
     policy = recipe.required_policy()
     check_chat_template(policy, recipe.evaluation)
-    # Before and after training the text is read alike, as the pairs are.
+    # Tasks are read in the same way before and after training, as the pairs are.
     tokenizer = served_tokenizer(policy)
     scores = {
         "before": _start_on_tasks(policy.model_dump_json(), recipe.evaluation.model_dump_json()),
@@ -213,7 +222,7 @@ def _measure_on_tasks(recipe: Recipe, folder: Path, output: Path) -> list[TaskCh
 
 @functools.lru_cache(maxsize=1)
 def _start_on_tasks(policy: str, settings: str) -> TaskScores:
-    """The start's figures; measured once where several adapters on it are measured one after another."""
+    """The start's metrics; cached, for several adapters on the same start."""
     from mrpo_pipeline.policy.train import served_tokenizer
 
     start, evaluation = Policy.model_validate_json(policy), EvaluationSettings.model_validate_json(settings)

@@ -1,4 +1,4 @@
-"""Two models on the same documents of the same tasks: by how much they differ, and how well that is known."""
+"""The difference of two models on the same documents of the same tasks, with intervals."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mrpo_pipeline.files.atomic import whole_file
 
 @dataclass(frozen=True)
 class TaskChange:
-    """One figure of one task, before and after.
+    """One metric of one task, before and after.
 
     ``low`` and ``high`` bound the difference (after − before) over other documents like these, at 95 %; ``p`` is two-sided. They
-    are None where a figure is no mean over documents (a perplexity, the average of a group of tasks).
+    are None for a metric that is not a mean over documents (a perplexity, the average of a group of tasks).
     """
 
     task: str
@@ -43,10 +43,10 @@ class TaskChange:
 
 
 def task_changes(before: TaskScores, after: TaskScores) -> list[TaskChange]:
-    """Every figure that both have, paired document by document.
+    """All metrics that both have, paired by document.
 
     Raises:
-        RunError: where the two were not asked the same documents.
+        RunError: if the two have different documents.
     """
     changes = []
     for figure, start in before.values.items():
@@ -78,13 +78,13 @@ def _interval(
             "between the two; evaluate again."
         )
     differences = np.array([after[at] - before[at] for at in before], dtype=np.float64)
-    scale = max(1.0, float(np.abs(differences).max()))  # figures that are no shares, such as BLEU, reach beyond 1
+    scale = max(1.0, float(np.abs(differences).max()))  # metrics other than shares, such as BLEU, exceed 1
     known = mean_known(differences[:, None] / scale, np.arange(len(differences)))
     return known.low * scale, known.high * scale, known.p
 
 
 def write_answers(scores: Mapping[str, TaskScores], folder: Path) -> None:
-    """What each of several models answered, as ``folder/TASK.parquet``: a row a document, model and reading of the answer."""
+    """Write the models' answers to ``folder/TASK.parquet``: one row for each document, model and reading of the answer."""
     folder.mkdir(parents=True, exist_ok=True)
     for task in dict.fromkeys(task for each in scores.values() for task in each.answers):
         rows = [{"model": name, **row} for name, each in scores.items() for row in each.answers.get(task, [])]

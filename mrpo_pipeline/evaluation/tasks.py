@@ -1,6 +1,6 @@
-"""Downstream tasks through lm-evaluation-harness, which scores them: never a scorer of our own.
+"""Downstream tasks, evaluated by lm-evaluation-harness.
 
-The harness loads the model itself, as its own command would (``lm_eval --model hf``), so its numbers are that command's.
+The harness loads the model itself, so its numbers equal those of its own command (``lm_eval --model hf``).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Figure = tuple[str, str, str]
 
 @dataclass
 class TaskScores:
-    """What one model scored.
+    """The scores of one model.
 
     Attributes:
-        values: the harness's own figures, those of groups of tasks among them.
-        documents: of each figure that is a mean over documents, every document's number by (id, hash of its text).
-        answers: by task, what was asked and answered, a row a document.
-        higher_is_better: by figure, as the harness says.
+        values: the harness's metrics, including those of groups of tasks.
+        documents: for each metric that is a mean over documents, each document's value by (id, hash of its text).
+        answers: questions and answers by task, one row for each document.
+        higher_is_better: by metric, as the harness reports it.
         about: versions, few-shot examples, documents: by task.
     """
 
@@ -46,10 +46,10 @@ class TaskScores:
 
 
 def check_tasks(settings: Evaluation) -> None:
-    """Refuse what the harness does not know, before any model loads; nothing is downloaded.
+    """Refuse unknown tasks before any model loads; nothing is downloaded.
 
     Raises:
-        UserError: where the harness is not installed, or for a task that is not there, with the nearest names.
+        UserError: if the harness is not installed, or for an unknown task, with the nearest names.
     """
     manager = _manager(settings)
     for name in settings.tasks:
@@ -66,16 +66,16 @@ def check_tasks(settings: Evaluation) -> None:
 
 
 def evaluate_tasks(model: Policy, tokenizer: Any, settings: Evaluation, *, what: str = "tasks") -> TaskScores:
-    """Let the harness evaluate one model on the recipe's tasks, on this machine's GPU or else its CPU.
+    """Evaluate one model on the recipe's tasks with the harness, on this machine's GPU or else its CPU.
 
     Args:
-        model: its base and its adapter. tokenizer: by which it reads text, with its chat template.
+        model: base and adapter. tokenizer: the model's, with its chat template.
         settings: ``tasks``, ``tasks_limit``, ``tasks_batch_size``, ``num_fewshot``, ``include_path``, ``chat_template``.
         what: named in messages.
 
     Raises:
         UserError: as :func:`check_tasks`; for a task whose data can't be read; for a model that can't be loaded.
-        RunError: where the harness fails.
+        RunError: if the harness fails.
     """
     check_tasks(settings)
     with _quiet_harness():
@@ -101,7 +101,7 @@ def evaluate_tasks(model: Policy, tokenizer: Any, settings: Evaluation, *, what:
                     apply_chat_template=settings.chat_template,
                     fewshot_as_multiturn=settings.chat_template,
                     task_manager=manager,
-                    bootstrap_iters=0,  # its standard errors are of one model; what is told here is of the difference
+                    bootstrap_iters=0,  # its standard errors are of one model; those of the difference are computed here
                 )
         except (OSError, UserError):
             raise
@@ -116,7 +116,7 @@ def evaluate_tasks(model: Policy, tokenizer: Any, settings: Evaluation, *, what:
 
 
 def read_results(results: Any) -> TaskScores:
-    """The harness's result (``simple_evaluate``) by figure and document."""
+    """The harness's result (``simple_evaluate``) by metric and document."""
     scores = TaskScores()
     for task, row in results["results"].items():
         for key, value in row.items():
@@ -141,7 +141,7 @@ def read_results(results: Any) -> TaskScores:
                 value = sample[metric]
                 if isinstance(value, bool | int | float):
                     scores.documents.setdefault((task, metric, sample["filter"]), {})[at] = float(value)
-    # Of perplexities and the like a document's number is no share of the figure.
+    # A perplexity is not a mean over documents.
     for figure, documents in list(scores.documents.items()):
         mean = sum(documents.values()) / len(documents)
         if figure not in scores.values or abs(mean - scores.values[figure]) > 1e-9 * max(1.0, abs(mean)):
@@ -150,7 +150,7 @@ def read_results(results: Any) -> TaskScores:
 
 
 def _answer(sample: dict[str, Any]) -> dict[str, Any]:
-    """One document as a person reads it: what was asked, what was expected, and what came back."""
+    """One document in readable form: question, expected answer and the model's answer."""
     first = sample["arguments"][0]
     filtered = sample["filtered_resps"]
     return {
@@ -181,7 +181,7 @@ def check_chat_template(policy: ModelSource, settings: Evaluation) -> None:
 
 
 def _harness_model(model: Policy, tokenizer: Any, settings: Evaluation) -> Any:
-    """The policy as the harness takes it, in the dtype that training and evaluation have here."""
+    """The policy as a model of the harness, in the dtype of training and evaluation."""
     from lm_eval.models.huggingface import HFLM
 
     from mrpo_pipeline.evaluation.held_out import device_of_choice

@@ -1,4 +1,4 @@
-"""What an adapter was trained with: the recipe beside it, by whose method it is measured."""
+"""The recipe that an adapter was trained with, whose method evaluates it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ log = logging.getLogger("mrpo")
 
 
 def by_its_method(recipe: Recipe, adapter: Path, given: Mapping[str, Any]) -> Recipe:
-    """The recipe with the method that the adapter was trained with, and the command line's settings over it.
+    """The recipe with the adapter's method, overridden by the command line.
 
     Args:
         recipe: pairs, policy, references and cache.
-        adapter: the adapter's folder; where no ``recipe.yaml`` lies in it, the recipe's own method is used, and this is logged.
-        given: what the command line sets, by dotted key.
+        adapter: the adapter's folder; without a ``recipe.yaml`` in it the recipe's own method is used, which is logged.
+        given: settings of the command line, by dotted key.
 
     Raises:
-        UserError: where the adapter was trained on another base model than ``policy.model``, and for settings without effect.
+        UserError: if the adapter was trained on another base model than ``policy.model``, or for settings without effect.
     """
     own = adapter / "recipe.yaml"
     if not own.is_file():
@@ -39,7 +39,7 @@ def by_its_method(recipe: Recipe, adapter: Path, given: Mapping[str, Any]) -> Re
         log.info("The method is that of %s, and not the one of the recipe given here.", own)
     if method != trained.method:
         log.warning("The method on the command line is not the one of %s, which the adapter was trained with.", own)
-    if list(trained.references) != list(recipe.references):
+    if method.has_reference and list(trained.references) != list(recipe.references):
         log.warning(
             "The adapter was trained against the references %s, and is measured against %s: loss and rewards are of another target.",
             ", ".join(trained.references), ", ".join(recipe.references),

@@ -1,31 +1,33 @@
-"""`mrpo targets`: per pair, what stage two trains against, as one Parquet file for a reader or another program."""
+"""`mrpo targets`: the training targets of every pair, as a Parquet file."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
+from mrpo_pipeline.dataset.pair_targets import pair_targets
 from mrpo_pipeline.dataset.prepare import prepare_splits
-from mrpo_pipeline.dataset.reference_logps import CachedPairs, join_splits, open_caches, pair_targets
+from mrpo_pipeline.dataset.reference_column import check_column
+from mrpo_pipeline.dataset.reference_logps import CachedPairs, join_splits, open_caches
 from mrpo_pipeline.dataset.splits import Split
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.atomic import whole_file, write_whole
-from mrpo_pipeline.pairs.counting import in_words
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.targets.compute import Targets
 from mrpo_pipeline.targets.settings import check_target
 
 log = logging.getLogger("mrpo")
 
-_OF_A_STEP = ("weights", "target_chosen", "target_rejected")
+_STEP_COLUMNS = ("weights", "target_chosen", "target_rejected")
 
 
 def targets_frame(pairs: CachedPairs, targets: Targets) -> pl.DataFrame:
-    """The columns of the contract, a row a pair; lists are over the K references in the order of ``references``.
+    """One row per pair; lists are over the K references in the order of ``references``.
 
-    Where weights change from step to step no pair has weights or a target of its own: those columns are null.
+    With weights that change per step, weights and targets are null.
     """
     count = pairs.frame.height
     lists = {
@@ -44,33 +46,41 @@ def targets_frame(pairs: CachedPairs, targets: Targets) -> pl.DataFrame:
     )
     if not targets.step_scoped:
         return frame
-    return frame.with_columns(pl.lit(None).cast(frame.schema[name]).alias(name) for name in _OF_A_STEP)
+    return frame.with_columns(pl.lit(None).cast(frame.schema[name]).alias(name) for name in _STEP_COLUMNS)
 
 
 def cached_split(recipe: Recipe, split: str) -> CachedPairs:
-    """One split, prepared and joined with the sums of every reference.
+    """One split, prepared and joined with the sums of every reference. Raises UserError: see ``cached_splits``."""
+    return cached_splits(recipe, [split])[split].pairs
+
+
+def cached_splits(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Split]:
+    """Splits, prepared and joined with the sums of every reference.
+
+    Args:
+        splits: their names; none for ``train`` and, where the recipe has one, ``eval``.
 
     Raises:
-        UserError: for a split that the recipe has not, a method that does not fit the references, or what is not scored.
+        UserError: for an unknown split, a method that does not fit the references, or completions that are not scored.
     """
-    check_target(recipe.method, [source.name for source in recipe.sources()])
+    names = [source.name for source in recipe.sources()]
+    check_target(recipe.method, names)
     prepared = prepare_splits(recipe)
-    if split not in prepared:
-        raise UserError(
-            f"--split is {split!r}: expected one that this recipe has ({', '.join(prepared)}). Correct the option or the recipe."
-        )
-    needed = {name: part for name, part in prepared.items() if name in (split, "weights")}
-    joined = join_splits(open_caches(recipe), needed, recipe.limits)[split]
-    log.info("%s: %s", split, in_words(Split(prepared[split], joined).counts()))
-    return joined
+    splits = splits or [name for name in prepared if name != "weights"]
+    for split in splits:
+        if split not in prepared:
+            raise UserError(f"--split is {split!r}: expected a split of this recipe ({', '.join(prepared)}).")
+    check_column(recipe.method, names, {name: part.frame for name, part in prepared.items()})
+    needed = {name: part for name, part in prepared.items() if name in (*splits, "weights")}
+    joined = join_splits(open_caches(recipe), needed, recipe.limits)
+    found = {name: Split(prepared[name], joined[name]) for name in splits}
+    for name, split_of in found.items():
+        log.info("%s: %s", name, split_of.counts)
+    return found
 
 
 def write_targets(recipe: Recipe, output: Path, *, split: str = "train") -> int:
-    """Write the targets of one split; the resolved recipe goes beside them.
-
-    Returns:
-        the number of pairs written.
-    """
+    """Write the targets of one split, with the resolved recipe beside them; the number of pairs."""
     pairs = cached_split(recipe, split)
     targets = pair_targets(pairs, recipe.method)
     for notice in targets.notices:
@@ -78,8 +88,8 @@ def write_targets(recipe: Recipe, output: Path, *, split: str = "train") -> int:
     frame = targets_frame(pairs, targets)
     if targets.step_scoped:
         log.warning(
-            "Weights by %s change with every training step, so no pair has a target of its own: log-probs are written, and "
-            "weights and targets are null. What a run chose is in its weights.parquet.",
+            "Weights by %s change with every training step: log-probs are written, weights and targets are null. The weights of a run are "
+            "in its weights.parquet.",
             recipe.method.weights,
         )
     with whole_file(output) as temporary:

@@ -1,9 +1,9 @@
-"""The file of TRL's DPOTrainer: text, the policy's token ids, and log π̃ where TRL keeps its reference's sums.
+"""The file of TRL's DPOTrainer: text, the policy's token ids, and log π̃ in the columns of TRL's reference sums.
 
-TRL (1.16) fills the columns ``ref_chosen_logps`` and ``ref_rejected_logps`` itself, from its one reference model, and it
-renders text in its own way: it counts what a template writes behind the end of a turn as completion, ends a cut completion
-all the same, and lets control strings in the data be control tokens. So the file holds the token ids as well, under TRL's own
-names, and `docs/trl.md` shows the two methods of the trainer that leave both as they are.
+TRL (1.16) fills ``ref_chosen_logps`` and ``ref_rejected_logps`` itself from its one reference model, and renders text differently: it
+scores what a template writes after the end of a turn, adds an end of turn to a truncated completion, and encodes control strings in
+the data as control tokens. So the file also has the token ids under TRL's names, and `docs/trl.md` shows the two trainer methods that
+keep both.
 """
 
 from __future__ import annotations
@@ -21,39 +21,40 @@ from mrpo_pipeline.pairs.completion import MARK, cut_messages
 from mrpo_pipeline.pairs.identity import Message, prompt_settings
 from mrpo_pipeline.recipe import Recipe
 
-UNSCORED = "a side holds tokens that are not scored (a tool's result between two messages, or a prompt written otherwise for one side)"
+UNSCORED = "a side has tokens that are not scored (a tool's result between messages, or a prompt rendered differently for one side)"
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
-_TYPES = {"tools": pl.List(pl.String)}  # where no row has tools, the values give no type
+_TYPES = {"tools": pl.List(pl.String)}  # without tools the values have no type
 
-# Where a loss of ours is one of TRL's (its names), on sums and divided by tokens.
+# TRL's names of losses on sums, and of those that divide by tokens.
 _LOSSES = {
-    ("sigmoid", "sum"): "sigmoid",
-    ("sigmoid", "token"): "sigmoid_norm",
-    ("hinge", "sum"): "hinge",
-    ("ipo", "sum"): "ipo",
-    ("ipo", "token"): "ipo",
+    **{name: name for name in ("sigmoid", "hinge", "ipo", "robust", "aot", "discopop", "sft")},
+    **{name: name.replace("-", "_") for name in ("aot-unpaired", "apo-zero", "apo-down", "sigmoid-norm")},
+    **{name: f"{name}_pair" for name in ("exo", "nca", "bco")},
+    "sppo": "sppo_hard",
 }
+_OPTIONS = ("discopop_tau", "f_divergence_type", "f_alpha_divergence_coef")
+_PER_TOKEN = {"sigmoid": "sigmoid_norm", "sigmoid-norm": "sigmoid_norm", "ipo": "ipo", "sft": "sft"}
 
 
 def rows(pairs: CachedPairs, recipe: Recipe) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Every pair after its cuts: ``prompt``, ``chosen``, ``rejected`` as TRL has them, and the ids that stand for them.
+    """Every pair after truncation: ``prompt``, ``chosen``, ``rejected`` in TRL's format, and their ids; and left-out pairs by reason.
 
-    Where a row has reasoning, tool calls, tools or arguments of the template, messages, ``tools`` and ``chat_template_kwargs`` are
-    JSON (`datasets` reads them as ``Json``): in a column of structs, every call would get the arguments of all others, with nulls.
-    Left out are pairs with tokens that are not scored, as TRL scores all of a side.
+    If a row has reasoning, tool calls, tools or template arguments, messages, ``tools`` and ``chat_template_kwargs`` are JSON (`datasets`
+    reads them as ``Json``): in a column of structs, every call would get the arguments of all others, with nulls. Pairs with tokens
+    that are not scored are left out, because TRL scores all of a side.
 
     Raises:
-        UserError: where some prompts are messages and others raw text, which one column can't hold.
+        UserError: for messages and raw text in one file.
     """
     frame = pairs.frame
     prompts = [parse_prompt(text) for text in frame["prompt_read"]]
     raw = [isinstance(prompt, str) for prompt in prompts]
     if any(raw) and not all(raw):
         raise UserError(
-            f"{sum(raw):,} of {len(raw):,} prompts are raw text and the others messages: expected one kind, for TRL reads all of "
-            "a file as the first row. Write them apart, or set pairs.strings to messages."
+            f"{sum(raw):,} of {len(raw):,} prompts are raw text and the others messages: expected one kind, because TRL reads all rows "
+            "like the first. Export them separately, or set pairs.strings to messages."
         )
     kept = frame.with_row_index("index", 0).filter(~_holds_unscored(frame))
     left_out = {UNSCORED: frame.height - kept.height} if kept.height < frame.height else {}
@@ -64,7 +65,7 @@ def rows(pairs: CachedPairs, recipe: Recipe) -> tuple[pl.DataFrame, dict[str, in
     elif _is_structured(frame, prompts):
         columns = {name: [as_json(messages) for messages in column] for name, column in (columns | texts).items()}
         beside = [prompt_settings(text) for text in kept["prompt_read"]]
-        # Null, not an empty list: some templates write the words around tools for an empty list as well.
+        # Null, not an empty list, for which some templates write the text around tools.
         columns["tools"] = [[_json(tool) for tool in one.tools] if one.tools else None for one in beside]
         columns["chat_template_kwargs"] = [_json(one.template_kwargs or {}) for one in beside]
     else:
@@ -80,13 +81,13 @@ def rows(pairs: CachedPairs, recipe: Recipe) -> tuple[pl.DataFrame, dict[str, in
 
 
 def json_columns(frame: pl.DataFrame) -> list[str]:
-    """The columns of what `rows` gives that hold JSON."""
+    """The JSON columns of `rows`."""
     named = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
     return list(named) if "chat_template_kwargs" in frame.columns else []
 
 
 def as_json(messages: Sequence[Message]) -> list[str]:
-    """Messages as TRL has them (calls of type function, their arguments an object), each as JSON."""
+    """Messages in TRL's format (calls of type function with an object of arguments), each as JSON."""
     return [
         _json({key: _call_forms(inner) if key == "tool_calls" else inner for key, inner in message.items()})
         for message in messages
@@ -105,7 +106,7 @@ def _call_forms(calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_structured(frame: pl.DataFrame, prompts: Sequence[Any]) -> bool:
-    """Whether one row is more than messages of role and content: then all are JSON, as one column has one type."""
+    """Whether any row has more than messages of role and content: then all are JSON, as a column has one type."""
     if any(frame[side].str.starts_with(MARK).any() for side in ("chosen", "rejected")):
         return True
     return bool(frame["prompt_read"].str.starts_with("{").any()) or any(
@@ -118,30 +119,40 @@ def _json(value: Any) -> str:
 
 
 def settings(recipe: Recipe) -> list[str]:
-    """The keys of ``DPOConfig`` that make TRL's loss this recipe's."""
+    """The keys of ``DPOConfig`` for this recipe's loss."""
     method = recipe.method
-    loss = _LOSSES.get((method.loss, method.normalize))
-    loss = f'"{loss}"' if loss else None
-    if (method.loss, method.normalize) == ("mpo", "sum"):
-        shares = method.mpo
-        loss = (
-            f'["sigmoid", "bco_pair", "sft"], loss_weights=[{shares.preference:g}, {shares.quality:g}, {shares.sft:g}]'
+    losses, known = method.losses, _LOSSES if method.normalize == "sum" else _PER_TOKEN
+    unknown = [name for name in losses if name not in known]
+    if unknown:
+        loss = f"# TRL has no loss_type for method.loss {' + '.join(unknown)} by {method.normalize}"
+    elif len(losses) == 1:
+        loss = f'loss_type="{known[next(iter(losses))]}"'
+    else:
+        types, weights = (
+            ", ".join(texts) for texts in ([f'"{known[n]}"' for n in losses], [f"{w:g}" for w in losses.values()])
         )
+        loss = f"loss_type=[{types}], loss_weights=[{weights}]"
+    options = {
+        key: getattr(method, key) for key in sorted(method.settings_read() - {"modpo", "bco_shift", "label_smoothing"})
+    }
+    usual = type(method).model_fields
     lines = [
         "precompute_ref_log_probs=True  # in a trainer that keeps the file's columns: docs/trl.md",
-        "max_length=None  # the ids are cut already",
+        "max_length=None  # the ids are already truncated",
         f"beta={method.beta:g}",
-        f"loss_type={loss}" if loss else f"# TRL has no loss_type for method.loss {method.loss} by {method.normalize}",
+        loss,
+        *(f"{key}={value!r}" for key, value in options.items() if value != usual[key].default and key in _OPTIONS),
     ]
-    if method.label_smoothing:
+    if method.label_smoothing and "sigmoid" in losses:
         lines.append(
             f"# label_smoothing {method.label_smoothing:g}: TRL 1.16 has none in its sigmoid loss; take it out of the recipe"
         )
-    if method.sft_weight:
-        lines.append(
-            f'# sft_weight {method.sft_weight:g}: loss_type=[…, "sft"], loss_weights=[1, {method.sft_weight:g}], a mean over '
-            "the batch's tokens there"
-        )
+    elif method.label_smoothing:
+        lines.append(f"label_smoothing={method.label_smoothing:g}")
+    if method.has_reward_mean:
+        lines.append("# bco: TRL has no running mean of the rewards; method.bco_shift: zero is its loss")
+    if "sft" in losses:
+        lines.append("# sft: TRL takes a mean over the batch's tokens, not over each completion")
     return lines
 
 
@@ -151,6 +162,6 @@ def _counted(frame: pl.DataFrame, side: str) -> list[list[Message]]:
 
 
 def _holds_unscored(frame: pl.DataFrame) -> pl.Series:
-    """(N,) whether prepared pairs have tokens that are not scored behind the prompt that both sides share."""
+    """(N,) whether prepared pairs have tokens after the shared prompt that are not scored."""
     masks = pl.col("chosen_scored").is_not_null() | pl.col("rejected_scored").is_not_null()
     return frame.select(masks).to_series()

@@ -1,1 +1,1 @@
-"""Bytes on disk: complete or not there at all."""
+"""Files on disk: atomic writes, locks, hashes, size limits, disk errors."""

@@ -1,7 +1,7 @@
-"""Files that are whole under their own name, whatever kills the process or fills the disk.
+"""Atomic writes: a file or folder is complete under its name, or not there.
 
-A file is written to a temporary name beside its own, flushed to the disk, renamed, and its folder flushed. A process that
-dies leaves the temporary file; the next that writes there knows it as a leftover and removes it.
+It is written to a temporary name beside its own, flushed to disk, renamed, and its folder flushed. A killed process leaves the
+temporary file; the next writer in that folder removes it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,16 @@ from typing import Any
 
 PARTIAL = ".partial"
 
-# Writing a file takes seconds: a temporary file this old has been left behind, whoever made it.
+# Writing takes seconds: a temporary file of this age is abandoned, whoever made it.
 ABANDONED_SECONDS = 24 * 3600.0
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; when the block ends well, the file stands under its own name.
-
-    The folder is made where it is not there yet.
+    """A temporary path to write to; on success it is renamed to ``path``. Makes the folder.
 
     Raises:
-        OSError: where the disk refuses (full, read-only, gone); what stood under the name before is still there.
+        OSError: full, read-only or missing disk; the previous file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, f".{path.name}-")
@@ -48,12 +46,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder of the same name to fill; when the block ends well, it takes its place.
+    """A temporary folder of the same name to fill; on success it is renamed to ``path``.
 
-    Nothing is left of it otherwise, nor of folders above it that were made for it.
+    On failure it is removed, with the parent folders that were made for it.
 
     Raises:
-        OSError: where the disk refuses, or there is something else under the name than an empty folder: it stays as it is.
+        OSError: as ``whole_file``, and where ``path`` is there and not an empty folder.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,31 +77,28 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all. Raises OSError as ``whole_file`` does."""
+    """Write a text in UTF-8 atomically. Raises OSError: see ``whole_file``."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_whole_json(path: Path, document: Any) -> None:
-    """Write a document as JSON, whole or not at all; numbers of other libraries as floats. Raises OSError."""
+    """Write JSON atomically; numbers of other libraries become floats. Raises OSError: see ``whole_file``."""
     write_whole(path, json.dumps(document, indent=1, ensure_ascii=False, default=float))
 
 
 def temporary_name() -> str:
-    """A name that no other file has and that tells which process of which machine made it."""
+    """A unique name that contains the machine and process that made it."""
     return f"{machine_tag()}-{os.getpid()}-{secrets.token_hex(8)}{PARTIAL}"
 
 
 def remove_leftovers(folder: Path, prefix: str = "") -> int:
-    """Remove the temporary files and folders of dead processes, and of other machines' those too old to belong to anyone.
+    """Remove temporary files and folders of dead processes, and old ones of other machines; the number removed.
 
-    Those of this machine's living processes stay whatever their age: clocks jump. Where one may not be removed it stays, too.
+    Those of live processes on this machine stay at any age, because clocks jump. Those that can't be removed stay too.
 
     Args:
-        prefix: what stands before ``temporary_name`` in the names looked at.
-
-    Returns:
-        the number removed.
+        prefix: of the names, before ``temporary_name``.
     """
     removed = 0
     for path in folder.iterdir():
@@ -127,7 +122,7 @@ def remove_leftovers(folder: Path, prefix: str = "") -> int:
 
 @contextmanager
 def temporary_folder(folder: Path, prefix: str) -> Iterator[Path]:
-    """A folder in a folder, for as long as the block runs; one that is left behind is known to ``remove_leftovers``."""
+    """A temporary folder that is removed after the block, or by ``remove_leftovers`` if the process dies."""
     made = folder / f"{prefix}{temporary_name()}"
     made.mkdir(parents=True)
     try:
@@ -137,11 +132,7 @@ def temporary_folder(folder: Path, prefix: str) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path, *, ignore_errors: bool = False) -> None:
-    """Remove a folder with all that lies in it. Of a link the link alone goes, and what it points to stays.
-
-    Raises:
-        OSError: where something can't be removed, unless ``ignore_errors``.
-    """
+    """Remove a folder and its content; of a symlink only the link. Raises OSError, unless ``ignore_errors``."""
     try:
         if folder.is_symlink():
             folder.unlink()
@@ -153,14 +144,14 @@ def remove_folder(folder: Path, *, ignore_errors: bool = False) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Flush what was written to a file to the disk."""
+    """Flush a file to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk: a rename in it is there after a power cut."""
-    if os.name == "nt":  # a folder cannot be opened there, and renames are journalled
+    """Flush a folder's entries to disk, so that a rename survives a power cut."""
+    if os.name == "nt":  # folders can't be opened there, and renames are journalled
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -171,9 +162,9 @@ def sync_folder(folder: Path) -> None:
 
 @cache
 def machine_tag() -> str:
-    """Tells apart the places in which a process id means something: host, boot and process namespace."""
+    """Identifies host, boot and process namespace: the scope in which a process id is unique."""
     parts = [socket.gethostname()]
-    with suppress(OSError):  # Linux has these two, other systems go by the host's name
+    with suppress(OSError):  # Linux only; other systems have the host name
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 

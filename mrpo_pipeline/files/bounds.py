@@ -1,66 +1,64 @@
-"""How much memory a file from elsewhere may ask for: one table of bounds, and the refusals.
+"""Limits on the memory that an input file may take.
 
-Small files can unpack to gigabytes, by a packed stream, a compressed page, one dictionary entry repeated, or a row that makes
-many pairs. Each reader checks the bound before the memory is taken.
+A small file can expand to gigabytes through compression, a repeated dictionary entry, or a row that makes many pairs. Readers check
+the limit before they allocate.
 """
 
 from mrpo_pipeline.errors import UserError
 
 MAX_ROW_BYTES = 64 << 20
-"""Of one row: its line or element of a list in a text file, its values as they are decoded from Arrow or Parquet."""
+"""Of one row: its line or list element in a text file, its decoded values in Arrow or Parquet."""
 
 MAX_ROW_VALUES = 1_000_000
 """Values in one row of JSON or CSV: an empty list takes 2 bytes in the file and 64 in memory."""
 
 MAX_EXPANSION = 100
 FREE_EXPANSION = 256 << 20
-"""What is unpacked may have FREE_EXPANSION bytes; beyond these, MAX_EXPANSION times the bytes that are stored. Packed text has
-3 to 30 times."""
+"""Unpacked data may have FREE_EXPANSION bytes; beyond that, MAX_EXPANSION times the stored bytes. Compressed text
+has a ratio of 3 to 30."""
 
 MAX_ROW_COMPLETIONS = 512
 """Completions of one K-wise row: K of them make K (K - 1) / 2 pairs."""
 
 MAX_ROW_PAIR_BYTES = 256 << 20
-"""Characters of all pairs that one K-wise row makes: each holds the prompt again."""
+"""Characters of all pairs of one K-wise row; each repeats the prompt."""
 
 MAX_COLUMNS = 10_000
 MAX_FOOTER_BYTES = 32 << 20
-"""Of a Parquet file's description of itself: it takes about ten times as much in memory."""
+"""Of a Parquet file's footer, which takes about ten times as much in memory."""
 
 MAX_NESTING = 32
-"""Lists and objects inside each other in the type of a Parquet column: the library decodes them by recursion."""
+"""Nesting of a Parquet column's type, which the library decodes by recursion."""
 
 MAX_METADATA_BYTES = 16 << 20
-"""Of a JSON file that describes a data set's folder."""
-
+"""Of a JSON file that describes a dataset folder."""
 
 MAX_CARD_BYTES = 1 << 20
-"""Of the YAML in a data set's README.md, whose parser takes a second for a megabyte."""
+"""Of the YAML in a dataset's README.md, which takes a second per megabyte to parse."""
 
 
 class ExpansionError(UserError):
-    """A file, or a part of it, unpacks to far more than data do; ``reason`` is a clause that can follow "it is damaged:"."""
+    """A file, or a part of it, expands too much; ``reason`` is a clause that can follow "it is damaged:"."""
 
     def __init__(self, name: str, reason: str) -> None:
         self.reason = reason
         super().__init__(
-            f"{name}: {reason}, which files of pairs do not do; it is not read, as it would fill the memory. Check where it comes from; "
-            "if it is what you mean, write it as plain .jsonl."
+            f"{name}: {reason}. It is not read, because it could fill the memory. If the file is what you expect, convert it to "
+            "uncompressed .jsonl."
         )
 
 
 def check_expansion(name: str, stored: int, unpacked: int, what: str = "this file") -> None:
-    """Refuse what unpacks to far more than data do. Raises ExpansionError."""
+    """Raise ExpansionError for data that expand too much."""
     if unpacked > FREE_EXPANSION and unpacked > MAX_EXPANSION * stored:
         raise ExpansionError(
-            name, f"{what} has {stored:,} bytes and unpacks to {unpacked:,} or more, over {MAX_EXPANSION} times as many"
+            name, f"{what} has {stored:,} bytes and expands to {unpacked:,} or more, over {MAX_EXPANSION} times as many"
         )
 
 
 def row_too_long(name: str) -> UserError:
-    """The refusal of a file with a row of more than MAX_ROW_BYTES."""
+    """The error for a file with a row of more than MAX_ROW_BYTES."""
     return UserError(
-        f"{name}: a row of this file has more than {MAX_ROW_BYTES >> 20} MiB or a million values or lines, which no pair has; "
-        "expected one JSON object per line, (`.json`) a list of them, or CSV whose quotes are closed. Check what the file holds, and "
-        "write it again."
+        f"{name}: a row has more than {MAX_ROW_BYTES >> 20} MiB or a million values or lines: expected one JSON object per line, a list "
+        "of them (`.json`), or CSV with closed quotes."
     )

@@ -1,4 +1,4 @@
-"""What a disk refuses while results are written, in words: whichever library met it, and however it says so."""
+"""Disk errors while results are written, from whichever library raised them."""
 
 from __future__ import annotations
 
@@ -11,33 +11,41 @@ from pathlib import Path
 
 from mrpo_pipeline.errors import RunError, UserError
 
-# Full, over quota, read-only, broken, gone: nothing that a program has done wrong.
-_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG, errno.ENODEV, errno.ENXIO}
-# These are a disk's word only where they befall what is written.
-_OF_A_FILE = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR}
+# Full, over quota, read-only, broken or missing disk.
+_DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EFBIG,
+    errno.ENODEV,
+    errno.ENXIO,
+}
+# Disk errors only for a file in the output folder.
+_FILE_ERRORS = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR}
 
-# Libraries in Rust (safetensors, tokenizers, polars) put the number into their text.
+# Rust libraries (safetensors, tokenizers, polars) put the number into the message.
 _NUMBER = re.compile(r"\(os error (\d+)\)")
-# torch.save has no word for the reason: a file came out shorter than what was written to it.
+# torch.save only reports that the file is shorter than what was written.
 _CUT_SHORT = ("inline_container", "PytorchStreamWriter", "iostream error")
 _FULL_BYTES = 1 << 20
 
 
-def refusal(error: BaseException, folder: str | Path | None = None) -> str | None:
-    """Why the disk refused, as the system says it, with the file where that is known; None for any other error.
+def disk_error(error: BaseException, folder: str | Path | None = None) -> str | None:
+    """The system's message for a disk error, with the file if it is known; None for any other error.
 
     Args:
-        folder: where is written to: a full disk is known by it where the error does not tell, and a file of it that is gone
-            or may not be written.
+        folder: the output folder: its files may be missing or not writable, and its disk full although the error does not tell.
     """
     seen: BaseException | None = error
     while seen is not None:
         number = seen.errno if isinstance(seen, OSError) else None
-        said = _NUMBER.search(str(seen))
-        if number is None and said:
-            number = int(said[1])
+        match = _NUMBER.search(str(seen))
+        if number is None and match:
+            number = int(match[1])
         name = seen.filename if isinstance(seen, OSError) else None
-        if number in _REFUSALS or (number in _OF_A_FILE and _within(name, folder)):
+        if number in _DISK_ERRORS or (number in _FILE_ERRORS and _within(name, folder)):
             assert number is not None
             return os.strerror(number) + (f": {name}" if isinstance(name, str | Path) else "")
         if folder is not None and any(mark in str(seen) for mark in _CUT_SHORT) and _is_full(Path(folder)):
@@ -47,24 +55,21 @@ def refusal(error: BaseException, folder: str | Path | None = None) -> str | Non
 
 
 @contextmanager
-def telling(folder: str | Path, what: str, go_on: str) -> Iterator[None]:
-    """Whatever the disk refuses meanwhile is told in one paragraph.
+def explain_disk_errors(folder: str | Path, what: str, go_on: str) -> Iterator[None]:
+    """Turn a disk error in the block into a RunError of one paragraph.
 
     Args:
-        folder: where is written to. what: what could not be done. go_on: what is kept, and what to do once there is room.
-
-    Raises:
-        RunError: in place of the library's error.
+        folder: the output folder. what: what failed. go_on: what is kept, and how to continue.
     """
     try:
         yield
     except (UserError, RunError):
         raise
     except Exception as error:
-        reason = refusal(error, folder)
+        reason = disk_error(error, folder)
         if reason is None:
             raise
-        raise RunError(f"{what} ({reason}): expected a disk with room that can be written to. {go_on}") from error
+        raise RunError(f"{what} ({reason}). Free some space or give write access. {go_on}") from error
 
 
 def _within(name: object, folder: str | Path | None) -> bool:
@@ -78,6 +83,6 @@ def _is_full(folder: Path) -> bool:
         folder = folder.parent
     try:
         found = os.statvfs(folder)
-    except (OSError, AttributeError):  # a system without it
+    except (OSError, AttributeError):  # not on every system
         return False
     return found.f_bavail * found.f_frsize < _FULL_BYTES

@@ -1,8 +1,7 @@
-"""One command at a time in a folder of results: two would overwrite each other's files.
+"""A lock on an output folder: one command at a time.
 
-The lock is the system's (flock), on a file in the folder that says who holds it: it ends with its process, however that
-ends. Where the file system has no locks, what the file says decides. Where the folder can't be written to, there is nothing
-to protect.
+A system lock (flock) on a file in the folder that names its holder; it ends with the process. On a file system without locks the
+content of the file decides. A folder that can't be written to needs no lock.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from mrpo_pipeline.files.atomic import is_alive, machine_tag
 
 LOCK = ".mrpo-lock"
 
-# Locks of this process, by path: the thread that took each, and the open file.
+# Locks of this process by path: the thread that holds it, and the open file.
 _held: dict[str, tuple[int, int]] = {}
 
 
 def _forget_in_fork() -> None:
-    """A fork shares the open files: its life must not prolong a lock."""
+    """A fork shares the open files and must not prolong a lock."""
     for _, descriptor in _held.values():
         with suppress(OSError):
             os.close(descriptor)
@@ -41,14 +40,14 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def held(folder: str | Path, command: str, *, within: bool = False) -> Iterator[None]:
-    """Hold a folder while the block runs; one that the same thread holds already is held on.
+    """Hold the lock of a folder during the block; reentrant within a thread.
 
     Args:
-        command: by which others know who holds it, ``mrpo train`` say.
-        within: the folder lies in one that is held by the command that this process works for.
+        command: named to others, such as ``mrpo train``.
+        within: a parent folder is held by the command that started this process.
 
     Raises:
-        RunError: where another command holds the folder, or one that it lies in.
+        RunError: where another command holds the folder or a parent of it.
     """
     place = Path(os.path.realpath(folder))
     with ExitStack() as stack:
@@ -81,25 +80,25 @@ def _taken(path: Path, folder: Path, command: str, *, shared: bool = False) -> I
             with suppress(OSError):
                 path.unlink()
         os.close(descriptor)
-        for empty in made:  # of a command that left nothing
+        for empty in made:  # of a command without output
             with suppress(OSError):
                 empty.rmdir()
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make a folder; those that were not there, innermost first."""
+    """Make a folder; the new folders, innermost first."""
     missing = []
     for one in (folder, *folder.parents):
         if one.exists():
             break
         missing.append(one)
-    with suppress(OSError):  # the command's own writing says what is wrong
+    with suppress(OSError):  # the command reports it when it writes
         folder.mkdir(parents=True, exist_ok=True)
     return missing
 
 
 def _open(path: Path, folder: Path, *, shared: bool) -> int | None:
-    """The open file with its lock; None where the folder can't be written to."""
+    """The open, locked file; None where the folder can't be written to."""
     while True:
         try:
             flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
@@ -112,7 +111,7 @@ def _open(path: Path, folder: Path, *, shared: bool) -> int | None:
             _lock(descriptor, folder, shared=shared)
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
-        except FileNotFoundError:  # the one who held it is done, and took the file away
+        except FileNotFoundError:  # its holder has ended and removed the file
             pass
         except BaseException:
             os.close(descriptor)
@@ -127,11 +126,11 @@ def _lock(descriptor: int, folder: Path, *, shared: bool) -> None:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise _in_use(folder, _owner(descriptor)) from None
-    except (ImportError, OSError):  # no such locks here
+    except (ImportError, OSError):  # no flock here
         owner = _owner(descriptor)
         here = owner.get("machine") == machine_tag()
         if owner and not (here and not _alive(owner)):
-            way_out = "" if here else f" If it does not run any more, delete {folder / LOCK}."
+            way_out = "" if here else f" If that process has ended, delete {folder / LOCK}."
             raise _in_use(folder, owner, way_out) from None
 
 
@@ -141,8 +140,7 @@ def _in_use(folder: Path, owner: dict[str, Any], way_out: str = "") -> RunError:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.get("since") or 0))
         who = f"{owner.get('command')} (process {owner.get('pid')} on {owner.get('host')}, since {since})"
     return RunError(
-        f"{folder} is in use: {who} works in it, and two would overwrite each other's files. Nothing was changed. Wait until it "
-        f"ends, or name another folder (--output-dir).{way_out}"
+        f"{folder} is in use by {who}. Nothing was changed. Wait until it ends, or use another folder (--output-dir).{way_out}"
     )
 
 
@@ -167,6 +165,6 @@ def _write(descriptor: int, command: str) -> None:
         "machine": machine_tag(),
         "since": time.time(),
     }
-    with suppress(OSError):  # a full disk: the lock is held all the same
+    with suppress(OSError):  # the lock holds on a full disk too
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(owner).encode())

@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered by path, size and times, so that a model's weights are read once and not at every run."""
+"""SHA-256 of files, cached by path, size and times, so that model weights are not hashed in every run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from mrpo_pipeline.files.atomic import write_whole
 
-# A file changed this recently can change again without its times telling: it is hashed, and not remembered.
+# A file changed this recently can change again with the same times: its hash is not cached.
 SETTLED_NS = 2_000_000_000
 
 _BLOCK = 1 << 22
 
 
 def mrpo_home() -> Path:
-    """Where mrpo keeps what it can make again: ``$MRPO_HOME``, else ``mrpo`` in the user's cache folder."""
+    """The folder of mrpo's own caches: ``$MRPO_HOME``, else ``mrpo`` in the user's cache folder."""
     home = os.environ.get("MRPO_HOME")
     if home:
         return Path(home).expanduser()
@@ -28,7 +28,7 @@ def mrpo_home() -> Path:
 
 
 def sha256_of_small(path: Path) -> str:
-    """SHA-256 of a file that is read at once, 64 hex digits; nothing is remembered of it. Raises OSError."""
+    """SHA-256 of a small file, 64 hex digits, not cached. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -36,19 +36,17 @@ def sha256_of_small(path: Path) -> str:
 def sha256_of_files(paths: Sequence[Path]) -> list[str]:
     """SHA-256 of each file, 64 hex digits.
 
-    Known ones come from ``content.json`` in ``mrpo_home()``, as long as the file's size, modification and change time and inode
-    are those of then: no program can set the change time back, so neither an edit with its times restored nor a file put in
-    the place of another is missed. (On a file system in memory, writes through a memory map move no times: what a model's
-    weights are edited through there must be closed and the file touched.) Processes may do this at once: an entry that
-    another overwrites is hashed again later, nothing more.
+    Cached in ``content.json`` in ``mrpo_home()`` by size, modification time, change time and inode. Programs can't set the change time,
+    so an edit with restored times and a replaced file are noticed. (On a file system in memory, writes through a memory map do not
+    change the times: touch the file after them.) Processes may run this at once: a lost entry is only hashed again.
 
     Raises:
-        OSError: where a file cannot be read.
+        OSError: for a file that can't be read.
     """
     memo = _load()
     real = [os.path.realpath(path) for path in paths]
     fresh = sorted({path for path in real if memo.get(path, ["", ""])[0] != _state(path)})
-    # Hashing leaves the interpreter free, and large weights come in several files.
+    # Hashing releases the GIL, and large models have several files.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         hashed = dict(zip(fresh, pool.map(_hash, fresh), strict=True))
     settled = {path: [state, digest] for path, (state, digest) in hashed.items() if state is not None}
@@ -63,10 +61,10 @@ def _state(path: str) -> str:
 
 
 def _hash(path: str) -> tuple[str | None, str]:
-    """The file's state, None where it may not be remembered, and its SHA-256."""
+    """The file's state (None where it must not be cached) and its SHA-256."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        # A page that was written through a memory map takes more writes without the times telling, until it is on disk.
+        # Further writes to a dirty page of a memory map do not change the times until it is flushed.
         with suppress(OSError):
             os.fsync(file.fileno())
         before = _state(path)
@@ -93,8 +91,8 @@ def _load() -> dict[str, list[str]]:
 
 
 def _save(memo: dict[str, list[str]]) -> None:
-    """Replace the memo whole; where it cannot be written the next run hashes again."""
+    """Replace the cache file; if that fails the next run hashes again."""
     present = {path: entry for path, entry in memo.items() if os.path.exists(path)}
     with suppress(OSError):
-        # All in ASCII: a path may hold bytes that are no UTF-8.
+        # ASCII: a path may have bytes that are not UTF-8.
         write_whole(mrpo_home() / "content.json", json.dumps(present, indent=0))

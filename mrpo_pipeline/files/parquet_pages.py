@@ -1,4 +1,4 @@
-"""What the pages of a Parquet file unpack to, by their own headers: the decoder takes memory by these, and not by the footer."""
+"""Unpacked sizes of a Parquet file by its page headers, which the decoder allocates by, and not the footer."""
 
 from collections.abc import Collection
 from typing import IO, Any, NamedTuple
@@ -6,59 +6,61 @@ from typing import IO, Any, NamedTuple
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.bounds import MAX_COLUMNS, MAX_FOOTER_BYTES, MAX_NESTING, MAX_ROW_BYTES, check_expansion
 
-_ROW_BYTES = 64  # that a row of three short values takes at the least
+_ROW_BYTES = 64  # minimum of a row of three short values
 _VALUE_BYTES = 8
-_NO_DICTIONARY = (6, 7)  # DELTA_LENGTH_BYTE_ARRAY and DELTA_BYTE_ARRAY; in the latter a value repeats the one before
+_NO_DICTIONARY = (6, 7)  # DELTA_LENGTH_BYTE_ARRAY and DELTA_BYTE_ARRAY, in which a value may repeat the previous one
 _HEADER_BYTES = 1 << 20
 SMALL_GROUP_BYTES = 64 << 10
-_END_BYTES = 1 << 16  # as many as the decoder reads first: an object store is asked once
+_END_BYTES = 1 << 16  # what the decoder reads first: one request to an object store
 
 
 def check_footer(stream: IO[bytes], name: str) -> None:
-    """Refuse a footer that is too large, before it is decoded. Raises UserError; what else is wrong with it is left to the decoder."""
+    """Raise UserError for a footer that is too large, before it is decoded; other faults are left to the decoder."""
     size = stream.seek(0, 2)
     stream.seek(max(size - _END_BYTES, 0))
     end = stream.read(_END_BYTES)
     footer = int.from_bytes(end[-8:-4], "little")
     if end[-4:] == b"PAR1" and MAX_FOOTER_BYTES < footer < size:
         raise UserError(
-            f"{name}: the footer of this Parquet file has {footer:,} bytes; expected {MAX_FOOTER_BYTES:,} at most. It has very "
-            "many columns or row groups: write it again with fewer."
+            f"{name}: the footer of this Parquet file has {footer:,} bytes, expected {MAX_FOOTER_BYTES:,} at most. Write it with fewer "
+            "columns or row groups."
         )
 
 
 def check_columns(name: str, count: int, schema: Any) -> None:
-    """Refuse very many columns, or ones nested very deep. Raises UserError."""
+    """Raise UserError for too many columns, or too deeply nested ones."""
     leaves = (schema.column(index) for index in range(len(schema)))
     deepest = max((max(leaf.max_definition_level, leaf.path.count(".") // 2) for leaf in leaves), default=0)
     if count > MAX_COLUMNS or deepest > MAX_NESTING:
         found = f"{count:,} columns" if count > MAX_COLUMNS else f"a column nested {deepest} levels deep"
         raise UserError(
-            f"{name}: this Parquet file has {found}; expected {MAX_COLUMNS:,} columns and {MAX_NESTING} levels at most. Write "
-            "it again with the columns that pairs need."
+            f"{name}: this Parquet file has {found}, expected {MAX_COLUMNS:,} columns and {MAX_NESTING} levels at most. Write it with "
+            "only the columns of the pairs."
         )
 
 
 class Pages(NamedTuple):
-    """What the pages of some row groups allow."""
+    """Limits for decoding some row groups."""
 
     most_rows: int
-    """To decode at a time."""
+    """Rows to decode at a time."""
     repeating: set[int]
-    """Columns with values that repeat the beginning of the one before: these the decoder cannot leave in a dictionary."""
+    """Columns whose values repeat a prefix of the previous one: the decoder can't keep these as a dictionary."""
     small: set[int]
-    """Row groups that decode to SMALL_GROUP_BYTES a column at most, even where each value is as long as the longest page."""
+    """Row groups that decode to SMALL_GROUP_BYTES per column at most, even if each value is as long as the longest page."""
 
 
 def check_pages(
     stream: IO[bytes], name: str, metadata: Any, groups: range, columns: Collection[str] | None = None
 ) -> Pages:
-    """Refuse pages that unpack to far more than data do.
+    """Check the expansion of pages.
 
     Args:
-        columns: those that are read, by their name at the top; all where None.
+        columns: top-level names of those that are read; None for all.
 
-    Raises UserError. Raises ValueError, EOFError: a page's header is damaged.
+    Raises:
+        UserError: for pages that expand too much.
+        ValueError, EOFError: for a damaged page header.
     """
     size = stream.seek(0, 2)
     rows = sum(metadata.row_group(group).num_rows for group in groups)
@@ -85,7 +87,7 @@ def check_pages(
 
 
 def _check_chunk(stream: IO[bytes], name: str, begin: int, size: int, expected: int) -> tuple[int, int, bool]:
-    """Check one column of one row group; the size of its longest page, its values, and whether these repeat each other."""
+    """Check a column of a row group; its longest page, its number of values, and whether these repeat each other."""
     at, values, longest, repeats = begin, 0, 1, False
     while at < begin + size and values < expected:
         header, length = _page_header(stream, at)
@@ -104,18 +106,18 @@ def _check_chunk(stream: IO[bytes], name: str, begin: int, size: int, expected: 
 
 
 def _page_header(stream: IO[bytes], at: int) -> tuple[dict[int, Any], int]:
-    for size in (256, _HEADER_BYTES):  # the smallest and largest values of a page stand in it
+    for size in (256, _HEADER_BYTES):  # it contains the minimum and maximum of the page
         stream.seek(at)
         reader = _CompactReader(stream.read(size))
         try:
             return reader.struct(0), reader.at
         except IndexError:
             continue
-    raise EOFError("a page's header is cut short")
+    raise EOFError("a page header is truncated")
 
 
 class _CompactReader:
-    """Whole numbers and structures of Thrift's compact protocol, by their field number; all else is passed over."""
+    """Integers and structures of Thrift's compact protocol by field number; other types are skipped."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -123,7 +125,7 @@ class _CompactReader:
 
     def struct(self, depth: int) -> dict[int, Any]:
         if depth > 8:
-            raise ValueError("a page's header is nested too deep")
+            raise ValueError("a page header is nested too deeply")
         fields: dict[int, Any] = {}
         number = 0
         while head := self._byte():
@@ -154,7 +156,7 @@ class _CompactReader:
         elif kind == 12:
             return self.struct(depth + 1)
         else:
-            raise ValueError(f"a page's header holds the type {kind}")
+            raise ValueError(f"a page header has the unknown type {kind}")
         return None
 
     def _byte(self) -> int:
@@ -171,7 +173,7 @@ class _CompactReader:
             if byte < 128:
                 return value
             if shift > 63:
-                raise ValueError("a number of a page's header is too long")
+                raise ValueError("a number in a page header is too long")
 
     def _zigzag(self) -> int:
         value = self._varint()

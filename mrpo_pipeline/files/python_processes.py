@@ -1,7 +1,7 @@
-"""Python programs started beside this one: none of their modules comes from the folder that the user works in.
+"""Start Python processes that import no module from the current folder.
 
-``python -m`` puts the current folder first on the module path, and a ``queue.py`` that lies there is run in place of the
-standard library's. PYTHONPATH counts as ever.
+``python -m`` puts the current folder first on the module path, where a ``queue.py`` would replace the standard library's. PYTHONPATH
+is respected.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mrpo_pipeline
 
-# Python's switch for "no current folder on the module path"; children inherit it, and so do theirs.
+# Python's variable for "no current folder on the module path"; inherited by all child processes.
 SAFE_PATH = "PYTHONSAFEPATH"
 
 
@@ -22,22 +22,22 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 
 def code_command(code: str) -> list[str]:
-    """The command line that runs a line of code."""
+    """The command line that runs this code."""
     return [sys.executable, "-P", "-c", code]
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment, for a Python program that it starts."""
+    """The environment of a child Python process."""
     variables = os.environ | {SAFE_PATH: "1", "PYTHONIOENCODING": "utf-8"}
     root = str(Path(mrpo_pipeline.__file__).parents[1])
-    if root == os.getcwd():  # the package itself may have been found in the current folder
+    if root == os.getcwd():  # the package itself was imported from the current folder
         before = variables.get("PYTHONPATH")
         variables["PYTHONPATH"] = f"{before}{os.pathsep}{root}" if before else root
     return variables
 
 
 def forget_current_folder() -> None:
-    """Take off the module path the current folder that ``python -m`` put first on it, here and in children to come."""
+    """Remove the current folder, put there by ``python -m``, from the module path of this process and its children."""
     os.environ.setdefault(SAFE_PATH, "1")
     if not sys.flags.safe_path and sys.path and sys.path[0] in ("", os.getcwd()):
         del sys.path[0]

@@ -1,6 +1,4 @@
-"""Preference losses as pure functions of log-probs: Direct Preference Optimization (arXiv 2305.18290) and its kin.
-
-Where a loss is also TRL's (``DPOTrainer`` 1.16: sigmoid, hinge, ipo), the numbers are the same.
+"""Preference losses of pairs, from log-probs: Direct Preference Optimization (arXiv 2305.18290) and its kin, summed with weights.
 
 Everything is computed in float64 and given back in the policy's precision. Sums reach thousands of nats, where float32
 resolves 5e-4; the difference of policy and reference would carry that error, while B numbers cost nothing in float64.
@@ -14,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mrpo_pipeline.losses import functional
+from mrpo_pipeline.losses.functional import LOSSES, PairLogps
 from mrpo_pipeline.losses.settings import LossSettings, check_loss
 
 
@@ -34,6 +32,8 @@ class References(NamedTuple):
     """(B,), as above."""
     margins: Tensor | None = None
     """(B,), Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of ``modpo``, which needs it."""
+    floored_margins: Tensor | None = None
+    """(B,), the aggregate of max{0, Δ_k} in the unit of ``normalize``; ``hypo-each`` needs it."""
 
 
 class PreferenceLoss(NamedTuple):
@@ -45,6 +45,8 @@ class PreferenceLoss(NamedTuple):
     """(B,), β·(ℓ_θ − log π̃) of the chosen side; with R references, Σ_k α_k of that."""
     rejected_rewards: Tensor
     """(B,)"""
+    terms: dict[str, Tensor]
+    """(B,), each loss of the sum by its name, without its weight and without gradient."""
 
 
 def preference_loss(
@@ -60,32 +62,25 @@ def preference_loss(
     """Loss of each pair, Σ_k α_k·L(u_k), with u_k = ℓ_θ − ℓ_k on both sides and z_k = β·[u_k(y_w) − u_k(y_l)].
 
     R = 1 is DPO against one reference, π̃ or any other; R = K is Multi-DPO (arXiv 2405.16388): every loss is then taken for
-    each reference on its own and weighted, with one δ and one margin for all. L is, see ``functional``,
-
-    - ``sigmoid``: −(1 − s)·log σ(z) − s·log σ(−z), label smoothing s;
-    - ``hinge``: max(0, 1 − z);
-    - ``ipo``: (z/β − 1/(2β))², z from means per policy token;
-    - ``minor-dpo``: −log σ(β·[u(y_w) − max(0, u(y_l))]);
-    - ``mpo``: the weighted sum of ``sigmoid`` and −log σ(β·u(y_w) − δ) − log σ(−(β·u(y_l) − δ));
-    - ``modpo``: −log σ((z − margin)/w_1).
+    each reference on its own and weighted, with one δ and one margin for all. L is the sum of the losses of ``settings``, each
+    a function of ``functional.LOSSES``.
 
     Args:
         policy_chosen_logps, policy_rejected_logps: (B,), nats, sums over the completion.
         references: what they are compared with.
-        settings: the loss, β and its options; the SFT term of ``mpo`` is :func:`sft_loss`.
-        chosen_lengths, rejected_lengths: (B,), the policy's tokens in each completion. ``ipo`` needs them, unless there
-            are units; the others do not look at them.
-        reward_mean: δ of ``mpo``: the mean of the rewards, of both sides of the pairs seen before.
+        settings: the losses, their weights, β and their options.
+        chosen_lengths, rejected_lengths: (B,), the policy's tokens in each completion, for losses that take means.
+        reward_mean: δ of ``bco``: the mean of the rewards, of both sides of the pairs seen before.
 
     Returns:
         losses and rewards, (B,) each, in the policy's dtype, float32 at least.
 
     Raises:
-        UserError: for a loss that cannot have label smoothing.
-        ValueError: for shapes that do not fit, ``ipo`` without lengths, or ``modpo`` without margins.
+        UserError: for settings of the loss that have no meaning together.
+        ValueError: for shapes that do not fit, or where something is missing that a loss needs.
     """
     check_loss(settings)
-    beta, weights = settings.beta, references.weights
+    weights = references.weights
     pairs = policy_chosen_logps.shape
     if not (
         len(pairs) == 1
@@ -99,57 +94,38 @@ def preference_loss(
             f"{tuple(references.chosen.shape)} and {tuple(references.rejected.shape)}, weights {tuple(weights.shape)}: "
             "expected (B,) twice and (B, R) three times"
         )
-    log_ratio_chosen = policy_chosen_logps.double()[:, None] - references.chosen.double()  # (B, R)
-    log_ratio_rejected = policy_rejected_logps.double()[:, None] - references.rejected.double()
+    units = tokens = None
     if references.chosen_units is not None or references.rejected_units is not None:
-        log_ratio_chosen = log_ratio_chosen / _counts(references.chosen_units, pairs)
-        log_ratio_rejected = log_ratio_rejected / _counts(references.rejected_units, pairs)
-
-    z = beta * (log_ratio_chosen - log_ratio_rejected)
-    if settings.loss == "ipo":
-        mean_chosen, mean_rejected = log_ratio_chosen, log_ratio_rejected
-        if references.chosen_units is None:
-            mean_chosen = mean_chosen / _counts(chosen_lengths, pairs)
-            mean_rejected = mean_rejected / _counts(rejected_lengths, pairs)
-        losses = functional.ipo(mean_chosen, mean_rejected, beta)
-    elif settings.loss == "hinge":
-        losses = functional.hinge(z)
-    elif settings.loss == "minor-dpo":
-        losses = functional.minor_dpo(log_ratio_chosen, log_ratio_rejected, beta)
-    elif settings.loss == "mpo":
-        losses = functional.mpo(
-            log_ratio_chosen, log_ratio_rejected, beta, reward_mean, settings.mpo.preference, settings.mpo.quality
-        )
-    elif settings.loss == "modpo":
-        losses = functional.modpo(
-            z, _counts(references.margins, pairs, "margins of the other objectives"), settings.first_weight
-        )
-    else:
-        losses = functional.sigmoid(z, settings.label_smoothing)
-
+        units = _column(references.chosen_units, pairs), _column(references.rejected_units, pairs)
+    needed = {need for name in settings.losses for need in LOSSES[name].needs}
+    if "tokens" in needed and (units is None or "sft" in settings.losses):
+        tokens = _column(chosen_lengths, pairs), _column(rejected_lengths, pairs)
+    logps = PairLogps(
+        policy_chosen_logps.double()[:, None],
+        policy_rejected_logps.double()[:, None],
+        references.chosen.double(),
+        references.rejected.double(),
+        settings,
+        units,
+        tokens,
+        _column(references.margins, pairs, "margins of the other objectives") if "margins" in needed else None,
+        _column(references.floored_margins, pairs, "floored margins") if "floored_margins" in needed else None,
+        reward_mean,
+    )
     alpha = weights.double()
     dtype = torch.promote_types(policy_chosen_logps.dtype, torch.float32)
+    terms = {name: (alpha * LOSSES[name].function(logps)).sum(dim=1) for name in settings.losses}
+    total = torch.stack([weight * terms[name] for name, weight in settings.losses.items()]).sum(dim=0)
+    chosen_rewards, rejected_rewards = ((alpha * rewards).sum(dim=1).detach().to(dtype) for rewards in logps.rewards)
     return PreferenceLoss(
-        losses=(alpha * losses).sum(dim=1).to(dtype),
-        chosen_rewards=(beta * (alpha * log_ratio_chosen).sum(dim=1)).detach().to(dtype),
-        rejected_rewards=(beta * (alpha * log_ratio_rejected).sum(dim=1)).detach().to(dtype),
+        total.to(dtype),
+        chosen_rewards,
+        rejected_rewards,
+        {name: losses.detach().to(dtype) for name, losses in terms.items()},
     )
 
 
-def sft_loss(policy_chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
-    """Negative log-likelihood per policy token of the chosen completion, end-of-turn token included.
-
-    Args:
-        policy_chosen_logps: (B,), nats, sums over the completion.
-        chosen_lengths: (B,), the policy's tokens in it.
-
-    Returns:
-        (B,), nats per token; to be added to the losses times ``sft_weight``.
-    """
-    return -policy_chosen_logps / chosen_lengths.to(policy_chosen_logps.dtype)
-
-
-def _counts(counts: Tensor | None, pairs: torch.Size, what: str = "counts to divide log-ratios by") -> Tensor:
+def _column(counts: Tensor | None, pairs: torch.Size, what: str = "counts to divide log-ratios by") -> Tensor:
     if counts is None or counts.shape != pairs:
         found = "none" if counts is None else str(tuple(counts.shape))
         raise ValueError(f"{what}: {found}, expected ({pairs[0]},)")

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.losses.functional import LOSSES, LossName
 from mrpo_pipeline.settings import Settings
 
+# Sums that have a name of their own.
+SHORTHANDS: dict[str, dict[str, float]] = {"mpo": {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}}
+"""MPO (arXiv 2411.10442): preference, quality and generation, by the weights commonly used."""
 
-class Mpo(Settings):
-    """How much the three terms of the loss ``mpo`` count (arXiv 2411.10442)."""
+# As TRL and papers spell them, where that differs by more than capitals and underscores.
+_SPELLINGS = {
+    **{f"{name}-pair": name for name in ("exo", "nca", "bco")},
+    "sppo-hard": "sppo",
+    "minordpo": "minor-dpo",
+}
 
-    preference: float = Field(0.8, ge=0)
-    """Of the sigmoid loss."""
-    quality: float = Field(0.2, ge=0)
-    """Of the BCO loss of each side alone."""
-    sft: float = Field(1.0, ge=0)
-    """Of the chosen side's negative log-likelihood per token."""
+
+def _canonical(name: Any) -> Any:
+    if not isinstance(name, str):
+        return name
+    plain = name.lower().replace("_", "-")
+    return _SPELLINGS.get(plain, plain)
+
+
+def _canonical_loss(value: Any) -> Any:
+    """One name for each loss, whether it is spelt as TRL does or as here."""
+    if not isinstance(value, dict):
+        return _canonical(value)
+    names = [_canonical(name) for name in value]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"each loss once; {name} is there {names.count(name)} times")
+    return dict(zip(names, value.values(), strict=True))
+
+
+def _some_weight(value: Any) -> Any:
+    if isinstance(value, dict) and not any(value.values()):
+        raise ValueError("a loss at least, with a weight above 0")
+    return value
 
 
 class Objective(Settings):
@@ -47,50 +72,104 @@ class LossSettings(Settings):
 
     beta: float = Field(0.1, gt=0)
     """The KL strength, in the unit of `normalize`: 0.1 is a β for sums."""
-    loss: Literal["sigmoid", "hinge", "ipo", "minor-dpo", "mpo", "modpo"] = "sigmoid"
-    """The preference loss; see `docs/concepts.md`."""
+    loss: Annotated[
+        LossName | Literal["mpo"] | dict[LossName, Annotated[float, Field(ge=0)]],
+        BeforeValidator(_canonical_loss),
+        AfterValidator(_some_weight),
+    ] = "sigmoid"
+    """The preference loss, or losses by name with their weights (`{sigmoid: 0.8, bco: 0.2, sft: 1.0}`, which `mpo` is short for); see
+    `docs/concepts.md`."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Share of pairs whose label is taken to be wrong; of the sigmoid loss alone."""
+    """Share of pairs whose label is taken to be wrong; of `sigmoid`, `robust`, `exo` (above 0 there), `aot` and `aot-unpaired`."""
     sft_weight: float = Field(0.0, ge=0)
-    """Weight of the chosen side's negative log-likelihood per token."""
-    mpo: Mpo = Mpo()
-    """How much the terms of the loss `mpo` count."""
+    """Weight of the chosen side's negative log-likelihood per token: the loss `sft`, added to the others."""
+    discopop_tau: float = Field(0.05, gt=0)
+    """τ of the loss `discopop`."""
+    simpo_gamma: float = Field(1.0, ge=0)
+    """γ of the loss `simpo`: the margin that is aimed at, in the unit of β times nats per token."""
+    anchored_delta: float = 0.0
+    """δ of the loss `anchored`."""
+    bco_shift: Literal["running-mean", "zero"] = "running-mean"
+    """δ of the loss `bco`: the mean of the rewards of all pairs of earlier steps (the paper's), or 0 (TRL's)."""
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    """What holds the policy near π̃ (arXiv 2309.16240); others than `reverse_kl` are for losses of the difference of both sides."""
+    f_alpha_divergence_coef: float = 0.5
+    """α of `alpha_divergence`."""
     modpo: dict[str, Objective] = {}
     """Objectives of the loss `modpo`, by name."""
 
     @property
-    def sft(self) -> float:
-        """γ of the SFT term: the third term of MPO is the same, with a weight of its own."""
-        return self.mpo.sft if self.loss == "mpo" else self.sft_weight
+    def losses(self) -> dict[str, float]:
+        """Every loss that is summed, with its weight: the SFT term of ``sft_weight`` as well."""
+        losses: dict[str, float]
+        if isinstance(self.loss, str):
+            losses = SHORTHANDS.get(self.loss, {self.loss: 1.0})
+        else:
+            losses = {name: weight for name, weight in self.loss.items() if weight}
+        return {**losses, "sft": self.sft_weight} if self.sft_weight else losses
 
     @property
     def first_weight(self) -> float:
         """w_1 of ``modpo``, the preference's own share: what the other objectives leave of 1."""
         return 1 - sum(objective.weight for objective in self.modpo.values())
 
-    def loss_in_use(self) -> dict[str, Any]:
-        """The keys that decide this loss of pairs whose numbers are known; those of other losses change nothing."""
-        found: dict[str, Any] = {"beta": self.beta, "loss": self.loss, "sft_weight": self.sft}
-        if self.loss == "sigmoid":
-            found["label_smoothing"] = self.label_smoothing
-        elif self.loss == "mpo":
-            found |= {"mpo.preference": self.mpo.preference, "mpo.quality": self.mpo.quality}
-        elif self.loss == "modpo":
-            found["modpo"] = self.first_weight
+    @property
+    def has_reward_mean(self) -> bool:
+        """Whether the loss depends on the mean of the rewards seen before."""
+        return "bco" in self.losses and self.bco_shift == "running-mean"
+
+    def settings_read(self) -> set[str]:
+        """The keys beside β that the losses in use read."""
+        found = {key for name in self.losses for key in LOSSES[name].settings}
+        if any(LOSSES[name].of_difference and LOSSES[name].reads_references for name in self.losses):
+            found.add("f_divergence_type")
+        if self.f_divergence_type == "alpha_divergence":
+            found.add("f_alpha_divergence_coef")
         return found
 
-
-LOSSES: tuple[str, ...] = get_args(LossSettings.model_fields["loss"].annotation)
+    def loss_in_use(self) -> dict[str, Any]:
+        """The keys that decide this loss of pairs whose numbers are known; those of other losses change nothing."""
+        found = {key: getattr(self, key) for key in sorted(self.settings_read() - {"modpo"})}
+        found |= {"beta": self.beta, "loss": self.losses}
+        return found | ({"modpo": self.first_weight} if "modpo" in self.losses else {})
 
 
 def check_loss(settings: LossSettings) -> None:
-    """Refuse label smoothing where it has no meaning; costs nothing, so call it early.
+    """Refuse settings of the loss that have no meaning together; costs nothing, so call it early.
 
     Raises:
         UserError: naming the setting.
     """
-    if settings.label_smoothing and settings.loss != "sigmoid":
+    losses, smoothing = settings.losses, settings.label_smoothing
+    if settings.sft_weight and "sft" in _without_sft_weight(settings):
         raise UserError(
-            f"The setting method.label_smoothing is {settings.label_smoothing} with method.loss {settings.loss!r}: label "
-            "smoothing is defined for the sigmoid loss alone. Set it to 0, or set method.loss to sigmoid."
+            f"The setting method.sft_weight is {settings.sft_weight:g} with method.loss {_named(settings)}, which has an SFT term of "
+            "its own: expected one of them. Set method.sft_weight to 0, and give the term's weight in method.loss "
+            "(`loss: {sigmoid: 0.8, bco: 0.2, sft: 1.0}`)."
         )
+    if smoothing and "label_smoothing" not in settings.settings_read():
+        smoothed = ", ".join(name for name, loss in LOSSES.items() if "label_smoothing" in loss.settings)
+        raise UserError(
+            f"The setting method.label_smoothing is {smoothing} with method.loss {_named(settings)}: label smoothing is defined for "
+            f"{smoothed}. Set it to 0, or take one of these."
+        )
+    if "exo" in losses and not smoothing:
+        raise UserError(
+            "The setting method.label_smoothing is 0 with method.loss exo, which is infinite there: expected a number above 0, 0.001 in "
+            "its paper. Set it."
+        )
+    unfit = [name for name in losses if not LOSSES[name].of_difference]
+    if settings.f_divergence_type != "reverse_kl" and unfit:
+        fit = ", ".join(name for name, loss in LOSSES.items() if loss.of_difference)
+        raise UserError(
+            f"The setting method.f_divergence_type is {settings.f_divergence_type} with the loss {unfit[0]}: a divergence leaves a term "
+            f"that cancels in the difference of both sides alone, so expected one of {fit}. Set it to reverse_kl, or change the loss."
+        )
+
+
+def _without_sft_weight(settings: LossSettings) -> dict[str, float]:
+    return settings.model_copy(update={"sft_weight": 0.0}).losses
+
+
+def _named(settings: LossSettings) -> str:
+    return settings.loss if isinstance(settings.loss, str) else " + ".join(settings.loss)

@@ -69,7 +69,7 @@ def _split(name: str) -> tuple[str, str | None]:
 
 
 def _vocabulary_rows(model: Any, folder: Path) -> int | None:
-    """Rows that the adapter's tensors give to embeddings or head; None where none of them tells.
+    """Rows that the adapter's tensors give to embeddings or head; None if none of them shows it.
 
     Raises:
         ValueError: where they disagree.
@@ -100,7 +100,7 @@ def trained_tokens(folder: Path) -> set[int]:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         given = config.get("trainable_token_indices") or config.get("token_indices") or []
     except (OSError, ValueError, AttributeError):
-        return set()  # peft says what is wrong with it
+        return set()  # peft reports what is wrong with it
     lists = given.values() if isinstance(given, dict) else [given]
     return {index for one in lists if isinstance(one, list) for index in one if isinstance(index, int)}
 

@@ -1,7 +1,7 @@
-"""Does a model see what follows? Two forward passes tell: the later tokens are changed, and earlier log-probs must not move.
+"""Check that a model is causal by two forward passes: changing later tokens must not change earlier log-probs.
 
-A masked or bidirectional model gives every token a log-prob that has seen the answer, without an error. (vLLM's process
-compares a text with its first half when it starts, which tells the same.)
+A masked or bidirectional model computes log-probs that depend on the answer, without an error. (vLLM's process compares a text
+with its first half at its start, which checks the same.)
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import numpy.typing as npt
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.context_length import context_length
-from mrpo_pipeline.models.probe import ordinary_ids, special_ids
+from mrpo_pipeline.models.probe_token_ids import ordinary_ids, special_ids
 from mrpo_pipeline.terminal import one_line
 
 log = logging.getLogger("mrpo")
 
 LENGTH = 24
-# The first token that is changed. An odd place: a model that sees to the end of its block (of 2, 4, 8, … tokens) sees this
+# The first token that is changed. An odd position: a model that sees to the end of its block (of 2, 4, 8, … tokens) sees this
 # token from the one before it.
 CHANGED_FROM = 15
 # What rounds differently from one pass to the next (an expert that gets other tokens, a kernel that is still being chosen)
 # may move one place once. A model that sees what follows moves it every time.
 TRIALS = 3
 
-# How far log-probs may move, as a share of their spread over the vocabulary. Dense layers compute each position alike
-# whatever stands after it, so mostly nothing moves; untrained masked models move by 1e-3, trained ones by 0.1 and more.
+# How far log-probs may move, as a share of their spread over the vocabulary. Dense layers compute each position
+# independently of what follows, so mostly nothing moves; untrained masked models move by 1e-3, trained ones by 0.1 and more.
 _MOVES = {"float32": 1e-4, "float64": 1e-6}
 _MOVES_HALF = 2e-3
 # Experts get a varying number of tokens, so their products round differently.
@@ -118,7 +118,7 @@ def _base(model: Any) -> Any:
 
 
 def _hint(config: dict[str, Any]) -> str:
-    """What in the configuration says so."""
+    """The configuration key that makes the model bidirectional, for the message."""
     for one in (config, config.get("text_config")):
         for key, value in (("use_bidirectional_attention", True), ("is_causal", False)):
             if isinstance(one, dict) and one.get(key) == value:

@@ -1,4 +1,4 @@
-"""A model that is broken, told as such: what libraries raise over it, tensors that are not there, numbers that are none."""
+"""Detect broken checkpoints (load errors, missing tensors, NaN weights) and explain them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mrpo_pipeline.terminal import one_line
 
 @contextmanager
 def told(what: str, expected: str) -> Iterator[None]:
-    """Whatever a library raises inside is the user's input that is wrong: transformers, peft, tokenizers and safetensors raise
-    any kind of error over files that are not what they should be. Memory that a device lacks is not among it.
+    """Turn a library's error into a UserError: transformers, peft, tokenizers and safetensors raise errors of any type for
+    invalid files. Running out of device memory is passed on.
 
     Args:
-        what: the sentence's beginning, such as "The adapter A of base can't be loaded".
+        what: start of the message, such as "The adapter A of base can't be loaded".
         expected: its end, with what to do.
 
     Raises:
-        UserError: for any other error of a library.
+        UserError: for any other library error.
     """
     import torch
 
@@ -35,7 +35,7 @@ def told(what: str, expected: str) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """A library's words on one line, 400 characters at most, and what kind of error it was where it has none."""
+    """A library's message on one line, at most 400 characters; the error's type where the message is empty."""
     return one_line(error, 400).rstrip(".") or type(error).__name__
 
 
@@ -87,7 +87,7 @@ def opened(owner: str, path: Path) -> Iterator[Any]:
 
 
 def check_numbers(owner: str, folder: Path) -> None:
-    """Refuse weights that hold NaN or infinity. Reads all of them: asked once numbers turned out to be none.
+    """Refuse weights that hold NaN or infinity. Reads all of them, so it is called only after a result was not finite.
 
     Raises:
         UserError: naming the first such tensor, and how many there are.
@@ -112,7 +112,7 @@ def check_loaded(owner: str, model: str, loaded: Mapping[str, Any], kind: str) -
     """Refuse a model of which tensors were drawn at random because its files lack them.
 
     Args:
-        loaded: what ``from_pretrained(output_loading_info=True)`` says.
+        loaded: the report of ``from_pretrained(output_loading_info=True)``.
 
     Raises:
         UserError: naming some.

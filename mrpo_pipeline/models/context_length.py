@@ -8,7 +8,7 @@ from mrpo_pipeline.models.files import locate
 from mrpo_pipeline.models.source import ModelSource
 
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
-# Their positions are a bias or a state that goes on for ever, whatever length the configuration mentions.
+# Their positions are a bias or a state without a limit, whatever length the configuration mentions.
 _UNLIMITED = ("bloom", "mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
 
 

@@ -56,7 +56,7 @@ _WORDS = """
 HARMLESS = frozenset(" ".join([_TRANSFORMERS, _MEMORY, _BATCHES, _PARALLEL, _KERNELS, _READING, _WORDS]).split())
 """Options that change no number beyond rounding, or none that is read here."""
 
-# What says the same as leaving the option out.
+# Values that have the effect of leaving the option out.
 _SAME_AS_NONE: dict[str, tuple[Any, ...]] = {
     "hf_overrides": ({},),
     "kv_cache_dtype": ("auto",),

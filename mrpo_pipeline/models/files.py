@@ -1,4 +1,4 @@
-"""Where a model's files lie on this machine, and the hash of what in them changes its numbers."""
+"""Find a model's files on this machine, and hash what in them changes its numbers."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _UNWANTED = ["original/*", "onnx/*", "*/consolidated*.safetensors", "consolidate
 
 
 def locate(model: str, revision: str | None = None) -> Path | None:
-    """The folder on this machine that holds the model's files; None where there is none. Asks no network.
+    """The local folder with the model's files, or None. Uses no network.
 
-    A hub name's is its snapshot in the Hugging Face cache, of the commit that the revision last stood for there.
+    For a hub name: its snapshot in the Hugging Face cache, of the commit that the revision last resolved to there.
     """
     if is_folder(model):
         return Path(model).expanduser()
@@ -52,7 +52,7 @@ def locate(model: str, revision: str | None = None) -> Path | None:
 
 
 def is_folder(model: str) -> bool:
-    """Whether a folder of that name is on this machine."""
+    """Whether this machine has a folder of that name."""
     try:
         return model != "" and Path(model).expanduser().is_dir()
     except (OSError, ValueError, RuntimeError):
@@ -60,12 +60,12 @@ def is_folder(model: str) -> bool:
 
 
 def is_hub_name(model: str) -> bool:
-    """Whether the hub could know a model of that name; a missing folder's path is mostly no such name."""
+    """Whether the name is a valid hub name; the path of a missing folder mostly is not."""
     return _HUB_NAME.fullmatch(model) is not None and ".." not in model
 
 
 def no_folder(owner: str, key: str, value: str) -> UserError:
-    """What to say of a path that leads nowhere, or to a file."""
+    """The error for a path that does not exist or is a file."""
     refuse_gguf(owner, value)
     return UserError(
         f"{key}: {value} of {owner} is not there: expected a folder with config.json and safetensors weights, or a hub "
@@ -97,7 +97,7 @@ def refuse_gguf(owner: str, model: str) -> None:
 
 
 def read_config(owner: str, path: Path) -> dict[str, Any] | None:
-    """The JSON object of the file; None where there is no such file."""
+    """The file's JSON object, or None if the file does not exist."""
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode) or state.st_size > MAX_CONFIG_BYTES:  # a pipe would wait for ever

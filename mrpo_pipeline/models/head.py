@@ -1,4 +1,4 @@
-"""The head of a causal LM, found by its parts and trusted only after a comparison with the model's own forward pass."""
+"""Backbone and output projection of a causal LM, used only after a comparison with the model's own forward pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PROBE_LENGTH = 8
 class Head:
     """Backbone and output projection of one model.
 
-    `notice` is None where the head is understood. Else it says why the plain way is used: full logits, row by row.
+    `notice` is None if the head is understood, else the reason why full logits are used, row by row.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Head:
     def of(cls, model: nn.Module) -> Head:
         """The head of a Hugging Face causal LM, also of one inside a peft `PeftModel`.
 
-        Tried on a few tokens against `model(...).logits`, once as they are and once with the projection's input
-        enlarged until a cap would bend the logits; falls back to the plain way where they differ.
+        Compared with `model(...).logits` on a few tokens, once unchanged and once with the projection's input enlarged until a
+        cap would show; falls back to full logits where they differ.
         """
         try:
             return _understand(model)
@@ -119,8 +119,8 @@ class Head:
     ) -> Tensor:
         """Log-probs (N,) float32 of `targets[i]` as predicted at `positions[i]` of row `rows[i]`; differentiable.
 
-        `input_ids` is (B, T). The one call that holds for every model: the head where it is understood, else full
-        logits of one row at a time (of the wanted positions only, where the model takes `logits_to_keep`).
+        `input_ids` is (B, T). Works for every model: by the head if it is understood, else by full logits of one row at a time
+        (of the requested positions only, if the model takes `logits_to_keep`).
         """
         if not self.is_plain:
             hidden = self.hidden_states(input_ids, attention_mask, position_ids)  # (B, T, H)
@@ -149,7 +149,7 @@ class Head:
 
 
 class _NotUnderstoodError(Exception):
-    """Why a head cannot be taken apart; the text ends up in `Head.notice`."""
+    """The head is of an unknown form; the text becomes part of `Head.notice`."""
 
 
 def _inner(model: Any) -> Any:
@@ -175,7 +175,7 @@ def _as_the_projection_takes(hidden: Tensor, module: nn.Module) -> Tensor:
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
-    # A subclass, a wrapper or a hook may compute something else than weight and bias say.
+    # A subclass, a wrapper or a hook may compute something other than weight and bias.
     return type(module) is nn.Linear and not (
         module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
     )
@@ -229,7 +229,7 @@ def _candidate_forms(config: Any) -> Iterator[LogitForm]:
     caps = [number("final_logit_softcapping"), number("logits_soft_cap"), None]
     seen = set()
     for multiplier, cap in itertools.product(multipliers, caps):
-        # A cap that is not set is None in the list too, and stands for "no cap" there.
+        # None among the caps means "no cap".
         if multiplier is not None and (multiplier, cap) not in seen:
             seen.add((multiplier, cap))
             yield LogitForm(multiplier, cap)

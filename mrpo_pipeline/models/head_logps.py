@@ -1,4 +1,4 @@
-"""What a model does between its output projection and the softmax, and log-probs by chunks of positions."""
+"""Logit scale and cap between output projection and softmax, and log-probs by chunks of positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reference's weights into memory as transformers loads them, adapter and quantization included."""
+"""Load a reference by transformers, with its adapter and quantization."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ def load_model(
     quantization), `int8` (bitsandbytes).
 
     Args:
-        prefix: how messages begin, "reference NAME: " if not given.
+        prefix: start of error messages; "reference NAME: " by default.
 
     Raises:
-        UserError: a quantization that transformers is not asked for by a known name, a model that cannot be opened, or one
-            that is not causal.
+        UserError: for an unknown quantization, a model that cannot be loaded, or one that is not causal.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -159,7 +159,7 @@ def _unquantized(source: ModelSource) -> Path:
     """The base's folder.
 
     Raises:
-        UserError: there is none on this machine. NotMergeableError: its weights are quantized.
+        UserError: if this machine has none. NotMergeableError: its weights are quantized.
     """
     folder = locate(source.model, source.revision)
     if folder is None:

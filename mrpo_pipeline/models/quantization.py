@@ -1,4 +1,4 @@
-"""The frozen base in 4 bits: QLoRA (arXiv 2305.14314), as bitsandbytes has it."""
+"""A frozen 4-bit base (QLoRA, arXiv 2305.14314) by bitsandbytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FOUR_BIT = ("nf4", "4bit")
 
 
 def check_quantization(quantization: str | None) -> None:
-    """Refuse what cannot be, before anything is read.
+    """Refuse an unsupported quantization before anything is read.
 
     Raises:
         UserError: for another kind than nf4, a machine without a GPU, or without bitsandbytes.
@@ -43,10 +43,10 @@ def check_quantization(quantization: str | None) -> None:
 
 
 def quantized_loading(quantization: str | None, dtype: Any) -> dict[str, Any]:
-    """What ``from_pretrained`` is given for it; nothing without quantization.
+    """Arguments of ``from_pretrained``; empty without quantization.
 
     Args:
-        dtype: torch's, in which products with the 4-bit weights are computed.
+        dtype: torch dtype of products with the 4-bit weights.
     """
     if quantization is None:
         return {}
@@ -58,7 +58,7 @@ def quantized_loading(quantization: str | None, dtype: Any) -> dict[str, Any]:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        # FSDP spreads whole numbers of no kind: the packed bits are kept as if they were of the computing dtype.
+        # FSDP cannot shard integer tensors: the packed bits are stored in the compute dtype.
         bnb_4bit_quant_storage=dtype,
     )
     return {"quantization_config": settings, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}

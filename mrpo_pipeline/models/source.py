@@ -1,10 +1,11 @@
-"""What a reference is, where its files lie, and the fingerprint of what changes its numbers.
+"""A reference: its settings, its files, and the fingerprint of what changes its numbers.
 
 The fingerprint's fields: ``weights`` (content of the weights and of the configuration), ``revision`` (the hub's commit,
-which stands in for the weights where they are not at hand), ``adapted`` and ``adapter`` (whether there is one, and its
-content), ``dtype``, ``quantization``, ``engine_options`` (those that may change the numbers), what the renderer says of
-tokenizer, template and end-of-turn handling, and ``template_file`` (content of a Jinja file that was named, which stands in
-for the template where there is no renderer).
+which replaces the weights where they are not available), ``adapted`` and ``adapter`` (whether there is one, and its
+content), ``dtype``, ``quantization``, ``engine_options`` (those that may change the numbers), the renderer's fields of
+tokenizer, template and end-of-turn handling, and ``template_file`` (content of a Jinja file that was named, which replaces
+the template where there is no renderer). Of a reference that a server runs, ``weights`` is the model's name there,
+``served_revision`` the commit if the server reports one, and ``probe`` its log-probs of fixed texts (``cache.probe``).
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ from mrpo_pipeline.models.files import (
     weight_files,
     weights_content,
 )
+from mrpo_pipeline.models.server import Server
 from mrpo_pipeline.models.template_arguments import reserved
 from mrpo_pipeline.settings import Name, Settings
 
 RENDERING_FIELDS = ("tokenizer", "template", "end_of_turn")
+AS_SERVED = "as served"
+"""Dtype and quantization, by a fingerprint, of a model that a server runs: the server's own affair."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 _DTYPES = {
@@ -59,7 +63,7 @@ class ModelSource(Settings):
     revision: str | None = None
     """A branch, tag or commit on the hub."""
     adapter: Name | None = None
-    """A LoRA adapter on the model: a folder or a hub name. A policy goes on training it."""
+    """A LoRA adapter on the model: a folder or a hub name. A policy continues its training."""
     tokenizer: Name | None = None
     """Where the tokenizer is to be had. Null: from the adapter's folder where it brings one, else from the model."""
     template: Name = "auto"
@@ -94,6 +98,11 @@ class ModelSource(Settings):
         """Options of its engine that may change its numbers, as ``engine_options.describe_altering`` writes them."""
         return self._engine_options
 
+    @property
+    def served(self) -> Server | None:
+        """The server that runs the model; None where its files are loaded here. Only a reference can have one."""
+        return None
+
     def named(self, name: str, engine_options: str = NO_OPTIONS) -> Self:
         """A copy under a name. Neither argument is a key of the recipe's model: its place in the recipe gives both."""
         copy = self.model_copy()
@@ -107,19 +116,22 @@ class ModelSource(Settings):
 
 
 def resolve(source: ModelSource, renderer_identity: Mapping[str, str] | None = None) -> dict[str, str | None]:
-    """The fingerprint's fields, from the files at hand; nothing is downloaded.
+    """The fingerprint's fields, from local files; nothing is downloaded.
 
     Args:
         source: the reference.
-        renderer_identity: what its renderer says changes its ids; None where it has none here (stage two).
+        renderer_identity: the renderer's fields that change its ids; None without a renderer (stage two).
 
     Returns:
-        field → value; None for what cannot be told here, which a cache does not compare.
+        field → value; None for what is not known here, which a cache does not compare.
 
     Raises:
         UserError: for weights that are only there as pickles, a configuration that cannot be read, an unknown dtype, and, when
             a renderer is given, a folder that is not there.
     """
+    rendering: Mapping[str, str | None] = renderer_identity or dict.fromkeys(RENDERING_FIELDS)
+    if source.served is not None:
+        return {**_served_fields(source.served.model), "template_file": _template_file(source), **rendering}
     folder = locate(source.model, source.revision)
     if folder is None and renderer_identity is not None and not is_hub_name(source.model):
         raise no_folder(source.name, "model", source.model)
@@ -133,8 +145,29 @@ def resolve(source: ModelSource, renderer_identity: Mapping[str, str] | None = N
         "engine_options": source.engine_options,
         "template_file": _template_file(source),
     }
-    rendering: Mapping[str, str | None] = renderer_identity or dict.fromkeys(RENDERING_FIELDS)
     return {**fields, **rendering}
+
+
+def _served_fields(model: str | None) -> dict[str, str | None]:
+    """The fingerprint of a model that a server runs, as far as a recipe tells it: its name there. What its numbers are, a probe
+    of the server tells (``engines.served``).
+
+    Args:
+        model: the name as served; None where only the server knows it.
+    """
+    return {
+        "weights": None if model is None else served_weights(model),
+        "adapted": "no",
+        "adapter": "none",
+        "dtype": AS_SERVED,
+        "quantization": AS_SERVED,
+        "engine_options": NO_OPTIONS,
+    }
+
+
+def served_weights(model: str) -> str:
+    """For a served model, the model's name on the server replaces the weights' content."""
+    return f"served as {model}"
 
 
 def has_tokenizer(source: ModelSource) -> bool:
@@ -176,7 +209,8 @@ def as_recorded(source: ModelSource, fingerprint: Mapping[str, str]) -> ModelSou
     """The reference with ``dtype: auto`` settled by a cache's fingerprint, where there is one: what is added to a cache, compared
     with it or computed again has the dtype of its numbers, whatever machine they come from."""
     recorded = fingerprint.get("dtype")
-    return source.model_copy(update={"dtype": recorded}) if source.dtype == "auto" and recorded else source
+    known = source.dtype == "auto" and recorded and recorded != AS_SERVED
+    return source.model_copy(update={"dtype": recorded}) if known else source
 
 
 def resolve_dtype(source: ModelSource, device: str | None = None) -> str:
@@ -189,7 +223,7 @@ def resolve_dtype(source: ModelSource, device: str | None = None) -> str:
         device: as in ``auto_dtype``.
 
     Raises:
-        UserError: for an unknown dtype, or ``auto`` where the model's files are not at hand (see ``fetch``).
+        UserError: for an unknown dtype, or ``auto`` where the model's files are not local (see ``fetch``).
     """
     found = _dtype(source, locate(source.model, source.revision), device)
     if found is None:
@@ -212,8 +246,11 @@ def stored_dtype(source: ModelSource) -> str:
 def same_model(a: ModelSource, b: ModelSource) -> bool:
     """Whether both load the same weights and the same adapter, so that they give the same log-probs up to dtype.
 
-    Content decides where both are at hand; else both must name the same model, revision and adapter.
+    Content decides where both are local; else both must name the same model, revision and adapter. A served model's content is
+    not: it is the same as what has the same server.
     """
+    if a.served is not None or b.served is not None:
+        return a.served == b.served
     if a.adapter is None or b.adapter is None:
         if a.adapter != b.adapter:
             return False
@@ -240,6 +277,8 @@ def fetch(source: ModelSource) -> ModelSource:
     Raises:
         UserError: where a folder is not there, holds no safetensors weights, or the hub does not give the files.
     """
+    if source.served is not None:  # its tokenizer is all that is read, and whoever reads it fetches it
+        return source
     if is_folder(source.model):
         require_weights(source.name, Path(source.model).expanduser())
     elif not is_hub_name(source.model):
@@ -265,7 +304,7 @@ def _weights(source: ModelSource, folder: Path | None) -> str | None:
 
 
 def _revision(source: ModelSource, folder: Path | None) -> str | None:
-    """The hub's commit, where it can be told."""
+    """The hub's commit, if known."""
     if is_folder(source.model) or not is_hub_name(source.model):
         return None
     if folder is not None:

@@ -17,7 +17,7 @@ RESERVED = frozenset(_OURS.split())
 
 
 def reserved(arguments: Mapping[str, Any]) -> str | None:
-    """The first argument that is not a user's to give, and why; None where there is none."""
+    """The first argument that a user cannot set, and why, or None."""
     try:
         json.dumps(dict(arguments), allow_nan=False)
     except (TypeError, ValueError) as error:

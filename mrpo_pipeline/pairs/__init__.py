@@ -1,11 +1,13 @@
-"""Preference pairs: read from files, checked row by row, named by their content.
+"""Preference pairs: read from files, checked row by row, identified by their content.
 
-sources          which files a source names
-json_records     strict JSON, one row at a time            parquet_records   Parquet, one batch at a time
-messages, transcripts, ranked, rows                        what one row says: its prompt and its completions
-read, table      rows into a polars frame                  identity, split   ids; splits by prompt
+sources                      files that a source names
+json_records, csv_records, arrow_records, parquet_records     rows of a file, one at a time
+layout_detection, row_reader                                  columns to named fields
+messages, transcripts, ranked, row_pairs                      fields to prompt and completions
+read, table                  rows to a polars frame
+identity, split              content ids; splits by prompt
 
-Imported at first use: a light command pays for no polars.
+Modules are imported at first use, so a light command does not load polars.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from mrpo_pipeline import lazy
 
 if TYPE_CHECKING:
     from mrpo_pipeline.pairs.identity import Prompt, completion_id, dump_prompt, pair_id, parse_prompt
+    from mrpo_pipeline.pairs.prompt_splits import split_by_prompt
     from mrpo_pipeline.pairs.read import read_pairs
-    from mrpo_pipeline.pairs.split import split_by_prompt
     from mrpo_pipeline.pairs.table import PairTable
 
 __all__ = [
@@ -41,6 +43,6 @@ __getattr__ = lazy(
         "pair_id": "identity",
         "parse_prompt": "identity",
         "read_pairs": "read",
-        "split_by_prompt": "split",
+        "split_by_prompt": "prompt_splits",
     },
 )

@@ -1,4 +1,4 @@
-"""Rows out of Arrow files: the streams that `datasets` saves, and files in Arrow's own format (Feather)."""
+"""Rows of Arrow files: streams, as `datasets` saves them, and the file format (Feather)."""
 
 import struct
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 
 
 def arrow_records(file: PairFile) -> Iterator[Record]:
-    """The rows of a local Arrow file, mapped and not read as a whole.
+    """Rows of a local Arrow file, which is memory-mapped.
 
-    Raises UserError: the file cannot be opened, is damaged, or unpacks to far more than data do.
+    Raises UserError: the file cannot be opened, is damaged, or expands beyond the bounds of `files.bounds`.
     """
     import pyarrow as pa
 
@@ -27,9 +27,9 @@ def arrow_records(file: PairFile) -> Iterator[Record]:
     try:
         with pa.memory_map(file.name) as mapped:
             stored = mapped.size()
-            _check_packed(file.name, mapped)
+            _check_compressed(file.name, mapped)
             for batch in _batches(mapped):
-                batch.validate(full=True)  # an offset that leads out of the file would end the process
+                batch.validate(full=True)  # an offset beyond the file would crash the process
                 for begin in range(0, batch.num_rows, _BATCH_ROWS):
                     for value, size in arrow_rows(batch.slice(begin, _BATCH_ROWS)):
                         unpacked += size
@@ -38,7 +38,7 @@ def arrow_records(file: PairFile) -> Iterator[Record]:
                         row += 1
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as error:
         raise UserError(
-            f"{file.name}: this Arrow file is damaged or cannot be read ({one_line(error)}). Fetch or write it again."
+            f"{file.name}: this Arrow file is damaged or cannot be read ({one_line(error)}). Download or write it again."
         ) from error
 
 
@@ -58,8 +58,8 @@ def _batches(mapped: Any) -> Iterator[Any]:
         yield from pa.ipc.open_stream(mapped)
 
 
-def _check_packed(name: str, mapped: Any) -> None:
-    """Refuse compressed buffers that claim to unpack to far more than data do: so much memory is taken for them."""
+def _check_compressed(name: str, mapped: Any) -> None:
+    """Raise UserError if compressed buffers claim a size beyond the bounds; the decoder allocates that much memory."""
     import pyarrow as pa
 
     mapped.seek(8 if _is_file(mapped) else 0)
@@ -77,7 +77,7 @@ def _check_packed(name: str, mapped: Any) -> None:
 
 
 def _unpacked(message: memoryview, body: memoryview) -> int:
-    """Bytes that a message's compressed buffers claim; 0 where they are not compressed. It is a flatbuffer."""
+    """Decompressed size that the buffers of a message (a flatbuffer) claim; 0 without compression."""
 
     def number(kind: str, at: int) -> int:
         return int(struct.unpack_from(f"<{kind}", message, at)[0])

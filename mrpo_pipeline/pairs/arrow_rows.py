@@ -1,6 +1,6 @@
-"""Rows out of an Arrow record batch, with what each one takes in memory known before it is decoded.
+"""Rows of an Arrow record batch, whose size in memory is known before they are decoded.
 
-A dictionary, a view or a run can repeat one long text in millions of places for a few bytes each; Python has a copy for each.
+A dictionary, view or run-end array can repeat a long text millions of times at a few bytes each; decoding copies it every time.
 """
 
 from collections.abc import Iterator
@@ -10,25 +10,25 @@ import numpy as np
 import numpy.typing as npt
 
 from mrpo_pipeline.files.bounds import MAX_ROW_BYTES, MAX_ROW_VALUES
-from mrpo_pipeline.pairs.bad_row import BadRowError
-from mrpo_pipeline.pairs.json_values import Exact, parsed
+from mrpo_pipeline.pairs.json_values import JsonObject, parse_json
+from mrpo_pipeline.pairs.row_errors import BadRowError
 from mrpo_pipeline.terminal import one_line
 
 _SLICE_BYTES = 16 << 20  # decoded at a time
-_VALUE_BYTES = 8  # counted for each value beside its text
+_VALUE_BYTES = 8  # per value, in addition to its text
 
 Sizes = npt.NDArray[np.int64]
 Row = dict[str, Any] | BadRowError
 
 
 class _TooManyValuesError(Exception):
-    """Some rows hold more values together than are counted at once."""
+    """The rows hold more values than are counted at once."""
 
 
 def arrow_rows(batch: Any) -> Iterator[tuple[Row, int]]:
-    """Each row of a valid record batch as a dict, and about how many bytes its values take.
+    """(row as a dict, approximate bytes of its values) for each row of a valid record batch.
 
-    A value that has no Python form is a BadRowError in its row's place; a row that is too long is one as a whole.
+    A value without a Python equivalent is a BadRowError in the dict; for a row that is too long, the row itself is one.
     """
     try:
         sizes = np.zeros(batch.num_rows, np.int64)
@@ -36,7 +36,7 @@ def arrow_rows(batch: Any) -> Iterator[tuple[Row, int]]:
             sizes += _sizes(column, batch.num_rows)
     except _TooManyValuesError:
         if batch.num_rows == 1:
-            yield BadRowError("too many values", f"the row holds over {MAX_ROW_VALUES:,} values, which no pair has"), 0
+            yield BadRowError("too many values", f"the row holds over {MAX_ROW_VALUES:,} values"), 0
             return
         half = batch.num_rows // 2
         yield from arrow_rows(batch.slice(0, half))
@@ -45,7 +45,7 @@ def arrow_rows(batch: Any) -> Iterator[tuple[Row, int]]:
     begin = 0
     while begin < batch.num_rows:
         if sizes[begin] > MAX_ROW_BYTES:
-            detail = f"the row holds {sizes[begin]:,} bytes; expected {MAX_ROW_BYTES:,} at most, which no pair exceeds"
+            detail = f"the row holds {sizes[begin]:,} bytes; expected {MAX_ROW_BYTES:,} at most"
             yield BadRowError("too long", detail), int(sizes[begin])
             begin += 1
             continue
@@ -64,11 +64,11 @@ def _decoded(batch: Any) -> Iterator[dict[str, Any]]:
 
 
 def _values(name: str, column: Any) -> list[Any]:
-    # Arrow has values that Python lacks, of any error: a year 10,000, a nanosecond, a text that is not UTF-8.
+    # Values without a Python equivalent raise many kinds of errors: the year 10,000, nanoseconds, invalid UTF-8.
     try:
-        column = _dates_as_text(column)
+        column = _dates_to_text(column)
         values = list(column.to_pylist())
-        return [_without_json(value, column.type) for value in values] if _holds_json(column.type) else values
+        return [_decode_json(value, column.type) for value in values] if _contains_json(column.type) else values
     except Exception:
         return [_value(name, column, index) for index in range(len(column))]
 
@@ -76,118 +76,98 @@ def _values(name: str, column: Any) -> list[Any]:
 def _value(name: str, column: Any, index: int) -> Any:
     try:
         value = column[index].as_py()
-        return _without_json(value, column.type) if _holds_json(column.type) else value
+        return _decode_json(value, column.type) if _contains_json(column.type) else value
     except BadRowError as error:
         return error
     except UnicodeDecodeError as error:
-        return BadRowError("invalid UTF-8", f"`{name}` holds bytes that are no UTF-8: {one_line(error)}")
+        return BadRowError("invalid UTF-8", f"`{name}` holds invalid UTF-8: {one_line(error)}")
     except Exception as error:
         return BadRowError("unreadable value", f"`{name}` cannot be read: {one_line(error)}")
 
 
-def _holds_json(kind: Any) -> bool:
-    """Whether a type is Arrow's JSON (`datasets` has it as `Json`), or has it within."""
+def _contains_json(kind: Any) -> bool:
+    """Whether a type is or contains Arrow's JSON type (`Json` in `datasets`)."""
     import pyarrow as pa
 
     if pa.types.is_map(kind):
-        return _holds_json(kind.item_type)
+        return _contains_json(kind.item_type)
     if pa.types.is_struct(kind):
-        return any(_holds_json(one.type) for one in kind)
-    return isinstance(kind, pa.JsonType) or (_is_list(kind) and _holds_json(kind.value_type))
+        return any(_contains_json(one.type) for one in kind)
+    is_list = _is(kind, "list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+    return isinstance(kind, pa.JsonType) or (is_list and _contains_json(kind.value_type))
 
 
-def _is_list(kind: Any) -> bool:
+def _is(kind: Any, *names: str) -> bool:
+    """Whether a type is one of those that `pyarrow.types` names."""
     import pyarrow as pa
 
-    return any(
-        test(kind)
-        for test in (
-            *(pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
-            *(pa.types.is_list_view, pa.types.is_large_list_view),
-        )
-    )
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
-def _without_json(value: Any, kind: Any) -> Any:
-    """A value with its texts of JSON read. Raises BadRowError: one is not JSON."""
+def _decode_json(value: Any, kind: Any) -> Any:
+    """Parse the JSON texts of a value. Raises BadRowError: one is not valid JSON."""
     import pyarrow as pa
 
-    if value is None or not _holds_json(kind):
+    if value is None or not _contains_json(kind):
         return value
     if isinstance(kind, pa.JsonType):
-        return parsed(value, "a value of type JSON", "invalid JSON", Exact)
+        return parse_json(value, "a value of type JSON", "invalid JSON", JsonObject)
     if pa.types.is_struct(kind):
-        return {name: _without_json(one, kind.field(name).type) for name, one in value.items()}
+        return {name: _decode_json(one, kind.field(name).type) for name, one in value.items()}
     if pa.types.is_map(kind):
-        return [(key, _without_json(one, kind.item_type)) for key, one in value]
-    return [_without_json(one, kind.value_type) for one in value]
+        return [(key, _decode_json(one, kind.item_type)) for key, one in value]
+    return [_decode_json(one, kind.value_type) for one in value]
 
 
-def _dates_as_text(column: Any) -> Any:
-    """Dates and times as text: Python's own types have no nanoseconds, and these columns are only carried along."""
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
-        return column.cast(pa.string())
-    return column
+def _dates_to_text(column: Any) -> Any:
+    """Dates and times as text, because Python's types lack nanoseconds; such columns are only passed through."""
+    return column.cast("string") if _is(column.type, "timestamp", "date", "time") else column
 
 
 def _sizes(column: Any, rows: int) -> Sizes:
-    """About how many bytes each value of a column takes once it is decoded."""
+    """Approximate bytes of each decoded value of a column."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if len(column) > max(MAX_ROW_VALUES, rows):  # what a list of nulls or a run repeats has no bytes in a file
+    if len(column) > max(MAX_ROW_VALUES, rows):  # repeated nulls and runs take no bytes in the file
         raise _TooManyValuesError
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
         return _sizes(column.storage, rows)
     sizes = np.full(len(column), _VALUE_BYTES, np.int64)
-    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+    if _is(kind, "string_view", "binary_view"):
         views = np.frombuffer(column.buffers()[1], np.int32)[column.offset * 4 : (column.offset + len(column)) * 4]
         return sizes + cast(Sizes, np.where(np.asarray(column.is_valid()), views[::4], 0))
-    if pa.types.is_dictionary(kind):
+    if _is(kind, "dictionary"):
         own = _sizes(column.dictionary, max(rows, len(column.dictionary)))
-        indices = column.indices.fill_null(0).to_numpy(zero_copy_only=False) if len(own) else None
-        if indices is not None:
-            sizes += own[indices]
-        return sizes
-    if pa.types.is_run_end_encoded(kind):
+        return sizes + own[column.indices.fill_null(0).to_numpy(zero_copy_only=False)] if len(own) else sizes
+    if _is(kind, "run_end_encoded"):
         places = np.arange(column.offset, column.offset + len(column))
         runs = np.searchsorted(column.run_ends.to_numpy(), places, side="right")
         return _sizes(column.values, max(rows, len(column.values)))[runs]
-    if pa.types.is_struct(kind):
+    if _is(kind, "union"):
+        raise _TooManyValuesError
+    if _is(kind, "struct"):
         for index in range(kind.num_fields):
             sizes += _sizes(column.field(index), rows)
-        return sizes
-    if pa.types.is_fixed_size_list(kind):
+    elif _is(kind, "fixed_size_list"):
         values = column.values.slice(column.offset * kind.list_size, len(column) * kind.list_size)
         sizes += _sizes(values, rows).reshape(len(column), kind.list_size).sum(axis=1)
-        return sizes
-    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+    elif _is(kind, "list_view", "large_list_view"):
         begins = column.offsets.to_numpy().astype(np.int64)
-        sizes += _between(column.values, begins, begins + column.sizes.to_numpy(), rows)
-        return sizes
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        sizes += _range_sums(column.values, begins, begins + column.sizes.to_numpy(), rows)
+    elif _is(kind, "list", "large_list", "map"):
         edges = column.offsets.to_numpy().astype(np.int64)
-        sizes += _between(column.values, edges[:-1], edges[1:], rows)
-        return sizes
-    if pa.types.is_fixed_size_binary(kind):
+        sizes += _range_sums(column.values, edges[:-1], edges[1:], rows)
+    elif _is(kind, "fixed_size_binary"):
         sizes += int(kind.byte_width)
-        return sizes
-    if pa.types.is_union(kind):
-        raise _TooManyValuesError
-    if any(
-        test(kind)
-        for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    ):
+    elif _is(kind, "string", "large_string", "binary", "large_binary"):
         sizes += pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
     return sizes
 
 
-def _between(values: Any, begins: Sizes, ends: Sizes, rows: int) -> Sizes:
-    """Of the values from each begin to each end."""
+def _range_sums(values: Any, begins: Sizes, ends: Sizes, rows: int) -> Sizes:
+    """Sum of the sizes from each begin to each end."""
     used = ends > begins
     if not used.any():
         return np.zeros(len(begins), np.int64)

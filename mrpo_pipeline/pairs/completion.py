@@ -1,9 +1,8 @@
-"""A completion as one string: its text, or, with reasoning, tool calls or several messages, what holds them.
+"""A completion as one string: plain text, or serialized messages with reasoning, tool calls or several turns.
 
-A completion that is one assistant's content alone is its text as it stands. Any other is MARK and the JSON list of its messages.
-Its canonical text is the same for every model: of each assistant message the reasoning, the content and the tool calls as JSON,
-one behind another with nothing between. Messages of others (a tool's result) are context and have no part in it. Byte ends and
-cuts count its bytes.
+One assistant message with content only is stored as its text. Any other completion is MARK and the JSON list of its messages.
+Its canonical text is the same for every model: reasoning, content and tool calls (as JSON) of each assistant message, concatenated.
+Other messages (tool results) are context and not part of it. Byte ends and cuts refer to its UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import polars as pl
 from mrpo_pipeline.pairs.identity import Message, dump_messages
 
 MARK = "\x1emessages:"
-"""Begins a completion that is more than a text. A text that begins so is held as a message."""
+"""Prefix of a serialized completion. A text that begins with it is serialized, too."""
 
 Kind = Literal["reasoning", "content", "calls"]
 
 
 class Part(NamedTuple):
-    """A stretch of the canonical text: of which message, of what kind."""
+    """One part of the canonical text: index of its message, and kind."""
 
     message: int
     kind: Kind
@@ -31,7 +30,7 @@ class Part(NamedTuple):
 
 
 def dump_completion(messages: Sequence[Message]) -> str:
-    """The completion of canonical messages, of which the first and the last are the assistant's."""
+    """Serialize canonical messages that begin and end with the assistant's."""
     if len(messages) == 1 and messages[0].keys() <= {"role", "content"}:
         content: str = messages[0]["content"]
         if not content.startswith(MARK):
@@ -40,12 +39,12 @@ def dump_completion(messages: Sequence[Message]) -> str:
 
 
 def is_plain(completion: str) -> bool:
-    """Whether it is one assistant's content alone, as its text."""
+    """Whether it is stored as its text."""
     return not completion.startswith(MARK)
 
 
 def completion_messages(completion: str) -> list[Message]:
-    """Its messages, in canonical form."""
+    """Its canonical messages."""
     if is_plain(completion):
         return [{"role": "assistant", "content": completion}]
     messages: list[Message] = json.loads(completion.removeprefix(MARK))
@@ -53,7 +52,7 @@ def completion_messages(completion: str) -> list[Message]:
 
 
 def completion_parts(completion: str) -> list[Part]:
-    """The parts of the canonical text that are not empty, in order."""
+    """Non-empty parts of the canonical text, in order."""
     parts = []
     for index, message in enumerate(completion_messages(completion)):
         if message["role"] == "assistant":
@@ -69,15 +68,12 @@ def _parts_of(message: Message, index: int) -> list[Part]:
 
 
 def completion_text(completion: str) -> str:
-    """The canonical text, by whose UTF-8 bytes byte ends and cuts count."""
+    """Canonical text, whose UTF-8 bytes byte ends and cuts refer to."""
     return completion if is_plain(completion) else "".join(part.text for part in completion_parts(completion))
 
 
 def cut_messages(completion: str, cut: int | None) -> list[Message]:
-    """Its messages up to a byte of the canonical text (None: all of them); what is behind it is left out, results of tools too.
-
-    A message's calls are in or out as a whole.
-    """
+    """Its messages up to a byte offset of the canonical text (None: all). The tool calls of a message are kept or dropped together."""
     messages = completion_messages(completion)
     if cut is None:
         return messages
@@ -102,7 +98,7 @@ def cut_messages(completion: str, cut: int | None) -> list[Message]:
 
 
 def text_bytes(completions: pl.Series) -> pl.Series:
-    """(N,) int64: the UTF-8 bytes of each completion's canonical text."""
+    """(N,) int64: size of each completion's canonical text in UTF-8 bytes."""
     sizes = completions.str.len_bytes().cast(pl.Int64)
     structured = completions.str.starts_with(MARK)
     if not structured.any():

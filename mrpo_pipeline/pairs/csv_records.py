@@ -1,14 +1,14 @@
-"""Rows out of CSV and TSV files: every value stays the text it is."""
+"""Rows of CSV and TSV files. All values are text."""
 
 import csv
-from collections import Counter
 from collections.abc import Iterator
 from typing import IO
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.bounds import MAX_COLUMNS, MAX_ROW_BYTES, MAX_ROW_VALUES, row_too_long
-from mrpo_pipeline.pairs.bad_row import BadRowError, quoted
 from mrpo_pipeline.pairs.json_records import Record, local_path
+from mrpo_pipeline.pairs.json_values import duplicates
+from mrpo_pipeline.pairs.row_errors import BadRowError, quoted
 from mrpo_pipeline.pairs.sources import PairFile
 from mrpo_pipeline.pairs.text_files import BOM, open_text
 
@@ -16,9 +16,9 @@ Fields = list[str] | BadRowError
 
 
 def csv_records(file: PairFile) -> Iterator[Record]:
-    """The rows of a CSV or TSV file behind its header, quoted as RFC 4180 has it; blank lines are no rows.
+    """Rows of a CSV or TSV file with a header, quoted as in RFC 4180; blank lines are skipped.
 
-    Raises UserError: the file cannot be opened or unpacked, its header names no columns.
+    Raises UserError: the file cannot be opened or decompressed, or its header is invalid.
     """
     delimiter = "\t" if file.format == ".tsv" else ","
     with local_path(file) as path, open_text(path, file.suffix, file.name) as stream:
@@ -41,14 +41,13 @@ def _value(names: list[str], fields: Fields) -> dict[str, str] | BadRowError:
 def _names(name: str, header: Fields, delimiter: str) -> list[str]:
     if isinstance(header, BadRowError):
         raise UserError(f"{name}: the header of this file cannot be read ({header}). Write the file again as UTF-8.")
-    twins = [column for column, count in Counter(header).items() if count > 1]
-    if twins:
-        raise UserError(f"{name}: the header names the column {quoted(twins[0])} twice. Rename one of them.")
+    if twice := duplicates(header):
+        raise UserError(f"{name}: the header names the column {quoted(twice[0])} twice. Rename one of them.")
     other = next((mark for mark in ";\t,|" if mark in header[0] and mark != delimiter), None)
     if len(header) == 1 and other:
         raise UserError(
-            f"{name}: the header is one column, {quoted(header[0])}; expected columns with {delimiter!r} between them, "
-            f"and found {other!r}. Write the file again (a file with tabs is named .tsv)."
+            f"{name}: the header is one column, {quoted(header[0])}; expected columns separated by {delimiter!r}, "
+            f"found {other!r}. Change the delimiter (a file with tabs is named .tsv)."
         )
     if len(header) > MAX_COLUMNS:
         raise UserError(f"{name}: the header names {len(header):,} columns; expected {MAX_COLUMNS:,} at most.")
@@ -56,9 +55,9 @@ def _names(name: str, header: Fields, delimiter: str) -> list[str]:
 
 
 def _split(stream: IO[bytes], name: str, delimiter: str) -> Iterator[tuple[int, Fields]]:
-    """(1-based line of its start, fields) of every row; a row that is not valid is a BadRowError."""
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # fields have 128 kB at most by default
-    lines = _Lines(stream, name, delimiter)
+    """(1-based first line, fields or error) of every row."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # the default is 128 kB
+    lines = _LineReader(stream, name, delimiter)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         start = lines.begin_row()
@@ -69,7 +68,7 @@ def _split(stream: IO[bytes], name: str, delimiter: str) -> Iterator[tuple[int, 
         except csv.Error as error:
             yield (
                 start,
-                BadRowError("invalid CSV", f"{error}; a field with quotes is quoted, and its quotes are doubled"),
+                BadRowError("invalid CSV", f"{error}; a field with quotes must be quoted and its quotes doubled"),
             )
             continue
         if lines.broken is not None:
@@ -78,8 +77,8 @@ def _split(stream: IO[bytes], name: str, delimiter: str) -> Iterator[tuple[int, 
             yield start, fields
 
 
-class _Lines:
-    """Lines of text for the parser of CSV; one row may take several."""
+class _LineReader:
+    """Decoded lines for `csv.reader`, with the size of the current row bounded."""
 
     def __init__(self, stream: IO[bytes], name: str, delimiter: str) -> None:
         self._stream, self._name, self._mark = stream, name, delimiter.encode()
@@ -91,7 +90,7 @@ class _Lines:
         self.broken = None
         return self._line + 1
 
-    def __iter__(self) -> "_Lines":
+    def __iter__(self) -> "_LineReader":
         return self
 
     def __next__(self) -> str:
@@ -100,7 +99,7 @@ class _Lines:
             raise StopIteration
         self._size += len(data)
         self._marks += 1 + data.count(self._mark)
-        # A quote that is never closed makes one row of all that follows.
+        # An unclosed quote makes the rest of the file one row.
         if self._size > MAX_ROW_BYTES or self._marks > MAX_ROW_VALUES:
             raise row_too_long(self._name)
         self._line += 1

@@ -1,7 +1,6 @@
-"""Data sets of the Hugging Face hub: their files at one commit, by way of the Hugging Face cache.
+"""Data sets on the Hugging Face Hub: their files at one commit, through the Hugging Face cache.
 
-`huggingface_hub` keeps the list of a commit's files beside what it downloaded, so a second run needs no network. No loader script
-of a data set is run, and none is downloaded.
+`huggingface_hub` caches the file list of a commit, so a second run needs no network. Loader scripts are neither downloaded nor run.
 """
 
 import functools
@@ -32,49 +31,49 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class HubName:
-    """A data set of the hub, or a part of it: `org/name[@revision][/path]`."""
+    """A data set on the Hub, or a part of it: `org/name[@revision][/path]`."""
 
     repository: str
     revision: str | None
     path: str
 
-    def at(self, commit: str, path: str = "") -> str:
-        """Its URL at a commit, as `hf://` file systems write it."""
+    def url_at(self, commit: str, path: str = "") -> str:
+        """`hf://` URL at a commit."""
         return f"{PREFIX}{self.repository}@{commit}" + (f"/{path}" if path else "")
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A data set at one commit: its files' names, and the folder of the cache that holds those that were downloaded."""
+    """A data set at one commit: its file names, and the cache folder of downloaded files."""
 
     hub: HubName
     commit: str
     folder: str
     names: tuple[str, ...]
     listed: bool
-    """Whether `names` is the list that the hub gave; without the hub it may be what the cache happens to hold."""
+    """Whether `names` is the complete list from the Hub; offline, it may be the cached files only."""
 
     def card(self, path: str = "") -> bytes | None:
-        """The bytes of README.md in a folder of the data set, where it has one."""
+        """Bytes of README.md in a folder of the data set, or None."""
         name = f"{path}/README.md" if path else "README.md"
-        return read_card(os.path.dirname(self.download([name])[0])) if name in self.names else None
+        return read_readme(os.path.dirname(self.download([name])[0])) if name in self.names else None
 
     def download(self, names: Sequence[str]) -> list[str]:
-        """The paths of some of its files on this machine, downloaded where the cache lacks them. Raises UserError."""
+        """Local paths of files, downloaded if they are not cached. Raises UserError."""
         paths = [os.path.join(self.folder, name) for name in names]
         if not all(map(os.path.isfile, paths)):
-            with _refusals(self.hub.at(self.commit)):
+            with _hub_errors(self.hub.url_at(self.commit)):
                 _snapshot(self.hub, self.commit, [glob.escape(name) for name in names])
         missing = [name for name, path in zip(names, paths, strict=True) if not os.path.isfile(path)]
         if missing:
             raise UserError(
-                f"{self.hub.at(self.commit, missing[0])}: this file could not be downloaded. Run the command again."
+                f"{self.hub.url_at(self.commit, missing[0])}: this file could not be downloaded. Run the command again."
             )
         return paths
 
 
-def hub_name(name: str) -> HubName | None:
-    """The parts of a name that can be one of the hub's, with or without `hf://datasets/`; None for any other."""
+def parse_hub_name(name: str) -> HubName | None:
+    """Parse `org/name`, with or without `hf://datasets/`; None if the name cannot be a data set on the Hub."""
     plain = unquote(name.removeprefix(PREFIX)).strip("/").replace("@~parquet", f"@{_CONVERTED}")
     match = _NAME.fullmatch(plain)
     if match is None or ".." in plain:
@@ -84,12 +83,12 @@ def hub_name(name: str) -> HubName | None:
     return HubName(match["repository"], match["revision"], (match["path"] or "").strip("/"))
 
 
-def repository(hub: HubName, named: str) -> Repository:
-    """The data set that a name of the hub names. One process asks for it once, so that all of it reads one commit.
+def open_repository(hub: HubName, named: str) -> Repository:
+    """Resolve a data set, once per process, so that all of it is read at one commit.
 
-    Raises UserError: it is not there, may not be read, or neither hub nor cache can be reached.
+    Raises UserError: it does not exist, is not accessible, or is neither cached nor reachable.
     """
-    with _refusals(named):
+    with _hub_errors(named):
         return replace(_repository(hub.repository, hub.revision), hub=hub)
 
 
@@ -105,31 +104,29 @@ def _repository(name: str, revision: str | None) -> Repository:
         names = [file.path for file in get_cached_repo_tree(hub.repository, repo_type="dataset", revision=commit)]
         listed = True
     except CachedRepoTreeNotFoundError:
-        names, listed = names_below(folder), False
-    report_once(f"{hub.repository}: a data set of the hub, read at revision {commit}.")
+        names, listed = list_files(folder), False
+    report_once(f"{hub.repository}: reading this data set from the Hub at revision {commit}.")
     return Repository(hub, commit, folder, tuple(sorted(names)), listed)
 
 
-def converted(found: Repository, named: str) -> Repository:
-    """The hub's own conversion to Parquet of a data set that has a loader script in place of files. Raises UserError."""
+def parquet_conversion(found: Repository, named: str) -> Repository:
+    """The Hub's Parquet conversion of a data set that has a loader script and no data files. Raises UserError."""
     refusal = (
-        f"{named}: this data set has no files of pairs but a loader script, and scripts are never run. Name files of it, or take another "
+        f"{named}: this data set has a loader script and no data files, and scripts are never run. Name files of it, or use another "
         "data set."
     )
     if found.hub.revision is not None:
         raise UserError(refusal)
     try:
-        other = repository(HubName(found.hub.repository, _CONVERTED, found.hub.path), named)
+        other = open_repository(HubName(found.hub.repository, _CONVERTED, found.hub.path), named)
     except UserError as error:
-        raise UserError(f"{refusal} Its conversion to Parquet by the hub was not found either: {error}") from error
-    report_once(
-        f"{named}: it has a loader script, which is never run; reading the hub's conversion to Parquet ({_CONVERTED})."
-    )
+        raise UserError(f"{refusal} The Hub's Parquet conversion was not found either: {error}") from error
+    report_once(f"{named}: reading the Hub's Parquet conversion ({_CONVERTED}), because loader scripts are never run.")
     return other
 
 
-def read_card(folder: str) -> bytes | None:
-    """The bytes of a folder's README.md, where it has one."""
+def read_readme(folder: str) -> bytes | None:
+    """Bytes of a folder's README.md, or None."""
     try:
         with open(os.path.join(folder, "README.md"), "rb") as stream:
             return stream.read(MAX_METADATA_BYTES)
@@ -137,8 +134,8 @@ def read_card(folder: str) -> bytes | None:
         return None
 
 
-def names_below(folder: str) -> list[str]:
-    """The files in a folder and its folders, with `/` between the parts."""
+def list_files(folder: str) -> list[str]:
+    """Relative paths of all files below a folder, separated by `/`."""
     return [
         os.path.relpath(os.path.join(above, name), folder).replace(os.sep, "/")
         for above, _, names in os.walk(folder)
@@ -147,10 +144,10 @@ def names_below(folder: str) -> list[str]:
 
 
 def _snapshot(hub: HubName, revision: str | None, patterns: list[str]) -> str:
-    """The folder of a commit in the cache, with the files that are asked for. Raises what `huggingface_hub` does."""
+    """Cache folder of a commit with the files that match. Raises the errors of `huggingface_hub`."""
     from huggingface_hub import snapshot_download
 
-    with _quiet():
+    with _quiet_hub():
         return str(
             snapshot_download(
                 hub.repository, repo_type="dataset", revision=revision, allow_patterns=patterns, max_workers=4
@@ -159,8 +156,8 @@ def _snapshot(hub: HubName, revision: str | None, patterns: list[str]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars but on a terminal, and no warnings of the library: what fails is reported once, here."""
+def _quiet_hub() -> Iterator[None]:
+    """Progress bars on terminals only, and no warnings of the library: errors are reported here."""
     from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -177,43 +174,40 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _refusals(name: str) -> Iterator[None]:
+def _hub_errors(name: str) -> Iterator[None]:
     from huggingface_hub import errors
 
-    here = "" if name.startswith(PREFIX) else "there is no file or folder of this name here, and "
+    here = "" if name.startswith(PREFIX) else "no such file or folder exists here, and "
     plain = name.removeprefix(PREFIX).partition("@")[0]
     plain = "/".join(plain.split("/")[:2])
     local = (
-        f"Or download it elsewhere (hf download {plain} --repo-type dataset --local-dir FOLDER) and name its folder."
+        f"Or download it elsewhere (hf download {plain} --repo-type dataset --local-dir FOLDER) and use that folder."
     )
     try:
         yield
     except errors.GatedRepoError as error:
         raise UserError(
-            f"{name}: this data set of the hub is gated, and this machine may not read it. Accept its conditions on its page, and log in "
-            "(hf auth login, or HF_TOKEN)."
+            f"{name}: this data set is gated. Accept its conditions on its page, and log in (hf auth login, or HF_TOKEN)."
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(
-            f"{name}: {here}the hub has no data set of this name that may be read from here. "
-            "Correct the name or path; for a private data set, log in (hf auth login, or HF_TOKEN)."
+            f"{name}: {here}the Hub has no data set of this name, or it is private. Correct the name or path, or log in (hf auth "
+            "login, or HF_TOKEN)."
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise UserError(
-            f"{name}: this data set of the hub has no such revision. Correct what follows the @."
-        ) from error
+        raise UserError(f"{name}: this revision of the data set does not exist. Correct the part after @.") from error
     except errors.LocalEntryNotFoundError as error:
         raise UserError(
-            f"{name}: {here}the Hugging Face cache does not hold (all of) a data set of the hub of this name, "
-            f"and the hub cannot be reached ({_cause(error)}). Connect (HF_HUB_OFFLINE unset), or correct the path. {local}"
+            f"{name}: {here}a data set of this name is not (completely) in the Hugging Face cache, and the Hub cannot be reached "
+            f"({_cause(error)}). Go online (unset HF_HUB_OFFLINE), or correct the path. {local}"
         ) from error
     except errors.HFValidationError as error:
-        raise UserError(f"{name}: this is no name of a data set of the hub ({one_line(error)}). Correct it.") from error
+        raise UserError(f"{name}: this is not a valid data set name ({one_line(error)}). Correct it.") from error
     except UserError:
         raise
-    except Exception as error:  # the HTTP client, the disk and the library each raise their own kinds
+    except Exception as error:  # the HTTP client, the disk and the library raise different types
         raise UserError(
-            f"{name}: this data set of the hub could not be downloaded ({type(error).__name__}: {one_line(error)}). Try again. {local}"
+            f"{name}: this data set could not be downloaded ({type(error).__name__}: {one_line(error)}). Try again. {local}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What names a prompt, a completion and a pair: their content alone."""
+"""Canonical prompts, and content ids of completions and pairs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from json.encoder import encode_basestring as _string
 from typing import Any, NamedTuple
 
 Message = dict[str, Any]
-"""`role` and `content` (a text); where it has them `reasoning_content` (a text), `tool_calls` (each `name`, `arguments`, and `id`
-where it is named), and of a tool's result `tool_call_id` and `name`."""
+"""Keys: `role`, `content` (text); optional: `reasoning_content` (text), `tool_calls` (`name`, `arguments`, optional `id`); for tool
+results `tool_call_id` and `name`."""
 
 Prompt = str | list[Message]
 """Raw text, or messages."""
@@ -20,7 +20,7 @@ _MORE = ("reasoning_content", "tool_calls", "tool_call_id", "name")
 
 
 class PromptSettings(NamedTuple):
-    """What a chat template is given beside the messages of a prompt."""
+    """Inputs of a chat template besides the messages."""
 
     tools: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] | None = None
@@ -30,11 +30,9 @@ _NO_SETTINGS = PromptSettings()
 
 
 def dump_prompt(prompt: Prompt, settings: PromptSettings = _NO_SETTINGS) -> str:
-    """The canonical JSON text of a prompt: a JSON string for raw text, a JSON list for messages, an object where tools or
-    arguments of the template belong to them.
+    """Canonical JSON of a prompt: a string for raw text, a list for messages, an object for messages with tools or template arguments.
 
-    Messages are written with `role` and `content` in that order whatever the order in `prompt`, then the keys of `Message` that
-    are there; others are left out. Raw text and messages never share a canonical form.
+    Keys of a message are written in a fixed order; keys that are not in `Message` are dropped.
     """
     if isinstance(prompt, str):
         return _string(prompt)
@@ -46,8 +44,8 @@ def dump_prompt(prompt: Prompt, settings: PromptSettings = _NO_SETTINGS) -> str:
 
 
 def dump_messages(messages: Sequence[Message]) -> str:
-    """The canonical JSON list of messages."""
-    # What json's encoder writes for such a list, in a third of the time.
+    """Canonical JSON list of messages."""
+    # Equal to the output of json's encoder, three times as fast.
     return f"[{','.join([_dump_message(message) for message in messages])}]"
 
 
@@ -60,14 +58,14 @@ def _dump_message(message: Message) -> str:
 
 
 def parse_prompt(prompt: str) -> Prompt:
-    """The prompt that `dump_prompt` wrote: a string, or a list of messages."""
+    """Inverse of `dump_prompt`, without the settings: a string or a list of messages."""
     value = json.loads(prompt)
     messages: Prompt = value["messages"] if isinstance(value, dict) else value
     return messages
 
 
 def prompt_settings(prompt: str) -> PromptSettings:
-    """What belongs to the messages of a canonical prompt."""
+    """Tools and template arguments of a canonical prompt."""
     if not prompt.startswith("{"):
         return PromptSettings()
     value = json.loads(prompt)
@@ -81,15 +79,15 @@ def _json(value: object) -> str:
 def completion_id(prompt: str, completion: str) -> str:
     """128-bit id of one completion to one prompt, as 32 hex digits.
 
-    `prompt` is canonical (`dump_prompt`). The id depends on the content alone: not on file, order or reference.
-    It is BLAKE2b with a 16-byte digest over the parts "completion", prompt, completion, each as UTF-8 behind its length
-    in bytes (unsigned 64-bit, little-endian), so no two lists of parts share an encoding.
+    `prompt` is canonical (`dump_prompt`). The id depends on the content only, not on file, order or reference. It is
+    BLAKE2b with a 16-byte digest over "completion", prompt and completion, each as UTF-8 with its length in bytes
+    (unsigned 64-bit, little-endian) before it.
     """
     return _digest("completion", prompt, completion)
 
 
 def pair_id(prompt: str, chosen: str, rejected: str) -> str:
-    """128-bit id of a pair, as `completion_id` over "pair", prompt, chosen, rejected: swapped sides differ."""
+    """128-bit id of a pair, like `completion_id` over "pair", prompt, chosen, rejected. Swapped sides differ."""
     return _digest("pair", prompt, chosen, rejected)
 
 

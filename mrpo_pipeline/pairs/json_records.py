@@ -1,46 +1,44 @@
-"""Rows out of JSON files, decoded strictly and one at a time.
+"""Rows of JSON files, decoded strictly and one at a time.
 
-polars' own NDJSON reader guesses types from the first rows; here nothing is guessed. Refused, row by row: bytes that
-are not UTF-8, what is not JSON, more than MAX_ROW_VALUES values.
+polars' NDJSON reader infers types from the first rows; this one does not. Rows with invalid UTF-8, invalid JSON or more than
+MAX_ROW_VALUES values are errors.
 
-A column may hold what has no exact value: lone surrogates (`\\ud800`, which no UTF-8 file can hold), a key that occurs twice in
-one object. Its value is then a BadRowError, which refuses the row where that column is needed. NaN, Infinity and numbers beyond
-a double (`json.dumps` writes the first two) are Python's own nan and inf, which no column that is needed may hold.
+A column with unpaired surrogates (`\\ud800`) or a duplicate key has a BadRowError as its value, which is an error only if that
+column is needed. NaN, Infinity and numbers beyond a double become nan and inf, which needed columns reject.
 """
 
 import json
 import os
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple, cast
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.bounds import MAX_ROW_BYTES, MAX_ROW_VALUES, row_too_long
-from mrpo_pipeline.pairs.bad_row import BadRowError, found, quoted
-from mrpo_pipeline.pairs.json_values import whole_number
+from mrpo_pipeline.pairs.json_values import duplicates, parse_integer
+from mrpo_pipeline.pairs.row_errors import BadRowError, describe, quoted
 from mrpo_pipeline.pairs.sources import PairFile, filesystem, unreachable
 from mrpo_pipeline.pairs.text_files import BOM, open_text
 
-_CHUNK = 1 << 20  # bytes read at a time from a list
+_CHUNK = 1 << 20  # bytes of a list read at a time
 _SPACE = b" \t\r\n"
 
 
 class Record(NamedTuple):
-    """One row as it stands in a file: its object, or why it has none."""
+    """One row of a file: its object, or the error."""
 
     file: str
-    row: int  # 0-based among the rows of the file; blank lines are no rows
-    line: int | None  # 1-based line of the file; None where a format has no lines
+    row: int  # 0-based; blank lines are not counted
+    line: int | None  # 1-based; None for formats without lines
     value: dict[str, Any] | BadRowError
 
 
 def json_records(file: PairFile) -> Iterator[Record]:
-    """The rows of a JSON file: one object per line, or (`.json`) a list of objects.
+    """Rows of a JSON file: one object per line, or (`.json`) a list of objects.
 
-    Raises UserError: the file cannot be opened or unpacked, or its list is cut short.
+    Raises UserError: the file cannot be opened or decompressed, or its list is truncated.
     """
     with local_path(file) as path, open_text(path, file.suffix, file.name) as stream:
         may_be_list = file.format == ".json"
@@ -49,15 +47,19 @@ def json_records(file: PairFile) -> Iterator[Record]:
         for row, (line, data) in enumerate(elements):
             if may_be_list and not is_list and row == 0 and data.strip(_SPACE) == b"{":
                 raise UserError(
-                    f"{file.name}: this file holds one JSON object over several lines. Expected a list of objects, "
-                    "one for each pair, or one object per line. Write it so."
+                    f"{file.name}: this file holds one JSON object over several lines. Expected a list of objects or one object "
+                    "per line, with one object per pair. Write it on one line, or put it in a list."
                 )
-            yield Record(file.name, row, line, _decoded(data))
+            try:
+                value: dict[str, Any] | BadRowError = decode_object(data)
+            except BadRowError as error:
+                value = error
+            yield Record(file.name, row, line, value)
 
 
 @contextmanager
 def local_path(file: PairFile) -> Iterator[str]:
-    """Where a file lies on this machine; one behind a URL is fetched first. Raises UserError."""
+    """Local path of a file; a URL is downloaded first. Raises UserError."""
     if not file.remote:
         yield file.name
         return
@@ -84,9 +86,9 @@ def _begins_list(stream: IO[bytes]) -> bool:
 
 
 def split_lines(stream: IO[bytes], name: str = "the file") -> Iterator[tuple[int, bytes]]:
-    """(1-based line number, bytes) of every line that is not blank. Only a line feed ends a line.
+    """(1-based line number, bytes) of every non-blank line. Lines end with a line feed only.
 
-    Raises UserError: a line of more than MAX_ROW_BYTES.
+    Raises UserError: a line is longer than MAX_ROW_BYTES.
     """
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
@@ -98,16 +100,16 @@ def split_lines(stream: IO[bytes], name: str = "the file") -> Iterator[tuple[int
             yield number, data
 
 
-# Inside a string, everything up to its closing quote, or up to where the chunk ends.
+# Rest of a string, up to its closing quote or the end of the chunk.
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _STRUCTURE = re.compile(rb'["\[\]{},]')
 
 
 def split_list(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
-    """(1-based line of its start, bytes) of every element of the one JSON list in the stream.
+    """(1-based first line, bytes) of every element of the JSON list in the stream.
 
-    Only the list's structure is followed here, so memory holds one element and one chunk; each element is checked when
-    it is decoded. Raises UserError: the list is never closed, or something stands behind it.
+    Only the structure of the list is parsed, so memory holds one element and one chunk; elements are checked when they
+    are decoded. Raises UserError: the list is not closed, or text follows it.
     """
     depth = 0
     in_string = escaped = False
@@ -159,39 +161,31 @@ def split_list(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
                     last = take(chunk[begin : match.start()])
                     if count or last[1].strip(_SPACE):
                         yield last
-                    if token != b"]" or chunk[at:].strip(_SPACE) or _anything(stream):
+                    if token != b"]" or chunk[at:].strip(_SPACE) or _has_more(stream):
                         raise UserError(
-                            f"{name}: something stands after the end of the JSON list (near line {line}). Expected one "
-                            "list of objects and nothing else, or one object per line. Take out what stands there."
+                            f"{name}: text comes after the end of the JSON list (near line {line}). Expected a single list of "
+                            "objects, or one object per line. Remove the text."
                         )
                     return
         pieces.append(chunk[begin:])
         if sum(map(len, pieces)) > MAX_ROW_BYTES:
             raise row_too_long(name)
     raise UserError(
-        f"{name}: the JSON list that this file begins with is never closed, though a `]` is expected at its end; the file looks cut short. "
-        "Fetch it again."
+        f"{name}: the JSON list of this file is never closed: expected `]` at its end. The file is probably truncated; download it again."
     )
 
 
-def _anything(stream: IO[bytes]) -> bool:
+def _has_more(stream: IO[bytes]) -> bool:
     return any(chunk.strip(_SPACE) for chunk in iter(lambda: stream.read(_CHUNK), b""))
 
 
-def _decoded(data: bytes) -> dict[str, Any] | BadRowError:
-    try:
-        return decode_object(data)
-    except BadRowError as error:
-        return error
-
-
 def decode_object(data: bytes) -> dict[str, Any]:
-    """The JSON object in some bytes, strictly. Raises BadRowError: see this module's docstring."""
+    """Decode a JSON object strictly. Raises BadRowError: see the docstring of this module."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadRowError(
-            "invalid UTF-8", f"byte {error.start} of the row (0x{data[error.start]:02x}) is no UTF-8: {error.reason}"
+            "invalid UTF-8", f"byte {error.start} of the row (0x{data[error.start]:02x}) is invalid: {error.reason}"
         ) from None
     _refuse_many_values(data)
     try:
@@ -201,7 +195,7 @@ def decode_object(data: bytes) -> dict[str, Any]:
     except RecursionError:
         raise BadRowError("invalid JSON", "nested too deep") from None
     if not isinstance(value, dict):
-        raise BadRowError("not an object", f"the row is {found(value)}; expected an object with named values")
+        raise BadRowError("not an object", f"the row is {describe(value)}; expected an object")
     return _without_lone_surrogates(value) if "\\ud" in text or "\\uD" in text else value
 
 
@@ -213,47 +207,47 @@ def _refuse_many_values(data: bytes) -> None:
         for token in _STRUCTURE_OR_STRING.finditer(data):
             values += token.group()[:1] != b'"'
             if values > MAX_ROW_VALUES:
-                raise BadRowError("too many values", f"the row holds over {MAX_ROW_VALUES:,} values, which no pair has")
+                raise BadRowError("too many values", f"the row holds over {MAX_ROW_VALUES:,} values")
 
 
 _STRUCTURE_OR_STRING = re.compile(rb'[,\[{]|"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
-class _Twins(dict[str, Any]):
-    """An object in which a key occurs twice; the last value counts, as in Python's own decoder."""
+class _DuplicateKeys(dict[str, Any]):
+    """An object with duplicate keys; the last value is used, as in Python's decoder."""
 
-    twice: set[str]
+    keys_twice: list[str]
 
 
-class _TwinsError(Exception):
-    """The quick decoder found an object of that kind."""
+class _DuplicateKeysError(Exception):
+    """The fast decoder found duplicate keys."""
 
 
 def _decode(text: str) -> Any:
     try:
         return _DECODER.decode(text)
-    except _TwinsError:
+    except _DuplicateKeysError:
         pass
-    value = _TWINS_DECODER.decode(text)
+    value = _DUPLICATES_DECODER.decode(text)
     if not isinstance(value, dict):
         return value
-    own = value.twice if isinstance(value, _Twins) else set()
+    own = value.keys_twice if isinstance(value, _DuplicateKeys) else []
     twice = {key: key if key in own else _key_twice(inner) for key, inner in value.items()}
     return {
         key: value[key]
         if one is None
-        else BadRowError("duplicate key", f"the key {quoted(one)} stands twice in one object")
+        else BadRowError("duplicate key", f"the key {quoted(one)} occurs twice in one object")
         for key, one in twice.items()
     }
 
 
 def _key_twice(value: Any) -> str | None:
-    """A key that occurs twice in one of the objects inside a value."""
+    """A duplicate key of an object inside a value, or None."""
     inside = [value]
     while inside:
         one = inside.pop()
-        if isinstance(one, _Twins):
-            return min(one.twice)
+        if isinstance(one, _DuplicateKeys):
+            return min(one.keys_twice)
         if isinstance(one, dict | list):
             inside.extend(one.values() if isinstance(one, dict) else one)
     return None
@@ -262,22 +256,22 @@ def _key_twice(value: Any) -> str | None:
 def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(items)
     if len(value) != len(items):
-        raise _TwinsError
+        raise _DuplicateKeysError
     return value
 
 
-def _object_with_twins(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_with_duplicates(items: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(items)
     if len(value) == len(items):
         return value
-    twins = _Twins(value)
-    twins.twice = {key for key, count in Counter(key for key, _ in items).items() if count > 1}
-    return twins
+    with_duplicates = _DuplicateKeys(value)
+    with_duplicates.keys_twice = duplicates(key for key, _ in items)
+    return with_duplicates
 
 
 def _without_lone_surrogates(value: dict[str, Any]) -> dict[str, Any]:
     return {
-        # A key of that kind is no name of ours; it is kept in a form that can be written.
+        # No column of ours has such a key; it is stored in a form that can be written.
         key.encode("utf-8", "replace").decode("utf-8"): _lone_surrogate({key: inner}) or inner
         for key, inner in value.items()
     }
@@ -288,11 +282,11 @@ def _lone_surrogate(value: Any) -> BadRowError | None:
         json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
-        return BadRowError("lone surrogate", f"\\u{code:04x} stands without its other half: no valid text")
+        return BadRowError("lone surrogate", f"\\u{code:04x} is an unpaired surrogate")
     except RecursionError:
         return BadRowError("invalid JSON", "nested too deep")
     return None
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=whole_number)
-_TWINS_DECODER = json.JSONDecoder(object_pairs_hook=_object_with_twins, parse_int=whole_number)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=parse_integer)
+_DUPLICATES_DECODER = json.JSONDecoder(object_pairs_hook=_object_with_duplicates, parse_int=parse_integer)

@@ -1,40 +1,41 @@
-"""JSON inside a row that is kept as JSON: arguments of tool calls, schemas of tools, arguments of a chat template."""
+"""JSON values inside a row: arguments of tool calls, tool schemas, arguments of a chat template."""
 
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from mrpo_pipeline.files.bounds import MAX_NESTING
-from mrpo_pipeline.pairs.bad_row import BadRowError, check_text, found, quoted
+from mrpo_pipeline.pairs.row_errors import BadRowError, check_text, describe, quoted
 
 
-class Exact(dict[str, Any]):
-    """An object out of a column of JSON in an Arrow file: a null in it is the writer's."""
+class JsonObject(dict[str, Any]):
+    """An object from a JSON column of an Arrow file, where null is a value and not padding."""
 
 
-def parsed(text: str, where: str, reason: str, kind: type[dict[str, Any]] = dict) -> Any:
-    """The value of a JSON text, strictly: no key twice in one object, no NaN. Objects are of `kind`.
+def parse_json(text: str, where: str, reason: str, kind: type[dict[str, Any]] = dict) -> Any:
+    """Parse JSON strictly: no duplicate keys, no NaN. Objects have the type `kind`.
 
-    Raises BadRowError, by `reason`.
+    Raises BadRowError with `reason`.
     """
     try:
         return json.loads(
-            text, object_pairs_hook=partial(_object, kind), parse_constant=_no_constant, parse_int=whole_number
+            text, object_pairs_hook=partial(_object, kind), parse_constant=_no_constant, parse_int=parse_integer
         )
     except RecursionError:
         raise BadRowError("invalid JSON", f"`{where}` is nested too deep") from None
     except ValueError as error:
-        raise BadRowError(reason, f"`{where}` is no JSON ({_why(error)}): {quoted(text)}") from None
+        why = f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else error
+        raise BadRowError(reason, f"`{where}` is not valid JSON ({why}): {quoted(text)}") from None
 
 
-def checked(value: Any, where: str, *, filled: bool = False, depth: int = 0) -> Any:
-    """A value as JSON can hold it, in every model's tokenizer: texts without NUL and lone surrogates, finite numbers.
+def check_json(value: Any, where: str, *, drop_nulls: bool = False, depth: int = 0) -> Any:
+    """Return a value that JSON and every tokenizer can represent: no NUL or lone surrogates in texts, finite numbers.
 
-    `filled`: the value is out of an Arrow file, whose structs have every key of every row: a key with null is absent. An `Exact`
-    object keeps its nulls.
+    `drop_nulls`: the value is from an Arrow file, whose structs have the keys of all rows, so keys with null are dropped. A
+    `JsonObject` keeps its nulls.
     Raises BadRowError.
     """
     if isinstance(value, str):
@@ -47,27 +48,23 @@ def checked(value: Any, where: str, *, filled: bool = False, depth: int = 0) -> 
         return value
     if depth > MAX_NESTING:
         raise BadRowError("invalid JSON", f"`{where}` is nested too deep")
-    if filled and isinstance(value, list) and value and all(_is_entry(one) for one in value):  # a map of Arrow
-        value = dict(value)
+    if drop_nulls and isinstance(value, list) and value and all(isinstance(one, tuple) for one in value):
+        value = dict(value)  # a map of Arrow
     if isinstance(value, Mapping):
-        filled = filled and not isinstance(value, Exact)
+        drop_nulls = drop_nulls and not isinstance(value, JsonObject)
         return {
-            _checked_key(key, where): checked(inner, where, filled=filled, depth=depth + 1)
+            _checked_key(key, where): check_json(inner, where, drop_nulls=drop_nulls, depth=depth + 1)
             for key, inner in value.items()
-            if not (filled and inner is None)
+            if not (drop_nulls and inner is None)
         }
     if isinstance(value, list):
-        return [checked(inner, where, filled=filled, depth=depth + 1) for inner in value]
-    raise BadRowError("wrong type", f"`{where}` holds {found(value)}; expected a value of JSON")
-
-
-def _is_entry(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
+        return [check_json(inner, where, drop_nulls=drop_nulls, depth=depth + 1) for inner in value]
+    raise BadRowError("wrong type", f"`{where}` holds {describe(value)}; expected a value of JSON")
 
 
 def _checked_key(key: Any, where: str) -> str:
     if not isinstance(key, str):
-        raise BadRowError("wrong type", f"`{where}` has the key {found(key)}; expected a string")
+        raise BadRowError("wrong type", f"`{where}` has the key {describe(key)}; expected a string")
     return _checked_text(key, where)
 
 
@@ -76,29 +73,29 @@ def _checked_text(text: str, where: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        raise BadRowError("lone surrogate", f"`{where}`: \\u{code:04x} is without its other half") from None
+        raise BadRowError("lone surrogate", f"`{where}` holds the unpaired surrogate \\u{code:04x}") from None
     return check_text(text, where)
 
 
 def _object(kind: type[dict[str, Any]], items: list[tuple[str, Any]]) -> dict[str, Any]:
     value = kind(items)
     if len(value) != len(items):
-        twice = next(key for key, count in Counter(key for key, _ in items).items() if count > 1)
-        raise ValueError(f"the key {quoted(twice)} occurs twice in one object")
+        raise ValueError(f"the key {quoted(duplicates(key for key, _ in items)[0])} occurs twice in one object")
     return value
 
 
+def duplicates(names: Iterable[str]) -> list[str]:
+    """Names that occur more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def whole_number(digits: str) -> int | float:
-    """The number of so many digits; infinite where Python refuses to read them."""
+def parse_integer(digits: str) -> int | float:
+    """Parse an integer; infinity if it exceeds Python's limit on digits."""
     try:
         return int(digits)
     except ValueError:
         return math.inf
-
-
-def _why(error: ValueError) -> str:
-    return f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else str(error)

@@ -1,7 +1,7 @@
-"""Two answers and a label: which answer is the better one.
+"""Labels that say which of two answers is better.
 
-Each rule is a column's meaning as its data set documents it. A value outside that meaning refuses the row: a label that
-is guessed would turn every preference around.
+Each rule follows the documentation of its data set. Any other value is an error, because a wrong guess inverts every
+preference.
 """
 
 import math
@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mrpo_pipeline.pairs.bad_row import BadRowError, NoPreferenceError, found
+from mrpo_pipeline.pairs.row_errors import BadRowError, NoPreferenceError, describe
 
 Get = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
-class Named:
-    """The label names the better answer by one of a few values."""
+class NamedLabel:
+    """A label whose value names the better answer."""
 
     column: str
     first: tuple[str, ...]
@@ -36,14 +36,10 @@ class Named:
     def describe(self, first: str, second: str) -> str:
         return f"`{self.column}` ({'/'.join(self.first)}: `{first}`, {'/'.join(self.second)}: `{second}`)"
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.column,)
-
 
 @dataclass(frozen=True)
-class Signed:
-    """A strength from -bound to bound: below 0 the first answer is better, above 0 the second, 0 is a tie."""
+class SignedLabel:
+    """A number in [-bound, bound]: below 0 the first answer is better, above 0 the second, 0 is a tie."""
 
     column: str
     bound: float = 3
@@ -59,14 +55,10 @@ class Signed:
     def describe(self, first: str, second: str) -> str:
         return f"`{self.column}` (below 0: `{first}`, above 0: `{second}`)"
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.column,)
-
 
 @dataclass(frozen=True)
-class Higher:
-    """A score for each answer; the higher one is better."""
+class HigherScore:
+    """A score for each answer; higher is better."""
 
     first: str
     second: str
@@ -80,14 +72,10 @@ class Higher:
     def describe(self, first: str, second: str) -> str:
         return f"`{self.first}` and `{self.second}` (higher is better)"
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.first, self.second)
-
 
 @dataclass(frozen=True)
-class OneHot:
-    """A column for each outcome, one of which is 1."""
+class OneHotLabel:
+    """One column per outcome, exactly one of which is 1."""
 
     first: str
     second: str
@@ -105,12 +93,8 @@ class OneHot:
     def describe(self, first: str, second: str) -> str:
         return f"`{self.first}` (1: `{first}`) and `{self.second}` (1: `{second}`)"
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.first, self.second, self.tie)
 
-
-Label = Named | Signed | Higher | OneHot
+Label = NamedLabel | SignedLabel | HigherScore | OneHotLabel
 
 
 def _unlabelled(value: Any, column: str) -> None:
@@ -119,7 +103,7 @@ def _unlabelled(value: Any, column: str) -> None:
 
 
 def _plain(value: Any, column: str) -> str:
-    """A label's value as text: 1, 1.0, true and "1" are one value."""
+    """Label value as text: 1, 1.0, true and "1" are equal."""
     _unlabelled(value, column)
     if isinstance(value, bool):
         value = int(value)
@@ -145,4 +129,4 @@ def _number(value: Any, column: str) -> float:
 
 
 def _unknown(column: str, value: Any, expected: str) -> BadRowError:
-    return BadRowError("unknown label", f"`{column}` is {found(value)}; expected {expected}")
+    return BadRowError("unknown label", f"`{column}` is {describe(value)}; expected {expected}")

@@ -1,17 +1,15 @@
-"""Chat messages in a row: checked, and brought to one form whatever the data have.
+"""Check chat messages and normalize them to `identity.Message`.
 
-`role` and `content`, or ShareGPT's `from` and `value`. Reasoning apart from the content, tool calls and their results are read in
-the forms of OpenAI, TRL, Anthropic (thinking), ShareGPT and LLaMA-Factory; see `identity.Message` for what comes out. Keys other than
-those (`weight`, timestamps and the like) are left out, so they change neither the rendering nor an id. Keys that carry part
-of the conversation in a form that is not read (images, audio) refuse the row by name where they hold anything; null and empty
-values count as absent, as Parquet writes them so.
+Input: `role` and `content`, or ShareGPT's `from` and `value`; reasoning, tool calls and tool results in the formats of OpenAI, TRL,
+Anthropic (thinking), ShareGPT and LLaMA-Factory. Other keys (`weight`, timestamps) are dropped, so they change neither rendering nor
+ids. Unsupported keys of the conversation (images, audio) are errors unless null or empty, which is how Parquet writes absent keys.
 """
 
 from typing import Any
 
-from mrpo_pipeline.pairs.bad_row import BadRowError, check_text, found, quoted
+from mrpo_pipeline.pairs.field_paths import is_filled
 from mrpo_pipeline.pairs.identity import Message
-from mrpo_pipeline.pairs.paths import is_filled
+from mrpo_pipeline.pairs.row_errors import BadRowError, check_string, check_text, describe, quoted
 from mrpo_pipeline.pairs.tool_calls import read_calls, read_written_calls, text_of
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -19,12 +17,12 @@ _PLAIN = ("system", "user", "assistant")
 _BOTH = ("role", "content")
 # ShareGPT's names, in messages of `from` and `value`.
 _FROM = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
-# Other names of a tool's result, and of a turn whose text is the assistant's calls.
+# Other roles of a tool result, and of an assistant turn that consists of calls.
 _TOOL = ("tool", "function", "ipython", "observation", "function_response", "tool_response")
 _CALLS = ("function_call", "tool_call")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
-# Key of a message, or type of a content part → the reason it is refused by.
+# Unsupported key of a message or type of a content part → error reason.
 _UNSUPPORTED = {
     "tool_use": "tool call",
     "tool_result": "tool call",
@@ -42,12 +40,12 @@ _UNSUPPORTED = {
 }
 
 
-def read_messages(value: list[Any], name: str, filled: bool = False) -> list[Message]:
-    """Check a list of messages and return it in canonical form; `name` is the column, for the refusal.
+def read_messages(value: list[Any], name: str, drop_nulls: bool = False) -> list[Message]:
+    """Check a list of messages and return it in canonical form; `name` is the column, for errors.
 
-    `filled`: see `json_values.checked`.
-    Raises BadRowError: a message that is no object, an unknown role, a system message that is not the first, content
-    that is no text, unreadable calls, images, audio, video.
+    `drop_nulls`: see `json_values.check_json`.
+    Raises BadRowError: a message is not an object, its role is unknown, a system message is not the first, content is
+    not text, calls cannot be parsed, or there are images, audio or video.
     """
     messages: list[Message] = []
     for index, item in enumerate(value):
@@ -55,14 +53,12 @@ def read_messages(value: list[Any], name: str, filled: bool = False) -> list[Mes
         if plain is not None and (index == 0 or plain["role"] != "system"):
             messages.append(plain)
             continue
-        message = read_message(item, f"{name}[{index}]", filled)
+        message = read_message(item, f"{name}[{index}]", drop_nulls)
         role = message["role"]
         if index > 0:
             if role == "system":
                 where = f"{name}[{index}]"
-                raise BadRowError(
-                    "system message not first", f"`{where}` has the role system; only the first message may"
-                )
+                raise BadRowError("system message not first", f"`{where}` has the role system; expected it first")
             if role == "assistant" and _is_written_call(item) and messages[-1]["role"] == "assistant":
                 _add_calls(messages[-1], message)
                 continue
@@ -70,10 +66,10 @@ def read_messages(value: list[Any], name: str, filled: bool = False) -> list[Mes
     return messages
 
 
-def read_message(item: Any, where: str, filled: bool = False) -> Message:
+def read_message(item: Any, where: str, drop_nulls: bool = False) -> Message:
     """Check one message and return it in canonical form; see `read_messages`."""
     if not isinstance(item, dict):
-        raise BadRowError("wrong type", f"`{where}` is {found(item)}; expected a message with role and content")
+        raise BadRowError("wrong type", f"`{where}` is {describe(item)}; expected a message with role and content")
     plain = _plain(item)
     if plain is not None:
         return plain
@@ -84,14 +80,13 @@ def read_message(item: Any, where: str, filled: bool = False) -> Message:
         role, content, has_content = item["from"], item["value"], True
         role = _FROM.get(role, role) if isinstance(role, str) else role
     elif role is None and "role" not in item:
-        raise BadRowError("message without role", f"`{where}` is {found(item)}; expected role and content")
+        raise BadRowError("message without role", f"`{where}` is {describe(item)}; expected role and content")
     if role in _CALLS:
-        return _written_calls(item, content, where, filled)
+        return _written_calls(item, content, where, drop_nulls)
     if role in _TOOL:
         return _tool_result(item, content, where)
     if role not in _PLAIN:
-        text = quoted(role) if isinstance(role, str) else found(role)
-        raise BadRowError("unknown role", f"`{where}` has the role {text}; expected {', '.join(ROLES)}")
+        raise BadRowError("unknown role", f"`{where}` has the role {quoted(role)}; expected {', '.join(ROLES)}")
     if role != "assistant":
         _refuse_keys(item, ("tool_calls", "function_call", "tool_call_id", *_REASONING), role, where)
     elif is_filled(item.get("tool_call_id")):
@@ -100,18 +95,18 @@ def read_message(item: Any, where: str, filled: bool = False) -> Message:
     message: Message = {"role": role, "content": text}
     if role == "assistant":
         _add_reasoning(message, item, thoughts, where)
-        calls = read_calls(item, where, filled)
+        calls = read_calls(item, where, drop_nulls)
         if calls:
             message["tool_calls"] = calls
     if content is None and len(message) == 2:
         if not has_content:
-            raise BadRowError("message without content", f"`{where}` is {found(item)}; expected role and content")
-        raise BadRowError("wrong type", f"`{where}.content` is {found(content)}; expected a string")
+            raise BadRowError("message without content", f"`{where}` is {describe(item)}; expected role and content")
+        raise BadRowError("wrong type", f"`{where}.content` is {describe(content)}; expected a string")
     return message
 
 
 def _plain(item: Any) -> Message | None:
-    """A message that holds role and content alone, as most do; None for any other."""
+    """Fast path for a message with only role and content; None for any other."""
     if type(item) is not dict:
         return None
     role, content = item.get("role"), item.get("content")
@@ -122,10 +117,10 @@ def _plain(item: Any) -> Message | None:
     return {"role": role, "content": content}
 
 
-def _written_calls(item: dict[Any, Any], content: Any, where: str, filled: bool) -> Message:
-    """A turn of the assistant whose text is its calls."""
+def _written_calls(item: dict[Any, Any], content: Any, where: str, drop_nulls: bool) -> Message:
+    """An assistant turn whose text is its calls."""
     _refuse_keys(item, ("tool_calls", "function_call", "tool_call_id"), "function_call", where)
-    thought, calls = read_written_calls(content, where, filled)
+    thought, calls = read_written_calls(content, where, drop_nulls)
     message: Message = {"role": "assistant", "content": ""}
     _add_reasoning(message, item, thought, where)
     return {**message, "tool_calls": calls}
@@ -136,13 +131,11 @@ def _is_written_call(item: dict[Any, Any]) -> bool:
 
 
 def _add_calls(message: Message, calling: Message) -> None:
-    """A turn of calls behind one of the assistant is the rest of it."""
+    """Append a turn of calls to the assistant turn before it."""
     if "reasoning_content" in calling:
         texts = [message.get("reasoning_content", ""), calling["reasoning_content"]]
         if message["content"]:
-            raise BadRowError(
-                "reasoning behind content", "a turn of calls has reasoning, and the assistant's text is before it"
-            )
+            raise BadRowError("reasoning behind content", "a turn of calls has reasoning after the assistant's text")
         message["reasoning_content"] = "".join(texts)
     message["tool_calls"] = [*message.get("tool_calls", ()), *calling["tool_calls"]]
 
@@ -151,7 +144,7 @@ def _tool_result(item: dict[Any, Any], content: Any, where: str) -> Message:
     _refuse_keys(item, ("tool_calls", "function_call", *_REASONING), "tool", where)
     if isinstance(content, dict):
         raise BadRowError(
-            "wrong type", f"`{where}.content` is {found(content)}; expected a text (write the result as JSON)"
+            "wrong type", f"`{where}.content` is {describe(content)}; expected text (write the result as JSON)"
         )
     text = "" if content is None else _content(content, f"{where}.content", False)[0]
     message: Message = {"role": "tool", "content": text}
@@ -162,30 +155,24 @@ def _tool_result(item: dict[Any, Any], content: Any, where: str) -> Message:
 
 
 def _add_reasoning(message: Message, item: dict[Any, Any], thoughts: str, where: str) -> None:
-    """The reasoning of the message's own key, or of its content's parts; what holds nothing but white space is absent."""
+    """Add the reasoning from a key of the message or from its content parts. Blank reasoning is absent."""
     texts = {thoughts: "content"} if thoughts.strip() else {}
     for key in _REASONING:
-        value = item.get(key)
-        if not is_filled(value):
-            continue
-        if not isinstance(value, str):
-            raise BadRowError("wrong type", f"`{where}.{key}` is {found(value)}; expected a string")
-        texts.setdefault(check_text(value, f"{where}.{key}"), key)
+        if is_filled(item.get(key)):
+            texts.setdefault(check_string(item[key], f"{where}.{key}"), key)
     if len(texts) > 1:
-        raise BadRowError(
-            "two texts of reasoning",
-            f"`{where}` has one in {' and another in '.join(f'`{key}`' for key in texts.values())}",
-        )
+        keys = " and ".join(f"`{key}`" for key in texts.values())
+        raise BadRowError("two texts of reasoning", f"`{where}` has different reasoning in {keys}")
     for text in texts:
         message["reasoning_content"] = text
 
 
 def _content(content: Any, where: str, may_think: bool) -> tuple[str, str]:
-    """Text and reasoning of a message's content."""
+    """(text, reasoning) of a message's content."""
     if isinstance(content, str):
         return check_text(content, where), ""
     if not isinstance(content, list):
-        raise BadRowError("wrong type", f"`{where}` is {found(content)}; expected a string")
+        raise BadRowError("wrong type", f"`{where}` is {describe(content)}; expected a string")
     texts: list[str] = []
     thoughts: list[str] = []
     for index, part in enumerate(content):
@@ -193,55 +180,46 @@ def _content(content: Any, where: str, may_think: bool) -> tuple[str, str]:
         if may_think and isinstance(part, dict) and part.get("type") in _REASONING[1:]:
             thoughts.append(_thought(part, at))
             if "".join(texts).strip():
-                raise BadRowError("reasoning behind content", f"`{at}` is reasoning; expected it before the text")
+                raise BadRowError("reasoning behind content", f"`{at}` is reasoning after text; expected it before")
         else:
             texts.append(_part(part, at))
-    # Chat templates write text parts one behind the other with nothing between.
+    # Chat templates concatenate text parts without a separator.
     return "".join(texts), "".join(thoughts)
 
 
 def _part(part: Any, where: str) -> str:
     if not isinstance(part, dict):
-        raise BadRowError("wrong type", f"`{where}` is {found(part)}; expected a part of type text")
+        raise BadRowError("wrong type", f"`{where}` is {describe(part)}; expected a part of type text")
     kind = part.get("type")
     reason = _UNSUPPORTED.get(kind) if isinstance(kind, str) else None
     if reason is not None:
-        raise BadRowError(reason, f"`{where}` is a part of type {quoted(str(kind))}; only text is supported")
+        raise BadRowError(reason, f"`{where}` has the type {quoted(kind)}; only text is supported")
     _refuse_unsupported(part, where)
     if kind != "text":
-        kind_found = quoted(kind) if isinstance(kind, str) else found(kind)
-        raise BadRowError("unknown content part", f"`{where}` has the type {kind_found}; expected text")
-    return _text(part.get("text"), f"{where}.text")
+        raise BadRowError("unknown content part", f"`{where}` has the type {quoted(kind)}; expected text")
+    return check_string(part.get("text"), f"{where}.text")
 
 
 def _thought(part: dict[Any, Any], where: str) -> str:
-    """A part of reasoning: its text, or (Magistral) a list of parts of text."""
+    """Text of a reasoning part, which may be a list of text parts (Magistral)."""
     key = next((key for key in ("thinking", "reasoning", "text") if is_filled(part.get(key))), "thinking")
     if part.get("closed") is False:
-        raise BadRowError(
-            "unreadable reasoning", f"`{where}` is reasoning that is not closed, so the answer goes on in it"
-        )
+        raise BadRowError("unreadable reasoning", f"`{where}` is unclosed reasoning, so the answer would continue it")
     value = part.get(key)
     if isinstance(value, list):
         return "".join(_part(one, f"{where}.{key}[{index}]") for index, one in enumerate(value))
-    return _text("" if value is None else value, f"{where}.{key}")
-
-
-def _text(text: Any, where: str) -> str:
-    if not isinstance(text, str):
-        raise BadRowError("wrong type", f"`{where}` is {found(text)}; expected a string")
-    return check_text(text, where)
+    return check_string("" if value is None else value, f"{where}.{key}")
 
 
 def _refuse_keys(item: dict[Any, Any], keys: tuple[str, ...], role: str, where: str) -> None:
     for key in keys:
         if is_filled(item.get(key)):
-            raise BadRowError("key of another role", f"`{where}` holds `{key}`, and has the role {role}")
+            raise BadRowError("key of another role", f"`{where}` has `{key}`, which the role {role} does not allow")
 
 
 def _refuse_unsupported(item: dict[Any, Any], where: str) -> None:
     for key, value in item.items():
         reason = _UNSUPPORTED.get(key)
         if reason is not None and value is not None and value != [] and value != {} and value != "":
-            hint = "; give them in a column `tools`" if reason == "tools in a message" else ""
-            raise BadRowError(reason, f"`{where}` holds `{key}`, which is not supported there{hint}")
+            hint = "; use a column `tools`" if reason == "tools in a message" else ""
+            raise BadRowError(reason, f"`{where}` has `{key}`, which is not supported here{hint}")

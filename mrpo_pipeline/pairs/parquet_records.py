@@ -1,8 +1,7 @@
-"""Rows out of Parquet files, one record batch at a time."""
+"""Rows of Parquet files, one record batch at a time."""
 
 import functools
 import itertools
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from mrpo_pipeline.files.bounds import check_expansion
 from mrpo_pipeline.files.parquet_pages import SMALL_GROUP_BYTES, check_columns, check_footer, check_pages
 from mrpo_pipeline.pairs.arrow_rows import arrow_rows
 from mrpo_pipeline.pairs.json_records import Record, local_path
+from mrpo_pipeline.pairs.json_values import duplicates
 from mrpo_pipeline.pairs.sources import PairFile
 from mrpo_pipeline.terminal import one_line
 
@@ -20,9 +20,10 @@ _SMALL_ROWS = _BATCH_BYTES // SMALL_GROUP_BYTES
 
 
 def parquet_records(file: PairFile) -> Iterator[Record]:
-    """The rows of a Parquet file; one behind a URL is fetched first, and so has the same bounds.
+    """Rows of a Parquet file; a URL is downloaded first.
 
-    Raises UserError: the file cannot be opened, is damaged, names one column twice, or unpacks to far more than data do.
+    Raises UserError: the file cannot be opened, is damaged, has duplicate columns, or expands beyond the bounds of
+    `files.bounds`.
     """
     import pyarrow as pa
 
@@ -38,7 +39,7 @@ def parquet_records(file: PairFile) -> Iterator[Record]:
                     row += 1
     except (pa.ArrowException, OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{file.name}: this Parquet file is damaged or cannot be read ({one_line(error)}). Fetch or write it again."
+            f"{file.name}: this Parquet file is damaged or cannot be read ({one_line(error)}). Download or write it again."
         ) from error
 
 
@@ -52,29 +53,24 @@ def _batches(stream: Any, file: PairFile) -> Iterator[Any]:
     pages = check_pages(stream, file.name, metadata, groups)
     size = min(_batch_rows(metadata), pages.most_rows)
     leaves = [metadata.schema.column(index) for index in range(len(metadata.schema)) if index not in pages.repeating]
-    # A text that occurs once in a file's dictionary stays one, however many rows name it.
+    # Texts stay dictionary-encoded, so a repeated text is in memory once.
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-    # pyarrow joins no dictionaries inside lists, and each row group has its own.
+    # pyarrow cannot unify dictionaries inside lists, and each row group has its own.
     nested = any("." in path for path in texts)
-    # Without pre_buffer: it would hold every row group of the file at once.
+    # pre_buffer would hold all row groups in memory.
     opened = functools.partial(pq.ParquetFile, stream, metadata=metadata, pre_buffer=False)
     with opened(read_dictionary=texts) as parquet, opened() as plain:
-        _refuse_twins(file.name, parquet.schema_arrow.names)
+        if twice := duplicates(parquet.schema_arrow.names):
+            raise UserError(f"{file.name}: this Parquet file has the column {twice[0]!r} twice. Rename one of them.")
         for is_small, run in itertools.groupby(groups, pages.small.__contains__):
-            if is_small:  # very many of a row or two: joined, as each batch costs a millisecond
+            if is_small:  # read together, because each batch costs a millisecond
                 yield from plain.iter_batches(min(size, _SMALL_ROWS), list(run), use_threads=False)
                 continue
             for some in [[group] for group in run] if nested else [list(run)]:
                 yield from parquet.iter_batches(size, some, use_threads=False)
 
 
-def _refuse_twins(name: str, columns: list[str]) -> None:
-    twins = [column for column, count in Counter(columns).items() if count > 1]
-    if twins:
-        raise UserError(f"{name}: the column {twins[0]!r} stands twice in this Parquet file. Rename one of them.")
-
-
 def _batch_rows(metadata: Any) -> int:
-    """Rows per batch: fewer where rows are long, by the file's own account of its size."""
+    """Rows per batch, fewer for long rows, from the sizes in the file's metadata."""
     size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
     return int(max(1, min(_BATCH_ROWS, _BATCH_BYTES * metadata.num_rows // max(1, size))))

@@ -1,4 +1,4 @@
-"""K-wise preferences: the order of K completions into the pairs it says something about."""
+"""K-wise preferences: all pairs of K completions with different ranks."""
 
 import math
 from decimal import Decimal
@@ -6,24 +6,24 @@ from itertools import combinations
 from typing import Any
 
 from mrpo_pipeline.files.bounds import MAX_ROW_COMPLETIONS
-from mrpo_pipeline.pairs.bad_row import BadRowError, found
+from mrpo_pipeline.pairs.row_errors import BadRowError, describe
 
 
 def strict_pairs(count: int, ranks: Any, scores: Any) -> list[tuple[int, int]]:
-    """(better, worse) places for every two completions of different rank; ties make no pair.
+    """(better, worse) indices of every two completions of different rank, ordered (0, 1), (0, 2) … (1, 2) …; ties make no pair.
 
     `ranks`: `count` numbers, lower is better; `scores`: `count` numbers, higher is better. With both, `ranks` decide
-    and no score may say the opposite. The pairs come in the order (0, 1), (0, 2) … (1, 2) … of the places.
-    Raises BadRowError: neither given, another length, something that is no finite number, fewer than two completions.
+    and no score may contradict them.
+    Raises BadRowError: neither is given, lengths differ, a number is not finite, or there are fewer than two completions.
     """
     if count < 2:
-        raise BadRowError("too few completions", f"`completions` holds {count}; a preference needs two at least")
+        raise BadRowError("too few completions", f"`completions` holds {count}; expected two or more")
     if count > MAX_ROW_COMPLETIONS:
         raise BadRowError(
             "too many completions", f"`completions` holds {count}; expected {MAX_ROW_COMPLETIONS} at most"
         )
     if ranks is None and scores is None:
-        raise BadRowError("no ranks or scores", "`completions` without `ranks` or `scores`: no preference is told")
+        raise BadRowError("no ranks or scores", "`completions` without `ranks` or `scores` express no preference")
     costs = None if ranks is None else _numbers(ranks, "ranks", count)
     values = None if scores is None else _numbers(scores, "scores", count)
     pairs = []
@@ -43,12 +43,12 @@ def _sign(one: Any, other: Any) -> int:
 
 def _numbers(value: Any, name: str, count: int) -> list[Any]:
     if not isinstance(value, list):
-        raise BadRowError("wrong type", f"`{name}` is {found(value)}; expected a list of numbers")
+        raise BadRowError("wrong type", f"`{name}` is {describe(value)}; expected a list of numbers")
     if len(value) != count:
         raise BadRowError("lengths differ", f"`{name}` holds {len(value)} numbers for {count} completions")
     for index, number in enumerate(value):
         if isinstance(number, bool) or not isinstance(number, int | float | Decimal):
-            raise BadRowError("wrong type", f"`{name}[{index}]` is {found(number)}; expected a number")
+            raise BadRowError("wrong type", f"`{name}[{index}]` is {describe(number)}; expected a number")
         if not isinstance(number, int) and not math.isfinite(number):
             raise BadRowError("not a finite number", f"`{name}[{index}]` is {number}")
     return value

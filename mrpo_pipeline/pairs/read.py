@@ -1,4 +1,4 @@
-"""Reading preference pairs: files into a checked table."""
+"""Read preference pairs from files into a checked table."""
 
 import base64
 import datetime
@@ -15,24 +15,24 @@ from typing import Any, Literal, get_args
 from mrpo_pipeline.errors import NothingLeftError, UserError
 from mrpo_pipeline.files.bounds import MAX_ROW_PAIR_BYTES
 from mrpo_pipeline.pairs.arrow_records import arrow_records
-from mrpo_pipeline.pairs.bad_row import BadRowError, NoPreferenceError, found
 from mrpo_pipeline.pairs.columns import COLUMNS, Columns, check_columns, nearest
-from mrpo_pipeline.pairs.counting import require_balance
+from mrpo_pipeline.pairs.counts import require_balance
 from mrpo_pipeline.pairs.csv_records import csv_records
 from mrpo_pipeline.pairs.identity import pair_id
 from mrpo_pipeline.pairs.json_records import Record, json_records
+from mrpo_pipeline.pairs.layout_detection import reader_for
 from mrpo_pipeline.pairs.parquet_records import parquet_records
-from mrpo_pipeline.pairs.prompt_parts import refuse_unused
-from mrpo_pipeline.pairs.reading import Reading
-from mrpo_pipeline.pairs.recognise import reading_of
-from mrpo_pipeline.pairs.rows import Pair, Strings, is_ranked, pairs_of_row
+from mrpo_pipeline.pairs.row_errors import BadRowError, NoPreferenceError, describe
+from mrpo_pipeline.pairs.row_pairs import Pair, Strings, is_ranked, pairs_of_row
+from mrpo_pipeline.pairs.row_reader import RowReader
 from mrpo_pipeline.pairs.serialized import Serialized
 from mrpo_pipeline.pairs.sources import PairFile, find_files
 from mrpo_pipeline.pairs.table import PairTable, TableBuilder
+from mrpo_pipeline.pairs.unused_prompt_columns import refuse_unused
 
 OnBadRow = Literal["error", "skip"]
 
-_HEAD = 16  # rows that show which columns a file has
+_HEAD = 16  # rows that the layout is detected from
 _LISTED = 10  # bad rows listed in full
 
 __all__ = ["COLUMNS", "OnBadRow", "read_pairs"]
@@ -53,34 +53,45 @@ def read_pairs(
 ) -> PairTable:
     """Read preference pairs.
 
-    `source`: a file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, each also with `.gz` or `.zst`; `.parquet`, `.arrow`), a
-    folder or glob of those, a data set (`org/name`, a copy of one, a folder that `datasets` saved), a URL, or a list.
-    `split`, `subset`, `held_out`: see `sources.find_files`.
-    `columns`: this project's names (`COLUMNS`) to the file's, where they differ; for `prompt` also a list of columns,
-    joined by a blank line.
-    `strings`: what strings are: "text", raw; "messages", a prompt is one user turn and a completion the assistant's.
-    `on_bad_row`: "error" refuses the whole when a row cannot be used, after reading everything; "skip" leaves such
-    rows out and counts them in `PairTable.skipped`.
-    `layout`: "auto" (by the file's columns), "as-is", or a name of `layouts.BY_NAME`.
-    `ignore_columns`: columns that may hold a part of the prompt and are left out of it.
-    `serialized`: strings that hold messages as JSON or Python text: "error", "parse", or "text"; see `serialized`.
+    A row has `chosen` and `rejected` with or without a `prompt`, or is K-wise: `prompt`, `completions` and `ranks` or
+    `scores`. If `chosen` or `rejected` is present, `completions` is an extra column unless it is mapped.
 
-    A row is `chosen` and `rejected` with or without a `prompt`, or K-wise: `prompt`, `completions` and `ranks` or
-    `scores`; with `chosen` or `rejected` present, `completions` is just another column unless it is mapped.
-    Raises UserError: a file that is missing, damaged or empty, a mapped column that no row has, a part of the prompt
-    that is not used, bad rows, no pair left.
+    Args:
+        source: a file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, each also with `.gz` or `.zst`; `.parquet`, `.arrow`), a
+            folder or glob of those, a data set (`org/name`, a copy of one, a `save_to_disk` folder), a URL, or a list.
+        columns: this project's column names (`COLUMNS`) to the file's; for `prompt` also a list of columns, joined by a
+            blank line.
+        strings: "text": strings are raw text; "messages": a prompt is a user turn and a completion an assistant turn.
+        on_bad_row: "error": read everything, then fail if a row cannot be used; "skip": count such rows in
+            `PairTable.skipped`.
+        layout: "auto" (detected from the columns), "as-is", or a name of `layouts.BY_NAME`.
+        ignore_columns: columns that may hold a part of the prompt and are dropped on purpose.
+        serialized: handling of strings that hold messages as JSON or Python text: "error", "parse" or "text"; see `serialized`.
+        split, subset, held_out: see `sources.find_files`.
+
+    Raises:
+        UserError: a file is missing, damaged or empty, a mapped column is missing, a part of the prompt is unused, or a
+            row cannot be used.
+        NothingLeftError: no pair is left.
     """
-    _check_options(columns, strings, on_bad_row, layout, ignore_columns, serialized)
+    for name, option, allowed in (
+        ("strings", strings, get_args(Strings)),
+        ("on_bad_row", on_bad_row, get_args(OnBadRow)),
+        ("serialized", serialized, get_args(Serialized)),
+    ):
+        if option not in allowed:
+            raise UserError(f"`{name}` is {option!r}; expected {' or '.join(allowed)}. Correct it.")
+    check_columns(columns or {}, layout)
     builder = TableBuilder()
     bad = _BadRows()
     notices: Counter[str] = Counter()
-    readings: Counter[str] = Counter()
+    reading_counts: Counter[str] = Counter()
     rows = used = 0
     for file in find_files(source, split, subset, held_out=held_out):
         records, head = _with_head(file)
-        reading = reading_of(file.name, head, columns or {}, layout, ignore_columns, decode=serialized == "parse")
-        turns: Strings = "messages" if reading.is_chat else strings
-        filled = file.format in (".parquet", ".arrow")
+        reader = reader_for(file.name, head, columns or {}, layout, ignore_columns, decode=serialized == "parse")
+        turns: Strings = "messages" if reader.is_chat else strings
+        drop_nulls = file.format in (".parquet", ".arrow")
         seen: dict[str, None] = {}
         before, objects = rows, 0
         for record in records:
@@ -93,83 +104,62 @@ def read_pairs(
                 seen.update(dict.fromkeys(value))
             objects += 1
             if objects == 1 and file.suffix == ".parquet":
-                reading.check_seen(seen)
+                reader.check_seen(seen)
             try:
-                _add_row(builder, record, value, reading, turns, notices, serialized, filled)
+                _add_row(builder, record, value, reader, turns, notices, serialized, drop_nulls)
                 used += 1
             except BadRowError as error:
-                bad.add(record, reading.left_out(error))
+                bad.add(record, reader.classify(error))
             except RecursionError:
                 bad.add(record, BadRowError("invalid JSON", "nested too deep"))
         if rows == before:
             raise UserError(
-                f"{file.name}: this file of preference pairs is empty; expected a row for each pair. Fetch or "
-                "write it again, or name another."
+                f"{file.name}: this file is empty; expected one row per pair. Download or write it again, or use another file."
             )
         if objects:
-            reading.check_seen(seen)
-            bad.note_columns(file.name, seen, reading)
-            readings[reading.report(strings, seen)] += objects
+            reader.check_seen(seen)
+            bad.note_columns(file.name, seen, reader)
+            reading_counts[reader.report(strings, seen)] += objects
     frame = builder.finish()
     if bad.total and on_bad_row == "error":
-        raise bad.refusal(rows)
-    require_balance("reading rows of pairs", rows, used, bad.reasons, what="rows")
-    require_balance("reading pairs", builder.pairs, frame.height)
+        raise bad.error_for(rows)
+    require_balance("reader rows of pairs", rows, used, bad.reasons, what="rows")
+    require_balance("reader pairs", builder.pairs, frame.height)
     if not builder.pairs:
-        raise NothingLeftError(f"No pair is left of {rows} rows: {bad.counts()}.{bad.hints()}")
-    return PairTable(frame, dict(bad.reasons), rows, dict(notices), dict(readings))
+        raise NothingLeftError(f"No pair is left from {rows} rows: {bad.counts()}.{bad.hints()}")
+    return PairTable(frame, dict(bad.reasons), rows, dict(notices), dict(reading_counts))
 
 
-def _records(file: PairFile) -> Iterator[Record]:
-    readers = {".parquet": parquet_records, ".arrow": arrow_records, ".csv": csv_records, ".tsv": csv_records}
-    return readers.get(file.format, json_records)(file)
+_READERS = {".parquet": parquet_records, ".arrow": arrow_records, ".csv": csv_records, ".tsv": csv_records}
 
 
 def _with_head(file: PairFile) -> tuple[Iterator[Record], list[Mapping[str, Any]]]:
-    """The records, and the first rows of the file."""
-    records = _records(file)
+    """All records, and the values of the first ones."""
+    records = _READERS.get(file.format, json_records)(file)
     first = list(islice(records, _HEAD))
     return chain(first, records), [record.value for record in first if isinstance(record.value, dict)]
-
-
-def _check_options(
-    columns: Columns | None,
-    strings: str,
-    on_bad_row: str,
-    layout: str,
-    ignore_columns: Sequence[str],
-    serialized: str,
-) -> None:
-    for name, value, allowed in (
-        ("strings", strings, get_args(Strings)),
-        ("on_bad_row", on_bad_row, get_args(OnBadRow)),
-        ("serialized", serialized, get_args(Serialized)),
-    ):
-        if value not in allowed:
-            raise UserError(f"`{name}` is {value!r}; expected {' or '.join(allowed)}. Correct it.")
-    check_columns(columns or {}, layout)
 
 
 def _add_row(
     builder: TableBuilder,
     record: Record,
     value: dict[str, Any],
-    reading: Reading,
+    reader: RowReader,
     strings: Strings,
     notices: Counter[str],
     serialized: Serialized,
-    filled: bool,
+    drop_nulls: bool,
 ) -> None:
-    fields = reading.fields(value)
-    pairs = pairs_of_row(fields, strings, notices, serialized, filled=filled)
-    unused = reading.unused_parts(value)
+    fields = reader.fields(value)
+    pairs = pairs_of_row(fields, strings, notices, serialized, drop_nulls=drop_nulls)
+    unused = reader.unused_parts(value)
     if unused:
-        refuse_unused(record.file, record.row, value, unused, pairs, reading.prompt_columns(value))
+        refuse_unused(record.file, record.row, value, unused, pairs, reader.prompt_columns(value))
     row_id = _row_id(fields.get("id"))
-    taken = reading.taken(is_ranked(fields))
+    taken = reader.taken(is_ranked(fields))
     others = {key: other for key, other in value.items() if key not in taken and other is not None}
-    extra = _extra(others, notices) if others else None
-    _refuse_expansion(pairs)
+    extra = _other_columns(others, notices) if others else None
+    _check_total_size(pairs)
     for number, (prompt, chosen, rejected) in enumerate(pairs):
         name = pair_id(prompt, chosen, rejected)
         builder.add(record.file, (record.row, number, row_id, name, prompt, chosen, rejected, extra))
@@ -182,15 +172,15 @@ def _row_id(value: Any) -> str | None:
         return str(value)
     if isinstance(value, float) and math.isnan(value):
         return None
-    # pandas turns whole numbers into floats where a row has none; beyond 2^53 a float is not one whole number.
+    # pandas turns an integer column with missing values into floats; they are exact up to 2^53.
     if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
         return str(int(value))
     if isinstance(value, datetime.date | Decimal | uuid.UUID):
         return str(value)
-    raise BadRowError("wrong type", f"`id` is {found(value)}; expected a string or a whole number")
+    raise BadRowError("wrong type", f"`id` is {describe(value)}; expected a string or an integer")
 
 
-def _refuse_expansion(pairs: Sequence[Pair]) -> None:
+def _check_total_size(pairs: Sequence[Pair]) -> None:
     if len(pairs) > 1:
         size = sum(len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs)
         if size > MAX_ROW_PAIR_BYTES:
@@ -200,18 +190,18 @@ def _refuse_expansion(pairs: Sequence[Pair]) -> None:
             )
 
 
-def _extra(others: dict[str, Any], notices: Counter[str]) -> str | None:
-    """A row's other columns as JSON. A value that cannot be read is left out and counted: no pair needs it."""
+def _other_columns(others: dict[str, Any], notices: Counter[str]) -> str | None:
+    """Extra columns of a row as JSON. Unreadable values are dropped and counted."""
     kept = {}
     for key, value in others.items():
         if isinstance(value, BadRowError):
-            notices[f"a column that no pair needs is left out, as its value cannot be kept: {value.reason}"] += 1
+            notices[f"an extra column is dropped, because its value cannot be kept: {value.reason}"] += 1
             continue
         kept[key] = value
     try:
         return _json(kept) if kept else None
     except RecursionError:
-        return _extra({key: _if_flat(value) for key, value in kept.items()}, notices)
+        return _other_columns({key: _if_flat(value) for key, value in kept.items()}, notices)
 
 
 def _if_flat(value: Any) -> Any:
@@ -223,35 +213,35 @@ def _if_flat(value: Any) -> Any:
 
 
 def _json(value: dict[str, Any]) -> str:
-    """A row's other columns as JSON. Parquet has values that JSON lacks: see `_without_json`; NaN becomes null."""
+    """JSON text of extra columns. Parquet types without a JSON form become strings, NaN becomes null."""
     try:
         return _ENCODER.encode(value)
     except (ValueError, TypeError):
-        return _ENCODER.encode(_plain(value))
+        return _ENCODER.encode(_jsonable(value))
 
 
-def _without_json(value: Any) -> str:
+def _json_default(value: Any) -> str:
     return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else str(value)
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_without_json)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_json_default)
 
 
-def _plain(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_jsonable(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if value is None or isinstance(value, str | int | float) else _without_json(value)
+    return value if value is None or isinstance(value, str | int | float) else _json_default(value)
 
 
 @dataclass
 class _BadRows:
-    """The rows that cannot be used: all counted, few remembered."""
+    """Rows that cannot be used: counted by reason, the first ones listed."""
 
-    total: int = 0  # without those that their set leaves without a preference
+    total: int = 0  # rows without a preference are not included
     reasons: Counter[str] = field(default_factory=Counter)
     listed: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
@@ -260,20 +250,20 @@ class _BadRows:
         if isinstance(error, NoPreferenceError):
             self.reasons[error.reason] += 1
             return
-        # The first ten whatever they are, then the first of each further reason.
+        # The first ten, then the first row of each further reason.
         if len(self.listed) < _LISTED or error.reason not in self.reasons:
             line = "" if record.line is None else f" (line {record.line})"
             self.listed.append(f"  {record.file}: row {record.row}{line}: {error.reason}: {error.detail}")
         self.total += 1
         self.reasons[error.reason] += 1
 
-    def note_columns(self, file: str, seen: Mapping[str, None], reading: Reading) -> None:
-        """Remember a file in which no row has what a pair needs: its columns may have other names."""
-        lacking = reading.lacking(seen)
+    def note_columns(self, file: str, seen: Mapping[str, None], reader: RowReader) -> None:
+        """Remember a file without a required column: it may have another name."""
+        lacking = reader.lacking(seen)
         if lacking:
             self.columns.append(
-                f" In {file} no row has the column {lacking!r}{nearest(lacking, list(seen))}; `columns` maps a name such as "
-                "`chosen` to the file's own, and `mrpo recipes layouts` lists the sets that are known by name."
+                f" In {file} no row has the column {lacking!r}{nearest(lacking, list(seen))}. Map it in `pairs.columns`, or use a "
+                "layout (`mrpo recipes layouts`)."
             )
 
     def counts(self) -> str:
@@ -282,11 +272,11 @@ class _BadRows:
     def hints(self) -> str:
         return "".join(self.columns[:3])
 
-    def refusal(self, rows: int) -> UserError:
+    def error_for(self, rows: int) -> UserError:
         lines = "\n".join(self.listed)
-        more = ", and the first of each further reason" if len(self.listed) > _LISTED else ""
-        told = "" if self.total <= _LISTED else f" The first {_LISTED}{more}:"
+        more = " and the first of each further reason" if len(self.listed) > _LISTED else ""
+        listed = "" if self.total <= _LISTED else f" The first {_LISTED}{more}:"
         return UserError(
-            f"{self.total} of {rows} rows of preference pairs cannot be used (rows are counted from 0, lines from 1).{told}\n"
-            f"{lines}\nBy reason: {self.counts()}.{self.hints()} Mend these rows, or pass --on-bad-row skip to leave them out."
+            f"{self.total} of {rows} rows cannot be used (rows are counted from 0, lines from 1).{listed}\n"
+            f"{lines}\nBy reason: {self.counts()}.{self.hints()} Correct these rows, or pass --on-bad-row skip to leave them out."
         )

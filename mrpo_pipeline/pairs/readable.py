@@ -1,4 +1,4 @@
-"""Prompts and completions as a person reads them."""
+"""Prompts and completions as text for people."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from mrpo_pipeline.pairs.identity import Message, parse_prompt, prompt_settings
 
 
 def readable_prompt(prompt: str) -> str:
-    """A canonical prompt: raw text as it is, or a line for each message, and what a template is given beside them."""
+    """Raw text unchanged, or a line per message, with tools and template arguments first."""
     content = parse_prompt(prompt)
     if isinstance(content, str):
         return content
@@ -20,7 +20,7 @@ def readable_prompt(prompt: str) -> str:
 
 
 def readable_completion(completion: str) -> str:
-    """A completion: its text, or a line for each of its parts."""
+    """Its text, or a line per part."""
     return completion if is_plain(completion) else "\n".join(_lines(completion_messages(completion)))
 
 

@@ -1,4 +1,4 @@
-"""Which files a source names: a file, a folder, a glob, a URL, or a list of those."""
+"""Resolve a source to files: a file, folder, glob, URL, data set on the Hub, or a list of those."""
 
 import glob
 import os
@@ -9,28 +9,28 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs.dataset_splits import Wanted, folder_files, matching, names_subsets, split_files
+from mrpo_pipeline.pairs.dataset_splits import SplitRequest, folder_files, has_subsets, matching, split_files
 from mrpo_pipeline.pairs.hub_datasets import (
     PREFIX,
     HubName,
     Repository,
-    converted,
-    hub_name,
-    names_below,
-    read_card,
-    repository,
+    list_files,
+    open_repository,
+    parquet_conversion,
+    parse_hub_name,
+    read_readme,
 )
 from mrpo_pipeline.pairs.saved_datasets import report_once, saved_files
 from mrpo_pipeline.terminal import one_line
 
 TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-PACKED = ("", ".gz", ".zst")
-SUFFIXES = (*(kind + packing for kind in TEXT for packing in PACKED), ".parquet", ".arrow")
+COMPRESSED = ("", ".gz", ".zst")
+SUFFIXES = (*(kind + packing for kind in TEXT for packing in COMPRESSED), ".parquet", ".arrow")
 _EXPECTED = f"{', '.join(TEXT)}, each with .gz or .zst or without, .parquet or .arrow"
 
-# What describes a data set in its folder, and holds no pairs.
+# Files that describe a data set and hold no pairs.
 METADATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
-_OF_A_REPOSITORY = METADATA | {"config.json", "package.json", "tsconfig.json"}
+_REPOSITORY_METADATA = METADATA | {"config.json", "package.json", "tsconfig.json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,45 +38,45 @@ class PairFile:
     """One file."""
 
     name: str
-    """The path or URL as the user would name it; stands in the `file` column."""
+    """Path or URL, as in the `file` column."""
     suffix: str
     """One of `SUFFIXES`."""
     remote: bool
     origin: str = ""
-    """Its URL at a commit, where it is a copy of a file of the hub."""
+    """URL at a commit, for a downloaded file of the Hub."""
 
     @property
     def format(self) -> str:
-        """Its suffix without what it is packed with."""
+        """Suffix without compression."""
         return self.suffix.removesuffix(".gz").removesuffix(".zst")
 
 
 def find_files(
     source: str | Sequence[str], split: str | None = None, subset: str | None = None, *, held_out: bool = False
 ) -> list[PairFile]:
-    """The files that a source names, in the order of the list, those of a folder or glob sorted by name.
+    """Files of a source, in the order of the list; files of a folder or glob are sorted by name.
 
-    `split`: of a data set (of the hub, or a folder) with several; None for the one that is plainly meant, which is reported: the
-    training split, or, with `held_out`, the one for evaluation. `subset`: of a data set of the hub, or a copy of one, with several.
+    `split`: split of a data set; None: the training split, or the evaluation split with `held_out`, if it is unambiguous (logged).
+    `subset`: subset of a data set on the Hub or a copy of one.
 
-    A folder stands for the files directly in it that have one of `SUFFIXES`, hidden ones (`.` or `_` first) left out.
-    Raises UserError: nothing there, an unknown kind of file, one file named twice (its rows would be counted twice).
+    Of a folder, the files directly in it with one of `SUFFIXES` are read, except hidden ones (`.` or `_` first).
+    Raises UserError: there is no file, its type is unknown, or a file is named twice.
     """
     names = [source] if isinstance(source, str | os.PathLike) else list(source)
     if not names:
-        raise UserError(
-            "No file of preference pairs was named: the list is empty. Give a file, a folder, a glob or a URL."
-        )
+        raise UserError("pairs: the list is empty: expected a file, folder, glob or URL. Name one.")
     files = [
-        file for name in names for file in _expand(Wanted(os.path.expanduser(os.fspath(name)), subset, split, held_out))
+        file
+        for name in names
+        for file in _expand(SplitRequest(os.path.expanduser(os.fspath(name)), subset, split, held_out))
     ]
     seen: dict[str, str] = {}
     for file in files:
         place = file.origin or (file.name if file.remote else os.path.realpath(file.name))
         if place in seen:
             raise UserError(
-                f"{file.name}: this file of pairs is named twice (the other time as {seen[place]}), so each of its rows "
-                "would count twice; expected each file once. Name it once."
+                f"{file.name}: this file is listed twice (also as {seen[place]}), so its rows would count twice: "
+                "expected each file once. Name it once."
             )
         seen[place] = file.name
     return files
@@ -85,121 +85,122 @@ def find_files(
 def require_local_files(
     source: str | Sequence[str], split: str | None = None, subset: str | None = None, *, held_out: bool = False
 ) -> None:
-    """Refuse what is not on this machine, as `find_files` does. Nothing of a URL or of the hub is asked for.
+    """Raise UserError for local paths that `find_files` cannot resolve. URLs and Hub names are not checked.
 
-    For commands that would load libraries for seconds before they find a misspelt path.
+    For commands that load libraries for seconds before they read files.
     """
     for name in [source] if isinstance(source, str | os.PathLike) else source:
         path = os.path.expanduser(os.fspath(name))
-        of_hub = not os.path.exists(path) and hub_name(path) is not None and not path.lower().endswith(SUFFIXES)
+        of_hub = not os.path.exists(path) and parse_hub_name(path) is not None and not path.lower().endswith(SUFFIXES)
         if "://" not in path and not of_hub:
-            _expand(Wanted(path, subset, split, held_out))
+            _expand(SplitRequest(path, subset, split, held_out))
 
 
-def _expand(wanted: Wanted) -> list[PairFile]:
-    name = wanted.name
+def _expand(request: SplitRequest) -> list[PairFile]:
+    name = request.name
     if name.startswith(PREFIX):
-        return _of_hub(wanted)
+        return _expand_hub(request)
     if "://" in name:
-        _refuse_split(wanted)
+        _refuse_split(request)
         return _expand_url(name)
     if os.path.isdir(name):
-        hub = hub_name(name)
+        hub = parse_hub_name(name)
         if hub is not None and hub.revision is None:
-            report_once(f"{name}: reading the folder of this name here; a data set of the hub is named {PREFIX}{name}.")
-        return _of_folder(wanted)
+            report_once(
+                f"{name}: reading the local folder of this name; for the data set on the Hub use {PREFIX}{name}."
+            )
+        return _expand_folder(request)
     if hub_dataset(name) is not None:
-        return _of_hub(wanted)
-    _refuse_split(wanted)
-    # A file whose own name holds `[` or `*` is that file, not a glob.
+        return _expand_hub(request)
+    _refuse_split(request)
+    # An existing file whose name contains `[` or `*` is not a glob.
     if not os.path.exists(name) and glob.has_magic(name):
         files = _known_files(sorted(glob.glob(name, recursive=True)))
         if not files:
-            raise UserError(f"{name}: no file of pairs matches this glob (expected {_EXPECTED}). Correct it.")
+            raise UserError(f"{name}: no file matches this glob (expected {_EXPECTED}). Correct it.")
         return files
     if not os.path.exists(name):
         folder = os.path.dirname(name) or "."
-        where = "" if os.path.isdir(folder) else f"; its folder {folder} is not there either"
-        raise UserError(f"{name}: there is no such file of preference pairs{where}. Check the path in `pairs`.")
-    file = PairFile(name, _suffix(name), remote=False)
-    if not os.path.isfile(name):  # a pipe would wait for ever, /dev/zero never ends
+        where = "" if os.path.isdir(folder) else f", nor its folder {folder}"
         raise UserError(
-            f"{name}: this is a pipe or a device, no file of preference pairs; expected one that can be read more than once. Write "
-            "what it gives into a file, and name that."
+            f"{name}: there is no such file of preference pairs{where}: expected {_EXPECTED}. Check the path in `pairs`."
         )
+    file = PairFile(name, _suffix(name), remote=False)
+    if not os.path.isfile(name):  # a pipe may block forever, /dev/zero never ends
+        raise UserError(f"{name}: this is a pipe or a device; expected a regular file. Write its content to a file.")
     return [file]
 
 
 def hub_dataset(name: str) -> HubName | None:
-    """The data set of the hub that a source names; None where it is a file, a folder, a glob or another URL."""
+    """Data set on the Hub that a source names; None for a file, folder, glob or other URL."""
     if name.startswith(PREFIX):
-        return hub_name(name)
+        return parse_hub_name(name)
     local = "://" in name or os.path.exists(name) or name.lower().endswith(SUFFIXES)
-    return None if local else hub_name(name)
+    return None if local else parse_hub_name(name)
 
 
-def _refuse_split(wanted: Wanted) -> None:
-    for what, given, key in (("split", wanted.split, wanted.split_key), ("subset", wanted.subset, wanted.subset_key)):
+def _refuse_split(request: SplitRequest) -> None:
+    for what, given, key in (
+        ("split", request.split, request.split_key),
+        ("subset", request.subset, request.subset_key),
+    ):
         if given is not None:
             raise UserError(
-                f"{wanted.name}: this is no data set with {what}s, so the {what} {given!r} cannot be taken of it; expected a data set of "
-                f"the hub, a copy of one, or a folder of datasets' save_to_disk. Name the files of that {what}, and leave {key} out."
+                f"{request.name}: the {what} {given!r} is requested, but this source has no {what}s; expected a data set on the Hub, a "
+                f"copy of one, or a folder of datasets' save_to_disk. Name the files of that {what}, and remove {key}."
             )
 
 
-def _of_folder(wanted: Wanted) -> list[PairFile]:
-    folder = wanted.name
-    saved = saved_files(folder, wanted.split, wanted.held_out)
+def _expand_folder(request: SplitRequest) -> list[PairFile]:
+    folder = request.name
+    saved = saved_files(folder, request.split, request.held_out)
     if saved is not None:
-        _refuse_split(replace(wanted, split=None))
+        _refuse_split(replace(request, split=None))
         return [PairFile(path, ".arrow", remote=False) for path in saved]
     direct = [entry for entry in sorted(os.listdir(folder)) if not entry.startswith((".", "_"))]
     direct = [os.path.basename(file.name) for file in _known_files([os.path.join(folder, entry) for entry in direct])]
-    card = read_card(folder)
-    if names_subsets(folder, card) or (
-        not direct and (card is not None or os.path.isdir(os.path.join(folder, "data")))
-    ):
-        names = [name for name in names_below(folder) if _holds_pairs(name)]
+    card = read_readme(folder)
+    if has_subsets(folder, card) or (not direct and (card is not None or os.path.isdir(os.path.join(folder, "data")))):
+        names = [name for name in list_files(folder) if _holds_pairs(name)]
         if names:
-            return _known_files([os.path.join(folder, *name.split("/")) for name in split_files(wanted, names, card)])
+            return _known_files([os.path.join(folder, *name.split("/")) for name in split_files(request, names, card)])
     if not direct:
         raise UserError(
-            f"{folder}: this folder holds no file of pairs directly in it (expected {_EXPECTED}). Name the "
-            f"files, or give a glob such as {os.path.join(folder, '**', '*.jsonl')}."
+            f"{folder}: this folder directly contains no data file (expected {_EXPECTED}). Name the files, or use a glob such as "
+            f"{os.path.join(folder, '**', '*.jsonl')}."
         )
-    _refuse_split(replace(wanted, split=None))
-    return _known_files([os.path.join(folder, name) for name in folder_files(wanted, direct)])
+    _refuse_split(replace(request, split=None))
+    return _known_files([os.path.join(folder, name) for name in folder_files(request, direct)])
 
 
-def _of_hub(wanted: Wanted) -> list[PairFile]:
-    hub = hub_name(wanted.name)
+def _expand_hub(request: SplitRequest) -> list[PairFile]:
+    hub = parse_hub_name(request.name)
     if hub is None:
         raise UserError(
-            f"{wanted.name}: this is no name of a data set of the hub; expected {PREFIX}ORGANISATION/NAME, with @REVISION behind it or "
-            "without, and a file or folder of it or none. Correct it."
+            f"{request.name}: this is not a valid data set name; expected {PREFIX}ORGANISATION/NAME[@REVISION][/PATH]. Correct it."
         )
-    found = repository(hub, wanted.name)
-    names = _names_in(wanted, found)
+    found = open_repository(hub, request.name)
+    names = _names_in(request, found)
     if not names and any(name.endswith(".py") for name in found.names):
-        found = converted(found, wanted.name)
-        names = _names_in(wanted, found)
+        found = parquet_conversion(found, request.name)
+        names = _names_in(request, found)
     if not names:
-        raise _without_files(wanted.name, found)
+        raise _without_files(request.name, found)
     if hub.path in found.names or glob.has_magic(hub.path):
-        _refuse_split(wanted)
+        _refuse_split(request)
         taken = names
     else:
         base = f"{hub.path}/" if hub.path else ""
         inside = [name.removeprefix(base) for name in names]
-        taken = [base + name for name in split_files(wanted, inside, found.card(hub.path), complete=found.listed)]
+        taken = [base + name for name in split_files(request, inside, found.card(hub.path), complete=found.listed)]
     paths = found.download(taken)
     return [
-        PairFile(path, _suffix(name), remote=False, origin=hub.at(found.commit, name))
+        PairFile(path, _suffix(name), remote=False, origin=hub.url_at(found.commit, name))
         for name, path in zip(taken, paths, strict=True)
     ]
 
 
-def _names_in(wanted: Wanted, found: Repository) -> list[str]:
+def _names_in(request: SplitRequest, found: Repository) -> list[str]:
     path = found.hub.path
     if path in found.names:
         return [path]
@@ -212,17 +213,15 @@ def _names_in(wanted: Wanted, found: Repository) -> list[str]:
 def _without_files(name: str, found: Repository) -> UserError:
     others = [one for one in found.names if not one.startswith(".") and one != "README.md"]
     listed = ", ".join(others[:10]) + (", …" if len(others) > 10 else "")
-    what = "no file or folder of this name" if found.hub.path else "no file of pairs"
-    source = "this data set has" if found.listed else "the Hugging Face cache has of this data set"
-    return UserError(
-        f"{name}: {source} {what} (expected {_EXPECTED}; found {listed or 'no files'}). Name other files of it."
-    )
+    what = "no file or folder of this name" if found.hub.path else "no data file"
+    source = "this data set has" if found.listed else "the cached part of this data set has"
+    return UserError(f"{name}: {source} {what} (expected {_EXPECTED}; found {listed or 'no files'}). Name other files.")
 
 
 def _holds_pairs(name: str) -> bool:
     *above, last = name.split("/")
     hidden = any(part.startswith(("__", ".")) for part in above) or last.startswith(".")
-    return not hidden and last.lower().endswith(SUFFIXES) and last not in _OF_A_REPOSITORY
+    return not hidden and last.lower().endswith(SUFFIXES) and last not in _REPOSITORY_METADATA
 
 
 def _known_files(paths: Sequence[str]) -> list[PairFile]:
@@ -238,17 +237,11 @@ def _suffix(name: str) -> str:
         if name.lower().endswith(suffix):
             return suffix
     kind = PurePosixPath(name).suffix or "no suffix"
-    raise UserError(
-        f"{name}: a file of pairs of this kind ({kind}) cannot be read; expected {_EXPECTED}. Convert it, "
-        "or name another."
-    )
+    raise UserError(f"{name}: unsupported file type ({kind}); expected {_EXPECTED}. Convert the file, or use another.")
 
 
 def looks_right(file: PairFile) -> bool:
-    """Whether a local file begins, and Parquet ends, as its kind does: little enough, but what is broken is so mostly there.
-
-    Raises OSError: it cannot be read.
-    """
+    """Cheap check of a local file's magic bytes. Raises OSError: it cannot be read."""
     with open(file.name, "rb") as stream:
         head = stream.read(4096)
         if file.suffix == ".parquet":
@@ -264,21 +257,21 @@ def _expand_url(url: str) -> list[PairFile]:
     path = urlsplit(url).path
     suffix = _suffix(path if path.strip("/") else url)
     if suffix == ".arrow":
-        raise UserError(f"{url}: an Arrow file is read from a disk of this machine only. Download it, and name that.")
+        raise UserError(f"{url}: Arrow files are read from local disks only. Download it, and use the local path.")
     if not glob.has_magic(path):
         return [PairFile(url, suffix, remote=True)]
     try:
         system, inner = filesystem(url)
         found = sorted(str(system.unstrip_protocol(match)) for match in system.glob(inner))
-    except Exception as error:  # every filesystem raises its own kinds
+    except Exception as error:  # each filesystem raises its own types
         raise unreachable(url, error) from error
     if not found:
-        raise UserError(f"{url}: no file of pairs matches this URL; expected one at least. Correct it.")
+        raise UserError(f"{url}: no file matches this URL. Correct it.")
     return [PairFile(match, suffix, remote=True) for match in found]
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem behind a URL, and the path in it. Raises what that filesystem raises."""
+    """fsspec filesystem of a URL, and the path in it. Raises the errors of that filesystem."""
     import fsspec
 
     system, path = fsspec.core.url_to_fs(url)
@@ -286,12 +279,10 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def unreachable(url: str, error: BaseException) -> UserError:
-    """The refusal for a URL that could not be opened or read, whatever the filesystem behind it raised."""
+    """Error for a URL that could not be opened or read."""
     if isinstance(error, ImportError):
-        return UserError(
-            f"{url}: opening this kind of URL needs a package that is not installed: {one_line(error)}. Install it."
-        )
+        return UserError(f"{url}: this protocol needs a package that is not installed: {one_line(error)}. Install it.")
     return UserError(
-        f"{url}: pairs could not be read from this URL ({type(error).__name__}: {one_line(error)}); expected "
-        "one that fsspec opens. Correct it, or download the file and name that."
+        f"{url}: this URL could not be read ({type(error).__name__}: {one_line(error)}). Expected a readable "
+        "file. Correct the URL, or download the file and use the local path."
     )

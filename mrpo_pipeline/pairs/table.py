@@ -1,4 +1,4 @@
-"""The pairs of a run as one polars frame, built batch by batch."""
+"""Pairs as one polars frame, built batch by batch."""
 
 from dataclasses import dataclass, field
 
@@ -19,45 +19,37 @@ _BATCH_PAIRS = 4096
 _BATCH_CHARACTERS = 32 << 20
 
 Entry = tuple[int, int, str | None, str, str, str, str, str | None]
-"""The columns of `SCHEMA` behind `file`."""
+"""Values of the columns of `SCHEMA` after `file`."""
 
 
 @dataclass(frozen=True)
 class PairTable:
     """Preference pairs read from files.
 
-    A pair's place is (`file`, `row`, `pair_in_row`), and no two share it; the same pair may stand in several places.
+    (`file`, `row`, `pair_in_row`) is unique; the same pair may occur several times.
     """
 
     frame: pl.DataFrame
-    """`file`: as named by the user; `row`: 0-based in it; `pair_in_row`: 0-based; `id`: the row's own, or null;
-    `pair_id`: 32 hex digits; `prompt`: canonical JSON text; `chosen`, `rejected`: text; `extra`: the row's other
-    columns as a JSON object, or null."""
+    """`file`: as named by the user; `row`, `pair_in_row`: 0-based; `id`: the row's own id, or null; `pair_id`: 32 hex
+    digits; `prompt`: canonical JSON text; `chosen`, `rejected`: text; `extra`: the other columns as a JSON object, or null."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """Rows that were left out, by reason: bad ones where they were to be skipped, and those that their set leaves without
-    a preference (a tie, no label)."""
+    """Skipped rows by reason: bad rows, and rows without a preference (a tie, no label)."""
     rows: int = 0
-    """Rows read, the skipped ones included."""
-    noted: dict[str, int] = field(default_factory=dict)
-    """What is legal and yet worth telling the user, and how many rows it holds for."""
-
-    readings: dict[str, int] = field(default_factory=dict)
-    """How files were read (layout, and which columns became what), and how many rows."""
+    """Rows read, skipped ones included."""
+    notice_counts: dict[str, int] = field(default_factory=dict)
+    """Notices about valid but unusual rows, and the number of rows."""
+    reading_counts: dict[str, int] = field(default_factory=dict)
+    """Layouts and column mappings that files were read with, and the number of rows."""
 
     @property
     def read_as(self) -> tuple[str, ...]:
-        """How files were read, one sentence each."""
-        return _counted(self.readings)
+        """Layout and column mapping, one line each."""
+        return _counted(self.reading_counts)
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What is legal and yet worth telling the user, one sentence each."""
-        return _counted(self.noted)
-
-    @property
-    def duplicates(self) -> int:
-        """Pairs whose content stands in an earlier place too. They are kept: a repeated pair weighs more."""
-        return self.frame.height - self.frame["pair_id"].n_unique()
+        """Notices about valid but unusual rows, one line each."""
+        return _counted(self.notice_counts)
 
 
 def _counted(texts: dict[str, int]) -> tuple[str, ...]:
@@ -65,7 +57,7 @@ def _counted(texts: dict[str, int]) -> tuple[str, ...]:
 
 
 class TableBuilder:
-    """Collects pairs, and turns every few thousand into columns, so few are Python objects at any time."""
+    """Collect pairs and convert them to columns every few thousand, to keep few Python objects in memory."""
 
     def __init__(self) -> None:
         self._frames: list[pl.DataFrame] = []
@@ -83,7 +75,7 @@ class TableBuilder:
         self._characters += len(entry[4]) + len(entry[5]) + len(entry[6]) + len(entry[7] or "")
 
     def finish(self) -> pl.DataFrame:
-        """Every pair added, in order."""
+        """All pairs in order."""
         self._flush()
         return pl.concat(self._frames, rechunk=True) if self._frames else pl.DataFrame(schema=SCHEMA)
 

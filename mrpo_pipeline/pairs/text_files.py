@@ -1,4 +1,4 @@
-"""Text files of pairs as streams of bytes, unpacked on the way and never into more than data have."""
+"""Text files as byte streams, decompressed with a bound on their expansion."""
 
 import gzip
 import io
@@ -18,40 +18,40 @@ BOM = b"\xef\xbb\xbf"
 
 @contextmanager
 def open_text(path: str, suffix: str, name: str) -> Iterator[IO[bytes]]:
-    """Open a file, unpacked by its suffix (`.gz`, `.zst`); it can be rewound.
+    """Open a file, decompressed by its suffix (`.gz`, `.zst`). Only seeking to the start is supported.
 
-    Raises UserError: it cannot be read, is damaged, or unpacks to far more than data do; while it is read, too.
+    Raises UserError, also while reading: the file cannot be read, is damaged, or expands beyond the bounds of `files.bounds`.
     """
     try:
         with _open(path, suffix, name) as stream:
             yield stream
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
-            f"{name}: this gzip file is damaged or cut short ({one_line(error)}). Fetch or pack it again."
+            f"{name}: this gzip file is damaged or truncated ({one_line(error)}). Download or compress it again."
         ) from error
     except OSError as error:
         if suffix.endswith(".zst") and error.errno is None:
             raise UserError(
-                f"{name}: this zstd file is damaged or cut short ({one_line(error)}). Fetch or pack it again."
+                f"{name}: this zstd file is damaged or truncated ({one_line(error)}). Download or compress it again."
             ) from error
         raise UserError(
-            f"{name}: this file of pairs cannot be read ({one_line(error)}). Check its disk and who may read it."
+            f"{name}: this file cannot be read ({one_line(error)}). Check the disk and the file's permissions."
         ) from error
 
 
 def _open(path: str, suffix: str, name: str) -> IO[bytes]:
     if suffix.endswith(".gz"):
-        return io.BufferedReader(_Unpacked(lambda: gzip.open(path, "rb"), name, os.path.getsize(path)), BUFFER)
+        return io.BufferedReader(_Decompressed(lambda: gzip.open(path, "rb"), name, os.path.getsize(path)), BUFFER)
     if suffix.endswith(".zst"):
         import pyarrow as pa
 
         unpack = lambda: pa.CompressedInputStream(pa.OSFile(path), "zstd")  # noqa: E731
-        return io.BufferedReader(_Unpacked(unpack, name, os.path.getsize(path)), BUFFER)
+        return io.BufferedReader(_Decompressed(unpack, name, os.path.getsize(path)), BUFFER)
     return open(path, "rb", buffering=BUFFER)
 
 
-class _Unpacked(io.RawIOBase):
-    """An unpacked stream that ends with an error where it becomes too long for what is stored."""
+class _Decompressed(io.RawIOBase):
+    """A decompressed stream that raises ExpansionError when it grows too large for the stored size."""
 
     def __init__(self, reopen: Callable[[], Any], name: str, stored: int) -> None:
         self._reopen, self._name, self._stored = reopen, name, stored
@@ -68,7 +68,7 @@ class _Unpacked(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = 0) -> int:
         if offset or whence:
-            raise io.UnsupportedOperation("a packed file is read from its beginning")
+            raise io.UnsupportedOperation("only seeking to the start is supported")
         self._stream.close()
         self._stream, self._at = self._reopen(), 0
         return 0

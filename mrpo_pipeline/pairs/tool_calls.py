@@ -1,15 +1,15 @@
-"""Tool calls of a message in the forms that data have them, brought to `{"name", "arguments", "id"}`.
+"""Normalize the tool calls of a message to `{"name", "arguments", "id"}`.
 
-OpenAI's and TRL's `tool_calls` (`{"type": "function", "id", "function": {"name", "arguments"}}`, or the function bare), its older
-`function_call`, and a turn of ShareGPT whose text is the calls as JSON. Arguments are an object, or a JSON text of one.
+Input: `tool_calls` of OpenAI and TRL (`{"type": "function", "id", "function": {"name", "arguments"}}`, or the bare function), the
+older `function_call`, and ShareGPT turns with calls as JSON text. Arguments are an object or its JSON text.
 """
 
 import re
 from typing import Any
 
-from mrpo_pipeline.pairs.bad_row import BadRowError, found, quoted
-from mrpo_pipeline.pairs.json_values import checked, parsed
-from mrpo_pipeline.pairs.paths import is_filled
+from mrpo_pipeline.pairs.field_paths import is_filled
+from mrpo_pipeline.pairs.json_values import check_json, parse_json
+from mrpo_pipeline.pairs.row_errors import BadRowError, check_string, describe, quoted
 
 Call = dict[str, Any]
 
@@ -17,25 +17,25 @@ UNREADABLE = "unreadable tool call"
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 
 
-def read_calls(item: dict[Any, Any], where: str, filled: bool = False) -> list[Call]:
-    """The calls of a message's `tool_calls` or `function_call`; none where it has neither.
+def read_calls(item: dict[Any, Any], where: str, drop_nulls: bool = False) -> list[Call]:
+    """Calls in `tool_calls` or `function_call` of a message; empty if it has neither.
 
-    `filled`: see `json_values.checked`. Raises BadRowError.
+    `drop_nulls`: see `json_values.check_json`. Raises BadRowError.
     """
     value, single = item.get("tool_calls"), item.get("function_call")
     calls: list[Call] = []
     if is_filled(value):
-        calls = _listed(value, f"{where}.tool_calls", filled)
+        calls = _listed(value, f"{where}.tool_calls", drop_nulls)
     if not is_filled(single) or (isinstance(single, dict) and not any(map(is_filled, single.values()))):
         return calls
-    called = _listed(single, f"{where}.function_call", filled)
+    called = _listed(single, f"{where}.function_call", drop_nulls)
     if calls and [_without_id(one) for one in calls] != [_without_id(one) for one in called]:
-        raise BadRowError(UNREADABLE, f"`{where}` has `tool_calls` and another `function_call`; expected one of them")
+        raise BadRowError(UNREADABLE, f"`{where}` has different `tool_calls` and `function_call`; expected one of them")
     return calls or called
 
 
-def read_written_calls(value: Any, where: str, filled: bool = False) -> tuple[str, list[Call]]:
-    """Reasoning and calls of a turn whose text is one call or a list of them as JSON, behind a `<think>` block or none.
+def read_written_calls(value: Any, where: str, drop_nulls: bool = False) -> tuple[str, list[Call]]:
+    """(reasoning, calls) of a turn whose text is JSON of one call or a list, after an optional `<think>` block.
 
     Raises BadRowError.
     """
@@ -44,60 +44,58 @@ def read_written_calls(value: Any, where: str, filled: bool = False) -> tuple[st
         thought, value = found_thought[1].strip("\n"), value[found_thought.end() :]
     if not is_filled(value):
         raise BadRowError(UNREADABLE, f"`{where}` is empty; expected a call with name and arguments as JSON")
-    return thought, _listed(value, where, filled)
+    return thought, _listed(value, where, drop_nulls)
 
 
-def _listed(value: Any, where: str, filled: bool) -> list[Call]:
+def _listed(value: Any, where: str, drop_nulls: bool) -> list[Call]:
     if isinstance(value, str):
-        value, filled = parsed(value, where, UNREADABLE), False
+        value, drop_nulls = parse_json(value, where, UNREADABLE), False
     if isinstance(value, dict):
-        return [_call(value, where, filled)]
+        return [_call(value, where, drop_nulls)]
     if not isinstance(value, list) or not value:
-        raise BadRowError(UNREADABLE, f"`{where}` is {found(value)}; expected a list of calls")
-    return [_call(one, f"{where}[{index}]", filled) for index, one in enumerate(value)]
+        raise BadRowError(UNREADABLE, f"`{where}` is {describe(value)}; expected a list of calls")
+    return [_call(one, f"{where}[{index}]", drop_nulls) for index, one in enumerate(value)]
 
 
-def _call(value: Any, where: str, filled: bool) -> Call:
+def _call(value: Any, where: str, drop_nulls: bool) -> Call:
     if isinstance(value, str):
-        value, filled = parsed(value, where, UNREADABLE), False
+        value, drop_nulls = parse_json(value, where, UNREADABLE), False
     if not isinstance(value, dict):
-        raise BadRowError(UNREADABLE, f"`{where}` is {found(value)}; expected a call with name and arguments")
+        raise BadRowError(UNREADABLE, f"`{where}` is {describe(value)}; expected a call with name and arguments")
     kind = value.get("type")
     function = value.get("function")
     if kind not in (None, "", "function") or (function is not None and not isinstance(function, dict)):
-        what = f"the type {quoted(kind)}" if isinstance(kind, str) and kind != "function" else found(function)
-        raise BadRowError("unsupported tool", f"`{where}` has {what}; expected the call of a function")
+        what = f"the type {quoted(kind)}" if isinstance(kind, str) and kind != "function" else describe(function)
+        raise BadRowError("unsupported tool", f"`{where}` has {what}; expected a function call")
     if function is None:
         function = value
     name = function.get("name")
     if not isinstance(name, str) or not name.strip():
-        raise BadRowError(UNREADABLE, f"`{where}` has the name {found(name)}; expected the name of a function")
+        raise BadRowError(UNREADABLE, f"`{where}` has the name {describe(name)}; expected a function name")
     arguments = function.get("arguments")
     if arguments is None:
         arguments = function.get("parameters")  # as Llama 3.1 writes a call
-    call = {"name": checked(name, where), "arguments": _arguments(arguments, f"{where}.arguments", filled)}
+    call = {"name": check_json(name, where), "arguments": _arguments(arguments, f"{where}.arguments", drop_nulls)}
     identifier = value.get("id")
     if identifier is not None and identifier != "":
         call["id"] = text_of(identifier, f"{where}.id")
     return call
 
 
-def _arguments(value: Any, where: str, filled: bool) -> dict[str, Any]:
+def _arguments(value: Any, where: str, drop_nulls: bool) -> dict[str, Any]:
     if isinstance(value, str):
-        value, filled = parsed(value, where, UNREADABLE) if value.strip() else None, False
-    value = checked({} if value is None else value, where, filled=filled)
-    if filled and value == []:  # a map of Arrow without entries
+        value, drop_nulls = parse_json(value, where, UNREADABLE) if value.strip() else None, False
+    value = check_json({} if value is None else value, where, drop_nulls=drop_nulls)
+    if drop_nulls and value == []:  # a map of Arrow without entries
         return {}
     if not isinstance(value, dict):
-        raise BadRowError(UNREADABLE, f"`{where}` is {found(value)}; expected an object with named values")
+        raise BadRowError(UNREADABLE, f"`{where}` is {describe(value)}; expected an object")
     return value
 
 
 def text_of(value: Any, where: str) -> str:
     """A name or identifier. Raises BadRowError."""
-    if not isinstance(value, str):
-        raise BadRowError("wrong type", f"`{where}` is {found(value)}; expected a string")
-    text: str = checked(value, where)
+    text: str = check_json(check_string(value, where), where)
     return text
 
 

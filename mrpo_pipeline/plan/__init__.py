@@ -1,15 +1,26 @@
-"""What a run would score and train, and what that takes. No weights are read.
+"""Cost of a run before it starts: completions to score, tokens, cache bytes, memory, hours. Loads no weights.
 
-sampling, extrapolation        every pair, a sample of prompts, and from the sample to all
-completions, stage_one         the completions to score, their tokens by each reference's tokenizer, bytes of the cache
-architecture                   a model by its configuration
+sampling, extrapolation        the pairs, a sample of their prompts, totals from the sample
+completions, stage_one         completions to score, tokens by each reference's tokenizer, cache bytes
+architecture                   parameter counts from a model's configuration
 gpus, hardware                 the device that hours and memory are for
-activation_memory              memory of a model that has shapes alone
-scoring_memory, worst_batch, training_memory, stage_two
-result, table                  the plan as data, and for the terminal
+activation_memory              peak activation memory, traced on fake tensors
+scoring_memory, training_memory, worst_batch, stage_two
+result, table                  the plan as data and as text
+
+Modules are imported at first use: operation counts and the table of GPUs need neither polars nor pydantic.
 """
 
-from mrpo_pipeline.plan.result import Plan
-from mrpo_pipeline.plan.run import plan_run
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mrpo_pipeline import lazy
+
+if TYPE_CHECKING:
+    from mrpo_pipeline.plan.result import Plan
+    from mrpo_pipeline.plan.run import plan_run
 
 __all__ = ["Plan", "plan_run"]
+
+__getattr__ = lazy(__name__, {"Plan": "result", "plan_run": "run"})

@@ -1,9 +1,8 @@
-"""Bytes that tensors take while a model runs, without memory or arithmetic: the real code on tensors that have shapes alone.
+"""Peak activation memory of a model, traced by running its code on torch's fake tensors, which have shapes and dtypes but no data.
 
-torch's fake tensors go through the same operations as real ones and know what each gives: its shape and dtype. Counted here
-is every storage from the operation that makes it until nothing refers to it any more: what autograd keeps for the backward
-pass, what gradient checkpointing throws away and makes again, gradients, and the temporaries in between. Not counted: what a
-kernel takes inside itself, and what an allocator keeps of blocks that were freed.
+Counts every storage from the operation that allocates it until its last reference goes: what autograd keeps for the backward
+pass, what gradient checkpointing recomputes, gradients and temporaries. Does not count a kernel's own workspace, nor freed blocks
+that an allocator keeps.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ log = logging.getLogger("mrpo")
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes alive in the operations within its ``with`` block.
+    """Counts live bytes over the operations in its ``with`` block.
 
     Attributes:
-        held: bytes of the models that were given to ``hold``. now: alive at this moment, those included. peak: the most.
+        held: bytes of the models passed to ``hold``. now: live bytes, those included. peak: their maximum.
     """
 
     def __init__(self) -> None:
@@ -40,7 +39,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: dict[int, int] = {}
 
     def hold(self, model: nn.Module) -> None:
-        """Count a model's own tensors as there from the start."""
+        """Count a model's tensors as live from the start."""
         before = self.now
         for tensor in [*model.parameters(), *model.buffers()]:
             self._add(tensor)
@@ -68,12 +67,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def on_fake_device(model: nn.Module, *, as_gpu: bool = False) -> Iterator[Any]:
-    """Give a model of the meta device fake tensors instead, and the mode under which they compute.
+    """Replace the meta tensors of a model by fake ones; gives the mode under which they compute.
 
-    They say that they are on a CPU, whose attention kernel keeps what a GPU's does.
+    Their device is the CPU, whose attention kernel keeps the same tensors as a GPU's.
 
     Args:
-        as_gpu: with the chunks in which the output projection is computed on a GPU.
+        as_gpu: use the GPU's chunk size of the output projection.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -103,10 +102,10 @@ def on_fake_device(model: nn.Module, *, as_gpu: bool = False) -> Iterator[Any]:
 def traced_bytes(
     model: nn.Module, run: Callable[[], None], *, as_gpu: bool, computing: AbstractContextManager[Any] | None = None
 ) -> tuple[int | None, str]:
-    """The most bytes alive beside an empty model's own while it runs, or None and the reason where shapes alone can't be run through.
+    """Peak live bytes beside an empty model's own while it runs; or None and the reason where it can't run on fake tensors.
 
     Args:
-        run: uses the model; tensors that it makes are fake. computing: around it, autocast for one.
+        run: uses the model. computing: a context around it, such as autocast.
     """
     live = LiveBytes()
     try:
@@ -114,20 +113,20 @@ def traced_bytes(
             live.hold(model)
             with mode, live, computing or nullcontext():
                 run()
-    except Exception as error:  # whatever an architecture does that needs numbers
-        log.debug("running the model through failed", exc_info=True)
+    except Exception as error:  # whatever an architecture does that needs data
+        log.debug("tracing the model failed", exc_info=True)
         return None, f"{type(error).__name__}: {one_line(error, 160)}"
     return live.peak - live.held, ""
 
 
 def head_for(model: Any) -> Head:
-    """The head of a model without weights, taken at its configuration's word: trying it needs numbers."""
+    """The head of a model without weights, by its configuration: checking it needs weights."""
     text = model.config.get_text_config()
     cap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
     projection = model.get_output_embeddings()
     backbone = model.base_model
     if projection is None or backbone is model:
-        return Head(model, notice="its head is not taken apart")
+        return Head(model, notice="its head is not separable")
     return Head(
         model, backbone=backbone, projection=projection, form=LogitForm(1.0, cap), vocab_size=projection.weight.shape[0]
     )

@@ -1,44 +1,41 @@
-"""What a model's configuration and the headers of its weight files tell: sizes, counts, work for each token. No weights."""
+"""Parameter counts, bytes and operations of a model, from its configuration and the headers of its weight files."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.files import locate, read_config, weight_files
-from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.terminal import one_line, quiet_libraries
 
 if TYPE_CHECKING:
     import torch
 
-# Names under which configurations say how many experts a layer has, and how many of them a token goes through.
+    from mrpo_pipeline.models.source import ModelSource
+
+# Configuration fields of the number of experts in a layer, and of the active ones per token.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_CHOSEN_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k")
+_ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k")
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
-# bitsandbytes, for each weight of a linear layer: 4 bits and a scale of 8 bits for 64 of them, itself scaled by a float32
-# for 256 (QLoRA, arXiv 2305.14314, section 3); 8 bits and a float32 for each row.
+# bitsandbytes, bytes per weight of a linear layer: 4 bits, an 8-bit scale for 64 of them and a float32 for 256 scales (QLoRA, arXiv
+# 2305.14314, section 3); or 8 bits.
 _QUANTIZED_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 _HEADER_FLOATS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-_HEADER_LIMIT = 100_000_000  # the format's own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """A causal language model without its weights.
 
     Attributes:
         config: its transformers configuration.
-        parameters: all of them. active: those that a token goes through (of a mixture of experts, a few).
-        head: those of the output projection; table: those of the token embeddings where the projection has its own.
-        linear: those of linear layers but the output projection: what is quantized.
-        layers, width: attention layers, and heads × size of a head.
+        parameters: all. active: those used per token (of a mixture of experts, a part).
+        head: of the output projection. table: of the token embeddings, where they are not tied to it.
+        linear: of linear layers except the output projection: those that are quantized.
+        layers, width: attention layers, and heads × head size.
         vocabulary: rows of the output projection.
     """
 
@@ -58,19 +55,19 @@ class Architecture:
         return self.active - self.head - self.table
 
     def forward_flops(self, tokens: float, squares: float, projected: float) -> float:
-        """Operations of one forward pass: 2 for each parameter and token, and attention's own.
+        """Operations of one forward pass: 2 per parameter and token, and those of attention.
 
         Args:
-            tokens: of all sequences; squares: Σ length² of them; projected: tokens that go through the output projection.
+            tokens: of all sequences. squares: Σ length² of them. projected: tokens that go through the output projection.
         """
         return 2 * self.body * tokens + 2 * self.head * projected + 2 * self.layers * self.width * squares
 
 
 def read_model_config(source: ModelSource) -> Any | None:
-    """The transformers configuration, fetched from the hub where it is not here; None where it can't be had.
+    """The transformers configuration, downloaded where it is not in the local cache; None where it is not available.
 
     Raises:
-        UserError: for one that is here and is no JSON object.
+        UserError: for a local one that is not a JSON object.
     """
     from transformers import AutoConfig
 
@@ -82,16 +79,12 @@ def read_model_config(source: ModelSource) -> Any | None:
             return AutoConfig.from_pretrained(
                 source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
             )
-    except Exception:  # transformers raises any kind over settings that no model has; scoring says what is wrong
+    except Exception:  # transformers raises any kind over invalid settings; scoring reports the cause
         return None
 
 
 def empty_model(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """The model on torch's meta device: shapes alone, no memory.
-
-    Raises:
-        UserError: for an architecture that transformers can't build.
-    """
+    """The model on torch's meta device. Raises UserError for an architecture that transformers can't build."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -100,24 +93,20 @@ def empty_model(config: Any, *, dtype: torch.dtype, trust_remote_code: bool = Fa
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise UserError(
-            f"A model of type {getattr(config, 'model_type', '?')} can't be built to be counted "
-            f"({one_line(error, 200)}): expected a causal language model that transformers knows."
+            f"A model of type {getattr(config, 'model_type', '?')} can't be built ({one_line(error, 200)}): expected a causal "
+            "language model that transformers supports."
         ) from error
 
 
 def architecture_of(config: Any, trust_remote_code: bool = False) -> Architecture:
-    """Count the model that a configuration describes.
-
-    Raises:
-        UserError: see ``empty_model``.
-    """
+    """Count the parameters of a configuration's model. Raises UserError: see ``empty_model``."""
     import torch
 
     return describe(empty_model(config, dtype=torch.float32, trust_remote_code=trust_remote_code))
 
 
 def describe(model: Any) -> Architecture:
-    """Count an empty model."""
+    """Count the parameters of an empty model."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -147,39 +136,56 @@ def describe(model: Any) -> Architecture:
     )  # fmt: skip
 
 
+def training_flops(
+    architecture: Architecture, trainable: int, tokens: float, squares: float, projected: float, *, recomputed: bool
+) -> float:
+    """Operations of training on this many tokens.
+
+    Frozen weights take 2 operations per token forward and 2 backward for the gradient that passes through them, trained ones 2
+    more. Attention's backward pass is 2.5 times its forward pass (arXiv 2205.14135: five products instead of two). Gradient
+    checkpointing runs the layers' forward pass twice.
+
+    Args:
+        tokens: run through the model. squares: Σ length² of the sequences. projected: tokens that go through the output
+            projection, with gradient.
+    """
+    attention = 2 * architecture.layers * architecture.width * squares
+    passes = 3 if recomputed else 2
+    body = 2 * architecture.body * tokens
+    return (
+        passes * body
+        + (passes - 1 + 2.5) * attention
+        + 2 * 2 * architecture.head * projected
+        + (passes + 1) * 2 * trainable * tokens
+    )
+
+
 def _active_share(config: Any) -> float:
-    """The share of a layer's experts that one token goes through; 1 where there are none."""
+    """The share of a layer's experts that are active for a token; 1 without experts."""
     experts = next((n for n in (getattr(config, name, None) for name in _EXPERTS) if isinstance(n, int) and n), None)
-    chosen = next((n for n in (getattr(config, name, None) for name in _CHOSEN_EXPERTS) if isinstance(n, int)), None)
+    chosen = next((n for n in (getattr(config, name, None) for name in _ACTIVE_EXPERTS) if isinstance(n, int)), None)
     return 1.0 if experts is None or chosen is None else min(1.0, chosen / experts)
 
 
 def weight_bytes(source: ModelSource, architecture: Architecture, dtype: str) -> int:
-    """Bytes of the weights once they are loaded: from the files' headers where they are here, else from the counts.
+    """Bytes of the loaded weights: by the headers of local files, else by the parameter count.
 
     Args:
-        dtype: what floating weights are loaded as.
+        dtype: of floating-point weights.
     """
+    from huggingface_hub import parse_local_safetensors_file_metadata
+
     item = ITEM_BYTES[dtype]
-    made = _QUANTIZED_BYTES.get("nf4" if source.quantization in ("nf4", "4bit") else str(source.quantization))
-    if made is not None:
-        return int(architecture.linear * made + (architecture.parameters - architecture.linear) * item)
+    quantized = _QUANTIZED_BYTES.get("nf4" if source.quantization in ("nf4", "4bit") else str(source.quantization))
+    if quantized is not None:
+        return int(architecture.linear * quantized + (architecture.parameters - architecture.linear) * item)
     folder = locate(source.model, source.revision)
     files = weight_files(source.name, folder) if folder is not None else None
     if not files:
         return architecture.parameters * item
     total = 0.0
-    for kind, size in (one for path in files for one in _tensors(path)):
-        total += size / _HEADER_FLOATS[kind] * item if kind in _HEADER_FLOATS else size
+    for path in files:
+        for tensor in parse_local_safetensors_file_metadata(path).tensors.values():
+            size = tensor.data_offsets[1] - tensor.data_offsets[0]
+            total += size / _HEADER_FLOATS[tensor.dtype] * item if tensor.dtype in _HEADER_FLOATS else size
     return int(total)
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, int]]:
-    """(dtype, bytes) of each tensor of a safetensors file, from its header: its length in 8 bytes, then JSON."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length)) if length <= _HEADER_LIMIT else {}
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            begin, end = tensor["data_offsets"]
-            yield str(tensor["dtype"]), int(end) - int(begin)

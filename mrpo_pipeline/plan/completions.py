@@ -1,7 +1,8 @@
-"""The completions that references have to score: those of the sampled prompts, and what one tokenizer makes of them."""
+"""The completions of the sampled prompts, their tokens by one tokenizer, and their bytes in the cache."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy.typing as npt
 import polars as pl
 
 from mrpo_pipeline.cache.schema import CompletionRow, encode_shard, rows_to_table
-from mrpo_pipeline.dataset.prepare import Prepared, wanted_completions
+from mrpo_pipeline.dataset.prepare import wanted_completions
+from mrpo_pipeline.dataset.truncate import Prepared
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.plan.extrapolation import SIDES, Estimate, Extrapolation
 from mrpo_pipeline.plan.result import DataPlan, SplitPlan
@@ -21,17 +23,17 @@ Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 
 RENDER_BATCH = 2048
-ENCODED_BYTES = 16 << 20  # of text: of more, every so many-th shard is encoded
+ENCODED_BYTES = 16 << 20  # of text: of more, only some of the shards are encoded
 
-# Bytes that zstd leaves of a float32 log-prob: the low mantissa bits never compress. 3.58 were measured for trained models of 135 and
-# 270 million parameters on English text, 3.25 for untrained ones, up to 3.75 in shards of a few thousand tokens.
+# zstd's bytes of a float32 log-prob; low mantissa bits do not compress. 3.58 for trained models of 135 and 270 million parameters on
+# English text, 3.25 for untrained ones, up to 3.75 in shards of a few thousand tokens.
 LOGP_BYTES = 3.55
 LOGP_BYTES_ERROR = 0.3
 
 
 @dataclass(frozen=True)
 class Completions:
-    """Completions of the sampled prompts, each once: columns of ``prepare.wanted_completions``, and how they count for all."""
+    """Distinct completions of the sampled prompts (columns of ``prepare.wanted_completions``), and totals over all."""
 
     frame: pl.DataFrame
     everyone: Extrapolation
@@ -39,7 +41,7 @@ class Completions:
     @classmethod
     def of(cls, population: Population, prepared: dict[str, Prepared]) -> Completions:
         frame = wanted_completions(list(prepared.values()))
-        # Two prompts may be one once they are cut: a completion counts for the first.
+        # Two prompts may be equal after truncation: a completion counts for the first.
         owners = pl.concat(
             part.frame.select(pl.col(f"{side}_id").alias("completion_id"), pl.col("prompt").alias("owner"))
             for part in prepared.values()
@@ -53,9 +55,10 @@ class Completions:
 class Lengths:
     """Tokens by one tokenizer.
 
-    ``prompts``, ``tokens`` (N,): of the prompt with the context between the completion's messages, and of the completion as far as
-    it is scored; 0 where it is not to be scored, or the template does not write it. ``rows``: whole shards of them, by their place,
-    log-probs 0.
+    Attributes:
+        prompts: (N,) of the prompt, and of context between the completion's messages.
+        tokens: (N,) scored tokens of the completion; 0 where it is not to be scored, or the template can't render it.
+        rows: the rows of some shards by their index, log-probs 0.
     """
 
     prompts: Counts
@@ -71,22 +74,22 @@ class Lengths:
 def measure_lengths(
     renderer: Renderer, frame: pl.DataFrame, missing: Mask, *, rows_per_shard: int, name: str, skip: bool
 ) -> Lengths:
-    """Render what is missing, the longest text first: so are shards filled, and texts of like length repeat each other.
+    """Render the missing completions, longest first, in the order in which scoring fills shards.
 
     Args:
-        frame: columns of ``prepare.wanted_completions``. missing: (N,) which of its rows.
+        frame: columns of ``prepare.wanted_completions``. missing: (N,) rows to render.
         name: of the reference, for the progress line.
-        skip: whether completions that the template does not write are left out.
+        skip: leave out completions that the template can't render.
 
     Raises:
-        UserError: for such a completion, where it is not.
+        UserError: for such a completion, unless ``skip``.
     """
     lengths = Lengths(np.zeros(frame.height, np.int64), np.zeros(frame.height, np.int64), {})
     sizes = frame.select(pl.col("prompt").str.len_bytes() + pl.col("completion").str.len_bytes()).to_series().to_numpy()
     places = np.argsort(-sizes.astype(np.int64), kind="stable")
     places = places[missing[places]]
     every = max(1, int(sizes[places].sum()) // ENCODED_BYTES)
-    with track(f"reading completions as {name}", len(places), "completions") as progress:
+    with track(f"tokenizing completions for {name}", len(places), "completions") as progress:
         for start in range(0, len(places), RENDER_BATCH):
             some = places[start : start + RENDER_BATCH]
             batch = frame[some]
@@ -109,24 +112,28 @@ def measure_lengths(
     return lengths
 
 
-def bytes_per_token(rows: list[CompletionRow], rows_per_shard: int) -> float:
-    """Bytes of shards for each completion token: the rows encoded as the writer does it, and what log-probs were measured to take."""
+def cache_bytes(tokens: Estimate, rows: list[CompletionRow], rows_per_shard: int) -> Estimate:
+    """Bytes of shards for these completion tokens, by rows that are encoded as the writer does it and ``LOGP_BYTES``."""
+    if not rows:
+        return Estimate(0)
     shards = [rows[start : start + rows_per_shard] for start in range(0, len(rows), rows_per_shard)]
-    size: int = sum(encode_shard(rows_to_table(shard)).size for shard in shards)
-    return LOGP_BYTES + size / sum(len(row.token_ids) for row in rows)
+    encoded = sum(encode_shard(rows_to_table(shard)).size for shard in shards)
+    each = LOGP_BYTES + encoded / sum(len(row.token_ids) for row in rows)
+    return Estimate(tokens.value * each, math.hypot(tokens.value * LOGP_BYTES_ERROR, tokens.error * each))
 
 
 def readable(frame: pl.DataFrame, unfit: set[str]) -> pl.DataFrame:
-    """The prepared pairs without those of which a side is one of these completions."""
-    away = pl.Series(sorted(unfit), dtype=pl.String).implode()
-    return frame.filter(~pl.any_horizontal(pl.col(f"{side}_id").is_in(away) for side in SIDES)) if unfit else frame
+    """The prepared pairs that have none of these completions."""
+    excluded = pl.Series(sorted(unfit), dtype=pl.String).implode()
+    return frame.filter(~pl.any_horizontal(pl.col(f"{side}_id").is_in(excluded) for side in SIDES)) if unfit else frame
 
 
 def describe_data(population: Population, prepared: dict[str, Prepared], completions: Completions) -> DataPlan:
-    """Counts of the data: those of rows, pairs and prompts are exact."""
+    """Counts of the data; rows, pairs and prompts are exact."""
     splits = {}
     for name, frame in population.splits.items():
-        part, seen, pairs = prepared[name], prepared[name].pairs_in, frame.height
+        part, pairs = prepared[name].counts, frame.height
+        seen = part.read
         lost = _scaled(sum(part.dropped.values()), seen, pairs)
         splits[name] = SplitPlan(
             pairs,
@@ -144,12 +151,12 @@ def describe_data(population: Population, prepared: dict[str, Prepared], complet
         splits=splits,
         completions=completions.everyone.count(np.ones(completions.frame.height, dtype=bool)),
         sampled_share=1 / population.step,
-        sampled_pairs=sum(part.pairs_in for part in prepared.values()),
+        sampled_pairs=sum(part.counts.read for part in prepared.values()),
     )
 
 
 def _scaled(count: int, seen: int, everyone: int) -> Estimate:
-    """A count in a sample of ``seen``, scaled up; its error as that of a share (normal approximation)."""
+    """A count in a sample of ``seen`` pairs scaled to all; its error is that of a share (normal approximation)."""
     if seen in (0, everyone):
         return Estimate(count)
     share = count / seen

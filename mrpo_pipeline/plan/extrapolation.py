@@ -1,9 +1,8 @@
-"""Totals over all data from a sample of whole prompts, and how far off they may be.
+"""Totals over all prompts from a sample of prompts: tokens per byte in the sample, times the bytes of all.
 
-Every prompt is in the sample with the same probability f, independent of the others, and all its pairs with it. Bytes of every pair
-are known, so tokens are taken in proportion to bytes, apart for prompts whose texts are of like length (cuts act on long texts
-alone). The error comes from what the proportion leaves over, by prompt: Var = (1 − f) / f² · Σ e²
-(C.-E. Särndal, B. Swensson, J. Wretman, Model Assisted Survey Sampling, 1992, equations 3.5.4 and 7.10.1).
+A hash puts every prompt, with all its pairs, into the sample with probability f. The error is that of the ratio estimator over
+prompts, Var = (1 − f) / f² · Σ e² with e what the ratio leaves over (Särndal, Swensson and Wretman, Model Assisted Survey
+Sampling, 1992, section 7.3).
 """
 
 from __future__ import annotations
@@ -18,16 +17,14 @@ import polars as pl
 
 SIDES = ("chosen", "rejected")
 TEXT, COMPLETION, NUMBER = "text", "completion", "number"
-"""What a value is about in proportion to: bytes of prompt and completion, bytes of the completion, or the number of completions."""
+"""The size that values are proportional to: bytes of prompt and completion, bytes of the completion, or the number of completions."""
 
 KEY = pl.col("prompt").hash(1)
-# Of like length: cuts bend the proportion, and the longest texts are unlike. 8 classes leave twice the error of 32.
-_MOST_CLASSES, _PROMPTS_IN_CLASS = 32, 20
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure, and the half width of its 95% interval in the same unit; 0 where it was counted."""
+    """A figure and the half width of its 95% interval in the same unit; 0 where it is a count."""
 
     value: float
     error: float = 0.0
@@ -41,9 +38,9 @@ class Estimate:
         return Estimate(self.value * factor, self.error * factor)
 
 
-def sampled(frame: pl.DataFrame, step: int) -> pl.DataFrame:
-    """The pairs of every ``step``-th prompt, by a hash of it; all of them where the step is 1."""
-    return frame if step == 1 else frame.filter(pl.lit((1 << 64) // step, dtype=pl.UInt64) > KEY)
+def sampled(frame: pl.DataFrame, step: int, key: pl.Expr = KEY) -> pl.DataFrame:
+    """The pairs of one prompt in ``step``, by the prompt's hash; all pairs where the step is 1."""
+    return frame if step == 1 else frame.filter(key < pl.lit((1 << 64) // step, dtype=pl.UInt64))
 
 
 class Extrapolation:
@@ -52,47 +49,35 @@ class Extrapolation:
     Args:
         frames: all pairs: ``prompt``, ``chosen``, ``rejected``.
         step: of ``sampled``; with 1 the sample is everything.
-        prompts: (n,) the prompt of each completion or pair whose values are given to ``total``.
-        distinct: whether a completion counts once, in however many pairs it is.
+        prompts: (n,) the prompt of each completion or pair whose values ``total`` takes.
+        distinct: count a completion once, in however many pairs it is.
     """
 
     def __init__(self, frames: Iterable[pl.DataFrame], step: int, prompts: pl.Series, *, distinct: bool) -> None:
         self.step = step
-        if step == 1:
-            return
-        everyone = _sizes_by_prompt(frames, distinct=distinct)
-        inside = everyone.filter(pl.lit((1 << 64) // step, dtype=pl.UInt64) > pl.col("prompt"))
-        self._places = inside["prompt"].search_sorted(prompts.hash(1)).to_numpy()
-        lengths = [(frame[TEXT] / frame[NUMBER]).to_numpy() for frame in (inside, everyone)]
-        self._count = max(1, min(_MOST_CLASSES, len(inside) // _PROMPTS_IN_CLASS))
-        edges = np.quantile(lengths[0], np.arange(1, self._count) / self._count) if len(inside) else []
-        self._classes, classes = (np.searchsorted(edges, one) for one in lengths)
-        self._sizes = {by: inside[by].to_numpy() for by in (TEXT, COMPLETION, NUMBER)}
-        self._totals = {by: _sums(classes, everyone[by].to_numpy(), self._count) for by in self._sizes}
+        if step > 1:
+            everyone = _sizes_by_prompt(frames, distinct=distinct)
+            self._totals = everyone.sum().row(0, named=True)
+            self._sample = sampled(everyone, step, pl.col("prompt"))
+            self._places = self._sample["prompt"].search_sorted(prompts.hash(1)).to_numpy()
 
     def total(self, values: npt.NDArray[Any], by: str = TEXT) -> Estimate:
-        """Σ over all prompts, from the values (n,) of the sampled ones' completions or pairs."""
+        """Σ over all prompts, from the values (n,) of the sampled completions or pairs."""
         if self.step == 1:
             return Estimate(float(values.sum()))
-        sizes = self._sizes[by]
-        sums = _sums(self._places, values, len(sizes))
-        seen = _sums(self._classes, sizes, self._count)
-        ratios = _sums(self._classes, sums, self._count) / np.maximum(seen, 1)
-        left_over = sums - ratios[self._classes] * sizes
-        variance = self.step * (self.step - 1) * float((left_over**2).sum())
-        return Estimate(float(ratios @ self._totals[by]), 1.96 * variance**0.5)
+        sizes = self._sample[by].to_numpy()
+        sums = np.bincount(self._places, weights=values, minlength=len(sizes))
+        ratio = sums.sum() / max(sizes.sum(), 1)
+        variance = self.step * (self.step - 1) * float(((sums - ratio * sizes) ** 2).sum())
+        return Estimate(float(ratio * self._totals[by]), 1.96 * variance**0.5)
 
     def count(self, hits: npt.NDArray[np.bool_]) -> Estimate:
-        """How many there are like the marked ones."""
+        """How many of all are like the marked ones."""
         return self.total(hits, NUMBER)
 
 
-def _sums(places: npt.NDArray[Any], values: npt.NDArray[Any], count: int) -> npt.NDArray[np.float64]:
-    return np.bincount(places, weights=values, minlength=count).astype(np.float64)
-
-
 def _sizes_by_prompt(frames: Iterable[pl.DataFrame], *, distinct: bool) -> pl.DataFrame:
-    """``prompt`` (its hash, sorted), and for each size its sum over the prompt's completions."""
+    """``prompt`` (its hash, sorted), and each size summed over the prompt's completions."""
     sides = pl.concat(
         frame.select(
             KEY, pl.col(side).hash(1).alias("side"), pl.col("prompt").str.len_bytes().alias("before"),

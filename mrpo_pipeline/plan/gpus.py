@@ -1,4 +1,4 @@
-"""GPUs that a run may be planned for: their peak speed by the maker's data sheet, and how a driver's name is recognized."""
+"""Known GPUs with the peak speed of their data sheets, and how a driver's name is matched to one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Gpu:
     """One kind of GPU.
 
     Attributes:
-        name: as in ``--gpu``; the driver's own name for one that the table does not have.
-        label: as a person would write it.
-        peak_tflops: dense bfloat16 matrix products with float32 sums, in 10¹² operations a second; None where unknown.
-        memory_bytes: in decimal gigabytes as the maker counts them, or as the driver reports it.
+        name: the value of ``--gpu``; the driver's name for a GPU that is not in the table.
+        label: the product name.
+        peak_tflops: dense bfloat16 matrix products with float32 accumulation, 10¹² operations a second; None where unknown.
+        memory_bytes: of the data sheet (decimal gigabytes), or as the driver reports.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Gpu:
     memory_bytes: int
 
 
-# Makers' data sheets, figures without sparsity (those with it are twice as high). NVIDIA: "B200" in the DGX B200 data sheet,
+# Data sheets, figures without sparsity (with it they are twice as high). NVIDIA: "B200" in the DGX B200 data sheet,
 # "GH200", "H200", "H100 SXM, PCIe and NVL", "A100 80GB SXM", "A30", "A40", "A10", "L40", "L40S", "L4", "RTX A6000", "RTX A5000",
 # "RTX 6000 Ada" data sheets, A10G by AWS and NVIDIA; GeForce: appendices of the Blackwell (GB202), Ada (AD102) and Ampere (GA102)
 # architecture white papers, the row of bfloat16 with float32 accumulation. AMD: "Instinct MI300X" data sheet.
@@ -58,22 +58,22 @@ _TABLE = (
 )
 GPUS = {name: Gpu(name, label, tflops, gigabytes * 10**9) for name, label, tflops, gigabytes in _TABLE}
 
-# Words of a driver's name that say nothing of the chip. "GRID", "Laptop", "MIG", "Quadro", "Max-Q", "D" do: such a GPU is another,
-# or a part of one.
-_SILENT = {"nvidia", "amd", "geforce", "instinct", "tesla", "oam", "hbm2", "hbm2e", "hbm3", "hbm3e"}
+# Words of a driver's name that do not identify the chip. "GRID", "Laptop", "MIG", "Quadro", "Max-Q" and "D" do: such a GPU is
+# another chip, or a part of one.
+_IGNORED = {"nvidia", "amd", "geforce", "instinct", "tesla", "oam", "hbm2", "hbm2e", "hbm3", "hbm3e"}
 _MEMORY = re.compile(r"(\d+)gb?")
 _FORM = re.compile(r"sxm\d*|pcie")
-# What is left of the words, where it is not the table's name itself.
-_ALSO = {"rtx6000adageneration": "rtx6000ada", "rtx6000ada": "rtx6000ada"}
+# Other spellings of a name of the table.
+_ALIASES = {"rtx6000adageneration": "rtx6000ada", "rtx6000ada": "rtx6000ada"}
 
 
 def recognize(name: str) -> str | None:
-    """The table's name for a GPU as its driver or a person names it; None for one that the table does not have.
+    """The table's name of a GPU, from the driver's or a user's spelling; None where the table does not have it.
 
-    Every word of the name has to be accounted for: "L40" is not an L4, "RTX A1000" not an A100, "RTX 4090 Laptop GPU" not an RTX
-    4090, and an instance of a divided GPU ("MIG 1g.10gb") not the GPU.
+    Every word has to match: "L40" is not an L4, "RTX A1000" is not an A100, "RTX 4090 Laptop GPU" is not an RTX 4090, and a
+    MIG instance ("MIG 1g.10gb") is not the GPU.
     """
-    words = [word for word in re.split(r"[\s_/-]+", name.lower()) if word and word not in _SILENT]
+    words = [word for word in re.split(r"[\s_/-]+", name.lower()) if word and word not in _IGNORED]
     form = {"pcie" if word == "pcie" else "sxm" for word in words if _FORM.fullmatch(word)}
     sizes = [int(found[1]) for word in words if (found := _MEMORY.fullmatch(word))]
     chip = "".join(word for word in words if not _FORM.fullmatch(word) and not _MEMORY.fullmatch(word))
@@ -81,31 +81,27 @@ def recognize(name: str) -> str | None:
         return "h100-pcie"
     if chip == "a100":
         return {(): "a100", (80,): "a100", (40,): "a100-40gb"}.get(tuple(sizes))
-    return _NAMES.get(_ALSO.get(chip, chip))
+    return _NAMES.get(_ALIASES.get(chip, chip))
 
 
 _NAMES = {name.replace("-", ""): name for name in GPUS}
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU of that name.
-
-    Raises:
-        UserError: for one that is not in the table.
-    """
+    """The GPU of this name. Raises UserError where the table does not have it."""
     found = recognize(name)
     if found is None:
         raise UserError(
-            f"--gpu names {name!r}, whose speed this program does not know: expected one of {', '.join(GPUS)}, or none. "
-            "Take the nearest of these, and correct it by --efficiency."
+            f"--gpu is {name!r}, a GPU of unknown speed: expected one of {', '.join(GPUS)}, or none. Use the nearest one and "
+            "adjust --efficiency."
         )
     return GPUS[found]
 
 
 def gpu_here() -> Gpu | None:
-    """The first GPU of this machine, with the memory that its driver reports; None where there is none.
+    """This machine's first GPU, with the memory that its driver reports; None without a GPU.
 
-    The speed of one that the table does not have is unknown.
+    The speed of a GPU that is not in the table is None.
     """
     import torch
 

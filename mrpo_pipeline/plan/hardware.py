@@ -1,4 +1,4 @@
-"""What a run is planned for: the device whose hours and memory are given."""
+"""The device that hours and memory are planned for."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ import functools
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.plan.extrapolation import Estimate
 from mrpo_pipeline.plan.gpus import EFFICIENCY, Gpu, find_gpu, gpu_here
-from mrpo_pipeline.plan.result import CpuPlan, GpuPlan
 
-NONE = "none"
+NO_GPU = "none"
 
-# The share of the speed of plain matrix products that scoring and training reach on a CPU: the rest is attention, norms, softmax
-# and rows that are padded. Scoring by transformers in float32 on one core was measured at 0.64 (SmolLM2-135M) and 0.56
-# (Gemma-3-270m, vocabulary 262,144).
+# Share of a CPU's matrix-product speed that scoring and training reach; the rest is attention, norms, softmax and padding.
+# Scoring by transformers in float32 on one core reached 0.64 (SmolLM2-135M) and 0.56 (Gemma-3-270m, vocabulary 262,144).
 CPU_EFFICIENCY = 0.55
 _MEASURE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where a run would be.
+    """The hardware of a run.
 
     Attributes:
-        gpu: the one that was asked for or is here; None for this machine's CPU.
-        count: GPUs. efficiency: the share of the device's speed that is reached.
+        gpu: None for this machine's CPU.
+        count: number of GPUs. efficiency: share of the device's peak speed that is reached.
         timed: whether hours are given.
     """
 
@@ -42,7 +41,7 @@ class Machine:
 
     @property
     def memory_bytes(self) -> int:
-        """Of one device."""
+        """Memory of one device."""
         if self.gpu is not None:
             return self.gpu.memory_bytes
         import psutil
@@ -50,10 +49,10 @@ class Machine:
         return int(psutil.virtual_memory().total)
 
     def hours(self, flops: Estimate | None, dtype: str | None) -> Estimate | None:
-        """How long so many operations take; None where the speed is unknown.
+        """Hours for this many operations; None where the speed is unknown.
 
         Args:
-            dtype: what the model computes in: a CPU is far slower in some. None: unknown.
+            dtype: of the model's computation: a CPU is far slower in some. None: unknown.
         """
         if flops is None or not self.timed:
             return None
@@ -63,45 +62,43 @@ class Machine:
             speed = cpu_flops(dtype) if dtype else None
         return flops.times(1 / (speed * self.efficiency * 3600)) if speed else None
 
-    def describe(self) -> GpuPlan | None:
-        """The GPU; None where the plan is for the CPU."""
-        return None if self.gpu is None else GpuPlan(**asdict(self.gpu), efficiency=self.efficiency, count=self.count)
+    def describe_gpu(self) -> dict[str, Any] | None:
+        """``Gpu``'s fields, ``efficiency`` and ``count``; None where the plan is for the CPU."""
+        return None if self.gpu is None else {**asdict(self.gpu), "efficiency": self.efficiency, "count": self.count}
 
-    def describe_cpu(self, dtypes: Iterable[str | None]) -> CpuPlan | None:
-        """The CPU, with its speed in these dtypes; None where hours are for a GPU, or for nothing."""
+    def describe_cpu(self, dtypes: Iterable[str | None]) -> dict[str, Any] | None:
+        """``threads``, ``gflops`` (10⁹ operations a second, by dtype) and ``efficiency``; None where no hours are for the CPU."""
         if self.gpu is not None or not self.timed:
             return None
         import torch
 
         measured = {dtype: cpu_flops(dtype) / 1e9 for dtype in sorted({one for one in dtypes if one is not None})}
-        return CpuPlan(torch.get_num_threads(), measured, self.efficiency)
+        return {"threads": torch.get_num_threads(), "gflops": measured, "efficiency": self.efficiency}
 
 
 def choose_machine(gpu: str | None, count: int, efficiency: float | None = None) -> Machine:
-    """What was asked for; else the GPU of this machine; else its CPU.
+    """The requested GPU, else this machine's GPU, else its CPU.
 
     Args:
-        efficiency: None for the usual one of the device.
+        efficiency: None for the device's default.
 
     Raises:
-        UserError: for a GPU that is not known, or numbers that can't be.
+        UserError: for an unknown GPU, or a count or efficiency out of range.
     """
     if count < 1:
-        raise UserError(f"--gpus is {count}: expected 1 or more. Correct it.")
+        raise UserError(f"--gpus is {count}: expected 1 or more.")
     if efficiency is not None and not 0 < efficiency <= 1:
-        raise UserError(
-            f"--efficiency is {efficiency:g}: expected a share of the device's speed, above 0 and at most 1 (0.4, say). Correct it."
-        )
-    found = None if gpu == NONE else find_gpu(gpu) if gpu is not None else gpu_here()
-    usual = CPU_EFFICIENCY if found is None else EFFICIENCY
-    return Machine(found, count, usual if efficiency is None else efficiency, timed=gpu != NONE)
+        raise UserError(f"--efficiency is {efficiency:g}: expected a share of the peak speed, above 0 and at most 1.")
+    found = None if gpu == NO_GPU else find_gpu(gpu) if gpu is not None else gpu_here()
+    default = CPU_EFFICIENCY if found is None else EFFICIENCY
+    return Machine(found, count, default if efficiency is None else efficiency, timed=gpu != NO_GPU)
 
 
 @functools.cache
 def cpu_flops(dtype: str) -> float:
-    """Operations a second of matrix products on this CPU, with the threads that torch takes here: measured, to two digits.
+    """Matrix-product operations a second on this CPU with torch's threads, to two digits.
 
-    By processor time, so that other programs do not count: the machine is assumed to be free for the run.
+    Measured by processor time, so that other programs do not count: the plan assumes an idle machine.
     """
     import torch
 
@@ -109,7 +106,7 @@ def cpu_flops(dtype: str) -> float:
     kind = getattr(torch, dtype)
     with torch.inference_mode():
         a, b = torch.ones(rows, inner, dtype=kind), torch.ones(inner, columns, dtype=kind)
-        a @ b  # the first one sets up the library
+        a @ b  # warm-up
         done, began = 0, time.process_time()
         while (spent := time.process_time() - began) < _MEASURE_SECONDS:
             a @ b

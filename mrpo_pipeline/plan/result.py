@@ -1,4 +1,4 @@
-"""What a plan says, as plain data: units stand in the names, a sampled figure has its error beside it."""
+"""The plan as plain data: units in the names, and beside a sampled figure its error."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from mrpo_pipeline.plan.extrapolation import Estimate
-from mrpo_pipeline.plan.gpus import Gpu
+from mrpo_pipeline.plan.scoring_memory import ScoringMemory
+from mrpo_pipeline.plan.training_memory import TrainingMemory
 
 
 @dataclass
 class SplitPlan:
-    """One split of the pairs: read = kept + dropped (by reason)."""
+    """One split: pairs = kept + dropped (by reason); and the cuts."""
 
     pairs: int
     kept: Estimate
-    dropped: dict[str, Estimate] = field(default_factory=dict)
-    cut_prompts: Estimate = field(default_factory=lambda: Estimate(0))
-    cut_completions: Estimate = field(default_factory=lambda: Estimate(0))
+    dropped: dict[str, Estimate]
+    cut_prompts: Estimate
+    cut_completions: Estimate
 
 
 @dataclass
 class DataPlan:
-    """The data: rows of the files, pairs by split, and the distinct completions that every reference has to score.
+    """The data: rows of the files, pairs by split, and the distinct completions that every reference scores.
 
-    ``sampled_share`` is the share of the prompts whose text was tokenized (1: all, nothing is estimated), and
-    ``sampled_pairs`` the pairs that these have.
+    ``sampled_share`` is the share of prompts that were tokenized (1: all, no figure is estimated), ``sampled_pairs`` their pairs.
     """
 
     rows: int
@@ -41,31 +41,11 @@ class DataPlan:
 
 
 @dataclass
-class StageOneMemory:
-    """Bytes that one process takes to score, on the device of the plan.
-
-    ``peak_bytes`` is what it can't do without: weights, and the activations of the largest batch (transformers) or the
-    block of prompt log-probs and the keys and values of the longest sequence (vLLM, which takes more where there is more). On a CPU
-    it holds as well ``process_bytes``, interpreters, libraries and tokenizer, and ``copies_bytes``, the weights as vLLM packs them.
-    """
-
-    weights_bytes: int
-    activation_bytes: int | None
-    logprob_block_bytes: int | None
-    kv_bytes_per_token: int | None
-    kv_cache_bytes: int | None
-    peak_bytes: int
-    fits: bool | None
-    copies_bytes: int = 0
-    process_bytes: int = 0
-
-
-@dataclass
 class ReferencePlan:
-    """What scoring one reference takes; None for what can't be told here, with the reason in ``unknown``.
+    """Cost of scoring one reference; None for what is unknown, with the reason in ``unknown``.
 
-    ``tokens`` counts prompts and completions of what is left to score, ``completion_tokens`` the latter alone;
-    ``cache_bytes`` is what is added to the cache.
+    ``tokens`` counts prompts and completions that are still to score, ``completion_tokens`` the completions alone.
+    ``cache_bytes`` is what scoring adds to the cache.
     """
 
     name: str
@@ -82,41 +62,20 @@ class ReferencePlan:
     longest_tokens: int | None = None
     context_tokens: int | None = None
     cache_bytes: Estimate | None = None
-    cache_bytes_per_token: float | None = None
     parameters: int | None = None
     active_parameters: int | None = None
-    memory: StageOneMemory | None = None
+    memory: ScoringMemory | None = None
+    fits: bool | None = None
     flops: Estimate | None = None
     hours: Estimate | None = None
     unknown: list[str] = field(default_factory=list)
 
 
 @dataclass
-class TrainingMemory:
-    """Bytes of stage two at its peak, on one device.
-
-    ``activation_bytes`` is everything that comes and goes within a step. ``process_bytes`` is what the process takes
-    besides (on a CPU interpreter, libraries and tokenizer, on a GPU the CUDA context), and no part of ``peak_bytes``.
-    ``resident_bytes`` is what the process is then seen to take: both, and on a CPU what malloc holds beyond what is alive.
-    """
-
-    weights_bytes: int
-    lora_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
-    activation_bytes: int | None
-    peak_bytes: int | None
-    process_bytes: int
-    resident_bytes: int | None
-    fits: bool | None
-
-
-@dataclass
 class TrainingPlan:
-    """Stage two: tokens that are trained on, steps, and what it takes.
+    """Cost of stage two.
 
-    ``tokens_per_epoch`` counts every pair's prompt twice, as ``num_tokens`` of the results does. ``batch_pairs`` and
-    ``batch_longest_tokens`` are those of the micro-batch that takes the most memory.
+    ``tokens_per_epoch`` counts the prompt of a pair twice, as ``num_tokens`` in the results does.
     """
 
     model: str
@@ -129,57 +88,41 @@ class TrainingPlan:
     tokens_per_epoch: Estimate
     tokens: Estimate
     gradient_checkpointing: bool
-    batch_pairs: int = 0
-    batch_longest_tokens: int = 0
     parameters: int | None = None
-    trainable_parameters: int | None = None
     memory: TrainingMemory | None = None
+    fits: bool | None = None
     flops: Estimate | None = None
     hours: Estimate | None = None
     unknown: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class GpuPlan(Gpu):
-    """The GPU that hours and memory are for; there are no hours for one whose speed is unknown."""
-
-    efficiency: float
-    count: int
-
-
-@dataclass
-class CpuPlan:
-    """The CPU that hours are for: ``gflops`` by dtype are 10⁹ operations a second of matrix products, measured on this machine
-    with so many ``threads``; ``efficiency`` is the share of them that is reached."""
-
-    threads: int
-    gflops: dict[str, float]
-    efficiency: float
-
-
 @dataclass
 class Plan:
-    """What a run would do. ``device`` is what the memory figures are for: ``gpu`` or ``cpu``."""
+    """Cost of a run.
+
+    Attributes:
+        gpu, cpu: the device of the hours (see ``hardware.Machine``); both None where no hours are given.
+        device: of the memory figures: ``gpu`` or ``cpu``.
+        short_contexts: a sentence for each reference whose context drops pairs: how many, and the length that keeps them.
+        pairs_left: pairs of the sample that every reference can score; 0 means nothing to score or train on.
+    """
 
     data: DataPlan
     references: list[ReferencePlan]
     training: TrainingPlan | None
-    gpu: GpuPlan | None
+    gpu: dict[str, Any] | None
+    cpu: dict[str, Any] | None
     device: str
-    seconds: float = 0.0
-    notices: tuple[str, ...] = ()
-    cpu: CpuPlan | None = None
-    short_contexts: list[str] = field(default_factory=list)
-    """Of each reference whose context leaves pairs out: how many, and the length that keeps them."""
-    pairs_left: int = 1
-    """Of the pairs that were tokenized, those that every reference reads; where it is 0, nothing would be scored or trained."""
+    notices: tuple[str, ...]
+    short_contexts: list[str]
+    pairs_left: int
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON: an estimate under its own name, and the half width of its 95% interval under ``NAME_error``."""
+        """Plain data for JSON: an estimate under its name, the half width of its 95% interval under ``NAME_error``."""
         return _named(vars(self))
 
     def table(self) -> str:
-        """For the terminal."""
+        """The plan as text for a terminal."""
         from mrpo_pipeline.plan.table import plan_table
 
         return plan_table(self)
@@ -199,8 +142,8 @@ def _named(values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value, Estimate):
             plain[name] = _plain(value)
             continue
-        whole = name != "hours"
-        plain[name] = round(value.value) if whole else value.value
+        is_count = name != "hours"
+        plain[name] = round(value.value) if is_count else value.value
         if value.error:
-            plain[f"{name}_error"] = math.ceil(value.error) if whole else value.error
+            plain[f"{name}_error"] = math.ceil(value.error) if is_count else value.error
     return plain

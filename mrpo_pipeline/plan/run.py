@@ -1,47 +1,45 @@
-"""The whole plan of a run, from its recipe."""
+"""The plan of a run, from its recipe."""
 
 from __future__ import annotations
-
-import time
 
 import polars as pl
 
 from mrpo_pipeline.dataset.nothing_left import require_pairs, short_context
 from mrpo_pipeline.dataset.policy_start import start_notice
-from mrpo_pipeline.dataset.prepare import Prepared, policy_renderer, prepare
+from mrpo_pipeline.dataset.truncate import Prepared, prepare
 from mrpo_pipeline.pairs import PairTable
 from mrpo_pipeline.plan.completions import Completions, describe_data, readable
 from mrpo_pipeline.plan.hardware import choose_machine
 from mrpo_pipeline.plan.result import Plan
 from mrpo_pipeline.plan.sampling import read_population
 from mrpo_pipeline.plan.stage_one import ReferencePlanner
-from mrpo_pipeline.plan.stage_two import TrainingData, plan_training
+from mrpo_pipeline.plan.stage_two import TrainingData, grouping, plan_training
 from mrpo_pipeline.recipe import Recipe
+from mrpo_pipeline.rendering.model_reading import renderer_of
 
 
 def plan_run(
     recipe: Recipe, *, gpu: str | None = None, gpus: int = 1, efficiency: float | None = None, exact: bool = False
 ) -> Plan:
-    """What a run would score and train, and what that takes. No weights are read, nothing is written.
+    """Estimate the cost of a run. Reads no weights and writes nothing.
 
-    Of models on the hub, tokenizer and configuration are fetched where they are not here, and nothing else.
+    Downloads tokenizers and configurations from the hub where they are not in the local cache, nothing else.
 
     Args:
-        recipe: pairs, policy and limits; references, cache and scoring; training.
-        gpu: a name of ``gpus.GPUS``, ``none`` for no hours; this machine's where not given, else its CPU.
-        gpus: how many of them share the work.
-        efficiency: the share of the GPU's peak, or of the CPU's measured speed, that is reached; None for the usual one.
-        exact: tokenize every pair, however many there are.
+        recipe: with pairs, policy, references and cache.
+        gpu: a name of ``gpus.GPUS``, or ``none`` for no hours; by default this machine's GPU, else its CPU.
+        gpus: number of GPUs that share the work.
+        efficiency: share of the GPU's peak, or of the CPU's measured speed, that is reached; None for the default.
+        exact: tokenize every pair.
 
     Raises:
-        UserError: for pairs, settings or caches that are wrong, and where the policy's tokenizer can't be had.
+        UserError: for wrong pairs, settings or caches, and where the policy's tokenizer is not available.
     """
-    began = time.monotonic()
     machine = choose_machine(gpu, gpus, efficiency)
     recipe.required_policy()
-    sources = recipe.sources()
+    sources = recipe.sources() if recipe.method.has_reference else []
     population = read_population(recipe.pairs, exact=exact)
-    renderer = policy_renderer(recipe)
+    renderer = renderer_of(recipe.required_policy())
 
     def prepared_from(frame: pl.DataFrame, what: str) -> Prepared:
         pairs = recipe.pairs
@@ -57,30 +55,28 @@ def plan_run(
     references = [planner.plan(source, recipe.scoring_of(source.name)) for source in sources]
     training = None
     if "train" in prepared:
-        longest = None
-        if population.step > 1:
-            longest = prepared_from(population.longest("train"), "the longest pairs")
-        training = plan_training(recipe, TrainingData(population, prepared["train"], longest, planner.unfit), machine)
-    start = start_notice(recipe)
+        longest = prepared_from(population.longest("train"), "the longest pairs") if population.step > 1 else None
+        data = TrainingData(population, prepared["train"], longest, planner.unfit, grouping(recipe))
+        training = plan_training(recipe, data, machine)
     frames = [part.frame for part in prepared.values()]
-    data = describe_data(population, prepared, completions)
-    kept = round(sum(split.kept.value for split in data.splits.values())) if population.step > 1 else None
+    described = describe_data(population, prepared, completions)
+    kept = round(sum(split.kept.value for split in described.splits.values())) if population.step > 1 else None
     short = [
         short_context(one.name, one.context_tokens, recipe.limits, frames, planner.too_long[one.name], pairs=kept)
         for one in references
         if one.context_tokens is not None
     ]
+    start = start_notice(recipe) if sources else "Nothing is to be scored: method.reference is none."
+    notices = start, *(f"policy: {line}." for line in renderer.reading), *planner.notices
+    timed = [one.dtype for one in [*references, training] if one is not None and one.hours is not None]
     return Plan(
-        data,
+        described,
         references,
         training,
-        machine.describe(),
-        machine.device,
-        round(time.monotonic() - began, 1),
-        tuple(
-            notice for notice in (start, *(f"policy: {line}." for line in renderer.reading), *planner.notices) if notice
-        ),
-        machine.describe_cpu(one.dtype for one in [*references, training] if one is not None and one.hours is not None),
+        gpu=machine.describe_gpu(),
+        cpu=machine.describe_cpu(timed),
+        device=machine.device,
+        notices=tuple(filter(None, notices)),
         short_contexts=[text for text in short if text],
         pairs_left=sum(readable(frame, planner.unfit).height for frame in frames),
     )

@@ -1,4 +1,4 @@
-"""All pairs of a run, and the prompts whose text is tokenized."""
+"""The pairs of a run, and the sample of prompts that is tokenized."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from mrpo_pipeline.pairs import PairTable
 from mrpo_pipeline.plan.extrapolation import SIDES, Extrapolation, sampled
 from mrpo_pipeline.recipe import Pairs
 
-# Rendering takes about 1.2 ms of one core a pair of 1.6 kB, for every tokenizer. Up to so much is counted; of more, a sample of
-# about half that.
-MOST_PAIRS = 5_000
-MOST_BYTES = 8_000_000
-FEWEST_PROMPTS = 200  # however long they are: of fewer, a sample says little
-LONGEST = 32  # pairs that are tokenized whatever the sample, for the memory that the longest batch takes
+# Rendering takes about 1.2 ms of one core per pair of 1.6 kB and tokenizer. More than this is sampled, down to about half of it.
+MAX_PAIRS = 5_000
+MAX_BYTES = 8_000_000
+MIN_PROMPTS = 200  # of a sample, however long they are
+LONGEST = 32  # pairs that are tokenized in any case, for the memory of the longest batch
 
 _BYTES = {name: pl.col(name).str.len_bytes().cast(pl.Int64) for name in ("prompt", *SIDES)}
 
@@ -28,9 +27,9 @@ class Population:
     """The data of a run.
 
     Attributes:
-        splits: every pair of each split, columns of ``PairTable.frame``.
-        step: every so many-th prompt is tokenized.
-        rows: of the files. skipped: rows that were left out, by reason. notices: how files were read.
+        splits: all pairs of each split, columns of ``PairTable.frame``.
+        step: one prompt in this many is tokenized.
+        rows: of the files. skipped: bad rows by reason. notices: how files were read.
     """
 
     splits: dict[str, pl.DataFrame]
@@ -40,20 +39,21 @@ class Population:
     notices: tuple[str, ...]
 
     def sample(self, split: str) -> pl.DataFrame:
-        """The pairs of the sampled prompts; all pairs where everything is counted."""
+        """The pairs of the sampled prompts; all pairs where the step is 1."""
         return sampled(self.splits[split], self.step)
 
     def longest(self, split: str) -> pl.DataFrame:
-        """The longest pairs, by the bytes of their longer side with the prompt."""
+        """All pairs of the prompts that have the ``LONGEST`` longest pairs, by bytes of the prompt and the longer side."""
         length = _BYTES["prompt"] + pl.max_horizontal(_BYTES["chosen"], _BYTES["rejected"])
-        return self.splits[split].top_k(LONGEST, by=length)
+        pairs = self.splits[split]
+        return pairs.join(pairs.top_k(LONGEST, by=length), on="prompt", how="semi", maintain_order="left")
 
     def completions(self, prompts: pl.Series) -> Extrapolation:
-        """From completions of these prompts to the distinct completions of all splits."""
+        """Totals over the distinct completions of all splits, from those of these prompts."""
         return Extrapolation(self.splits.values(), self.step, prompts, distinct=True)
 
     def pairs(self, split: str, prompts: pl.Series) -> Extrapolation:
-        """From pairs of these prompts to all pairs of the split; each counts as two completions."""
+        """Totals over all pairs of the split, from those of these prompts."""
         return Extrapolation([self.splits[split]], self.step, prompts, distinct=False)
 
 
@@ -61,7 +61,7 @@ def read_population(settings: Pairs, *, exact: bool = False) -> Population:
     """Read every pair.
 
     Args:
-        exact: tokenize every pair, however many there are.
+        exact: no sample: tokenize every pair.
 
     Raises:
         UserError: see ``prepare.read_tables`` and ``prepare.hold_out``.
@@ -71,9 +71,9 @@ def read_population(settings: Pairs, *, exact: bool = False) -> Population:
     step = 1 if exact else _step(splits)
     skipped, noted, readings = (
         dict(sum((Counter(getattr(table, name)) for table in tables.values()), Counter()))
-        for name in ("skipped", "noted", "readings")
+        for name in ("skipped", "notice_counts", "reading_counts")
     )
-    read = PairTable(pl.DataFrame(), noted=noted, readings=readings)
+    read = PairTable(pl.DataFrame(), notice_counts=noted, reading_counts=readings)
     return Population(
         splits, step, sum(table.rows for table in tables.values()), skipped, (*read.read_as, *read.notices)
     )
@@ -82,9 +82,9 @@ def read_population(settings: Pairs, *, exact: bool = False) -> Population:
 def _step(splits: dict[str, pl.DataFrame]) -> int:
     frames = splits.values()
     size = sum(int(frame.select(pl.sum_horizontal(_BYTES.values()).sum()).item()) for frame in frames)
-    wanted = math.ceil(max(sum(frame.height for frame in frames) / MOST_PAIRS, size / MOST_BYTES))
-    # The tokens of training are those of its own prompts.
+    excess = math.ceil(max(sum(frame.height for frame in frames) / MAX_PAIRS, size / MAX_BYTES))
+    # Training tokens are estimated from the training prompts alone.
     prompts = [splits["train"]] if "train" in splits else frames
     return max(
-        1, min(1 if wanted <= 1 else 2 * wanted, sum(frame["prompt"].n_unique() for frame in prompts) // FEWEST_PROMPTS)
+        1, min(1 if excess <= 1 else 2 * excess, sum(frame["prompt"].n_unique() for frame in prompts) // MIN_PROMPTS)
     )

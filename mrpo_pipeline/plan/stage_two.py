@@ -1,86 +1,126 @@
-"""What training will take: tokens, steps, memory, operations."""
+"""Cost of training: tokens, steps, memory, operations."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import polars as pl
 
-from mrpo_pipeline.dataset.prepare import Prepared
+from mrpo_pipeline.dataset.examples import PreferenceExamples
+from mrpo_pipeline.dataset.truncate import Prepared
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.plan.architecture import architecture_of, read_model_config, weight_bytes
+from mrpo_pipeline.plan.architecture import architecture_of, read_model_config, training_flops
 from mrpo_pipeline.plan.completions import readable
 from mrpo_pipeline.plan.extrapolation import COMPLETION, Estimate
 from mrpo_pipeline.plan.hardware import Machine
-from mrpo_pipeline.plan.result import TrainingMemory, TrainingPlan
+from mrpo_pipeline.plan.result import TrainingPlan
 from mrpo_pipeline.plan.sampling import Population
-from mrpo_pipeline.plan.scoring_memory import process_bytes
-from mrpo_pipeline.plan.training_memory import (
-    PROCESS_BYTES,
-    PolicyFigures,
-    lora_bytes,
-    optimizer_bytes,
-    policy_figures,
-    resident_bytes,
-    training_flops,
-)
-from mrpo_pipeline.plan.worst_batch import PairLengths
+from mrpo_pipeline.plan.training_memory import training_memory
+from mrpo_pipeline.plan.worst_batch import Lengths, PairLengths, examples_from, step_settings
+from mrpo_pipeline.policy.argument_checks import groups_by_prompt
+from mrpo_pipeline.policy.arguments import fast_paths
 from mrpo_pipeline.policy.model import base_dtype
+from mrpo_pipeline.policy.sampler import StepSampler
 from mrpo_pipeline.recipe import Recipe
 
-# Pairs that are put into steps, to see which micro-batch is the heaviest, where only a sample is known.
-_DRAWN = 20_000
+# Pairs, at most, that are put into steps to find the heaviest micro-batch where only a sample is known.
+_SIMULATED_PAIRS = 20_000
 
 
 class TrainingData:
-    """The training pairs as the policy reads them: those of the sample, and how they count for all.
+    """The training pairs as the policy reads them: those of the sample, and totals over all.
+
+    Where training groups pairs by prompt, what is run through the model counts each completion of a prompt once. (A prompt with
+    more pairs than a step has, or a micro-batch holds, is run again for each part.)
 
     Args:
-        prepared: the sampled pairs. longest: the longest of all pairs; None where all are in the sample.
-        unfit: completions that some reference can't read: their pairs are left out.
+        prepared: the sampled pairs. longest: the longest of all pairs; None where the sample has all.
+        unfit: completions that some reference can't score: their pairs are left out.
+        is_grouped: whether training groups such pairs by prompt.
 
     Attributes:
-        known: lengths of all pairs, or of the longest with the sample over and over: as many as there are, up to some, so that like
-            pairs come together as often as they will.
+        known: lengths of all pairs; of a sample, the longest pairs and the sample repeated to the number of all pairs (up to a
+            maximum), so that similar lengths meet in a batch as often as in the run.
     """
 
-    def __init__(self, population: Population, prepared: Prepared, longest: Prepared | None, unfit: set[str]) -> None:
+    def __init__(
+        self,
+        population: Population,
+        prepared: Prepared,
+        longest: Prepared | None,
+        unfit: set[str],
+        is_grouped: Callable[[PreferenceExamples], bool],
+    ) -> None:
         frame = readable(prepared.frame, unfit)
-        self._own = self.known = PairLengths.of(frame)
+        examples = examples_from(frame)
+        grouped = frame.height > 0 and is_grouped(examples)
+        self._own = self.known = PairLengths.of(examples, grouped=grouped)
         self._everyone = population.pairs("train", frame["prompt"])
         self.pairs = self._everyone.count(np.ones(frame.height, dtype=bool))
         if longest is not None:
-            times = max(1, min(round(self.pairs.value), _DRAWN) // max(1, frame.height))
-            self.known = PairLengths.of(pl.concat([readable(longest.frame, unfit), *[frame] * times]))
+            times = max(1, min(round(self.pairs.value), _SIMULATED_PAIRS) // max(1, frame.height))
+            longer = PairLengths.of(examples_from(readable(longest.frame, unfit)), grouped=grouped)
+            self.known = PairLengths.concat([longer, *[self._own] * times])
+
+    def steps(self, training: Mapping[str, Any], world_size: int) -> int:
+        """Optimizer steps of an epoch, as the trainer's sampler counts them."""
+        (size, accumulation), own = step_settings(training), self._own
+        if own.distinct is None:
+            return math.ceil(round(self.pairs.value) / (size * accumulation * world_size))
+        sampler = StepSampler(
+            own.longest, size=size, accumulation=accumulation, world_size=world_size, distinct=own.distinct
+        )
+        return math.ceil(len(sampler) * self.pairs.value / len(own))
+
+    def trained_tokens(self) -> Estimate:
+        """Tokens of all pairs, the prompt of a pair counted twice."""
+        own = self._own
+        return self._everyone.total(2 * own.prompts + own.chosen + own.rejected)
 
     def tokens(self, *, shared: bool) -> Estimate:
-        """Of prompts and completions; a prompt counts for both of its completions, or once where it is shared."""
-        return self._everyone.total((1 if shared else 2) * self._own.prompts + self._own.chosen + self._own.rejected)
+        """Tokens run through the model; a prompt counts for each of its completions, or once where it is shared."""
+        own, (prompts, chosen, rejected) = self._own, self._runs(shared=shared)
+        return self._everyone.total(prompts * own.prompts + chosen * own.chosen + rejected * own.rejected)
 
     def completion_tokens(self) -> Estimate:
-        return self._everyone.total(self._own.chosen + self._own.rejected, COMPLETION)
+        own, (_, chosen, rejected) = self._own, self._runs(shared=True)
+        return self._everyone.total(chosen * own.chosen + rejected * own.rejected, COMPLETION)
 
     def squares(self, *, shared: bool) -> Estimate:
-        """Σ of what every token looks back on, doubled: length² of each sequence."""
-        own = self._own
-        both = (own.prompts + own.chosen) ** 2 + (own.prompts + own.rejected) ** 2
-        return self._everyone.total(both - own.prompts**2 if shared else both)
+        """Σ length² of the sequences: twice the number of attended positions."""
+        own, (prompts, chosen, rejected) = self._own, self._runs(shared=shared)
+        rows = chosen * (own.prompts + own.chosen) ** 2 + rejected * (own.prompts + own.rejected) ** 2
+        return self._everyone.total(rows - (chosen + rejected - prompts) * own.prompts**2)
+
+    def _runs(self, *, shared: bool) -> tuple[Lengths, Lengths, Lengths]:
+        """(N,) each: how often a pair's prompt and completions run, those that ran for an earlier pair left out."""
+        distinct = self._own.distinct
+        first = np.ones((len(self._own), 3), dtype=bool) if distinct is None else distinct.firsts()
+        prompts, chosen, rejected = first.astype(np.int64).T
+        return prompts if shared else chosen + rejected, chosen, rejected
+
+
+def grouping(recipe: Recipe) -> Callable[[PreferenceExamples], bool]:
+    """Whether the recipe's training groups such pairs by prompt. Raises UserError as training does."""
+    training = recipe.training
+    fast, drop_last = fast_paths(training), bool(training.get("dataloader_drop_last"))
+    return lambda examples: groups_by_prompt(fast, recipe.method, examples, drop_last=drop_last)
 
 
 def plan_training(recipe: Recipe, data: TrainingData, machine: Machine) -> TrainingPlan:
     """Stage two of the recipe.
 
     Raises:
-        UserError: for an adapter, target modules or settings that can't be.
+        UserError: for an adapter, target modules or settings that are invalid.
     """
-    training = recipe.training_arguments()
+    training = recipe.training
     source = recipe.required_policy()
     plan = _steps(source.model, training, data, machine)
     config = read_model_config(source)
     if config is None:
-        plan.unknown.append(f"sizes, memory and hours: the configuration of {source.model} can't be had")
+        plan.unknown.append(f"sizes, memory and hours: the configuration of {source.model} is not available")
     elif not len(data.known):
         plan.unknown.append("memory and hours: no pair is left to train on")
     else:
@@ -90,14 +130,13 @@ def plan_training(recipe: Recipe, data: TrainingData, machine: Machine) -> Train
 
 
 def _steps(model: str, training: dict[str, Any], data: TrainingData, machine: Machine) -> TrainingPlan:
-    """As transformers' Trainer counts them."""
-    accumulation = int(training.get("gradient_accumulation_steps", 1))
-    pairs_per_step = int(training.get("per_device_train_batch_size", 8)) * accumulation * machine.count
-    steps_per_epoch = math.ceil(round(data.pairs.value) / pairs_per_step)
-    asked = int(training.get("max_steps", -1))
-    steps = asked if asked > 0 else math.ceil(steps_per_epoch * float(training.get("num_train_epochs", 3)))
+    """Steps as transformers' Trainer counts them."""
+    pairs_per_step = math.prod(step_settings(training)) * machine.count
+    steps_per_epoch = data.steps(training, machine.count)
+    max_steps = int(training.get("max_steps", -1))
+    steps = max_steps if max_steps > 0 else math.ceil(steps_per_epoch * float(training.get("num_train_epochs", 3)))
     epochs = steps / steps_per_epoch if steps_per_epoch else 0.0
-    tokens = data.tokens(shared=False)
+    tokens = data.trained_tokens()
     return TrainingPlan(
         model, None, data.pairs, epochs, steps_per_epoch, steps, pairs_per_step, tokens, tokens.times(epochs),
         bool(training.get("gradient_checkpointing")),
@@ -106,50 +145,27 @@ def _steps(model: str, training: dict[str, Any], data: TrainingData, machine: Ma
 
 def _size(plan: TrainingPlan, recipe: Recipe, config: Any, data: TrainingData, machine: Machine) -> None:
     """Memory and operations."""
-    policy, training, dtype = recipe.required_policy(), recipe.training_arguments(), str(plan.dtype)
+    policy = recipe.required_policy()
     try:
-        figures = policy_figures(
-            policy, config, policy.lora, training, data.known,
-            dtype=dtype, on_cpu=machine.device == "cpu", world_size=machine.count,
-        )  # fmt: skip
         architecture = architecture_of(config, policy.trust_remote_code)
+        memory = training_memory(
+            policy, architecture, recipe.training, data.known,
+            dtype=str(plan.dtype), device=machine.device, world_size=machine.count,
+        )  # fmt: skip
     except UserError as error:
-        if "policy." in str(error):  # a setting, which can be mended
+        if "policy." in str(error):  # a setting, which the user can correct
             raise
         plan.unknown.append(f"sizes, memory and hours: {error}")
         return
-    plan.parameters, plan.trainable_parameters = architecture.parameters, figures.trainable
-    plan.batch_pairs = len(figures.pairs)
-    plan.batch_longest_tokens = int(figures.pairs.longest.max())
-    weights = weight_bytes(policy, architecture, dtype)
-    plan.memory = _memory(plan, weights, figures, training, machine, architecture.vocabulary)
-    if figures.activation_bytes is None:
-        plan.unknown.append(f"peak memory: this architecture could not be run through ({figures.reason})")
-    run, squares = data.tokens(shared=figures.shared), data.squares(shared=figures.shared)
+    plan.parameters, plan.memory = architecture.parameters, memory
+    if memory.resident_bytes is None:
+        plan.unknown.append(f"peak memory: this architecture can't be traced ({memory.untraced})")
+    else:
+        plan.fits = memory.resident_bytes <= machine.memory_bytes
+    run, squares = data.tokens(shared=memory.shared_prompt), data.squares(shared=memory.shared_prompt)
     flops = training_flops(
-        architecture, figures.trainable, run.value, squares.value, data.completion_tokens().value,
+        architecture, memory.trainable_parameters, run.value, squares.value, data.completion_tokens().value,
         recomputed=plan.gradient_checkpointing,
     )  # fmt: skip
     plan.flops = Estimate(flops, flops * run.relative_error).times(plan.epochs)
     plan.hours = machine.hours(plan.flops, plan.dtype)
-
-
-def _memory(
-    plan: TrainingPlan,
-    weights: int,
-    figures: PolicyFigures,
-    training: dict[str, Any],
-    machine: Machine,
-    vocabulary: int,
-) -> TrainingMemory:
-    adapter, states = lora_bytes(figures.trainable), optimizer_bytes(training, figures.trainable)
-    process, started = PROCESS_BYTES[machine.device], process_bytes(vocabulary, machine.device)
-    peak = resident = fits = None
-    if figures.activation_bytes is not None:
-        peak = weights + 2 * adapter + states + figures.activation_bytes
-        alive = peak + process
-        resident = started + resident_bytes(alive, device=machine.device, checkpointing=plan.gradient_checkpointing)
-        fits = resident <= machine.memory_bytes
-    return TrainingMemory(
-        weights, adapter, adapter, states, figures.activation_bytes, peak, process + started, resident, fits
-    )

@@ -1,4 +1,4 @@
 """Stage two: a LoRA policy trained against cached references, none of them in memory.
 
-Read ``train`` for the order of things, ``trainer`` for the loop, ``batches`` for which pairs make up a step.
+``run`` starts from a recipe, ``train`` holds the sequence of steps, ``trainer`` the loop, ``sampler`` the pairs of each step.
 """

@@ -1,4 +1,4 @@
-"""A folder that should hold a trained adapter. Looked at before anything heavy is imported."""
+"""Check that a folder holds a trained adapter, without heavy imports."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ CONFIG = "adapter_config.json"
 
 
 def require_adapter(folder: Path) -> Path:
-    """The folder, where there is an adapter in it.
+    """The folder, if it holds an adapter.
 
     Raises:
-        UserError: where there is none; adapters in its subfolders are named.
+        UserError: if it holds none; names the adapters in its subfolders.
     """
     if (folder / CONFIG).is_file():
         return folder

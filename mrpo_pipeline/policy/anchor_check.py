@@ -1,6 +1,6 @@
-"""Before the first step: does the policy, where it starts as the anchor, say what the cached anchor said?
+"""Check before the first step that a policy which starts as the anchor gives the cached anchor's log-probs.
 
-A wrong template, revision or tokenizer trains without an error, towards a target that is off by nats. Here it shows.
+A wrong template, revision or tokenizer would otherwise train without an error towards a target that is off by nats.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from mrpo_pipeline.policy.trainer import PreferenceTrainer
 
 log = logging.getLogger("mrpo")
 
-# Nats per token. In float32 two right computations differ by about 1e-6, so the worst completion of the batch is looked
-# at. In half precision a logit of 16 to 32 is known to 1/64 (float16, 11 significant bits) or 1/8 (bfloat16, 8 bits), and
-# single tokens, so short completions, are off by about as much; over the tokens of a batch this cancels to a tenth of it
-# and less, while a wrong template moves the whole batch by tenths of nats. There the average over the batch is looked at.
+# Nats per token. In float32 two correct computations differ by about 1e-6, so the worst completion of the batch decides.
+# In half precision a logit of 16 to 32 is resolved to 1/64 (float16, 11 significant bits) or 1/8 (bfloat16, 8 bits), and
+# single tokens (so short completions) are off by about as much. Over the tokens of a batch this averages to a tenth of it
+# or less, while a wrong template moves the whole batch by tenths of nats. So the average over the batch decides there.
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 
@@ -31,21 +31,21 @@ def check_start(trainer: PreferenceTrainer, anchor: AnchorStart, policy_dtype: s
     """Compare the policy's sums on the first micro-batch (of every process) with the cached anchor's.
 
     Args:
-        anchor, policy_dtype: what each was computed in; the coarser one sets the tolerance.
+        anchor, policy_dtype: the dtype of each computation; the coarser one sets the tolerance.
 
     Returns:
         the difference, nats per token.
 
     Raises:
-        UserError: where they disagree, with the cause or the likely faults.
+        UserError: if they disagree, with the cause or the likely ones.
     """
     examples = trainer.train_dataset
-    # Of every process, whose sums come together: so all come to the same answer.
+    # Sums are reduced over all processes, so all decide alike.
     first = next(iter(trainer.train_sampler()))[0]
     chosen, rejected = trainer.policy_sums(examples, PairLoader(examples, [first]))
     policy = torch.cat([chosen, rejected]).cpu().double().numpy()
     mine = torch.zeros(len(examples), device=chosen.device)
-    mine[first] = 1
+    mine[[at for at in first if at >= 0]] = 1  # a negative index is a filler pair of weight 0
     if trainer.args.world_size > 1:
         mine = trainer.accelerator.reduce(mine, "sum")
     picked = np.flatnonzero(mine.cpu().numpy())
@@ -53,10 +53,10 @@ def check_start(trainer: PreferenceTrainer, anchor: AnchorStart, policy_dtype: s
 
 
 class StartCheck(TrainerCallback):  # type: ignore[misc]
-    """Calls :func:`check_start` when the model is as it will be trained (spread over processes, say).
+    """Calls :func:`check_start` when the model is ready to train (for example sharded over processes).
 
     Attributes:
-        difference: nats per token, once it is compared.
+        difference: nats per token; None before the comparison.
     """
 
     def __init__(self, trainer: PreferenceTrainer, anchor: AnchorStart, policy_dtype: str) -> None:
@@ -80,7 +80,7 @@ def compare_start(
     anchor: AnchorStart,
     policy_dtype: str,
 ) -> None:
-    """The same where the start was measured on all pairs, before it is taken for the start.
+    """:func:`check_start` for a start that was evaluated on all pairs.
 
     Args:
         chosen, rejected: (N,) the start's sums, nats.
@@ -95,13 +95,13 @@ def compare(
     start: AnchorStart,
     policy_dtype: str,
 ) -> float:
-    """As :func:`check_start`, on numbers.
+    """:func:`check_start` on given sums.
 
     Args:
-        picked: (B,) pairs. policy: (2N,) the policy's sums, chosen then rejected, filled at those pairs.
+        picked: (B,) indices of pairs. policy: (2N,) the policy's sums, chosen then rejected, set at those pairs.
     """
     rows = np.concatenate([picked, picked + len(examples)])
-    anchor = np.concatenate([examples.anchor_chosen, examples.anchor_rejected])[rows]
+    anchor = np.concatenate(examples.anchor)[rows]
     tokens = np.concatenate([examples.chosen_counts, examples.rejected_counts])[rows]
     gaps = np.abs(policy[rows] - anchor)
     dtype = max(policy_dtype, start.dtype or policy_dtype, key=lambda name: TOLERANCE.get(name, 0.0))
@@ -119,7 +119,7 @@ def compare(
         f"The policy's start does not agree with the cached anchor: on pair {examples.pair_ids[picked[pair]]}, {side} side, "
         f"{tokens[worst]} tokens, the policy gives {policy[rows][worst]:.3f} nats and the cache {anchor[worst]:.3f}. That is "
         f"{difference:.2g} nats per token ({'the worst completion' if exact else 'the average'} of {len(picked):,} pairs), expected "
-        f"{tolerance:g} at most in {dtype}. {cause} Set them alike and score the anchor again. Where the policy is to start "
+        f"{tolerance:g} at most in {dtype}. {cause} Set them alike and score the anchor again. If the policy is meant to start "
         "elsewhere, set policy.check_anchor: false (--no-check-anchor)."
     )
 

@@ -1,4 +1,4 @@
-"""What is wrong under ``training``, found before a model loads: Trainer finds much of it out when it is made, or steps later."""
+"""Checks of the ``training`` settings before a model loads; Trainer would fail on many of them much later."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from mrpo_pipeline.dataset.distinct import is_ranked
+from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.losses.functional import LOSSES
+from mrpo_pipeline.losses.settings import LossSettings
 from mrpo_pipeline.policy.distributed import rank, world_size
-from mrpo_pipeline.policy.metrics import EVALUATED
-from mrpo_pipeline.recipe.training import REFUSED
+from mrpo_pipeline.policy.metrics import ANCHOR_METRICS, EVAL_METRICS
+from mrpo_pipeline.recipe.training import REFUSED, FastPaths
 from mrpo_pipeline.terminal import one_line
 
 ORDERS = ("group_by_length", "random", "sequential")
 
-# Reporters that need a package of their own, and what brings it.
+# Reporters that need a package: its modules, and the extra that installs it.
 _REPORTERS = {
     "tensorboard": (("tensorboard", "tensorboardX"), "mrpo[tensorboard]"),
     "wandb": (("wandb",), "mrpo[wandb]"),
 }
 
 
-def refuse(settings: Mapping[str, Any], *, evaluates: bool) -> None:
-    """Refuse settings that this trainer cannot have, alone or beside each other.
+def check_settings(settings: Mapping[str, Any], *, evaluates: bool) -> None:
+    """Refuse settings that this trainer does not support, alone or in combination.
 
     Args:
         evaluates: whether there are held-out pairs.
@@ -75,26 +79,40 @@ def refuse(settings: Mapping[str, Any], *, evaluates: bool) -> None:
 
 
 def _check_choice(settings: Mapping[str, Any], eval_strategy: str) -> None:
-    """The metric by which checkpoints and learning rates are chosen is one that evaluation logs."""
+    """Check that evaluation logs the metric that selects checkpoints and learning rates."""
     metric = settings.get("metric_for_best_model")
-    if metric is not None and str(metric).removeprefix("eval_") not in EVALUATED:
+    if metric is not None and str(metric).removeprefix("eval_") not in EVAL_METRICS:
         raise UserError(
             f"The setting training.metric_for_best_model is {metric!r}, which evaluation does not log: expected one of "
-            f"{', '.join(EVALUATED)} (with eval_ before it, or without). Correct it."
+            f"{', '.join(EVAL_METRICS)} (with eval_ before it, or without). Correct it."
         )
     saves = str(getattr(settings.get("save_strategy"), "value", settings.get("save_strategy")))
     if saves == "best" and (eval_strategy == "no" or metric is None):
         raise UserError(
             f"The setting training.save_strategy is 'best', with training.eval_strategy {eval_strategy} and "
-            f"training.metric_for_best_model {metric}: expected evaluations during training, and the metric that decides. Set them."
+            f"training.metric_for_best_model {metric}: expected evaluations during training, and the metric to select by. Set them."
+        )
+
+
+def require_anchor_for_choice(settings: Any) -> None:
+    """Refuse to select checkpoints by a metric that compares with the anchor, for training without references.
+
+    Args:
+        settings: ``transformers.TrainingArguments``.
+    """
+    metric = str(settings.metric_for_best_model or "").removeprefix("eval_")
+    if metric in ANCHOR_METRICS:
+        raise UserError(
+            f"The setting training.metric_for_best_model is {metric}, which compares with the anchor, and method.reference is none: no "
+            f"cache is read. Expected one of {', '.join(name for name in EVAL_METRICS if name not in ANCHOR_METRICS)}. Correct it."
         )
 
 
 def require_full_batch(settings: Any, pairs: int) -> None:
-    """Refuse ``dataloader_drop_last`` where all pairs together are fewer than an optimizer step takes: none would be trained on.
+    """Refuse ``dataloader_drop_last`` if all pairs together do not fill an optimizer step.
 
     Args:
-        settings: ``transformers.TrainingArguments``. pairs: of training.
+        settings: ``transformers.TrainingArguments``. pairs: number of training pairs.
     """
     step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * world_size()
     if settings.dataloader_drop_last and pairs < step:
@@ -105,22 +123,67 @@ def require_full_batch(settings: Any, pairs: int) -> None:
         )
 
 
-def try_late_parts(arguments: Any) -> None:
-    """Make, for a model of one layer, what Trainer makes once the policy is loaded: optimizer, schedule, reporters; look up the hub.
+def require_sorted_batches(method: LossSettings, fast: FastPaths, settings: Any) -> None:
+    """Refuse a loss that sorts its batch if batches are packed by the lengths of pairs.
+
+    As in TRL, the batch is a micro-batch: ``per_device_train_batch_size`` pairs of one process.
+
+    Args:
+        settings: ``transformers.TrainingArguments``.
+    """
+    sorting = [name for name in method.losses if LOSSES[name].sorts_batch]
+    if not sorting:
+        return
+    if fast.micro_batch_tokens != "off":
+        raise UserError(
+            f"The loss {sorting[0]} (method.loss) sorts log-ratios over a micro-batch, and training.micro_batch_tokens is "
+            f"{fast.micro_batch_tokens!r}, which packs micro-batches by the lengths of their pairs: expected off, so that each holds "
+            "training.per_device_train_batch_size pairs. Set it (`micro_batch_tokens: 'off'`)."
+        )
+    if settings.per_device_train_batch_size < 2:
+        raise UserError(
+            f"The loss {sorting[0]} (method.loss) sorts log-ratios over a micro-batch, and training.per_device_train_batch_size is 1: of "
+            "one pair it is the sigmoid loss. Expected 2 or more. Raise it."
+        )
+
+
+def groups_by_prompt(fast: FastPaths, method: LossSettings, examples: PreferenceExamples, *, drop_last: bool) -> bool:
+    """Whether pairs are grouped by prompt, from ``training.group_by_prompt``; ``auto`` groups ranked completions.
+
+    Args:
+        drop_last: ``training.dataloader_drop_last``.
+
+    Raises:
+        UserError: if it is set beside a setting that needs steps or micro-batches of a fixed number of pairs.
+    """
+    against = {f"method.loss {name}": "sorts micro-batches" for name in method.losses if LOSSES[name].sorts_batch}
+    against |= {"training.dataloader_drop_last": "drops smaller steps"} if drop_last else {}
+    for name, what in against.items() if fast.group_by_prompt is True else ():
+        raise UserError(
+            f"The setting training.group_by_prompt is true beside {name}, which {what} of a fixed number of pairs: grouped by "
+            "prompt, their number changes. Expected one of the two. Take the other one out."
+        )
+    if fast.group_by_prompt == "auto":
+        return not against and is_ranked(examples)
+    return fast.group_by_prompt
+
+
+def try_construction(arguments: Any) -> None:
+    """Construct optimizer, schedule and reporters for a model of one layer, as Trainer does later; check access to the hub.
 
     Args:
         arguments: ``transformers.TrainingArguments``.
 
     Raises:
-        UserError: naming the setting, with what the library says of it.
+        UserError: naming the setting, with the library's error.
     """
     if arguments.fsdp and arguments.parallel_mode.value != "distributed":
         raise UserError(
-            f"The setting training.fsdp is {arguments.fsdp!r} in one process, which has nothing to share: expected several. Start "
+            f"The setting training.fsdp is {arguments.fsdp!r} in one process, which has nothing to shard: expected several. Start "
             "with torchrun or accelerate launch, or take it out."
         )
     optimizer = None
-    if not arguments.deepspeed:  # which may bring its own
+    if not arguments.deepspeed:  # DeepSpeed may define its own
         with _named("optim", arguments.optim.value):
             optimizer = _optimizer(arguments)
         with _named("lr_scheduler_type", arguments.lr_scheduler_type.value):
@@ -129,7 +192,7 @@ def try_late_parts(arguments: Any) -> None:
 
     with _named("report_to", ", ".join(arguments.report_to)):
         for callback in get_reporting_integration_callbacks(arguments.report_to):
-            # Made to be thrown away: some end a run that another has begun, or fail, when they are collected.
+            # Discarded at once, without __del__: some end another reporter's run, or fail, when they are collected.
             type(callback.__name__, (callback,), {"__del__": lambda self: None})()
     if arguments.push_to_hub and rank() == 0:
         _require_hub()
@@ -141,8 +204,8 @@ def _named(key: str, value: str) -> Iterator[None]:
         yield
     except Exception as error:  # each library has its own
         raise UserError(
-            f"The setting training.{key} is {value!r}, which can't be used here: {one_line(error, 400)} Expected what it needs to be "
-            f"installed and set (training.{_NEEDS[key]}). Do so, or take another one."
+            f"The setting training.{key} is {value!r}, which can't be used here: {one_line(error, 400)} Expected its packages to be "
+            f"installed and its options set (training.{_NEEDS[key]}). Do so, or set another one."
         ) from None
 
 
@@ -150,7 +213,7 @@ _NEEDS = {"optim": "optim_args", "lr_scheduler_type": "lr_scheduler_kwargs", "re
 
 
 def _optimizer(arguments: Any) -> Any:
-    """The optimizer over one layer; None where it is made of the policy's own modules."""
+    """The optimizer over one layer; None if it depends on the policy's modules."""
     import torch
     from transformers import Trainer
 
@@ -181,7 +244,7 @@ def _schedule(arguments: Any, optimizer: Any) -> None:
 
 
 def _require_hub() -> None:
-    """The hub can be reached with a token, as ``push_to_hub`` needs."""
+    """Raise UserError if the hub can't be reached with a token, which ``push_to_hub`` needs."""
     from huggingface_hub import constants, get_token, whoami
 
     problem = None

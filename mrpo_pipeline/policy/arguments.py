@@ -1,4 +1,4 @@
-"""The recipe's ``training`` keys as ``transformers.TrainingArguments``, and those few that are this project's own."""
+"""The recipe's ``training`` keys as ``transformers.TrainingArguments`` and this project's ``FastPaths``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.policy.argument_checks import refuse, try_late_parts
+from mrpo_pipeline.policy.argument_checks import check_settings, try_construction
 from mrpo_pipeline.policy.distributed import needs_cpu
 from mrpo_pipeline.policy.model import has_bfloat16
 from mrpo_pipeline.recipe.messages import in_words
@@ -19,14 +19,14 @@ from mrpo_pipeline.terminal import one_line
 
 log = logging.getLogger("mrpo")
 
-# What a run gets that does not say otherwise, where transformers' own default would serve preference training badly.
+# Defaults that differ from transformers' because those suit preference training badly.
 DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "logging_steps": 10,
-    # Steps of one length each gain nothing where rows are not padded, and mix the pairs less well.
+    # Grouping by length does not help rows without padding, and mixes the pairs less well.
     "train_sampling_strategy": "random",
     "seed": 0,
-    # The base's buffers are constants: no need to send them round before every forward pass.
+    # The base's buffers are constants, so they need not be broadcast before every forward pass.
     "ddp_broadcast_buffers": False,
 }
 
@@ -34,10 +34,10 @@ OWN_KEYS = tuple(FastPaths.model_fields)
 
 
 def fast_paths(training: Mapping[str, Any]) -> FastPaths:
-    """This project's own keys among those of ``training``.
+    """This project's own keys of ``training``.
 
     Raises:
-        UserError: for a value that cannot be, naming the key.
+        UserError: for an invalid value, naming the key.
     """
     given = {key: training[key] for key in OWN_KEYS if training.get(key) is not None}
     try:
@@ -51,24 +51,24 @@ def fast_paths(training: Mapping[str, Any]) -> FastPaths:
 def training_arguments(
     training: Mapping[str, Any], output_dir: str | Path, *, dtype: str, evaluates: bool, report: bool = True
 ) -> Any:
-    """Check the keys, fill in what the machine decides, and try what Trainer would find out late (``argument_checks``).
+    """Check the keys (``argument_checks``) and set those that depend on the machine.
 
-    bfloat16 autocast is on where the base weights are bfloat16, and never on a machine without it.
+    bfloat16 autocast is on if the base weights are bfloat16 and the machine supports it.
 
     Args:
-        training: keys that are this project's own are passed by, see :func:`fast_paths`.
+        training: this project's own keys are ignored, see :func:`fast_paths`.
         dtype: of the base weights. evaluates: whether there are held-out pairs.
-        report: whether to log what the machine changes.
+        report: whether to log settings that the machine changes.
 
     Raises:
-        UserError: for a key or value that cannot be, naming it.
+        UserError: for an invalid key or value, naming it.
     """
     import torch
     from transformers import TrainingArguments
 
     given = {key: value for key, value in training.items() if key not in OWN_KEYS}
     settings: dict[str, Any] = {**DEFAULTS, **given, "output_dir": str(output_dir)}
-    refuse(settings, evaluates=evaluates)
+    check_settings(settings, evaluates=evaluates)
     level = logging.INFO if report else logging.DEBUG
     if not settings.get("fp16"):
         if settings.get("bf16") and not has_bfloat16():
@@ -83,18 +83,18 @@ def training_arguments(
     if settings.get("gradient_checkpointing"):
         given = settings.get("gradient_checkpointing_kwargs") or {}
         settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False, **given}
-    # `progress_callback.PlainProgress` writes a line now and then, on a terminal as elsewhere.
+    # `progress_callback.PlainProgress` replaces the progress bar.
     settings.setdefault("disable_tqdm", True)
     if needs_cpu():
         settings.setdefault("use_cpu", True)
     settings |= {
         "remove_unused_columns": False,
-        # A broken loss stops the run; to average it away would hide it, and costs a look at the device per micro-batch.
+        # A non-finite loss stops the run. The filter would hide it, and synchronizes with the device per micro-batch.
         "logging_nan_inf_filter": False,
     }
     try:
         arguments = TrainingArguments(**settings)
-    except Exception as error:  # whatever a library raises over files, packages and combinations that are named there
+    except Exception as error:  # libraries raise many types over named files, packages and combinations
         raise UserError(
             f"The settings under `training` can't be used: {one_line(error, 500)} They are those of "
             "transformers.TrainingArguments; correct the one named."
@@ -102,9 +102,9 @@ def training_arguments(
     if arguments.n_gpu > 1:
         log.log(
             level,
-            "%d GPUs are here and one is used; start with torchrun or accelerate launch for all.",
+            "This machine has %d GPUs, and one is used; start with torchrun or accelerate launch to use all.",
             arguments.n_gpu,
         )
         arguments._n_gpu = 1
-    try_late_parts(arguments)
+    try_construction(arguments)
     return arguments

@@ -1,106 +1,55 @@
-"""How a micro-batch's token ids are laid out for the model: two padded rows for each pair, or one row for all pairs."""
+"""Collation: a micro-batch of pairs as prompts with completions, and those as model input."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from mrpo_pipeline.dataset.examples import Batch
-from mrpo_pipeline.dataset.ragged_ids import Ids
-
-# Right padding is seen by no real token of a causal model, so any id of the vocabulary serves.
-PAD = 0
-
-# Tokens of a pair's prompt, of its chosen completion and of its rejected one, as they stand in the shared row.
-Segment = tuple[int, int, int]
+from mrpo_pipeline.models.completion_rows import Group, Ids, Layout, Mask
 
 
-def two_rows(batch: Batch) -> dict[str, Any]:
-    """B pairs as 2·B right-padded rows, the B chosen ones first.
+def lay_out_pairs(batch: Batch, layout: Layout) -> dict[str, Any]:
+    """Model input for B pairs.
 
-    The last token of a row is left out, for nothing is predicted from it.
+    Args:
+        layout: ``plain_rows`` or ``shared_row``.
 
     Returns:
-        ``input_ids`` (2B, T); for each of the M scored completion tokens ``sources`` (M,): where in the flattened rows it is
-        predicted, ``targets`` (M,): the token, and ``completions`` (M,): which of the ``count`` = 2·B completions it is
-        part of.
+        the layout's tensors, and ``sides`` (2B,): index of each pair's chosen completion, then of each rejected one.
     """
+    groups, sides = group_pairs(batch)
+    return layout(groups) | {"sides": torch.from_numpy(sides)}
+
+
+def group_pairs(batch: Batch) -> tuple[list[Group], Any]:
+    """B pairs as prompts with completions, and the index (2B,) of each side among the completions.
+
+    ``numbers`` (B, 3) of a batch identifies each pair's prompt and sides: equal numbers are one prompt or completion. Without
+    it, every pair is one prompt with two completions.
+    """
+    pairs = len(batch["prompts"])
+    numbers = batch.get("numbers")
+    if numbers is None:
+        numbers = np.stack([np.arange(pairs), 2 * np.arange(pairs), 2 * np.arange(pairs) + 1], axis=1)
+    masks = _masks(batch)
+    prompts: dict[int, Ids] = {}
+    found: dict[int, dict[int, tuple[Ids, Mask | None]]] = {}
+    for at, (prompt, *sides) in enumerate(numbers.tolist()):
+        prompts[prompt] = batch["prompts"][at]
+        for place, (side, number) in enumerate(zip(("chosen", "rejected"), sides, strict=True)):
+            found.setdefault(prompt, {})[number] = batch[side][at], masks[place * pairs + at]
+    groups = [Group(prompts[one], *zip(*found[one].values(), strict=True)) for one in prompts]
+    places = {number: place for place, number in enumerate(n for one in prompts for n in found[one])}
+    return groups, np.array([places[number] for number in numbers[:, 1:].T.ravel().tolist()])
+
+
+def _masks(batch: Batch) -> Sequence[Any]:
+    """The mask of scored tokens of each side, chosen sides first; None for all tokens."""
     completions = [*batch["chosen"], *batch["rejected"]]
-    prompts = batch["prompts"] * 2
-    counts, starts = _counts(completions), _counts(prompts)
-    width = int((starts + counts).max()) - 1
-    input_ids = np.full((len(prompts), width), PAD, dtype=np.int64)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        input_ids[row, : len(prompt)] = prompt
-        input_ids[row, len(prompt) : len(prompt) + len(completion) - 1] = completion[:-1]
-    sources = np.repeat(np.arange(len(prompts)) * width + starts - 1, counts) + _within(counts)
-    return _tensors(batch, input_ids, sources, completions, counts)
-
-
-def shared_row(batch: Batch) -> dict[str, Any]:
-    """B pairs as one row without padding: prompt, chosen completion, rejected completion, and so on.
-
-    Both completions are numbered on from the prompt's end, and the last token of each is left out. Attention has to keep
-    them apart, see ``pair_attention``.
-
-    Returns:
-        as :func:`two_rows`, ``input_ids`` being (1, N), with ``position_ids`` (1, N) and ``segments``: for each pair the
-        numbers of its tokens.
-    """
-    chosen, rejected = batch["chosen"], batch["rejected"]
-    completions = [*chosen, *rejected]
-    counts, prompts = _counts(completions), _counts(batch["prompts"])
-    pairs = len(prompts)
-    sizes = np.stack([prompts, counts[:pairs] - 1, counts[pairs:] - 1], axis=1)  # (B, 3)
-    starts = np.concatenate([[0], sizes.sum(axis=1).cumsum()[:-1]])
-    parts = (part for p, c, r in zip(batch["prompts"], chosen, rejected, strict=True) for part in (p, c[:-1], r[:-1]))
-    input_ids = np.concatenate(list(parts)).astype(np.int64)
-    first = np.stack([np.zeros_like(prompts), prompts, prompts], axis=1)
-    position_ids = np.repeat(first.ravel(), sizes.ravel()) + _within(sizes.ravel())
-    # A completion's first token is predicted from the prompt's last, and the others from the one before them; of the
-    # rejected completion these do not follow each other in the row.
-    last_of_prompt = starts + prompts - 1
-    before_second = np.concatenate([last_of_prompt, last_of_prompt + sizes[:, 1]])
-    within = _within(counts)
-    sources = np.repeat(before_second, counts) + within
-    is_first = within == 0
-    sources[is_first] = np.tile(last_of_prompt, 2)
-    return _tensors(batch, input_ids[None], sources, completions, counts) | {
-        "position_ids": torch.from_numpy(position_ids[None]),
-        "segments": [(int(p), int(c), int(r)) for p, c, r in sizes],
-    }
-
-
-def _counts(rows: Iterable[Ids]) -> npt.NDArray[np.int64]:
-    return np.array([len(ids) for ids in rows], dtype=np.int64)
-
-
-def _within(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """0, 1, … of each run, for runs of these lengths one after another."""
-    within: npt.NDArray[np.int64] = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    return within
-
-
-def _tensors(
-    batch: Batch,
-    input_ids: npt.NDArray[np.int64],
-    sources: npt.NDArray[np.int64],
-    completions: list[Ids],
-    counts: npt.NDArray[np.int64],
-) -> dict[str, Any]:
-    targets = np.concatenate(completions).astype(np.int64)
-    numbers = np.repeat(np.arange(len(counts)), counts)
-    scored = batch["scored"]
-    if scored is not None:
-        sources, targets, numbers = sources[scored], targets[scored], numbers[scored]
-    return {
-        "input_ids": torch.from_numpy(input_ids),
-        "sources": torch.from_numpy(sources),
-        "targets": torch.from_numpy(targets),
-        "completions": torch.from_numpy(numbers),
-        "count": len(counts),
-    }
+    if batch["scored"] is None:
+        return [None] * len(completions)
+    return np.split(batch["scored"], np.cumsum([len(ids) for ids in completions])[:-1])

@@ -1,4 +1,4 @@
-"""Several processes training one policy, as torchrun and accelerate launch start them."""
+"""Training in several processes, as torchrun and accelerate launch start them."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ log = logging.getLogger("mrpo")
 
 T = TypeVar("T")
 
-# transformers' own: how long processes wait for each other before they give up.
+# The default of transformers' ddp_timeout.
 TIMEOUT_SECONDS = 1800
 
-# What the backends say of a peer that is gone; they have no exception of their own for it.
+# Words in the backends' errors for a lost peer; they have no exception type for it.
 _LOST = ("connection closed", "connection reset", "broken pipe", "gloo", "nccl", "socket", "heartbeat", "timed out")
 
 
 def world_size() -> int:
-    """How many processes the launcher started, 1 without one."""
+    """Number of processes that the launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
 def rank() -> int:
-    """This process among them; 0 is the one that writes results."""
+    """Rank of this process; rank 0 writes the results."""
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    """This process among those of its machine; 0 is the one that reads pairs and caches."""
+    """Rank of this process on its machine; local rank 0 reads pairs and caches."""
     return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
 
 
 def needs_cpu() -> bool:
-    """Whether the processes have no accelerator. transformers has to be told: it would take each for a run of its own."""
+    """Whether several processes have no accelerator: transformers needs ``use_cpu`` then, or treats each as a separate run."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return world_size() > 1 and (accelerator is None or accelerator.type == "mps")
 
 
-def join(training: Mapping[str, Any]) -> None:
-    """Meet the other processes, before transformers would, for the pairs are read by one for all.
+def join_process_group(training: Mapping[str, Any]) -> None:
+    """Create the process group before transformers does, because one process reads the pairs for all.
 
     Raises:
         UserError: for more processes than GPUs.
@@ -69,7 +69,7 @@ def join(training: Mapping[str, Any]) -> None:
                 "(torchrun --nproc-per-node gpu)."
             )
         torch.cuda.set_device(local_rank())
-        # Numbers in main memory go round as well: gathered weights, and the word that the pairs are read.
+        # Tensors in main memory are exchanged too: gathered weights, and the barrier after reading the pairs.
         backend: str | None = "cuda:nccl,cpu:gloo"
     else:
         backend = "gloo" if needs_cpu() else None
@@ -77,19 +77,19 @@ def join(training: Mapping[str, Any]) -> None:
     distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
 
 
-def leave() -> None:
-    """Part from the other processes when the work is done; without it the backend warns at exit."""
+def leave_process_group() -> None:
+    """Destroy the process group; without this the backend warns at exit."""
     from torch import distributed
 
     if world_size() > 1 and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def refuse_several(command: str) -> None:
-    """Stop a command that works in one process only.
+def require_one_process(command: str) -> None:
+    """Stop a command that runs in one process only.
 
     Raises:
-        UserError: where the launcher started several.
+        UserError: if the launcher started several.
     """
     if world_size() > 1:
         raise UserError(
@@ -98,22 +98,21 @@ def refuse_several(command: str) -> None:
         )
 
 
-def speak_once() -> None:
-    """Let the first process alone say what all would say; errors are said by whom they befall."""
+def log_on_rank_zero() -> None:
+    """Log on rank 0 only; other ranks log errors."""
     if rank():
         log.setLevel(logging.ERROR)
 
 
-class _ToldToEnd(KeyboardInterrupt):
-    """SIGTERM arrived."""
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM was received."""
 
 
 @contextmanager
 def explain_lost_processes() -> Iterator[None]:
-    """Tell the user what it means when another process is gone.
+    """Explain that another process was lost.
 
-    The loss shows in either of two ways, whichever is quicker: the backend's error, or the launcher's SIGTERM to all that
-    are left.
+    The loss shows as the backend's error or as the launcher's SIGTERM to the remaining processes, whichever comes first.
 
     Raises:
         RunError: in place of the backend's error or the signal.
@@ -124,47 +123,46 @@ def explain_lost_processes() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:
-        signal.signal(signal.SIGTERM, _told_to_end)
+        signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         yield
     except (RuntimeError, KeyboardInterrupt) as error:
         text = str(error)
         if in_main_thread:
-            # The launcher's signal may still come: this process ends anyway, and says why first.
+            # The launcher's signal may still come: this process ends anyway, and reports why first.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if not isinstance(error, _ToldToEnd) and not any(word in text.lower() for word in _LOST):
+        if not isinstance(error, _Terminated) and not any(word in text.lower() for word in _LOST):
             raise
         raise RunError(
-            f"Process {rank()} of {world_size()} stops: another one ended or no longer answers "
-            f"({text.strip().splitlines()[0][:200]}). Its own message, if it left one, stands beside this one; a process "
-            "that was killed leaves none (out of memory is the usual cause). Checkpoints are kept: start the same command "
-            "again with --resume."
+            f"Process {rank()} of {world_size()} stops: another process ended or no longer responds "
+            f"({text.strip().splitlines()[0][:200]}). Look for its message beside this one; a killed process leaves none "
+            "(the usual cause is out of memory). Checkpoints are kept: start the same command again with --resume."
         ) from error
     finally:
-        if in_main_thread and signal.getsignal(signal.SIGTERM) is _told_to_end:
+        if in_main_thread and signal.getsignal(signal.SIGTERM) is _raise_terminated:
             signal.signal(signal.SIGTERM, before)
 
 
-def _told_to_end(*_: object) -> None:
-    raise _ToldToEnd("the launcher sent SIGTERM")
+def _raise_terminated(*_: object) -> None:
+    raise _Terminated("the launcher sent SIGTERM")
 
 
 def read_once(read: Callable[[], T], share: Callable[[T, Path], None], open_shared: Callable[[Path], T]) -> T:
-    """Read in one process of each machine; the others open what it wrote down for them.
+    """Read in one process of each machine; the others open the files that it writes.
 
     Args:
-        read: what takes long, run by the first process of each machine.
-        share: writes its result to a folder. open_shared: reads it from there, and must have opened every file when it
-            returns: the folder goes then.
+        read: called on local rank 0 only.
+        share: writes its result to a folder. open_shared: reads the result there. It must have opened every file when it
+            returns: the folder is deleted afterwards.
 
     Raises:
-        SystemExit: in the others, where the first one ended.
+        SystemExit: in the other processes, if the reading process ended.
     """
     if world_size() == 1:
         return read()
     from torch import distributed
 
-    # However long one reads, the others wait for it, and learn at once when it ends.
+    # The others wait however long the reading takes, and notice at once if that process ends.
     waiting = distributed.new_group(backend="gloo", timeout=timedelta(days=7))
     folders: list[Any] = [None] * world_size()
     here: tuple[str, str | None] = (os.environ.get("GROUP_RANK", "0"), None)
@@ -178,7 +176,7 @@ def read_once(read: Callable[[], T], share: Callable[[T, Path], None], open_shar
         try:
             distributed.all_gather_object(folders, here, group=waiting)
         except RuntimeError:
-            # The one that read has said why it ended, or the launcher does.
+            # The reading process has logged why it ended, or the launcher does.
             raise SystemExit(1) from None
         if result is None:
             folder = Path(next(place for machine, place in folders if machine == here[0] and place))

@@ -1,4 +1,4 @@
-"""FSDP: weights spread over processes."""
+"""FSDP: weights sharded over processes."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 
-def shard_without_gpus(accelerator: Any, arguments: Any) -> bool:
-    """Whether weights are to be spread over the processes of a machine without GPUs.
+def enable_cpu_fsdp(accelerator: Any, arguments: Any) -> bool:
+    """Turn on FSDP on a machine without GPUs if it is requested; returns whether it is on.
 
-    accelerate knows FSDP for GPUs alone, and takes DDP without a word otherwise.
+    accelerate supports FSDP on GPUs only, and silently uses DDP otherwise.
     """
     from accelerate import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    # Set by `accelerate launch`, and by accelerate itself where a plugin is given.
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or arguments.fsdp
-    if not asked or accelerator.distributed_type != DistributedType.MULTI_CPU:
+    # The variable is set by `accelerate launch`, and by accelerate itself if a plugin is given.
+    requested = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or arguments.fsdp
+    if not requested or accelerator.distributed_type != DistributedType.MULTI_CPU:
         return False
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**(arguments.fsdp_plugin_args or {}))
-    # Every look at the state copies the type from there.
+    # Every access to the state copies the type from PartialState.
     PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
     return True
 
 
-def whole_adapter(model: nn.Module, *, frozen: bool = False) -> dict[str, Tensor]:
-    """What trains, and with `frozen` the base as well, gathered on the first process's CPU; every process has to call this."""
+def gather_adapter(model: nn.Module, *, frozen: bool = False) -> dict[str, Tensor]:
+    """The trained parameters, with ``frozen`` also the base, gathered on rank 0's CPU. A collective call: all ranks make it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=not frozen)

@@ -1,8 +1,7 @@
-"""A linear layer and its LoRA adapter as one operation: what peft computes, with fewer passes over memory.
+"""A linear layer and its LoRA adapter as one autograd function: peft's result with fewer passes over memory.
 
-peft adds the adapter's output, a tensor of the layer's size, scaled and then added, each in a pass of its own, and its
-thin products are several times slower one way round than the other. Here they are added into the layer's output, and
-every product is taken the quick way round.
+peft computes, scales and adds the adapter's output in separate passes over a tensor of the layer's size. Here the product
+is accumulated into the layer's output, and the operands of every low-rank product are in the faster order.
 """
 
 from __future__ import annotations
@@ -55,10 +54,10 @@ class _LinearWithAdapter(torch.autograd.Function):
 
 
 def fuse_adapters(model: nn.Module) -> int:
-    """Let every plain linear layer with one plain LoRA adapter compute both as one; how many there were.
+    """Fuse every plain linear layer with its one plain LoRA adapter; returns the number of fused layers.
 
-    Layers that are something else (quantized, DoRA, a bias in the adapter, hooks) stay as they are, and so does every call
-    of another kind: with the adapter disabled, merged, or its dropout at work.
+    Other layers (quantized, DoRA, adapter bias, hooks) keep peft's forward. So do calls with the adapter disabled, merged,
+    or with active dropout.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -101,7 +100,7 @@ def _forward(module: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device) if mixed else x.dtype
         drops = module.training and getattr(dropout, "p", 0.0) > 0
         if not drops and (mixed or x.dtype == weight.dtype == a.dtype == b.dtype):
-            # Apply's annotations are missing in torch.
+            # torch does not annotate `apply`.
             return cast(
                 Tensor,
                 _LinearWithAdapter.apply(x, weight, bias, a, b, module.scaling[name], dtype),  # type: ignore[no-untyped-call]

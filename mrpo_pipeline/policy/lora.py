@@ -1,4 +1,4 @@
-"""The policy's low-rank adapters, as peft has them."""
+"""The policy's LoRA adapter in peft."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def lora_config(settings: Lora, model: Any) -> Any:
     """The peft ``LoraConfig`` for a base model.
 
     Raises:
-        UserError: for target modules that the model does not have in its language model, naming those it has.
+        UserError: for target modules that the language model does not have; names those that it has.
     """
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
@@ -31,18 +31,18 @@ def lora_config(settings: Lora, model: Any) -> Any:
         target_modules=targets,
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
-        # GPT-2's Conv1D keeps its weight transposed.
+        # GPT-2's Conv1D stores its weight transposed.
         fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in targeted),
         task_type="CAUSAL_LM",
     )
 
 
 def add_adapter(model: Any, settings: Lora, *, adapter: str | None = None, revision: str | None = None) -> Any:
-    """Put a new LoRA adapter on a base model, or the one to start from; only its parameters train, in float32.
+    """Add a new LoRA adapter to a base model, or an existing one; only its parameters are trainable, in float32.
 
     Args:
-        adapter: a folder or hub name of an adapter to go on training; its own settings hold.
-        revision: the base model's, written into the adapter's config so that it finds its base again.
+        adapter: a folder or hub name of an adapter to train further, with its own settings.
+        revision: the base model's, written into the adapter's config.
 
     Raises:
         UserError: for target modules that the model does not have, or an adapter that does not fit it.
@@ -50,7 +50,7 @@ def add_adapter(model: Any, settings: Lora, *, adapter: str | None = None, revis
     from peft import get_peft_model
 
     with warnings.catch_warnings():
-        # The config of a model that is tied, renamed or in fp16: nothing a user of this command can act on.
+        # peft warns about tied, renamed or fp16 models, which a user of this command can't act on.
         warnings.simplefilter("ignore")
         if adapter is None:
             config = lora_config(settings, model)
@@ -60,7 +60,7 @@ def add_adapter(model: Any, settings: Lora, *, adapter: str | None = None, revis
         else:
             try:
                 policy = put_adapter(model, adapter, is_trainable=True)
-            except Exception as error:  # whatever peft and safetensors make of files that are not what they should be
+            except Exception as error:  # peft and safetensors raise many types over damaged files
                 where = "the folder" if Path(adapter).is_dir() else "the hub name (no folder of that name is here)"
                 raise UserError(
                     f"The adapter policy.adapter {adapter} can't be loaded onto the policy's model: "

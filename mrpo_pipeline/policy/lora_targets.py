@@ -1,17 +1,17 @@
-"""Which linear modules of a base model an adapter goes on: those that text runs through.
+"""The linear modules of a base model that get an adapter: those of its language model.
 
-A multimodal model holds a vision tower, an audio tower, projectors. Text trains none of them, vLLM refuses or drops adapters
-there, and their modules often have the names of the language model's (``q_proj``).
+A multimodal model also has vision and audio towers and projectors, whose modules often have the same names (``q_proj``).
+Text does not train adapters there, and vLLM refuses or drops them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.models.probe import ordinary_ids, special_ids
+from mrpo_pipeline.models.probe_token_ids import ordinary_ids, special_ids
 
 ALL_LINEAR = "all-linear"
 
@@ -19,7 +19,7 @@ _PROBE_LENGTH = 8
 
 
 def linear_modules(model: Any) -> dict[str, list[str]]:
-    """Last name → full names of the modules that an adapter can sit on; the output head is left out."""
+    """Last name → full names of the modules that an adapter can be added to, without the output head."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -32,14 +32,14 @@ def linear_modules(model: Any) -> dict[str, list[str]]:
 
 
 def target_modules(model: Any, setting: Sequence[str] | str) -> tuple[list[str] | str, list[str]]:
-    """The modules that a setting of ``policy.lora.target_modules`` means on this model.
+    """The modules of this model that ``policy.lora.target_modules`` selects.
 
     Returns:
-        what peft's ``target_modules`` is given (the setting itself where it names nothing outside the language model, else
-        full names), and the full names.
+        the value of peft's ``target_modules`` (the setting itself if it selects nothing outside the language model, else full
+        names), and the full names.
 
     Raises:
-        UserError: for names that the model does not have, or has outside its language model alone.
+        UserError: for names that the model does not have, or has only outside its language model.
     """
     every = [name for names in linear_modules(model).values() for name in names]
     if isinstance(setting, str) and setting.lower() == ALL_LINEAR:
@@ -56,8 +56,8 @@ def target_modules(model: Any, setting: Sequence[str] | str) -> tuple[list[str] 
     if unreached:
         raise UserError(
             f"The setting policy.lora.target_modules names {', '.join(unreached)}, which {type(model).__name__} has outside its "
-            f"language model alone ({meant[unreached[0]][0]}): text does not run through it, and would not train it. Expected "
-            f"some of {', '.join(sorted(_last_names(name for name in every if not outside(name))))}, or {ALL_LINEAR} for all of "
+            f"language model alone ({meant[unreached[0]][0]}): text does not run through it, and would not train it. Expected some of "
+            f"{', '.join(sorted({name.rpartition('.')[2] for name in every if not outside(name)}))}, or {ALL_LINEAR} for all of "
             "them. Correct policy.lora.target_modules."
         )
     names = list(dict.fromkeys(name for names in kept.values() for name in names))
@@ -65,7 +65,7 @@ def target_modules(model: Any, setting: Sequence[str] | str) -> tuple[list[str] 
 
 
 def _named(targets: Sequence[str], model: Any) -> dict[str, list[str]]:
-    """Full names of the modules that each name matches, as peft matches them: the whole name or its end."""
+    """Full names of the modules that each name matches by peft's rule: the whole name or its end."""
     names = [name for name, _ in model.named_modules()]
     matches = {target: [n for n in names if n == target or n.endswith(f".{target}")] for target in targets}
     absent = [target for target, found in matches.items() if not found]
@@ -79,11 +79,11 @@ def _named(targets: Sequence[str], model: Any) -> dict[str, list[str]]:
 
 
 def _outside_of_language_model(model: Any) -> Callable[[str], bool]:
-    """A predicate on full names: whether text does not run through that module.
+    """A predicate on full names: whether a module is outside the language model.
 
-    Measured on a few tokens. Layers and experts are told apart by their numbers alone: an expert that none of these tokens was
-    routed to is in the language model, because its siblings are. So is a module of a layer that ran whose weight the layer
-    uses without a call (the fused kernels of Mamba).
+    It runs the model on a few tokens. Names are compared without layer and expert numbers, so an expert that got no token is
+    inside if another one was called. A module that its layer uses without calling it (Mamba's fused kernels) is inside if the
+    layer was called.
     """
     called = _called_modules(model)
     if called is None:
@@ -99,7 +99,7 @@ def _outside_of_language_model(model: Any) -> Callable[[str], bool]:
 
 
 def _outside_by_name(model: Any) -> Callable[[str], bool]:
-    """The same by the names that transformers gives the parts, for a model that does not run as it is (on the meta device)."""
+    """The same by the decoder's name, for a model that can't run (such as one on the meta device)."""
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
     inside = f"{names[id(decoder)]}." if names.get(id(decoder)) else ""
@@ -107,7 +107,7 @@ def _outside_by_name(model: Any) -> Callable[[str], bool]:
 
 
 def _called_modules(model: Any) -> set[str] | None:
-    """Full names of the modules that a forward pass over text calls; None where it fails."""
+    """Full names of the modules that a forward pass over text calls; None if it fails."""
     import torch
 
     called: set[str] = set()
@@ -124,7 +124,7 @@ def _called_modules(model: Any) -> set[str] | None:
         ids = torch.from_numpy(ordinary_ids(rows, special_ids(model.config.to_dict()), _PROBE_LENGTH))[None].to(device)
         with torch.no_grad():
             model(input_ids=ids, use_cache=False)
-    except Exception:  # whatever an architecture raises; its names decide then
+    except Exception:  # of any type, by architecture
         return None
     finally:
         for handle in handles:
@@ -136,7 +136,3 @@ def _called_modules(model: Any) -> set[str] | None:
 
 def _numberless(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
-
-
-def _last_names(names: Iterable[str]) -> set[str]:
-    return {name.rpartition(".")[2] for name in names}

@@ -1,4 +1,4 @@
-"""`mrpo merge`: an adapter and its base as one plain checkpoint that loads by itself, written completely or not at all."""
+"""`mrpo merge`: merge an adapter into its base and write one plain checkpoint, completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.files.atomic import whole_folder
-from mrpo_pipeline.files.disk_errors import refusal, telling
+from mrpo_pipeline.files.disk_errors import disk_error, explain_disk_errors
 from mrpo_pipeline.models.checks import reason_of, told
 from mrpo_pipeline.models.files import (
     adapter_content,
@@ -41,13 +41,13 @@ _TEXTS = (
     "Ein Fluß, 東京の夜, naïve café: привет, мир!",
 )
 _LONGEST = 64  # tokens of a text
-# Rounding of the merged weights, as a share of the adapter's change of them, from which on it is reported.
+# Report the rounding of the merged weights if it exceeds this share of the adapter's change.
 _LOST = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A merged checkpoint, its distance from the adapted model, and what the user should know."""
+    """A merged checkpoint, its log-prob differences from the adapted model, and notices for the user."""
 
     folder: Path
     dtype: str
@@ -63,20 +63,19 @@ def merge_adapter(
     dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> Merged:
-    """Merge an adapter, such as `mrpo train` leaves in its folder and in each checkpoint, into its base.
+    """Merge an adapter, such as `mrpo train` writes to its folder and to each checkpoint, into its base.
 
-    The result is written beside `output_dir` and renamed once it has been loaded again and its log-probs compared with the
-    adapted model's; until then, whatever happens, nothing is there.
+    The result is written beside `output_dir`, loaded, compared with the adapted model by log-probs, and then renamed to it.
 
     Args:
-        adapter: the folder. output_dir: of the merged checkpoint; not there yet, or empty.
-        base: folder or hub name of the base; what `adapter_config.json` names if not given.
-        dtype: of the merged weights; `auto` is the base checkpoint's own. In 16 bits the sum of base and change is rounded.
-        trust_remote_code: run Python code that comes with the base. Never taken from a file: the adapter may be a stranger's.
+        adapter: its folder. output_dir: of the merged checkpoint; must be empty or not exist.
+        base: folder or hub name of the base; by default the one in `adapter_config.json`.
+        dtype: of the merged weights; `auto` is the base checkpoint's. With 16 bits, the sum of base and change is rounded.
+        trust_remote_code: run Python code of the base. Never read from a file, because the adapter may be untrusted.
 
     Raises:
-        UserError: an input that is not there, does not fit, or cannot be merged; an output folder that holds something.
-        RunError: the merged model is not the adapted one, or the disk refuses.
+        UserError: for an input that is missing, does not fit, or can't be merged, or an output folder that is not empty.
+        RunError: if the merged model differs from the adapted one, or for a disk error.
     """
     adapter, output_dir = Path(adapter), Path(output_dir)
     name, revision = _base_of(adapter, base)
@@ -90,9 +89,9 @@ def merge_adapter(
     source = ModelSource(
         model=str(base_folder), adapter=str(adapter), dtype=dtype, trust_remote_code=trust_remote_code
     ).named("the base model")
-    kept = "Nothing of it is left. Make room or give access there, then run the same command again."
+    kept = "Nothing was left there. Free space or grant access there, then run the same command again."
     with (
-        telling(output_dir.parent, f"The merged model could not be written to {output_dir}", kept),
+        explain_disk_errors(output_dir.parent, f"The merged model could not be written to {output_dir}", kept),
         _tokenizer_of(adapter, name, revision, recipe, trust_remote_code) as tokenizer,
         whole_folder(output_dir.resolve()) as made,
     ):
@@ -101,8 +100,8 @@ def merge_adapter(
         differences = compare(adapted, made, trust_remote_code=trust_remote_code)
         if not differences.agree:
             raise RunError(
-                f"The merged model is not the adapted one: its log-probs are {differences.apart:.2g} nats per token away, where "
-                f"{adapted.dtype} allows for {differences.allowed:g}. Nothing was written to {output_dir}. Please report this adapter."
+                f"The merged model is not the adapted one: its log-probs are {differences.apart:.2g} nats per token away, expected "
+                f"{differences.allowed:g} at most in {adapted.dtype}. Nothing was written to {output_dir}. Please report this adapter."
             )
         notices += _check_tokenizer(reader, made, adapted.vocab_size, trust_remote_code)
     if adapted.lost > _LOST:
@@ -120,11 +119,11 @@ def _merge(source: ModelSource, base: str, made: Path, reader: Any, tokenizer: P
     except NotMergeableError as error:
         raise UserError(
             f"The adapter in {source.adapter} can't be merged into {base}: {error}. Expected an adapter that is a change of plain "
-            "weights, LoRA say, and for a quantized base its full-precision form (--base). Serve it as an adapter, or give the "
+            "weights, such as LoRA, and for a quantized base its full-precision form (--base). Serve it as an adapter, or give the "
             "base that it can be merged into."
         ) from error
-    except Exception as error:  # each kind of adapter raises what it likes
-        if isinstance(error, UserError | RunError | MemoryError) or refusal(error, made) is not None:
+    except Exception as error:  # the types depend on the kind of adapter
+        if isinstance(error, UserError | RunError | MemoryError) or disk_error(error, made) is not None:
             raise
         raise UserError(
             f"The adapter in {source.adapter} can't be merged into {base} ({reason_of(error)}): expected one that peft loads and "
@@ -179,7 +178,7 @@ def _locate_base(adapter: Path, name: str, revision: str | None) -> Path:
 
 
 def _recipe_of(adapter: Path) -> Recipe | None:
-    """The recipe of the run that left the adapter, where it can be read."""
+    """The recipe of the run that wrote the adapter, if it can be read."""
     for folder in (adapter, *_run_of(adapter)):
         with suppress(UserError):
             return load_recipe(folder / "recipe.yaml")
@@ -187,12 +186,12 @@ def _recipe_of(adapter: Path) -> Recipe | None:
 
 
 def _run_of(adapter: Path) -> list[Path]:
-    """The run's folder, for a checkpoint in it."""
+    """The run's folder, if the adapter is one of its checkpoints."""
     return [adapter.resolve().parent] if _CHECKPOINT.fullmatch(adapter.resolve().name) else []
 
 
 def _check_code(base: Path, name: str, recipe: Recipe | None, trust_remote_code: bool) -> None:
-    """Refuse a model that needs code of its own where it may not run."""
+    """Refuse a model that needs its own code without permission to run it."""
     from transformers import CONFIG_MAPPING
 
     config = read_config("the base model", base / "config.json") or {}
@@ -203,7 +202,7 @@ def _check_code(base: Path, name: str, recipe: Recipe | None, trust_remote_code:
     ran = " It ran in training (policy.trust_remote_code: true)." if asked else ""
     files = ", ".join(sorted({f"{str(one).rpartition('.')[0]}.py" for one in code.values()})[:3])
     raise UserError(
-        f"The base model {name} needs Python code that comes with it ({files}), which runs only when it is asked for: expected "
+        f"The base model {name} needs Python code that comes with it ({files}), which runs only on request: expected "
         f"--trust-remote-code.{ran} Read the code, and add that option if you trust it."
     )
 
@@ -214,21 +213,21 @@ def _notices(recipe: Recipe | None, base: Path, trust_remote_code: bool) -> Iter
         return
     if policy.quantization is not None:
         yield (
-            f"The adapter was trained over the base in {policy.quantization}, and is merged into its full weights: the merged model "
-            "differs from the trained one by the rounding of that quantization."
+            f"The adapter was trained on the base in {policy.quantization}, and is merged into its full weights: the merged model "
+            "differs from the trained one by that quantization's rounding."
         )
     code = (read_config("the base model", base / "config.json") or {}).get("auto_map")
     if policy.trust_remote_code and code and not trust_remote_code:
-        yield "The run used the base's own Python code, and transformers' own is used here: --trust-remote-code uses the base's."
+        yield "The run used the base's own Python code; this command uses that of transformers. --trust-remote-code uses the base's."
 
 
 @contextmanager
 def _tokenizer_of(
     adapter: Path, base: str, revision: str | None, recipe: Recipe | None, trust_remote_code: bool
 ) -> Iterator[Path]:
-    """The folder whose tokenizer files, or template alone, the merged model gets in place of the base's.
+    """The folder whose tokenizer files, or template only, replace the base's in the merged model.
 
-    The adapter's own, else those of its run; a run that has not ended has left none, and its recipe says which it would leave.
+    It is the adapter's folder, else its run's. An unfinished run has written none, so its recipe names them.
     """
     for folder in (adapter, *_run_of(adapter)):
         if has_tokenizer(folder):
@@ -248,7 +247,7 @@ def _tokenizer_of(
     with tempfile.TemporaryDirectory(prefix="mrpo-tokenizer-") as made:
         with (
             told(
-                f"The tokenizer of the run that left {adapter} can't be read",
+                f"The tokenizer of the run that wrote {adapter} can't be read",
                 "expected the files that its recipe names (policy.tokenizer, policy.template). Run the command where it was trained.",
             ),
             quiet_libraries(),
@@ -258,7 +257,7 @@ def _tokenizer_of(
 
 
 def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
-    """The folder's tokenizer; None where there is none that loads."""
+    """The folder's tokenizer; None if it has none that loads."""
     from transformers import AutoTokenizer
 
     if not has_tokenizer(folder):
@@ -269,10 +268,10 @@ def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 
 
 def _check_tokenizer(before: Any, folder: Path, vocab_size: int, trust_remote_code: bool) -> Iterator[str]:
-    """Raises RunError where the merged folder's tokenizer reads other ids than the one it was made of; yields notices."""
+    """Yield notices on the merged folder's tokenizer; raises RunError if it gives other ids than the original."""
     after = _tokenizer(folder, trust_remote_code)
     if after is None:
-        yield "Neither adapter nor base brings a tokenizer that loads: the merged folder has none."
+        yield "Neither the adapter nor the base has a tokenizer that loads: the merged folder has none."
         return
     if before is not None:
         same = [before(text)["input_ids"] for text in _TEXTS] == [after(text)["input_ids"] for text in _TEXTS]
@@ -281,8 +280,6 @@ def _check_tokenizer(before: Any, folder: Path, vocab_size: int, trust_remote_co
             or before.chat_template != after.chat_template
             or before.get_added_vocab() != after.get_added_vocab()
         ):
-            raise RunError(
-                "The merged folder's tokenizer reads other ids than the one that it was made of. Please report this."
-            )
+            raise RunError("The merged folder's tokenizer gives other ids than the original one. Please report this.")
     if len(after) > vocab_size:
-        yield f"The tokenizer has {len(after):,} tokens and the model embeddings for {vocab_size:,}: it cannot read those beyond."
+        yield f"The tokenizer has {len(after):,} tokens, and the model embeddings for {vocab_size:,}: it cannot read the others."

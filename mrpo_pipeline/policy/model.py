@@ -1,4 +1,4 @@
-"""Loading the policy: the base model frozen, its own dropout off, an adapter on top."""
+"""Load the policy: the frozen base model without dropout, and an adapter."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ log = logging.getLogger("mrpo")
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-# Dropout of every architecture in transformers, and the noise that some routers add in training; both would shift the
-# policy's sums by nats against references that were scored without.
+# Names of dropout settings in transformers' configs, and of the noise that some routers add in training. Both would shift
+# the policy's sums by nats against references that were scored without.
 _NOISE = re.compile(r"drop|jitter")
 
 
 def load_config(settings: ModelSource) -> Any:
-    """The model's configuration, with its dropout and router noise at 0.
+    """The model's configuration with dropout and router noise set to 0.
 
     Raises:
-        UserError: where there is no such model.
+        UserError: if the model does not exist or can't be read.
     """
     from transformers import AutoConfig
 
@@ -39,23 +39,23 @@ def load_config(settings: ModelSource) -> Any:
         config = AutoConfig.from_pretrained(
             settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-    silence_config(config)
+    disable_config_dropout(config)
     return config
 
 
-def silence_config(config: Any) -> None:
-    """Set every dropout probability and router noise of a configuration to 0, those of nested configurations too."""
+def disable_config_dropout(config: Any) -> None:
+    """Set every dropout probability and router noise of a configuration and its nested ones to 0."""
     from transformers import PretrainedConfig
 
     for name, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
-            silence_config(value)
+            disable_config_dropout(value)
         elif isinstance(value, float) and _NOISE.search(name):
             setattr(config, name, 0.0)
 
 
-def silence_modules(model: Any) -> None:
-    """Set the dropout of every base module to 0; an adapter's own stays."""
+def disable_base_dropout(model: Any) -> None:
+    """Set the dropout of every base module to 0, except the adapter's."""
     from torch.nn.modules.dropout import _DropoutNd
 
     for name, module in model.named_modules():
@@ -64,18 +64,18 @@ def silence_modules(model: Any) -> None:
 
 
 def has_bfloat16() -> bool:
-    """Whether this machine's accelerator computes in bfloat16. Without an accelerator: no, for it is slower there."""
+    """Whether this machine's accelerator computes in bfloat16; False on a CPU, where bfloat16 is slower."""
     return gpu_computes_in("bfloat16")
 
 
 def base_dtype(policy: ModelSource, config: Any, device: str | None = None) -> str:
-    """The dtype of the base weights; ``auto`` is what it is for a reference of the same model (``references.auto_dtype``).
+    """The dtype of the base weights; ``auto`` resolves as for a reference of the same model (``source.auto_dtype``).
 
     Args:
-        config: the model's, for a hub model that is not on this machine. device: as in ``auto_dtype``.
+        config: the model's, used for a hub model that is not on this machine. device: as in ``auto_dtype``.
 
     Raises:
-        UserError: for a dtype that a policy cannot have.
+        UserError: for an unsupported dtype.
     """
     if policy.dtype != "auto":
         if policy.dtype not in DTYPES:
@@ -90,20 +90,20 @@ def base_dtype(policy: ModelSource, config: Any, device: str | None = None) -> s
 
 
 def load_policy(settings: Policy) -> Any:
-    """The policy as a ``PeftModel`` in eval mode; on the CPU, or where its base is quantized on this process's GPU.
+    """The policy as a ``PeftModel`` in eval mode, on the CPU, or for a quantized base on this process's GPU.
 
-    The base is frozen and has no dropout; the adapter's parameters are float32 and train. A new adapter's start is drawn
+    The base is frozen and has no dropout; the adapter's parameters are trainable and float32. A new adapter is initialized
     from torch's generator, so seed it first.
 
     Raises:
-        UserError: for a model, adapter or target modules that are not there.
+        UserError: for a missing model, adapter or target module.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     config = load_config(settings)
     dtype = base_dtype(settings, config)
-    # A folder is written into the adapter's config with its full path, so that the adapter finds its base from anywhere.
+    # The adapter's config gets the full path of a folder, so that the adapter finds its base from any working directory.
     name = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model
     folder = locate(settings.model, settings.revision)
     if folder is not None:
@@ -130,7 +130,7 @@ def load_policy(settings: Policy) -> Any:
             "at random. Expected a whole checkpoint of a causal language model. Correct policy.model."
         )
     policy = add_adapter(model, settings.lora, adapter=settings.adapter, revision=settings.revision)
-    silence_modules(policy)
+    disable_base_dropout(policy)
     if settings.adapter is not None:
-        log.debug("Training goes on from the adapter %s; its own LoRA settings hold.", settings.adapter)
+        log.debug("Training starts from the adapter %s, with its own LoRA settings.", settings.adapter)
     return policy

@@ -1,4 +1,4 @@
-"""The model card of a trained adapter: what it was made of and how it did."""
+"""The model card of a trained adapter."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import mrpo_pipeline
 from mrpo_pipeline.models.files import is_hub_name
 
-# The figures of a card, the first ten of them that there are; train_results.json and eval_results.json hold all.
-_FIGURES = (
+# The metrics of a card; train_results.json and eval_results.json hold all.
+_METRICS = (
     "eval_accuracy/policy",
     "eval_accuracy/anchor",
     "eval_rewards/accuracies",
@@ -25,14 +25,14 @@ _FIGURES = (
 
 
 def model_card(card: Mapping[str, Any], *, base_model: str, metrics: Mapping[str, float]) -> str:
-    """The text of ``README.md``, with the YAML header that the hub reads.
+    """The text of ``README.md`` with the hub's YAML header.
 
     Args:
-        card: any of ``title`` (str), ``method`` (str: one line that says what was trained against), ``recipe`` (YAML
-            text), ``references`` (a mapping for each, ``name`` and ``model`` at least), ``start`` (a sentence on the anchor
-            and the policy's start), ``data`` (counts by what they count), ``datasets`` (names of the hub), ``notes`` (sentences).
-        base_model: a hub name or folder; the header names it only where the hub can know it.
-        metrics: what training and evaluation gave, of which the card shows ten.
+        card: any of ``title`` (str), ``method`` (str: one line on the objective), ``recipe`` (YAML text), ``references`` (a
+            mapping for each, with ``name`` and ``model``; empty for training without references), ``start`` (a sentence on
+            the anchor and the policy's start), ``data`` (description → counts), ``datasets`` (hub names), ``notes`` (sentences).
+        base_model: a hub name or folder; the header names only a hub model.
+        metrics: results of training and evaluation, of which the card shows ten.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -49,7 +49,7 @@ def model_card(card: Mapping[str, Any], *, base_model: str, metrics: Mapping[str
     tables = [
         ("References", card.get("start") or "The first is the anchor.", columns, [map(one.get, columns) for one in references]),
         ("Data", "", ("what", "count"), list((card.get("data") or {}).items())),
-        ("Metrics", "", ("metric", "value"), [(name, metrics[name]) for name in _FIGURES if name in metrics]),
+        ("Metrics", "", ("metric", "value"), [(name, metrics[name]) for name in _METRICS if name in metrics]),
     ]  # fmt: skip
     text = ModelCard.from_template(
         header,
@@ -58,6 +58,7 @@ def model_card(card: Mapping[str, Any], *, base_model: str, metrics: Mapping[str
         base_model=base_model,
         version=mrpo_pipeline.__version__,
         method=card.get("method"),
+        references=card.get("references"),
         tables=[(heading, note, keys, [map(_cell, row) for row in rows]) for heading, note, keys, rows in tables],
         notes=card.get("notes"),
         recipe=str(card.get("recipe") or "").rstrip("\n"),

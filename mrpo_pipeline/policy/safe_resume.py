@@ -1,7 +1,7 @@
-"""A checkpoint's pickles read as data: transformers and torch keep the optimizer, the schedule and the random states in them.
+"""Read a checkpoint's pickles as data only: transformers and torch keep optimizer, schedule and random states in them.
 
-Weights are safetensors; these files are not, and a pickle can name any function to be called when it is read. A checkpoint
-folder may have been in other hands, so what ``--resume`` reads can name nothing but tensors, numbers and their containers.
+A pickle can call any function when it is loaded, and a checkpoint folder may come from someone else. So ``--resume`` accepts
+only tensors, numbers and their containers.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mrpo_pipeline.errors import UserError
 
-# torch.load then reads every file with weights_only=True, whatever its caller says: torch's own reader of sharded
-# checkpoints (FSDP) says False.
+# Makes torch.load use weights_only=True even where the caller passes False, as torch's reader of FSDP checkpoints does.
 _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _FORBIDDEN = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
-# The index of a sharded checkpoint, which torch reads with the plain unpickler.
+# The index of a sharded checkpoint, which torch reads with the standard unpickler.
 INDEX = ".metadata"
 _METADATA = "torch.distributed.checkpoint.metadata"
 _NAMES = {
@@ -45,7 +44,7 @@ _NAMES = {
 
 
 class _IndexReader(pickle.Unpickler):
-    """Builds what an index is made of, and nothing else."""
+    """An unpickler that builds only the types of an index."""
 
     def find_class(self, module: str, name: str) -> Any:
         import torch
@@ -58,32 +57,28 @@ class _IndexReader(pickle.Unpickler):
 
 
 def check_indexes(checkpoint: Path) -> None:
-    """Read the index of every sharded part of a checkpoint, before torch does.
+    """Read the index of every sharded part of a checkpoint before torch does.
 
     Raises:
-        UserError: for one that is no index, or names what is no part of one.
+        UserError: for a file that is not an index, or contains other types.
     """
     for path in sorted(checkpoint.rglob(INDEX)):
         try:
             with path.open("rb") as file:
-                _read(file)
+                _IndexReader(file).load()
         except Exception as error:  # a damaged pickle may raise anything
             raise _refusal(checkpoint, f"{path.relative_to(checkpoint)}: {error}") from None
 
 
-def _read(file: BinaryIO) -> None:
-    _IndexReader(file).load()
-
-
 @contextmanager
 def data_only(checkpoint: Path | None) -> Iterator[None]:
-    """What happens inside reads no pickle that could run code.
+    """Inside this context, torch loads no pickle that could run code.
 
     Args:
-        checkpoint: the one that is gone on from, if any.
+        checkpoint: the one to resume from, if any.
 
     Raises:
-        UserError: where a file of the checkpoint holds more than data, naming it where torch does.
+        UserError: if a file of the checkpoint holds more than data; names it if torch does.
     """
     if checkpoint is not None:
         check_indexes(checkpoint)
@@ -91,7 +86,7 @@ def data_only(checkpoint: Path | None) -> Iterator[None]:
     os.environ[_FORCED] = "1"
     try:
         yield
-    except BaseException as error:  # torch's reader of sharded checkpoints hides the cause in one that is no Exception
+    except BaseException as error:  # torch's reader of sharded checkpoints wraps the cause in a BaseException
         cause = _unpickling(error)
         if checkpoint is None or cause is None:
             raise
@@ -102,7 +97,7 @@ def data_only(checkpoint: Path | None) -> Iterator[None]:
 
 
 def _unpickling(error: BaseException) -> BaseException | None:
-    """The refusal of a pickle that an error is, or that it gathers from several processes."""
+    """The UnpicklingError that an error is, or that it collects from several processes."""
     if isinstance(error, pickle.UnpicklingError):
         return error
     gathered = getattr(error, "failures", None)
@@ -111,14 +106,14 @@ def _unpickling(error: BaseException) -> BaseException | None:
 
 
 def _reason(error: BaseException) -> str:
-    """Of torch's page of advice the words that say what was found."""
+    """The finding in torch's long message."""
     named = re.search(r"(?:unsupported )?(GLOBAL \S+|operand \d+)", str(error), re.IGNORECASE)
     return f"a pickle of {named[1]}" if named else "a pickle of more than tensors"
 
 
 def _refusal(checkpoint: Path, found: str) -> UserError:
     return UserError(
-        f"--resume found {checkpoint}, a file of which is not what training wrote ({found}): expected tensors and numbers "
-        "alone, and read nothing else, for a pickle can run code. Delete that checkpoint to go on from the one before, or "
-        "train from the start."
+        f"--resume found {checkpoint}, a file of which is not what training wrote ({found}): expected tensors and numbers only, and "
+        "nothing else was loaded, because a pickle can run code. Delete that checkpoint to resume from the one before, or train "
+        "from the start."
     )

@@ -1,40 +1,36 @@
-"""Which pairs make up each optimizer step, and how a step is split into micro-batches.
+"""The pairs of each optimizer step, and data loaders over them.
 
-The set of pairs of a step depends only on the seed, the epoch and the number of pairs per step (per-device batch ×
-accumulation × processes). How the step is split, by a number of tokens that a micro-batch may hold, changes padding and
-memory, never the loss: that is a sum over the step's pairs divided by their number.
+The pairs of a step depend only on the seed, the epoch and the number of pairs per step (per-device batch × accumulation ×
+processes). Grouped by prompt, a step holds all pairs of some prompts, up to that number of pairs.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mrpo_pipeline.dataset.distinct import Distinct, pairs_by_prompt
 from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
-from mrpo_pipeline.pairs.counting import require_balance
+from mrpo_pipeline.pairs.counts import require_balance
+from mrpo_pipeline.policy.packing import Indices, Measure, micro_batches, token_limit
 
-Indices = npt.NDArray[np.int64]
 Order = Literal["group_by_length", "random", "sequential"]
 
-# Micro-batches beyond this gain a CPU nothing and cost memory.
-CPU_TOKENS = 1024
-
-# Steps whose pairs are sorted by length together. Many make batches even, few keep them mixed; transformers takes 50.
+# Steps whose pairs are sorted by length together. More even out batch lengths, fewer mix pairs better; transformers uses 50.
 GROUPED_STEPS = 50
 
 
 def epoch_steps(lengths: Indices, pairs_per_step: int, *, seed: int, epoch: int, order: Order) -> list[Indices]:
-    """The pairs of every optimizer step of one epoch; the last step holds what is left over.
+    """The pairs of every optimizer step of one epoch; the last step holds the remainder.
 
-    ``random`` draws every pair. ``group_by_length`` draws them in groups of 50 steps, and sorts each group by length before
-    cutting it into steps; then the steps are shuffled. With both, the step with the longest pair is the very first one, so
-    that a run whose batches are too large for the memory ends at once. ``sequential`` keeps the pairs' order.
+    ``random`` shuffles the pairs. ``group_by_length`` shuffles them, sorts each group of 50 steps by length, cuts it into
+    steps and shuffles the steps. With both, the step with the longest pair comes first, so that a run that does not fit into
+    memory fails at once. ``sequential`` keeps the order of the pairs.
 
     Args:
         lengths: (N,) tokens of each pair's longer row.
@@ -57,89 +53,52 @@ def epoch_steps(lengths: Indices, pairs_per_step: int, *, seed: int, epoch: int,
     return list(steps) + ([drawn[full:]] if full < pairs else [])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Measure:
-    """How many tokens a micro-batch runs through the model."""
+def grouped_steps(
+    units: Sequence[Indices], pairs_per_step: int, lengths: Indices, *, seed: int, epoch: int, order: Order
+) -> list[Indices]:
+    """:func:`epoch_steps` for units of pairs that stay in one step; no unit has more pairs than a step.
 
-    tokens: Indices
-    """(N,) of each pair: of its longer row, or of all its tokens where the prompt is shared."""
-    padded: bool
-    """Two rows for each pair, all as long as the longest; else one row without padding."""
-
-    def __call__(self, picked: Indices) -> int:
-        return int(2 * len(picked) * self.tokens[picked].max() if self.padded else self.tokens[picked].sum())
-
-
-def token_limit(measure: Measure, size: int, setting: int | str, *, on_cpu: bool) -> int:
-    """How many tokens a micro-batch holds at most.
-
-    Args:
-        size: ``per_device_train_batch_size``. setting: ``micro_batch_tokens``, a number or ``auto``.
+    The unit sizes of each step are fixed, the largest first, so that every epoch has the same number of steps. The units of
+    each size are drawn at random. ``group_by_length`` is ``random`` here.
     """
-    if isinstance(setting, int):
-        return setting
-    most = size * int(measure.tokens.max()) * (2 if measure.padded else 1)
-    return min(most, CPU_TOKENS) if on_cpu else most
+    random = np.random.default_rng([seed, epoch])
+    drawn = np.arange(len(units)) if order == "sequential" else random.permutation(len(units))
+    of_size: dict[int, list[int]] = {}
+    for unit in drawn[::-1].tolist():
+        of_size.setdefault(len(units[unit]), []).append(unit)
+    steps = [[of_size[size].pop() for size in sizes] for sizes in _sizes(units, pairs_per_step)]
+    if order == "sequential":
+        return [np.concatenate([units[unit] for unit in step]) for step in sorted(map(sorted, steps))]
+    together = [np.concatenate([units[unit] for unit in steps[at]]) for at in random.permutation(len(steps))]
+    if epoch == 0 and together:
+        longest = int(np.argmax([lengths[step].max() for step in together]))
+        together[0], together[longest] = together[longest], together[0]
+    return together
 
 
-def deal_out(step: Indices, lengths: Indices, world_size: int) -> list[Indices]:
-    """The pairs of each process, the longest first: dealt out to and fro, so that all have about as many tokens."""
-    ordered = step[np.argsort(-lengths[step], kind="stable")]
-    turns = np.arange(len(ordered)) % (2 * world_size)
-    taker = np.minimum(turns, 2 * world_size - 1 - turns)
-    return [ordered[taker == rank] for rank in range(world_size)]
-
-
-def micro_batches(
-    step: Indices,
-    measure: Measure,
-    *,
-    tokens: int | None,
-    pairs: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-) -> list[list[int]]:
-    """One process's micro-batches of a step: pairs of like length together, the longest first.
-
-    Every process gets the same number of micro-batches. Where one has fewer pairs than that, it gets a pair of weight 0,
-    written ``~index``, for all processes must take part in every forward pass.
-
-    Args:
-        step: the pairs of the step, on all processes together.
-        tokens: what a micro-batch may hold; a pair that is longer stands alone. None for any number.
-        pairs: the most pairs in a micro-batch; None for any number.
-    """
-    parts = [_fill(own, measure, tokens, pairs) for own in deal_out(step, measure.tokens, world_size)]
-    count = max(len(part) for part in parts)
-    own = parts[rank]
-    while len(own) < count:
-        largest = max(range(len(own)), key=lambda i: len(own[i]), default=0)
-        if not own or len(own[largest]) < 2:
-            own.append(np.array([~int(step[measure.tokens[step].argmin()])]))
-        else:
-            own[largest : largest + 1] = np.array_split(own[largest], 2)
-    return [batch.tolist() for batch in own]
-
-
-def _fill(own: Indices, measure: Measure, tokens: int | None, pairs: int | None) -> list[Indices]:
-    batches: list[Indices] = []
-    start = 0
-    for end in range(1, len(own) + 1):
-        full = pairs is not None and end - start >= pairs
-        if end == len(own) or full or (tokens is not None and measure(own[start : end + 1]) > tokens):
-            batches.append(own[start:end])
-            start = end
-    return batches
+def _sizes(units: Sequence[Indices], pairs_per_step: int) -> Iterator[list[int]]:
+    """The unit sizes of each step, by always taking the largest unit that fits."""
+    left = dict(sorted(Counter(len(unit) for unit in units).items(), reverse=True))
+    while left:
+        room, sizes = pairs_per_step, []
+        for size in list(left):
+            count = min(left[size], room // size)
+            sizes += [size] * count
+            room -= size * count
+            left[size] -= count
+            if not left[size]:
+                del left[size]
+        yield sizes
 
 
 class StepSampler(Sampler[list[list[int]]]):
-    """Every optimizer step of an epoch, as the micro-batches that one process computes for it.
+    """Every optimizer step of an epoch as the micro-batches of one process.
 
     Args:
-        size, accumulation: their product is the pairs of a step on one process.
-        measure: asked at the start of each epoch, when it is known how the pairs are laid out; None for micro-batches of
-            ``size`` pairs.
-        tokens: of a micro-batch at most.
+        size, accumulation: their product is the number of pairs of a step on one process.
+        measure: called at the start of each epoch, when it is known whether prompts are shared; None for padded rows.
+        tokens: the most tokens of a micro-batch; None for micro-batches of ``size`` pairs.
+        distinct: groups pairs by prompt; ``drop_last`` drops nothing then.
     """
 
     def __init__(
@@ -155,6 +114,7 @@ class StepSampler(Sampler[list[list[int]]]):
         drop_last: bool = False,
         measure: Callable[[], Measure] | None = None,
         tokens: Callable[[Measure], int] | None = None,
+        distinct: Distinct | None = None,
     ) -> None:
         self.lengths = lengths
         self.size, self.accumulation = size, accumulation
@@ -162,6 +122,9 @@ class StepSampler(Sampler[list[list[int]]]):
         self.seed, self.order, self.drop_last = seed, order, drop_last
         self.measure, self.tokens = measure, tokens
         self.epoch = 0
+        self.distinct = distinct
+        self._units = None if distinct is None else pairs_by_prompt(distinct.prompts, self.pairs_per_step)
+        self._grouped = 0 if self._units is None else sum(1 for _ in _sizes(self._units, self.pairs_per_step))
 
     @property
     def pairs_per_step(self) -> int:
@@ -171,16 +134,21 @@ class StepSampler(Sampler[list[list[int]]]):
         self.epoch = epoch
 
     def steps(self, epoch: int | None = None) -> list[Indices]:
-        """The pairs of every step of an epoch, or of the running one, on all processes together."""
+        """The pairs of every step of an epoch (by default the running one) on all processes together."""
         epoch = self.epoch if epoch is None else epoch
-        steps = epoch_steps(self.lengths, self.pairs_per_step, seed=self.seed, epoch=epoch, order=self.order)
+        if self._units is None:
+            steps = epoch_steps(self.lengths, self.pairs_per_step, seed=self.seed, epoch=epoch, order=self.order)
+        else:
+            steps = grouped_steps(
+                self._units, self.pairs_per_step, self.lengths, seed=self.seed, epoch=epoch, order=self.order
+            )
         kept, left = steps[: len(self)], steps[len(self) :]
         seen = sum(len(step) for step in kept)
         require_balance("an epoch's steps", len(self.lengths), seen, {"drop_last": sum(len(step) for step in left)})
         return kept
 
     def __iter__(self) -> Iterator[list[list[int]]]:
-        measure = Measure(self.lengths, padded=True) if self.measure is None else self.measure()
+        measure = Measure(self.lengths, True, self.distinct) if self.measure is None else self.measure()
         limits: dict[str, int | None] = {"tokens": None, "pairs": self.size}
         if self.tokens is not None:
             limits = {"tokens": self.tokens(measure), "pairs": None}
@@ -188,14 +156,16 @@ class StepSampler(Sampler[list[list[int]]]):
             yield micro_batches(step, measure, **limits, rank=self.rank, world_size=self.world_size)
 
     def __len__(self) -> int:
+        if self._units is not None:
+            return self._grouped
         steps, left = divmod(len(self.lengths), self.pairs_per_step)
         return steps + int(left > 0 and not self.drop_last)
 
 
 class TrainingOrder:
-    """The pairs of every step of a run, on all processes together; steps are counted from 0 over all epochs.
+    """The pairs of every step of a run on all processes together; steps are counted from 0 over all epochs.
 
-    It follows from the sampler's seed alone, so a resumed run and every process know the whole of it.
+    The order depends only on the sampler's seed, so every process and every resumed run can compute it.
     """
 
     def __init__(self, sampler: StepSampler) -> None:
@@ -209,7 +179,7 @@ class TrainingOrder:
         return self._pairs[self._ends[step] : self._ends[step + 1]]
 
     def before(self, step: int) -> Indices:
-        """(T,) the pairs of all earlier steps, the last one last; a pair stands there once for each time."""
+        """(T,) the pairs of all earlier steps in order; a pair of several epochs is repeated."""
         self._reach(step)
         return self._pairs[: self._ends[step]]
 
@@ -220,13 +190,23 @@ class TrainingOrder:
             self._ends += (self._ends[-1] + np.cumsum([len(step) for step in epoch])).tolist()
 
 
-class AllOnce(Sampler[list[int]]):
-    """Every pair once, longest first, shared out between the processes: for evaluation."""
+class EvalSampler(Sampler[list[int]]):
+    """Every pair once, longest first, divided among the processes, for evaluation.
 
-    def __init__(self, lengths: Indices, *, size: int, rank: int = 0, world_size: int = 1) -> None:
+    Args:
+        size: pairs of a batch. distinct: where given, the pairs of a prompt stay together, and a batch has as many distinct
+            completions as ``size`` of the longest pairs have.
+    """
+
+    def __init__(
+        self, lengths: Indices, *, size: int, rank: int = 0, world_size: int = 1, distinct: Distinct | None = None
+    ) -> None:
         pairs = np.arange(len(lengths))
-        measure = Measure(lengths, padded=True)
-        self.batches = micro_batches(pairs, measure, tokens=None, pairs=size, rank=rank, world_size=world_size)
+        measure = Measure(lengths, True, distinct)
+        limits: dict[str, int | None] = {"tokens": None, "pairs": size}
+        if distinct is not None and len(pairs):
+            limits = {"tokens": token_limit(measure, size, "auto", on_cpu=False), "pairs": None}
+        self.batches = micro_batches(pairs, measure, **limits, rank=rank, world_size=world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
@@ -235,35 +215,46 @@ class AllOnce(Sampler[list[int]]):
         return len(self.batches)
 
 
-class Steps(Dataset[list[Batch]]):
-    """The same pairs, taken an optimizer step at a time."""
+class StepDataset(Dataset[list[Batch]]):
+    """Examples read one optimizer step at a time; with ``distinct``, batches also hold the ``numbers`` of prompts and sides."""
 
-    def __init__(self, examples: PreferenceExamples) -> None:
+    def __init__(self, examples: PreferenceExamples, distinct: Distinct | None = None) -> None:
         self.examples = examples
+        self.distinct = distinct
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitems__(self, step: Sequence[Sequence[int]]) -> list[Batch]:
-        return [self.examples.__getitems__(batch) for batch in step]
+        return [self.batch(pairs) for pairs in step]
+
+    def batch(self, pairs: Sequence[int]) -> Batch:
+        batch = self.examples.__getitems__(pairs)
+        return batch if self.distinct is None else batch | {"numbers": self.distinct.numbers[batch["indices"]]}
+
+
+class EvalDataset(StepDataset):
+    """As :class:`StepDataset`, taken a batch at a time: for evaluation."""
+
+    def __getitems__(self, step: Sequence[int]) -> Batch:  # type: ignore[override]
+        return self.batch(step)
 
 
 class PairLoader(DataLoader[Batch]):
-    """Batches of pairs, or steps of batches, each process its own.
+    """This process's batches of pairs, or steps of batches.
 
-    accelerate's loader is passed by: it would deal batches out to the processes a second time, and fill a short last one
-    up with pairs that were seen already.
+    It bypasses accelerate's loader, which would split batches over the processes a second time, and fill up the last one with
+    repeated pairs.
     """
 
-    def __init__(self, examples: PreferenceExamples | Steps, sampler: Iterable[Any], **options: Any) -> None:
-        # Its own generator: the torch generator feeds the adapter's dropout, and must not depend on how often the pairs
-        # are looked at.
+    def __init__(self, examples: PreferenceExamples | StepDataset, sampler: Iterable[Any], **options: Any) -> None:
+        # A separate generator: torch's global one feeds the adapter's dropout, which must not depend on data loading.
         options.setdefault("generator", torch.Generator())
         super().__init__(examples, batch_sampler=sampler, collate_fn=_as_is, **options)  # type: ignore[arg-type]
 
     @classmethod
-    def of(cls, examples: PreferenceExamples | Steps, sampler: Iterable[Any], arguments: Any) -> PairLoader:
-        """With workers and pinned memory as ``transformers.TrainingArguments`` have it."""
+    def of(cls, examples: PreferenceExamples | StepDataset, sampler: Iterable[Any], arguments: Any) -> PairLoader:
+        """A loader with the workers and pinned memory of ``transformers.TrainingArguments``."""
         return cls(
             examples,
             sampler,

@@ -1,4 +1,4 @@
-"""Weights that change from step to step, as training takes them: a step's columns, and the history of what was chosen."""
+"""Reference weights that change with each optimizer step: the step's columns, and the history of the weights."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 from torch import Tensor
 
 from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
 from mrpo_pipeline.files.atomic import whole_file
-from mrpo_pipeline.policy.sampler import Indices, TrainingOrder
+from mrpo_pipeline.policy.packing import Indices
+from mrpo_pipeline.policy.sampler import TrainingOrder
 from mrpo_pipeline.targets.compute import finished
 from mrpo_pipeline.targets.online_weights import Thompson, sliding_window, step_inputs
 from mrpo_pipeline.targets.settings import TargetSettings
@@ -25,11 +25,11 @@ HISTORY = "weights.parquet"
 
 
 def step_columns(columns: Mapping[str, Any], method: TargetSettings, weights: Floats | None) -> dict[str, Tensor]:
-    """The reference columns of B pairs, (B, R) float64, in the place of the K raw ones.
+    """The reference columns of B pairs, (B, R) float64, that replace the K raw ones.
 
     Args:
         columns: see ``PreferenceExamples.columns``.
-        weights: α (K,) or (B, K), before temperature and floor; None for uniform ones, as before anything was seen.
+        weights: α (K,) or (B, K), before temperature and floor; None for uniform ones, the state before the first step.
     """
     chosen, rejected = columns["reference_chosen"].numpy(), columns["reference_rejected"].numpy()
     counts = columns["chosen_units"], columns["rejected_units"]
@@ -43,10 +43,10 @@ def step_columns(columns: Mapping[str, Any], method: TargetSettings, weights: Fl
 
 
 class StepWeights:
-    """What each step's pairs are weighted by; the same on every process, and however a step is packed.
+    """The reference weights of each step's pairs; the same on every process and for every packing.
 
-    A sliding window follows from the order of training alone, so a resumed run has it without a state. Of Thompson sampling
-    the counts are kept with the checkpoints.
+    A sliding window follows from the training order, so it needs no state to resume. Checkpoints keep the counts of Thompson
+    sampling.
     """
 
     def __init__(self, examples: PreferenceExamples, method: TargetSettings, order: TrainingOrder, seed: int) -> None:
@@ -65,7 +65,7 @@ class StepWeights:
         self._since_log: list[Floats] = []
 
     def begin(self, step: int) -> None:
-        """Decide the weights of a step's pairs, of all processes (steps are counted from 0)."""
+        """Set the weights of a step's pairs on all processes (steps are counted from 0)."""
         pairs = self._order.of(step)
         if self.thompson is None:
             window = self.options.window
@@ -76,12 +76,12 @@ class StepWeights:
         self._at = {int(pair): row for row, pair in enumerate(pairs)}
 
     def fill(self, batch: Batch) -> Batch:
-        """A micro-batch of the running step with the references as the loss takes them."""
+        """A micro-batch of the running step with the reference columns of the loss."""
         rows = self._rows[[self._at[pair] for pair in batch["indices"]]]
         return batch | step_columns(batch, self.method, rows)
 
     def record(self, step: int) -> None:
-        """Keep what the step had, when it is done and its reference judged."""
+        """Add the finished step to the history, after Thompson sampling has judged its reference."""
         weights = finished(self._rows, self.options).mean(axis=0)
         self._since_log.append(weights)
         for at, name in enumerate(self.names):
@@ -91,9 +91,9 @@ class StepWeights:
             self._history.append(row)
 
     def now(self, step: int) -> Floats:
-        """(K,) what pairs that are not trained on are weighted by after so many steps, before temperature and floor.
+        """(K,) weights for held-out pairs after ``step`` steps, before temperature and floor.
 
-        Of the sliding window the mean over the window, of Thompson sampling the means of the Beta distributions.
+        The mean over the sliding window, or the means of Thompson sampling's Beta distributions.
         """
         if self.thompson is not None:
             return self.thompson.posterior_means()
@@ -124,6 +124,8 @@ class StepWeights:
     def write_history(self, folder: Path) -> None:
         """Write ``weights.parquet``: ``step`` (from 1), ``reference``, ``weight`` (the mean over the step's pairs), and with
         Thompson sampling ``successes`` and ``failures`` after the step, the prior not counted."""
+        import polars as pl
+
         schema: dict[str, Any] = {"step": pl.Int32, "reference": pl.String, "weight": pl.Float64}
         if self.thompson is not None:
             schema |= {"successes": pl.Int32, "failures": pl.Int32}
@@ -131,5 +133,7 @@ class StepWeights:
             pl.DataFrame(self._history, schema=schema).write_parquet(temporary)
 
     def read_history(self, folder: Path) -> None:
-        """Go on from the history of a checkpoint."""
+        """Resume from the history of a checkpoint."""
+        import polars as pl
+
         self._history = pl.read_parquet(folder / HISTORY).to_dicts()

@@ -1,4 +1,4 @@
-"""Stage two from end to end: load the policy, train it against cached references, leave an adapter and its papers."""
+"""Stage two from end to end: load the policy, train it against cached references, write the adapter and its results."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from mrpo_pipeline.files.atomic import write_whole, write_whole_json
 from mrpo_pipeline.losses.settings import check_loss
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.policy import checkpoints
-from mrpo_pipeline.policy.distributed import explain_lost_processes, join, speak_once
+from mrpo_pipeline.policy.distributed import explain_lost_processes, join_process_group, log_on_rank_zero, rank
 from mrpo_pipeline.policy.model import base_dtype, load_config, load_policy
 from mrpo_pipeline.policy.model_card import model_card
+from mrpo_pipeline.policy.run_identity import examples_digest, run_identity
 from mrpo_pipeline.policy.safe_resume import data_only
 from mrpo_pipeline.recipe import Method, Policy
 from mrpo_pipeline.recipe.training import FastPaths
@@ -44,46 +45,61 @@ def train_policy(
 ) -> dict[str, float]:
     """Train the policy's adapter. No reference model is loaded; no engine is imported.
 
-    Leaves in ``output_dir``: the adapter (``adapter_model.safetensors``, ``adapter_config.json``), tokenizer files,
-    ``README.md``, ``trainer_state.json``, ``train_results.json``, ``eval_results.json`` where there are held-out pairs,
-    and ``checkpoint-*``; where weights change from step to step, ``weights.parquet``, and ``carried.json`` for them and MPO.
+    Writes to ``output_dir``: ``recipe.yaml``, the adapter (``adapter_model.safetensors``, ``adapter_config.json``), tokenizer files,
+    ``README.md``, ``trainer_state.json``, ``train_results.json``, with held-out pairs ``eval_results.json``,
+    ``checkpoint-*``, and last ``complete.json``; for step-scoped weights also ``weights.parquet``, and for these and BCO ``carried.json``.
 
     Args:
-        training: keys of ``transformers.TrainingArguments`` and of ``settings.FastPaths``.
-        resume: go on from the last whole checkpoint of this run, where there is one.
-        anchor: given where the policy's start is to be compared with the cached anchor.
-        card: see ``card.model_card``.
-        diagnostics: of the references on the training pairs, saved with the training results under these names.
-        eval_diagnostics: the same on the held-out pairs, saved with ``eval_`` before each.
-        callbacks: ``transformers.TrainerCallback``s that follow the training.
+        training: keys of ``transformers.TrainingArguments`` and of ``recipe.training.FastPaths``.
+        resume: resume from the latest complete checkpoint of this run, if any; a finished run is not trained again.
+        anchor: compare the policy's start with the cached anchor; None skips this.
+        card: see ``model_card.model_card``; its ``recipe`` is also written as ``recipe.yaml``.
+        diagnostics: metrics of the references on the training pairs, added to the training results.
+        eval_diagnostics: the same on the held-out pairs, added with the prefix ``eval_``.
+        callbacks: ``transformers.TrainerCallback``s.
 
     Returns:
-        the training results, and those of the held-out pairs with ``eval_`` before each.
+        the training results, and those of the held-out pairs with the prefix ``eval_``.
 
     Raises:
-        UserError: for settings that can't be, a model that is not there, or a start that is not the cached anchor.
-        RunError: where the loss or its gradient is no longer finite.
+        UserError: for invalid settings, a model that does not exist, or a start that differs from the cached anchor.
+        RunError: if the loss or its gradient is not finite.
     """
     check_loss(method)
     if not len(examples):
         raise UserError("There are no training pairs: expected one at least. Look at the counts of dropped pairs.")
     output_dir = Path(output_dir)
-    join(training)
-    speak_once()
+    join_process_group(training)
+    log_on_rank_zero()
     dtype = base_dtype(policy, load_config(policy))
     with quiet_libraries():
         from mrpo_pipeline.policy.anchor_check import StartCheck
-        from mrpo_pipeline.policy.argument_checks import require_full_batch
+        from mrpo_pipeline.policy.argument_checks import groups_by_prompt, require_full_batch, require_sorted_batches
         from mrpo_pipeline.policy.arguments import fast_paths, training_arguments
 
         fast = fast_paths(training)
         arguments = training_arguments(training, output_dir, dtype=dtype, evaluates=bool(eval_examples))
         require_full_batch(arguments, len(examples))
-        identity = checkpoints.run_identity(examples, _identifying(policy), method, arguments)
-        checkpoint = checkpoints.last_whole(output_dir, identity) if resume else None
+        require_sorted_batches(method, fast, arguments)
+        grouped = groups_by_prompt(fast, method, examples, drop_last=arguments.dataloader_drop_last)
+        fast = fast.model_copy(update={"group_by_prompt": grouped})
+        identity = run_identity(examples, _identifying(policy), method, arguments)
+        if grouped:  # checkpoints of earlier versions lack the key
+            identity["training.group_by_prompt"] = "true"
+        card = card or {}
+        evaluated_on = examples_digest(eval_examples) if eval_examples else ""
+        recipe = str(card.get("recipe", ""))
+        if resume and checkpoints.is_finished(output_dir, identity, evaluated_on, recipe):
+            log.info("The run in %s is finished: nothing is trained again.", output_dir)
+            return read_results(output_dir)
+        checkpoint = checkpoints.latest_complete(output_dir, identity, recipe) if resume else None
+        if rank() == 0:
+            (output_dir / checkpoints.MARKER).unlink(missing_ok=True)
+            if recipe:
+                write_whole(output_dir / "recipe.yaml", recipe)
         if resume:
             log.info(
-                "Going on from %s." if checkpoint else "No whole checkpoint in %s: starting anew.",
+                "Resuming from %s." if checkpoint else "No complete checkpoint in %s: training from the start.",
                 checkpoint or output_dir,
             )
         trainer = _trainer(policy, examples, eval_examples, method, arguments, identity, fast)
@@ -93,24 +109,24 @@ def train_policy(
         if start is not None and checkpoint is None:
             trainer.add_callback(start)
         elif start is not None and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-            start.compare()  # while the model is as it was loaded: the checkpoint's weights come later
+            start.compare()  # before the checkpoint's weights are loaded
         elif start is not None:
-            log.info("The policy's start is not compared with the anchor again: weights are spread over processes.")
+            log.info("The policy's start is not compared with the anchor again: weights are sharded over processes.")
         if checkpoint is not None:
             if arguments.ignore_data_skip and examples.step_references is not None:
                 raise UserError(
                     "The setting training.ignore_data_skip is true: a resumed run would not see the pairs in the order from which "
                     "its weights follow. Expected false. Take it out."
                 )
-            trainer.carried.restore(checkpoint)
+            trainer.method_state.restore(checkpoint)
         with explain_lost_processes(), data_only(checkpoint):
             results = _train(trainer, checkpoint)
         if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint:
-            trainer.carried.adopt(Path(trainer.state.best_model_checkpoint))
+            trainer.method_state.use_checkpoint(Path(trainer.state.best_model_checkpoint))
         results |= {
             "num_tokens": trainer.state.num_input_tokens_seen,
             **(diagnostics or {}),
-            **trainer.carried.results(),
+            **trainer.method_state.results(),
         }
         trainer.require_finite_weights()
         trainer.save_model()
@@ -122,17 +138,18 @@ def train_policy(
             results |= evaluation
         trainer.save_state()
         if trainer.is_world_process_zero():
-            trainer.carried.write(output_dir)
+            trainer.method_state.write(output_dir)
             served_tokenizer(policy).save_pretrained(output_dir)
             base_model = trainer.model.active_peft_config.base_model_name_or_path
             if start is not None and start.difference is not None:
-                card = {**(card or {}), "start": _agreed(start.difference)}
-            text = model_card(card or {}, base_model=base_model, metrics=results)
+                card = {**card, "start": _agreement(start.difference)}
+            text = model_card(card, base_model=base_model, metrics=results)
             write_whole(output_dir / "README.md", text)
+            checkpoints.mark_finished(output_dir, identity, evaluated_on)
     return results
 
 
-def _agreed(difference: float) -> str:
+def _agreement(difference: float) -> str:
     return (
         "The first is the anchor, the policy's starting point: their log-probs agreed within "
         f"{difference:.1g} nats per token before the first step."
@@ -158,14 +175,14 @@ def _trainer(
     if arguments.gradient_checkpointing:
         model.enable_input_require_grads()
     if arguments.ddp_find_unused_parameters is None:
-        # Only experts may have no token in a batch; to look for what was not used costs a walk over the graph per step.
+        # Only experts may get no token in a batch; the search for unused parameters walks the graph in every step.
         names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
         arguments.ddp_find_unused_parameters = any("expert" in name for name in names)
     trainer = PreferenceTrainer(model, arguments, method, examples, eval_examples or None, identity=identity, fast=fast)
     left = len(examples) % trainer.train_sampler().pairs_per_step if arguments.dataloader_drop_last else 0
     if left:
         log.warning(
-            "training.dataloader_drop_last: %s of %s pairs, others in each epoch, are in no step.",
+            "training.dataloader_drop_last leaves out %s of %s pairs in each epoch, different ones each time.",
             f"{left:,}", f"{len(examples):,}",
         )  # fmt: skip
     if trainer.head.notice:
@@ -177,7 +194,7 @@ def _trainer(
 
 
 def _last_evaluation(trainer: Any) -> dict[str, float] | None:
-    """The figures of an evaluation made after the last step, where there is one and the weights are still those."""
+    """The metrics of an evaluation after the last step; None without one, or if the best checkpoint was loaded since."""
     if trainer.args.load_best_model_at_end:
         return None
     for entry in reversed(trainer.state.log_history):
@@ -188,22 +205,21 @@ def _last_evaluation(trainer: Any) -> dict[str, float] | None:
 
 
 def _identifying(policy: Policy) -> dict[str, Any]:
-    """The policy's settings that change what is trained; how it reads text, its pairs' token ids show."""
+    """The policy's settings that change what is trained. Those of the tokenizer show in the pairs' token ids."""
     return policy.model_dump(include={"model", "revision", "adapter", "dtype", "quantization", "lora"})
 
 
 def _train(trainer: Any, checkpoint: Path | None) -> dict[str, float]:
-    """Train to the end, from a checkpoint where one is given; Trainer's results."""
+    """Train to the end, from the checkpoint if one is given; returns Trainer's results."""
     from transformers import TrainerState
 
     if checkpoint is None:
         return dict(trainer.train().metrics)
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if state.global_step >= state.max_steps:
-        # Trainer would do one step more before it looks.
+        # Trainer would take one more step before it checks max_steps.
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = state
-        # What it logged tells its loss, if it logged at all; else what it left when it ended.
         results: dict[str, float] = read_results(trainer.args.output_dir)
     else:
         results = dict(trainer.train(resume_from_checkpoint=str(checkpoint)).metrics)
@@ -214,9 +230,10 @@ def _train(trainer: Any, checkpoint: Path | None) -> dict[str, float]:
 
 
 def _mean_loss(history: list[dict[str, float]]) -> float | None:
-    """The average over the whole run, the part before it was stopped included: Trainer knows its own part alone.
+    """The average loss of the whole run, including the part before it was resumed, which Trainer leaves out.
 
-    None where nothing was logged."""
+    None if nothing was logged.
+    """
     total, last = 0.0, 0
     for entry in history:
         if "loss" in entry and "learning_rate" in entry:
@@ -226,9 +243,9 @@ def _mean_loss(history: list[dict[str, float]]) -> float | None:
 
 
 def served_tokenizer(policy: ModelSource) -> Any:
-    """The policy's tokenizer with the chat template that it reads by, so that it is served with it."""
+    """The policy's tokenizer with the chat template that it is trained with."""
     from mrpo_pipeline.dataset.prepare import tokenizer_of
-    from mrpo_pipeline.rendering.template_text import PLAIN_TEMPLATE
+    from mrpo_pipeline.rendering.template_source import PLAIN_TEMPLATE
 
     tokenizer = tokenizer_of(policy)
     if policy.template == "plain" or (policy.template == "auto" and not tokenizer.chat_template):
@@ -239,13 +256,13 @@ def served_tokenizer(policy: ModelSource) -> Any:
 
 
 def _save_results(trainer: Any, split: str, results: Mapping[str, float]) -> None:
-    """As ``Trainer.save_metrics`` does, and whole: a run that is gone on with reads them."""
+    """``Trainer.save_metrics`` with an atomic write, because a resumed run reads the file."""
     if trainer.is_world_process_zero():
         write_whole_json(Path(trainer.args.output_dir) / f"{split}_results.json", dict(sorted(results.items())))
 
 
 def read_results(output_dir: str | Path) -> dict[str, float]:
-    """What a finished run left in ``train_results.json`` and ``eval_results.json``; nothing of a file that is not whole."""
+    """The contents of ``train_results.json`` and ``eval_results.json``; an incomplete file is ignored."""
     results: dict[str, float] = {}
     for split in ("train", "eval"):
         with suppress(FileNotFoundError, ValueError):

@@ -1,11 +1,11 @@
-"""The recipe: one YAML file that describes a run, as checked settings.
+"""The recipe: one YAML file that describes a run, as validated settings.
 
-Every command reads the parts it needs. Settings given on the command line arrive as overrides by dotted key and win
-over the file.
+Every command reads the parts it needs. Command-line settings are overrides by dotted key and take precedence over the file.
 """
 
 from mrpo_pipeline.recipe.check import method_for, parse_recipe
 from mrpo_pipeline.recipe.load import load_recipe, parse_value, shipped_recipes
+from mrpo_pipeline.recipe.pairs_settings import Pairs
 from mrpo_pipeline.recipe.settings import (
     TRAINING_DEFAULTS,
     Compare,
@@ -13,7 +13,6 @@ from mrpo_pipeline.recipe.settings import (
     Limits,
     Lora,
     Method,
-    Pairs,
     Policy,
     Recipe,
     Scoring,

@@ -1,8 +1,9 @@
-"""Plain data → checked settings; what is wrong is named with the nearest valid key."""
+"""Validate a recipe given as plain data; errors name the key and the nearest valid one."""
 
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -12,17 +13,23 @@ import pydantic
 from pydantic import BaseModel
 
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.recipe.key_help import model_of
 from mrpo_pipeline.recipe.messages import in_words, place_of
-from mrpo_pipeline.recipe.settings import Method, Recipe, Scoring
+from mrpo_pipeline.recipe.settings import Method, Recipe, Reference, Scoring
 
 _MAX_PARTS = 20
+# Settings of a reference, and keys of its `scoring`, that do not apply if a server loads and runs the model.
+_LOADING_KEYS = ("adapter", "dtype", "quantization", "trust_remote_code")
+_RUNNING_KEYS = ("engine", "runtime", "workers", "unit")
+# The parts of a URL that may hold a password or key.
+_USERINFO, _QUERY = re.compile(r"(://)\S*@"), re.compile(r"(://[^?\s]*\?)\S*(?=')")
 
 
 def put(document: dict[str, Any], dotted: str, value: Any) -> None:
     """Set a dotted key in nested plain data.
 
     Raises:
-        UserError: for a key of more parts than any has.
+        UserError: for a key with too many parts.
     """
     *parents, last = dotted.split(".")
     if len(parents) > _MAX_PARTS:
@@ -40,20 +47,20 @@ def put(document: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def shorter(text: str, most: int = 80) -> str:
-    """The text, or as much of its beginning as fits."""
+    """The text, truncated to ``most`` characters."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def parse_recipe(
     document: Mapping[str, Any], where: str = "the recipe", given: Mapping[str, str] = MappingProxyType({})
 ) -> Recipe:
-    """Check a recipe given as plain data.
+    """Validate a recipe given as plain data.
 
     Args:
-        where: what errors call the document.
-        given: dotted keys that the command line sets, and the option of each, which errors name.
+        where: the name of the document in errors.
+        given: the option of each dotted key that the command line sets, for errors.
     """
-    _refuse_unusable(document, "", where)
+    _require_valid_values(document, "", where)
     try:
         recipe = Recipe.model_validate(dict(document))
     except pydantic.ValidationError as error:
@@ -76,7 +83,7 @@ def parse_recipe(
         other = folders.setdefault(name.casefold(), name)
         if other != name:
             raise UserError(
-                f"In {where}, `references` holds {other!r} and {name!r}, which many systems take for one folder of the cache: "
+                f"In {where}, `references` holds {other!r} and {name!r}, which are the same folder of the cache on many systems: "
                 "expected names that differ in more than capitals. Rename one."
             )
     for name in recipe.references:
@@ -85,15 +92,32 @@ def parse_recipe(
         except pydantic.ValidationError as error:
             own = recipe.references[name].scoring
             raise UserError(_explain(error, own, f"references.{name}.scoring", Scoring)) from None
+        _refuse_loading_keys(recipe.references[name], f"references.{name}", where)
     for name in recipe.compare.methods:
         method_for(recipe, name)
     _check_training({key: recipe.training[key] for key in document.get("training") or {}}, where, given)
     return recipe
 
 
-def _refuse_unusable(value: Any, key: str, where: str) -> None:
-    """Refuse text that no file, path or table can hold (NUL, and halves of a character, as of a shell's undecodable bytes),
-    and whole numbers beyond 64 bits, which no library takes."""
+def _refuse_loading_keys(reference: Reference, key: str, where: str) -> None:
+    """Refuse settings of loading and running a model for a reference that a server runs."""
+    if reference.server is None:
+        return
+    fields = Reference.model_fields
+    given = [name for name in _LOADING_KEYS if getattr(reference, name) != fields[name].default]
+    given += [
+        f"scoring.{name}" for name in reference.scoring if name not in Scoring.model_fields or name in _RUNNING_KEYS
+    ]
+    if given:
+        raise UserError(
+            f"The key `{key}.{given[0]}` in {where} is given beside `{key}.server`: expected none, because the server loads and runs "
+            "the model. Take it out; a vLLM server has a name for each adapter, to be given as `server.model`."
+        )
+
+
+def _require_valid_values(value: Any, key: str, where: str) -> None:
+    """Refuse text that files, paths and tables can't hold (NUL and lone surrogates, which undecodable shell bytes become), and
+    integers of more than 64 bits."""
     if isinstance(value, str):
         bad = next((char for char in value if char == "\0" or "\ud800" <= char <= "\udfff"), None)
         if bad is not None:
@@ -103,24 +127,25 @@ def _refuse_unusable(value: Any, key: str, where: str) -> None:
             )
     elif isinstance(value, int) and value.bit_length() > 63:
         raise UserError(
-            f"The key `{shorter(key)}` in {where} is a whole number of {value.bit_length():,} bits: expected one of at most 63. "
+            f"The key `{shorter(key)}` in {where} is a whole number of {value.bit_length():,} bits: expected 63 bits at most. "
             "Correct the value."
         )
     elif isinstance(value, Mapping):
         for name, inner in value.items():
             dotted = f"{key}.{name}" if key else str(name)
-            _refuse_unusable(str(name), ascii(dotted)[1:-1], where)
-            _refuse_unusable(inner, dotted, where)
+            _require_valid_values(str(name), ascii(dotted)[1:-1], where)
+            _require_valid_values(inner, dotted, where)
     elif isinstance(value, list):
         for inner in value:
-            _refuse_unusable(inner, key, where)
+            _require_valid_values(inner, key, where)
 
 
 def method_for(recipe: Recipe, name: str) -> Method:
-    """The method that ``compare.methods`` calls ``name``: the recipe's own with that entry's keys laid over it."""
+    """The method ``name`` of ``compare.methods``: the recipe's method with that entry's overrides."""
     document = recipe.method.model_dump(mode="json")
     for key, value in recipe.compare.methods[name].items():
-        if isinstance(value, dict) and isinstance(document.get(key), dict):
+        # A sum of losses and weights by a column are one setting each: an override replaces them.
+        if isinstance(value, dict) and isinstance(document.get(key), dict) and key not in ("loss", "weights"):
             document[key] = {**document[key], **value}
         else:
             put(document, key, value)
@@ -138,7 +163,7 @@ def _explain(
     given: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     problems = error.errors(include_url=False)
-    # A misspelt key is the likelier fault where a required one is missing as well.
+    # If a required key is missing too, a misspelt one is the likely cause.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
@@ -152,45 +177,46 @@ def _explain(
     place = place_of(problem["loc"], document)
     if problem["type"] == "missing":
         return f"The key `{'.'.join([*place, location[-1]])}` is missing in {where}. Add it."
-    # A union reports a problem of each member; where one could read a list, the item that is wrong is to be named.
+    # A union reports a problem of each member; if one of them is a list, name its invalid item.
     places = [place_of(p["loc"], document) for p in problems]
     place = max((one for one in places if one[: len(place)] == place), key=len)
     alike = [p for p, one in zip(problems, places, strict=True) if one == place]
-    found = _shown(alike[0].get("input"))
+    # The value may be the API key itself instead of the variable's name: keep it out of logs.
+    found = "something else" if place[-1:] == ["api_key_env"] else _shown(alike[0].get("input"))
     return f"{_named(place, where, given)} is {found}: expected {in_words(alike)}. Correct the value."
 
 
 def _named(place: Sequence[str], where: str, given: Mapping[str, str]) -> str:
-    """A key as the user wrote it: under the option that sets it, or in the recipe."""
+    """A key as the user wrote it: the option that sets it, or its place in the recipe."""
     key, option = shorter(".".join(place)), _option(place, given)
     return f"The key `{key}` in {where}" if option is None else f"{option} (`{key}`)"
 
 
 def _option(place: Sequence[str], given: Mapping[str, str]) -> str | None:
-    """The option that sets a key, or one above it."""
+    """The option that sets a key or one of its parents."""
     above = (".".join(place[:end]) for end in range(len(place), 0, -1))
     return next((given[dotted] for dotted in above if dotted in given), None)
 
 
 def _shown(value: Any) -> str:
     try:
-        return shorter(repr(value))
+        return shorter(_QUERY.sub(r"\1***", _USERINFO.sub(r"\1***@", repr(value))))
     except ValueError:  # a number of thousands of digits
         return f"a huge {type(value).__name__}"
 
 
 def _keys_at(root: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """The valid keys of the settings class that a key path leads to."""
-    model: Any = root
-    for part in location:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            break
+    """The valid keys at a key path."""
+    model, parts = root, iter(location)
+    for part in parts:
         field = model.model_fields.get(part)
-        if field is None:
+        inner = None if field is None else model_of(field.annotation)
+        if field is None or inner is None:
             break
-        arguments = [field.annotation, *typing.get_args(field.annotation)]
-        model = next((a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)), model)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        model = inner
+        if typing.get_origin(field.annotation) is dict:
+            next(parts, None)  # the entry's name
+    return list(model.model_fields)
 
 
 def _check_training(training: Mapping[str, Any], where: str, given: Mapping[str, str]) -> None:

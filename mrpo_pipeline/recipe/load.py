@@ -1,4 +1,4 @@
-"""A recipe's YAML file, read safely, with the command line's overrides laid over it."""
+"""Read a recipe's YAML file safely, and apply the command line's overrides."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         there = path.is_file()
         size = path.stat().st_size if there else 0
         if there and size <= MAX_RECIPE_BYTES:
-            with path.open("rb") as file:  # one more than is allowed: not every file says how long it is
+            with path.open("rb") as file:  # one byte more than the limit: a pipe or device reports no size
                 data = file.read(MAX_RECIPE_BYTES + 1)
             size = max(size, len(data))
     except OSError as error:
@@ -31,7 +31,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from None
     if not there:
         raise UserError(
-            f"The recipe {shown} is not there: expected a YAML file. Check the path, or list those that ship with "
+            f"The recipe {shown} is not there: expected a YAML file. Check the path, or list the shipped recipes with "
             "`mrpo recipes` and copy one with `mrpo recipes copy NAME`."
         )
     if size > MAX_RECIPE_BYTES:
@@ -42,22 +42,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         document = read_yaml(data.decode("utf-8"))
     except ValueError as error:
-        raise UserError(f"The recipe {shown} can't be read as YAML ({error}). Mend the file there.") from None
+        raise UserError(f"The recipe {shown} can't be read as YAML ({error}). Correct the file there.") from None
     if document is None:
         raise UserError(
-            f"The recipe {shown} is empty: expected keys such as `pairs:` and `policy:`. Write them, or copy a recipe that "
-            "ships (`mrpo recipes copy NAME`)."
+            f"The recipe {shown} is empty: expected keys such as `pairs:` and `policy:`. Write them, or copy a shipped recipe "
+            "(`mrpo recipes copy NAME`)."
         )
     if not isinstance(document, dict):
         raise UserError(
-            f"The recipe {shown} holds a {type(document).__name__} at its top: expected keys such as `pairs:` and `policy:`. "
+            f"The recipe {shown} holds a {type(document).__name__} at the top level: expected keys such as `pairs:` and `policy:`. "
             "Write settings there, or name another file."
         )
     return document
 
 
 def parse_value(text: str) -> Any:
-    """A value as the recipe would read it (``--set method.beta=0.2``); what is no YAML of plain settings is the text itself."""
+    """A value as the recipe would read it (``--set method.beta=0.2``); text that is not valid YAML stays text."""
     try:
         return read_yaml(text)
     except ValueError:
@@ -70,14 +70,14 @@ def load_recipe(
     *,
     options: Mapping[str, str] = MappingProxyType({}),
 ) -> Recipe:
-    """Read a recipe and lay the overrides (dotted key → value) over it.
+    """Read a recipe and apply overrides (dotted key → value).
 
     Args:
         source: a YAML file, the recipe as plain data, or None for an empty one.
-        options: the command line's option for each override that has one; errors name it.
+        options: the command-line option of each override that has one, for error messages.
 
     Raises:
-        UserError: for a file that can't be read, or a key that is unknown or ill-typed (named, with the nearest valid).
+        UserError: for a file that can't be read, an unknown key (with the nearest valid one), or a value of the wrong type.
     """
     if isinstance(source, Mapping):
         document, where = copy.deepcopy(dict(source)), "the recipe"
@@ -90,6 +90,6 @@ def load_recipe(
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """The recipes of the package, by name."""
     folder = Path(__file__).parent.parent / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

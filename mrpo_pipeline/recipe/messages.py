@@ -1,4 +1,4 @@
-"""What a value was expected to be, in words: pydantic's own are of Python's types."""
+"""Pydantic's expectations in words, because its own messages use Python's types."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _BOUNDS = {
 
 
 def in_words(problems: Sequence[Mapping[str, Any]]) -> str:
-    """What pydantic expected of one value: each problem is what one member of a union has against it."""
+    """What pydantic expected of one value; each problem is of one member of a union."""
     of_its_key = [problem for problem in problems if problem["loc"][-1:] == ("[key]",)]
     return ", or ".join(dict.fromkeys(map(_expected, of_its_key or problems)))
 
 
 def place_of(location: Sequence[Any], document: Any) -> list[str]:
-    """The keys of ``document`` that pydantic's location goes through. It names the members of unions as well
-    (``list[int]``, ``literal['auto']``), which stand in no document."""
+    """The keys of ``document`` in pydantic's location, which also holds members of unions (``list[int]``,
+    ``literal['auto']``)."""
     keys = []
     for part in location:
         item = isinstance(document, list) and isinstance(part, int) and part < len(document)

@@ -1,4 +1,4 @@
-"""YAML of plain settings alone: read safely, and written so that it reads back as the same values."""
+"""YAML of plain settings: read safely, and written so that it reads back as the same values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mrpo_pipeline.terminal import one_line
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, reading ``1e-5`` as a number (YAML 1.1 wants ``1.0e-5``) and refusing a key given twice."""
+    """The safe loader, except that ``1e-5`` is a number (YAML 1.1 requires ``1.0e-5``) and duplicate keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -20,28 +20,28 @@ class _Loader(yaml.SafeLoader):
             if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands twice", key.start_mark
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """The safe dumper, with text quoted that the loader above would take for a number, and no aliases."""
+    """The safe dumper, except that text which ``_Loader`` would read as a number is quoted, and aliases are not used."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # Quoted, for the dumper's other styles lose some line breaks (U+0085, U+2028).
+    # Quoted, because the dumper's other styles lose some line breaks (U+0085, U+2028).
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
 _Dumper.add_representer(str, _text)
 
-# As YAML 1.2 has them. 1.1 reads 2024-01-01 as a date, 1:30 as 90 and 0512 as 330: here they are text, which a key that takes a
-# number refuses.
+# Numbers of YAML 1.2. YAML 1.1 reads 2024-01-01 as a date, 1:30 as 90 and 0512 as 330: here they are text, which numeric keys
+# refuse.
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0b[01]+|0x[0-9a-fA-F]+)$")
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
@@ -57,22 +57,22 @@ for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-# Tags that a recipe may write out; anything else, an object of Python above all, is no setting.
+# Tags that a recipe may use; all others, such as Python objects, are refused.
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")} | {"!"}
-# Lists and maps within each other: the deepest key of a recipe stands at a third of this.
+# Nesting of lists and maps; the deepest key of a recipe is at a third of this.
 MAX_DEPTH = 30
 
 
 def read_yaml(text: str) -> Any:
-    """The document, from plain settings alone.
+    """Parse a document of plain settings.
 
     Raises:
-        ValueError: what is wrong, in one line: YAML that isn't, an alias, a tag, a depth that no recipe has.
+        ValueError: for invalid YAML, an alias, a tag, or excessive nesting; a message of one line.
     """
     depth = 0
     try:
         for event in yaml.parse(text, Loader=_Loader):
-            # Anchors can make a small file into a huge document; a recipe has no use for them.
+            # Aliases can expand a small file into a huge document; a recipe does not need them.
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError(
                     f"it uses the YAML alias *{event.anchor}: expected plain settings; write the value out"
@@ -83,11 +83,11 @@ def read_yaml(text: str) -> Any:
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > MAX_DEPTH:
-                    raise ValueError(f"lists and maps stand in each other more than {MAX_DEPTH} deep")
+                    raise ValueError(f"lists and maps are nested more than {MAX_DEPTH} deep")
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
         return yaml.load(text, Loader=_Loader)
-    except Exception as error:  # the loader's constructors raise whatever int, date and the like make of a text
+    except Exception as error:  # the loader's constructors raise errors of int, date and others
         raise ValueError(one_line(error, 500)) from None
 
 

@@ -1,4 +1,4 @@
-"""Keys of `training` that are not transformers' own."""
+"""Keys of `training` that this project adds to transformers' or refuses."""
 
 from __future__ import annotations
 
@@ -10,33 +10,38 @@ from mrpo_pipeline.settings import Settings
 
 
 class FastPaths(Settings):
-    """What makes the training step cheap; none of it changes what is computed. Keys of the recipe's ``training``.
+    """Optimizations of the training step, under the recipe's ``training``. Each can be turned off.
 
-    Each can be switched off to see what it gives.
+    Only ``group_by_prompt`` changes what is computed: it changes which pairs make up a step.
     """
 
     share_prompt: bool = True
-    """Run a prompt once for both of its completions, where the model then gives the same log-probs."""
+    """Run a prompt once for both of its completions, if the model then gives the same log-probs."""
+    group_by_prompt: bool | Literal["auto"] = "auto"
+    """Put all pairs of a prompt into one optimizer step, and run each of its completions once for all its pairs. A step then has at
+    most ``per_device_train_batch_size`` × ``gradient_accumulation_steps`` × processes pairs, and its loss is divided by the number
+    that it has. A prompt with more pairs fills steps of its own; the remainder shares a step with other prompts. It is fastest if
+    ``per_device_train_batch_size`` is at least the number of pairs of a prompt (21 for 7 answers). ``auto``: group ranked
+    answers, where a completion is in 1.5 sides of pairs on average or more."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = "auto"
-    """How many tokens a micro-batch holds at most. ``auto``: as many as ``per_device_train_batch_size`` pairs of the longest
-    kind have, so no more than a micro-batch of that many pairs can have, and on a CPU no more than stay in its caches.
-    ``off``: ``per_device_train_batch_size`` pairs in every micro-batch."""
+    """The most tokens of a micro-batch. ``auto``: the tokens of ``per_device_train_batch_size`` pairs as long as the longest, and on
+    a CPU at most what fits its caches. ``off``: ``per_device_train_batch_size`` pairs in every micro-batch."""
     fused_lora: bool = True
     """Compute a linear layer and its adapter in one operation."""
     chunked_head: bool = True
-    """Take log-probs and their gradient in chunks of positions, and not from the logits of all of them."""
+    """Compute log-probs and their gradient in chunks of positions, without the logits of all positions."""
 
 
 _PRECISION = "evaluation would compute in another dtype than training and scoring. Expected false. Take it out."
 
 
 _COMPILING = (
-    "it would compile the policy anew for the lengths of the steps, which cost minutes a step where it was tried (a CPU). Expected "
-    "false. Take it out."
+    "it would recompile the policy for the lengths of each step, which took minutes a step when measured (on a CPU). Expected false. "
+    "Take it out."
 )
 
 
-# Keys of TrainingArguments that this trainer cannot have, and why. docs/recipes.md lists them.
+# Keys of TrainingArguments that this trainer does not support, and the reason. docs/recipes.md lists them.
 REFUSED = {
     "resume_from_checkpoint": "a run is resumed from its last complete checkpoint by --resume. Expected no value. Take it out, and "
     "give --resume.",

@@ -1,4 +1,4 @@
-"""What values under ``training`` can be beyond their types: transformers finds some of it out late, some never."""
+"""Bounds of the values under ``training``, which transformers checks late or never."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from mrpo_pipeline.recipe.training_keys import training_keys
 
-# key → (least, whether the least itself will do)
+# key → (minimum, whether the minimum itself is valid)
 _LEAST: dict[str, tuple[float, bool]] = {
     "per_device_train_batch_size": (1, True),
     "per_device_eval_batch_size": (1, True),
@@ -39,33 +39,33 @@ MAX_SEED = 2**32 - 1  # numpy's
 
 
 def out_of_bounds(key: str, value: Any) -> str | None:
-    """What was expected of a value that its key cannot have; None where there is nothing against it."""
+    """What was expected instead of an invalid value; None for a valid one."""
     if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and key != "max_grad_norm")):
         return "a finite number"
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and key in _SEEDS and not 0 <= value <= MAX_SEED:
         return f"a whole number from 0 to {MAX_SEED}"
     if number and key in _LEAST:
-        least, will_do = _LEAST[key]
-        if value < least or (value == least and not will_do):
-            return f"{'at least' if will_do else 'more than'} {least:g}"
+        least, inclusive = _LEAST[key]
+        if value < least or (value == least and not inclusive):
+            return f"{'at least' if inclusive else 'more than'} {least:g}"
     if number and key in _BELOW_ONE and value >= 1:
         return "less than 1"
     if number and key == "max_steps" and value != -1 and value < 1:
-        return "at least 1, or -1 for as many as training.num_train_epochs takes"
+        return "at least 1, or -1 to use training.num_train_epochs"
     choices = training_keys()[key].choices if key in _WORDS and isinstance(value, str) else ()
     return f"one of {', '.join(choices)}" if choices and value not in choices else None
 
 
-# Keys that transformers had, or that its documentation speaks of elsewhere, and what stands for them.
+# Keys of earlier transformers versions or of other trainers, and what replaces them.
 RENAMED = {
     "group_by_length": "train_sampling_strategy: group_by_length",
-    "warmup_ratio": "warmup_steps, a share where below 1",
+    "warmup_ratio": "warmup_steps, a share if below 1",
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-    "overwrite_output_dir": "no key: a run without --resume starts anew",
+    "overwrite_output_dir": "no key: a run without --resume starts again",
     "save_safetensors": "no key: weights are always safetensors",
     "max_seq_length": "limits.max_length",
     "max_length": "limits.max_length",
@@ -75,23 +75,23 @@ RENAMED = {
     "label_smoothing": "method.label_smoothing",
 }
 
-# Keys that change nothing in this trainer, and why.
+# Keys that have no effect in this trainer, and the reason.
 UNREAD = {
-    "prediction_loss_only": "evaluation here has one path",
-    "eval_do_concat_batches": "evaluation here keeps sums alone",
-    "eval_use_gather_object": "evaluation here keeps sums alone",
-    "eval_accumulation_steps": "evaluation here keeps sums alone",
-    "include_for_metrics": "the metrics are this project's",
-    "batch_eval_metrics": "the metrics are this project's",
-    "remove_unused_columns": "batches are this project's",
-    "label_names": "batches are this project's",
+    "prediction_loss_only": "evaluation always computes the same metrics",
+    "eval_do_concat_batches": "evaluation keeps only sums",
+    "eval_use_gather_object": "evaluation keeps only sums",
+    "eval_accumulation_steps": "evaluation keeps only sums",
+    "include_for_metrics": "the metrics are mrpo's",
+    "batch_eval_metrics": "the metrics are mrpo's",
+    "remove_unused_columns": "batches are mrpo's",
+    "label_names": "batches are mrpo's",
     "length_column_name": "lengths are those of the pairs",
     "average_tokens_across_devices": "a step's loss is divided by its pairs, over all processes",
     "include_num_input_tokens_seen": "tokens are always counted",
     "logging_nan_inf_filter": "a loss that is not finite ends the run",
-    "dataloader_multiprocessing_context": "the loader is this project's",
-    "dataloader_in_order": "the loader is this project's",
-    "torch_empty_cache_steps": "the step is this project's",
+    "dataloader_multiprocessing_context": "the data loader is mrpo's",
+    "dataloader_in_order": "the data loader is mrpo's",
+    "torch_empty_cache_steps": "the training step is mrpo's",
     "liger_kernel_config": "use_liger_kernel is refused",
     "do_train": "the command decides",
     "do_eval": "pairs.eval and training.eval_strategy decide",

@@ -1,7 +1,7 @@
-"""Keys of ``transformers.TrainingArguments``: names, types, defaults and help, read from its source.
+"""Keys of ``transformers.TrainingArguments``: names, types, defaults and help, parsed from its source.
 
-Importing transformers takes a second or more, and a misspelt key should cost none of it. The source is that of the installed
-version. Where it cannot be read so (a package without sources), transformers is imported after all.
+This avoids importing transformers, which takes a second or more, to report a misspelt key. If the installed version can't be
+parsed (a package without sources), transformers is imported.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class TrainingKey:
     """A key of ``training``."""
 
     type: Any
-    """What the key takes of plain data: enumerations are text, and no object of Python is among it."""
+    """The key's type as plain data: enumerations are text, Python classes are left out."""
     default: Any
     help: str
     choices: tuple[str, ...] = ()
-    """The words that it takes, where transformers lists them."""
+    """The values of the key's enumeration, if it has one."""
 
 
 @functools.cache
 def training_keys() -> dict[str, TrainingKey]:
-    """The keys of the installed version, but ``output_dir``, which is the recipe's own."""
+    """The keys of the installed version except ``output_dir``, which is a key of the recipe."""
     try:
         found = dict(_read())
     except (OSError, SyntaxError, LookupError, ImportError, ValueError):
@@ -84,7 +84,7 @@ def _is_plain(kind: Any) -> bool:
 
 
 def _field(value: ast.expr | None) -> dict[str, Any]:
-    """The arguments of ``field(default=…, metadata={"help": …})`` that are literals."""
+    """The literal arguments of ``field(default=…, metadata={"help": …})``."""
     if not isinstance(value, ast.Call):
         return {"default": _literal(value)}
     found = {keyword.arg: keyword.value for keyword in value.keywords if keyword.arg}
@@ -102,7 +102,7 @@ def _literal(node: ast.expr | None) -> Any:
 
 
 def _type(node: ast.expr) -> Any:
-    """An annotation as a type of plain data; Any where nothing of it is known."""
+    """An annotation as a type of plain data; Any if all its members are unknown."""
     members = [_member(each) for each in _union(node)]
     known = [member for member in members if member is not ...]
     return Union[tuple(known)] if known else Any  # noqa: UP007 (made of a list)
@@ -117,7 +117,7 @@ def _union(node: ast.expr) -> Iterator[ast.expr]:
 
 
 def _member(node: ast.expr) -> Any:
-    """One member of a union; ``...`` for a class of transformers, which plain data never is."""
+    """One member of a union; ``...`` for a class of transformers, which plain data can't be."""
     if isinstance(node, ast.Constant):
         return type(None) if node.value is None else ...
     if isinstance(node, ast.Subscript):
@@ -131,7 +131,7 @@ def _member(node: ast.expr) -> Any:
 
 
 def _words(node: ast.ClassDef) -> tuple[str, ...]:
-    """The values of an enumeration of words, in its order."""
+    """The values of an enumeration of strings, in its order."""
     values = [_literal(each.value) for each in node.body if isinstance(each, ast.Assign)]
     return tuple(value for value in values if isinstance(value, str))
 

@@ -1,8 +1,8 @@
-"""Where each token of a completion ends, in the completion's UTF-8 bytes.
+"""End of each token of a completion in UTF-8 bytes.
 
-Char offsets alone do not tell: the byte tokens of one emoji share a range, normalisation shifts it. So the bytes that
-tokens stand for are counted wherever they are the very bytes of the text, and elsewhere a token ends where the next
-later-starting token starts.
+Char offsets are not enough: the byte tokens of an emoji share one range, and normalization shifts offsets. So the bytes of
+the tokens are counted if they equal the bytes of the text; otherwise a token ends at the start of the next later-starting
+token.
 """
 
 import re
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# How SentencePiece's byte fallback names the pieces that stand for one byte each.
+# Byte-fallback pieces of SentencePiece.
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenBytes:
-    """The bytes each token of a vocabulary stands for, as far as its string tells. Made lazily, per token."""
+    """Bytes of each token, decoded from its string and cached."""
 
     def __init__(self, backend: dict[str, Any], tokenizer: Any) -> None:
-        """Args: the tokenizer's JSON, decoded; the `tokenizers.Tokenizer` whose ids are asked for."""
+        """Args: the tokenizer's JSON, decoded; the `tokenizers.Tokenizer` that defines the ids."""
         kinds = set(component_types(backend.get("pre_tokenizer"))) | set(component_types(backend.get("decoder")))
         self._byte_of = gpt2_alphabet() if "ByteLevel" in kinds else None
         self._byte_fallback = bool(backend["model"].get("byte_fallback"))
@@ -37,13 +37,13 @@ class TokenBytes:
 
     def _bytes(self, token: str) -> bytes:
         if self._byte_fallback and (match := BYTE_PIECE.fullmatch(token)):
-            return bytes([int(match[1], 16)])  # whether or not it is an added token as well
+            return bytes([int(match[1], 16)])  # even if it is an added token
         if token in self._added:
             return token.encode()
         if self._byte_of is not None:
             try:
                 return bytes(self._byte_of[char] for char in token)
-            except KeyError:  # a piece outside the alphabet stands for itself
+            except KeyError:  # a piece outside the alphabet is literal text
                 return token.encode()
         return token.replace("▁", " ").encode()
 
@@ -51,14 +51,14 @@ class TokenBytes:
 def byte_ends(
     content: str, spans: Sequence[tuple[int, int]], origin: int, pieces: Sequence[bytes], total: int
 ) -> npt.NDArray[np.int64]:
-    """End of each content token in the UTF-8 bytes of `content`, never decreasing.
+    """End of each content token in the UTF-8 bytes of `content`, non-decreasing.
 
     Args:
-        content: the text the tokens cover.
-        spans: (N,) char offsets of the tokens, from and to; they may reach past the edges of `content`.
-        origin: the offset at which `content` starts.
-        pieces: (N,) the bytes each token stands for (`TokenBytes.of`).
-        total: what the last token ends at; at least the bytes of `content` (more where white space was trimmed after).
+        content: text that the tokens cover.
+        spans: (N,) char offsets (start, end) of the tokens; they may exceed the edges of `content`.
+        origin: offset at which `content` starts.
+        pieces: (N,) bytes of the tokens (`TokenBytes.of`).
+        total: end of the last token; at least the bytes of `content` (more if white space was trimmed after it).
     Returns:
         (N,) byte ends; the last is `total`.
     """
@@ -78,18 +78,18 @@ def byte_ends(
     later = np.searchsorted(first, first, side="right")  # index of the next later-starting token
     result = np.where(later < count, at[first[np.minimum(later, count - 1)]], total)
 
-    # Tokens that share characters: a run from one clean boundary to the next. Its bytes are counted if they agree.
+    # For a run of tokens that share characters, bytes are counted if they match the text.
     clean = np.concatenate(([True], first[1:] >= last[:-1]))
     edges = np.append(np.flatnonzero(clean), count)
     for i in np.flatnonzero(np.diff(edges) > 1):
         a, b = int(edges[i]), int(edges[i + 1])
         text, read = encoded[at[first[a]] : at[last[b - 1]]], b"".join(pieces[a:b])
-        if read in (text, b" " + text):  # the tokenizer's prefix space is no byte of the text
+        if read in (text, b" " + text):  # the tokenizer's prefix space is not in the text
             lengths = np.fromiter(map(len, pieces[a:b]), dtype=np.int64, count=b - a)
             counted = np.cumsum(lengths)[:-1] - (len(read) - len(text))
             result[a : b - 1] = np.where(counted > 0, at[first[a]] + counted, result[a : b - 1])
     result[-1] = total
-    # A token of nothing but a prefix space ends with the token behind it, at the latest.
+    # A token with only a prefix space ends no later than the next token.
     return np.minimum.accumulate(result[::-1])[::-1]
 
 
@@ -103,19 +103,19 @@ def _byte_positions(text: str, encoded: bytes) -> npt.NDArray[np.int64]:
 
 
 def gpt2_alphabet() -> dict[str, int]:
-    """Printable character -> byte, the byte alphabet of GPT-2's `encoder.py` that all byte-level BPE shares."""
+    """Character → byte in the alphabet of GPT-2's `encoder.py`, which all byte-level BPE tokenizers use."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in set(visible)]
     return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
 def component_types(component: Any) -> list[str]:
-    """Types named in a normaliser, pre-tokenizer or decoder of a tokenizer's JSON, sequences unfolded."""
+    """Types in a normalizer, pre-tokenizer or decoder of a tokenizer's JSON, with sequences flattened."""
     return [part["type"] for part in components(component)]
 
 
 def components(component: Any) -> list[dict[str, Any]]:
-    """The parts of a normaliser, pre-tokenizer or decoder of a tokenizer's JSON, sequences unfolded."""
+    """Parts of a normalizer, pre-tokenizer or decoder of a tokenizer's JSON, with sequences flattened."""
     if component is None:
         return []
     for key in ("normalizers", "pretokenizers", "decoders"):

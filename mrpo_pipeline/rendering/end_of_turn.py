@@ -1,16 +1,16 @@
-"""Which token ends an answer: what the template writes after it, held against what the model stops with."""
+"""Token that ends an answer, from the template's output after it and the model's stop tokens."""
 
 from __future__ import annotations
 
-import itertools
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.identity import Message
-from mrpo_pipeline.rendering.escaped_tokenizer import PrivateClone
-from mrpo_pipeline.rendering.templates import ChatTemplate
-from mrpo_pipeline.rendering.tool_forms import call_probe
+from mrpo_pipeline.rendering.chat_template import ChatTemplate
+from mrpo_pipeline.rendering.escaped_tokenizer import EscapedTokenizer
+from mrpo_pipeline.rendering.message_formats import call_probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,9 @@ class TurnEnd:
     """The end of an answer.
 
     Attributes:
-        control: control token that the template writes to end an answer; None where it writes none.
-        token: the token that ends an answer, written or not; None where nothing names one.
-        notice: what a user should know of it; empty where the template writes what the model stops with.
+        control: control token that the template writes at the end of an answer, or None.
+        token: token that ends an answer, written by the template or not; None if unknown.
+        notice: notice for the user; empty if the template writes a stop token of the model.
     """
 
     control: str | None
@@ -28,24 +28,26 @@ class TurnEnd:
     notice: str = ""
 
 
-def find_turn_end(template: ChatTemplate, clone: PrivateClone, stops: Collection[str], eos: str | None) -> TurnEnd:
-    """How an answer ends.
+def find_turn_end(
+    template: ChatTemplate, escaped: EscapedTokenizer, stops: Collection[str], eos: str | None
+) -> TurnEnd:
+    """Find the token that ends an answer.
 
-    Of the control tokens that the template writes after every answer, an earlier one as well as the last, it is the first that
-    the model stops with, or else the first that is not the header of the next turn. Where there is none it is what the
-    template writes next after an earlier answer, if the model stops with that (GLM's `<|user|>`), or else the end of text.
+    It is the first stop token among the control tokens that the template writes after every answer, or else the first one
+    that is not the header of the next turn. Without such a token, it is the first token after an earlier answer if that is
+    a stop token (GLM's `<|user|>`), or else EOS.
 
     Args:
-        template: the model's.
-        clone: renames control strings.
-        stops: tokens that the model stops with, by its generation configuration; may be empty.
-        eos: the tokenizer's end of text.
+        template: of the model.
+        escaped: escaped tokenizer.
+        stops: stop tokens of the generation configuration; may be empty.
+        eos: EOS of the tokenizer.
     """
-    names = {character: control for control, character in clone.names.items()}
+    names = {character: control for control, character in escaped.names.items()}
     frame = template.frame([{"role": "user", "content": "question"}])
-    before, last = clone.rename(frame.prefix), clone.rename(frame.suffix)
+    before, last = escaped.rename(frame.prefix), escaped.rename(frame.suffix)
     earlier = template.after_earlier_answer()
-    earlier = None if earlier is None else clone.rename(earlier)
+    earlier = None if earlier is None else escaped.rename(earlier)
     after_user = before.split("question")[-1]
     shared = last if earlier is None else _shared_start(last, earlier)
 
@@ -63,24 +65,22 @@ def find_turn_end(template: ChatTemplate, clone: PrivateClone, stops: Collection
     added = follows if follows is not None and follows in stops else eos or next(iter(stops), None)
     if added is None:
         return TurnEnd(None, None)
-    source = (
-        "what the model stops with by its generation configuration" if added in stops else "the tokenizer's eos_token"
-    )
-    return TurnEnd(None, added, f"{template.name} writes no end of an answer: {added} ends it, {source}.")
+    source = "a stop token of the generation configuration" if added in stops else "the tokenizer's eos_token"
+    return TurnEnd(None, added, f"{template.name} writes no end-of-turn token: {added} is used, {source}.")
 
 
-def find_calls_end(template: ChatTemplate, clone: PrivateClone, ends: Collection[str]) -> str | None:
-    """The token behind a message of tool calls; None where there is none.
+def find_calls_end(template: ChatTemplate, escaped: EscapedTokenizer, ends: Collection[str]) -> str | None:
+    """Find the token that ends a message of tool calls, or None.
 
-    Of the control tokens that are written behind it whatever follows, it is the first that the model stops with, or else what
-    closes a user's message too, or else the last but for the next turn's header. Where there is none, it is what is written next
-    if the model stops with that (GLM's `<|observation|>`).
+    It is the first stop token among the control tokens that always follow such a message, or else the one that also ends a
+    user message, or else the last one before the header of the next turn. Without such a token, it is the next one if that
+    is a stop token (GLM's `<|observation|>`).
 
     Args:
-        ends: tokens that the model stops with, and the one that ends an answer.
+        ends: stop tokens, and the token that ends an answer.
     """
-    names = {character: control for control, character in clone.names.items()}
-    asked, call, result = (
+    names = {character: control for control, character in escaped.names.items()}
+    question, call, result = (
         {"role": "user", "content": "question"},
         call_probe(),
         {"role": "tool", "content": "qZresultX9"},
@@ -90,15 +90,15 @@ def find_calls_end(template: ChatTemplate, clone: PrivateClone, ends: Collection
         return [names[char] for char in text if char in names]
 
     def written(messages: list[Message]) -> tuple[str, str]:
-        """Up to the call's last text, and from there to the result."""
+        """Text up to the last text of the call, and from there to the result."""
         try:
-            before, behind = clone.rename(template.whole(messages)).rsplit("qZvalueX9", 1)
+            before, after = escaped.rename(template.render(messages)).rsplit("qZvalueX9", 1)
         except (UserError, ValueError):
             return "", ""
-        return before, behind.split("qZresultX9")[0]
+        return before, after.split("qZresultX9")[0]
 
-    before, last = written([asked, call])
-    _, followed = written([asked, call, result])
+    before, last = written([question, call])
+    _, followed = written([question, call, result])
     shared = controls(_shared_start(last, followed) if last and followed else last or followed)
     known = next((control for control in shared if control in ends), None)
     if known is not None:
@@ -116,11 +116,18 @@ def _unknown_stop(template: ChatTemplate, written: str, stops: Collection[str], 
     if not stops or written in ends:
         return ""
     return (
-        f"{template.name} ends an answer with {written}, which is not among the tokens that the model stops with "
-        f"({', '.join(sorted(stops))}): such a model goes on after its answer."
+        f"{template.name} ends an answer with {written}, which is not a stop token of the model ({', '.join(sorted(stops))}): the "
+        "model may continue after its answer."
     )
 
 
 def _shared_start(one: str, other: str) -> str:
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return "".join(char for char, _ in same)
+    return os.path.commonprefix([one, other])  # noqa: RUF071 (compares characters, as intended)
+
+
+def no_end_token(template: str) -> str:
+    """Message for a template and a tokenizer without an end of an answer."""
+    return (
+        f"{template} writes no control token after an answer, and the tokenizer has no `eos_token`. Set a tokenizer that has one "
+        "(`tokenizer:`), or another template (`template:`)."
+    )

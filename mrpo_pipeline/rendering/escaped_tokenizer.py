@@ -1,9 +1,9 @@
-"""Clones of a tokenizer in which no text of a user can become a control token.
+"""Copies of a tokenizer in which user text cannot become a control token.
 
-A control token is parsed from text wherever its string stands, so `<|im_end|>` in a user's message would end that
-message. In the clone every control token has another name, one private-use character; the template's own control
-strings are renamed to match (`PrivateClone.rename`), content is not. One contiguous encoding of the whole conversation
-then gives the ids the model would see, and content cannot reach a control token.
+Tokenizers parse control tokens anywhere in a text, so `<|im_end|>` in a user message would end that message. In the copy,
+every control token is renamed to one private-use character. The template's own control strings are renamed to match
+(`EscapedTokenizer.rename`), content is not. One encoding of the complete conversation then gives the ids that the model
+expects, without control tokens from content.
 """
 
 import json
@@ -19,16 +19,16 @@ from mrpo_pipeline.rendering.byte_offsets import BYTE_PIECE, component_types, gp
 
 _REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 
-# Plane 16 is private use and hardly met in text. Names come from a block of it that the text at hand does not touch.
+# Plane 16 is for private use and rare in text. Names come from a block of it that the text does not use.
 _PLANE = (0x100000, 0x10FFFE)
 
 
-class PrivateClone:
-    """One clone: the renamed backend, the names, and two characters of its own (`seam`, `mask`).
+class EscapedTokenizer:
+    """A copy with renamed control tokens and two further private-use characters (`break_char`, `mask_char`).
 
     Args:
         backend: the tokenizer's JSON (`Tokenizer.to_str()`), decoded; not changed.
-        controls: strings of its added tokens that are control tokens.
+        controls: strings of the added tokens that are control tokens.
         first: code point of the first of `len(controls) + 2` private-use characters to use.
     """
 
@@ -36,18 +36,21 @@ class PrivateClone:
         from tokenizers import AddedToken, Tokenizer
 
         self.names = {control: chr(first + i) for i, control in enumerate(controls)}
-        self.seam = chr(first + len(controls))
+        self.break_char = chr(first + len(controls))
         self.mask_char = chr(first + len(controls) + 1)
-        self._strings = {name: control for control, name in self.names.items()} | {self.seam: "", self.mask_char: ""}
+        self._strings = {name: control for control, name in self.names.items()} | {
+            self.break_char: "",
+            self.mask_char: "",
+        }
         self.characters = re.compile(f"[{chr(first)}-{self.mask_char}]")
         self._controls = _alternatives(controls)
-        # Every place where a control string starts, overlapping ones too.
+        # Start of every control string, including overlapping ones.
         self._starts = re.compile(f"(?={self._controls.pattern})(.)", re.DOTALL)
 
         self.backend = Tokenizer.from_str(json.dumps(self._renamed(backend), ensure_ascii=False))
-        self.backend.add_special_tokens([AddedToken(self.seam, special=True, normalized=False)])
-        [self.seam_id] = self.backend.encode(self.seam, add_special_tokens=False).ids
-        # The clone may number added tokens anew: their original ids are found by name.
+        self.backend.add_special_tokens([AddedToken(self.break_char, special=True, normalized=False)])
+        [self.break_id] = self.backend.encode(self.break_char, add_special_tokens=False).ids
+        # The copy may renumber added tokens, so their original ids are looked up by name.
         size = max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
         self.original_ids: npt.NDArray[np.int32] = np.arange(size, dtype=np.int32)
         for token in backend["added_tokens"]:
@@ -61,16 +64,16 @@ class PrivateClone:
         vocab = model["vocab"]
         if isinstance(vocab, dict):
             model["vocab"] = {names.get(piece, piece): i for piece, i in vocab.items()}
-        else:  # Unigram: its pieces match text directly, "</s>" with the best score of all
+        else:  # Unigram pieces match text directly, "</s>" with the highest score
             model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
         if "merges" in model:
             model["merges"] = [m for m in model["merges"] if not names.keys() & {m[0], m[1], m[0] + m[1]}]
         if isinstance(model.get("unk_token"), str):
             model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
         if "dropout" in model:
-            model["dropout"] = None  # the same text must give the same ids
+            model["dropout"] = None  # encoding must be deterministic
         added = [{**t, "content": self.names.get(t["content"], t["content"])} for t in backend["added_tokens"]]
-        # No post-processor: it would trim offsets, and add tokens that the renderer accounts for itself.
+        # A post-processor would trim offsets and add tokens, which the renderer does itself.
         return {
             **backend,
             "added_tokens": added,
@@ -81,47 +84,47 @@ class PrivateClone:
         }
 
     def mask(self, text: str) -> str:
-        """Break every control string in content, so that `rename` passes over it."""
+        """Insert the mask character into every control string of content, so that `rename` ignores it."""
         return self._starts.sub(lambda match: match[1] + self.mask_char, text)
 
     def rename(self, text: str) -> str:
-        """Give the control strings of rendered text their private names, and unmask content."""
+        """Replace the control strings of rendered text by their private names, and unmask content."""
         return self.unmask(self._controls.sub(lambda match: self.names[match[0]], text))
 
     def mask_escaped(self, text: str) -> bool:
-        """Whether a template wrote the mask as an escape (`\\udbff…`), as JSON in ASCII and Python's own form do: it stays there."""
+        """Whether the template escaped the mask character (`\\udbff…`), as ASCII JSON and Python's repr do; it cannot be removed."""
         return any(form[1:-1] in text for form in (json.dumps(self.mask_char), ascii(self.mask_char)))
 
     def unmask(self, text: str) -> str:
         return text.replace(self.mask_char, "")
 
     def original(self, renamed: str) -> str:
-        """Renamed text with the control strings themselves."""
+        """Inverse of `rename`."""
         return self.characters.sub(lambda match: self._strings[match[0]], renamed)
 
 
-class CloneSet:
-    """The clones of one tokenizer: nearly always one, another where a text holds the first one's private characters."""
+class EscapedTokenizers:
+    """Escaped copies of one tokenizer: usually one, and another if a text contains private-use characters of the first."""
 
     def __init__(self, backend: dict[str, Any], controls: Iterable[str]) -> None:
         self.controls = tuple(sorted(controls, key=lambda control: (-len(control), control)))
         self._backend = backend
-        self._clones: list[PrivateClone] = []
+        self._tokenizers: list[EscapedTokenizer] = []
         self._pattern = _alternatives(self.controls)
         self._private = re.compile(f"[{chr(_PLANE[0])}-{chr(_PLANE[1])}]")
 
     def control_strings(self, text: str) -> list[str]:
-        """The control strings that stand in the text, each once, in order of appearance."""
+        """Distinct control strings in the text, in order of appearance."""
         return list(dict.fromkeys(self._pattern.findall(text)))
 
     def holds_control(self, text: str) -> bool:
         return self._pattern.search(text) is not None
 
-    def clone_for(self, *texts: str) -> PrivateClone:
-        """A clone none of whose private characters stands in the texts.
+    def for_texts(self, *texts: str) -> EscapedTokenizer:
+        """A copy whose private-use characters do not occur in the texts.
 
         Raises:
-            UserError: the texts use every block of private characters.
+            UserError: the texts use characters of every block.
         """
         if all(text.isascii() or not self._private.search(text) for text in texts):
             return self._at(0)
@@ -132,36 +135,36 @@ class CloneSet:
             if not any(block.search(text) for text in texts):
                 return self._at(index)
         raise UserError(
-            "A conversation uses private-use characters (U+100000 and up) all over their range, and rendering needs "
-            f"{width} of them that the text does not hold: take these characters out of the data."
+            f"A conversation uses private-use characters (U+100000 and up) throughout their range, but rendering needs {width} unused "
+            "ones. Remove these characters from the data."
         )
 
-    def _at(self, index: int) -> PrivateClone:
+    def _at(self, index: int) -> EscapedTokenizer:
         first = _PLANE[0] + index * (len(self.controls) + 2)
-        for clone in self._clones:
-            if clone.seam == chr(first + len(self.controls)):
-                return clone
-        self._clones.append(PrivateClone(self._backend, self.controls, first))
-        return self._clones[-1]
+        for escaped in self._tokenizers:
+            if escaped.break_char == chr(first + len(self.controls)):
+                return escaped
+        self._tokenizers.append(EscapedTokenizer(self._backend, self.controls, first))
+        return self._tokenizers[-1]
 
 
 def _alternatives(strings: Sequence[str]) -> re.Pattern[str]:
-    """Leftmost, then longest: what the tokenizer's own search for added tokens does."""
+    """Leftmost-longest match, as in the tokenizer's search for added tokens."""
     ordered = sorted(strings, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)) if ordered else r"(?!)")
 
 
 def control_tokens(backend: dict[str, Any], named: Iterable[str], written: str = "") -> set[str]:
-    """Strings of the control tokens: added tokens marked special, and those the tokenizer names (eos, pad, …).
+    """Strings of the control tokens: added tokens marked special, and the tokenizer's named tokens (eos, pad, …).
 
-    A token of one character, of white space, or of letters and digits alone is text that was given an id of its own:
-    renaming it would take that text from the data, so it is left alone, unless it stands in `written`. Nor is a pair of tags round
-    reasoning (`<think>`, `[/THINK]`): models write them in their answers, and templates look for them there.
+    Single characters, white space, and tokens of letters and digits only are text with an id of its own, not control
+    tokens, unless they occur in `written`. Pairs of reasoning tags (`<think>`, `[/THINK]`) are not control tokens either:
+    models write them in answers, where templates look for them.
 
     Args:
         backend: the tokenizer's JSON, decoded.
-        named: the tokens that the tokenizer names.
-        written: what the template writes round the contents of a conversation, and the tokens that start and end a text.
+        named: named tokens of the tokenizer.
+        written: the template's own output in a conversation, with BOS and EOS.
     """
     named = set(named)
     added = [token["content"] for token in backend["added_tokens"] if token["special"] or token["content"] in named]
@@ -176,7 +179,7 @@ def _is_text(content: str, written: str) -> bool:
 
 
 def text_pieces(backend: dict[str, Any], controls: Iterable[str]) -> list[str]:
-    """Control tokens whose piece of the vocabulary stands for other text than the token's own string, in order."""
+    """Control tokens whose vocabulary entry represents other text than their own string, in order."""
     fallback = bool(backend["model"].get("byte_fallback"))
     byte_level = "ByteLevel" in component_types(backend["pre_tokenizer"]) + component_types(backend["normalizer"])
     encoded = {char for char in gpt2_alphabet() if not char.isascii()} if byte_level else set()
@@ -184,9 +187,9 @@ def text_pieces(backend: dict[str, Any], controls: Iterable[str]) -> list[str]:
 
 
 def role_markers(backend: dict[str, Any], scaffold: str) -> set[str]:
-    """Added tokens that a template writes between turns though they are not marked special (DeepSeek's `<｜User｜>`).
+    """Added tokens that a template writes between turns without being marked special (DeepSeek's `<｜User｜>`).
 
-    Tags that come in pairs (`<think>`, `</think>`) are what models write in their answers, not turn markers.
+    Paired tags (`<think>`, `</think>`) are part of answers and not turn markers.
     """
     contents = {token["content"] for token in backend["added_tokens"] if not token["special"]}
     markers = set()
@@ -198,6 +201,6 @@ def role_markers(backend: dict[str, Any], scaffold: str) -> set[str]:
 
 
 def _partner(tag: str) -> set[str]:
-    """The other of a pair of tags, in the ways it is written: `<x>` and `</x>`, `[X]` and `[/X]`, `◁x▷` and `◁/x▷`."""
+    """The opening or closing counterpart of a tag: `<x>` and `</x>`, `[X]` and `[/X]`, `◁x▷` and `◁/x▷`."""
     opens, name = tag[:1], tag[1:]
     return {opens + name[1:]} if name.startswith("/") else {f"{opens}/{name}"}

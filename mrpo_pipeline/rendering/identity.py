@@ -1,4 +1,4 @@
-"""What decides a renderer's ids, as fields of a reference's fingerprint."""
+"""Everything that determines a renderer's ids, as fields of a reference's fingerprint."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.rendering.escaped_tokenizer import CloneSet, text_pieces
+from mrpo_pipeline.rendering.chat_template import ChatTemplate
+from mrpo_pipeline.rendering.escaped_tokenizer import EscapedTokenizers, text_pieces
 from mrpo_pipeline.rendering.prompt_frame import prompt_frame
-from mrpo_pipeline.rendering.template_text import TEMPLATE_DATE, uses_date
-from mrpo_pipeline.rendering.templates import ChatTemplate
+from mrpo_pipeline.rendering.template_source import TEMPLATE_DATE, uses_date
 
 if TYPE_CHECKING:
+    from mrpo_pipeline.rendering.encoding_split import Splitter
     from mrpo_pipeline.rendering.renderer import Renderer
-    from mrpo_pipeline.rendering.split import Splitter
 
-# Goes into the identity: raise it when a change gives other ids for the same text. A change that gives other ids for models
-# with some trait alone adds the trait's name for those (`_traits`): the caches of other models stay readable.
+# Version of the rendering rules. Increase it if a change gives other ids for the same text. If only models with a certain trait are
+# affected, add a name to `_traits` instead, so that caches of other models stay valid.
 RULES = "1"
 
-# Parts of a tokenizer's JSON that do not change how text becomes ids here.
+# Parts of a tokenizer's JSON that do not affect the ids.
 _NOT_IDS = ("version", "truncation", "padding", "post_processor", "decoder")
 
 _USER = {"role": "user", "content": "question"}
 _SYSTEM = {"role": "system", "content": "systemprobe"}
-# Ends of completions behind which a tokenizer may go on with what follows.
+# Ends of completions that a tokenizer may join with the text after them.
 _ENDS = ("", ".", "!", "?", "1", ")", "}", '"', "`", ":", ";", ",", "-", "*", ">", " ", "\n", "。", "é", "🎉")
 
 
@@ -35,24 +35,24 @@ def identity(
     tokenizer: Any,
     backend: dict[str, Any],
     template: ChatTemplate,
-    clones: CloneSet,
+    escaped_set: EscapedTokenizers,
     splitter: Splitter,
 ) -> dict[str, str]:
     """The fields (see ``Renderer.identity``)."""
     kept = {key: value for key, value in backend.items() if key not in _NOT_IDS}
-    named = {k: str(v) for k, v in sorted(tokenizer.special_tokens_map.items()) if k in template.text}
-    arguments = template.arguments
-    text = text_pieces(backend, clones.controls)
+    texts = template.texts
+    named = {k: str(v) for k, v in sorted(tokenizer.special_tokens_map.items()) if any(k in text for text in texts)}
+    more = [*texts[1:], *([template.arguments] if template.arguments else [])]
+    text = text_pieces(backend, escaped_set.controls)
     probe = renderer.render([(json.dumps([_USER]), "answer")])[0]
     traits = []
     if splitter.prepended and probe.prompt_ids[: len(splitter.prepended)].tolist() != splitter.prepended:
         traits.append("white space before BOS")
-    traits += _traits(renderer, template, clones, splitter)
+    traits += _traits(renderer, template, escaped_set, splitter)
     return {
-        "tokenizer": _hash([kept, clones.controls, *([text] if text else [])]),
-        "template": ("plain:" if template.is_plain else "")
-        + _hash([template.text, named, *([arguments] if arguments else [])]),
-        "template_date": TEMPLATE_DATE if uses_date(template.text) else "",
+        "tokenizer": _hash([kept, escaped_set.controls, *([text] if text else [])]),
+        "template": ("plain:" if template.is_plain else "") + _hash([template.text, named, *more]),
+        "template_date": TEMPLATE_DATE if any(map(uses_date, texts)) else "",
         "end_of_turn": tokenizer.convert_ids_to_tokens(int(probe.completion_ids[-1])),
         "end_of_text": str(tokenizer.eos_token or ""),
         "prepended": " ".join(tokenizer.convert_ids_to_tokens(splitter.prepended)),
@@ -60,14 +60,16 @@ def identity(
     }
 
 
-def _traits(renderer: Renderer, template: ChatTemplate, clones: CloneSet, splitter: Splitter) -> list[str]:
-    """What of this model is read in another way than by the first rules, so that older numbers are not taken for these."""
+def _traits(
+    renderer: Renderer, template: ChatTemplate, escaped_set: EscapedTokenizers, splitter: Splitter
+) -> list[str]:
+    """Traits of this model that a later version of the rules changed, so that older caches do not match."""
     traits = []
-    clone = clones.clone_for()
-    if not clone.characters.match(clone.rename(template.frame([_USER]).suffix)):
+    escaped = escaped_set.for_texts()
+    if not escaped.characters.match(escaped.rename(template.frame([_USER]).suffix)):
         with contextlib.suppress(UserError):
             renderer.render([(json.dumps([_USER]), "x" + end) for end in _ENDS])
-        traits += ["content ends apart"] if splitter.swallowed else []
+        traits += ["content ends apart"] if splitter.crossed_end else []
     if template.system_fault:
         traits.append("empty system message left out")
     else:

@@ -1,8 +1,8 @@
-"""A model's own tokenizer: the one of its files, whatever the library that loads them makes of it.
+"""Load a model's tokenizer exactly as its files define it.
 
-transformers chooses a class by the model's type and may rebuild the tokenizer: a byte-level `tokenizer.json` under
-`LlamaTokenizer` loses spaces and line breaks, a `tekken.json` beside it makes a tokenizer without offsets. So what was
-loaded is compared with `tokenizer.json` itself on texts of many kinds, and where they differ the file decides.
+transformers chooses a class by model type and may rebuild the tokenizer: a byte-level `tokenizer.json` loaded as
+`LlamaTokenizer` loses spaces and line breaks, and a `tekken.json` gives a tokenizer without offsets. So the loaded tokenizer is
+compared with `tokenizer.json` on varied texts; if they differ, the file is used.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.checks import reason_of
 from mrpo_pipeline.models.files import is_folder, is_hub_name, locate, read_config
-from mrpo_pipeline.rendering.template_text import MAX_TEMPLATE_BYTES
+from mrpo_pipeline.rendering.template_source import MAX_TEMPLATE_BYTES
 
-# Where a model may have its template but in the tokenizer's own files: a processor's, or the configuration of the model's
-# tokenizer where `tokenizer:` names another.
+# Other files with a chat template: a processor's, or the model's tokenizer configuration if `tokenizer:` is set.
 _TEMPLATE_FILES = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
 
-# Where spaces, line breaks, digits, scripts, normalisation or byte fallback are handled differently, one of these shows it.
+# One of these detects differences in spaces, line breaks, digits, scripts, normalization or byte fallback.
 PROBES = (
     "Hello world, it's fine.\n",
     " leading, two  spaces,   three\n\n\nlines\r\n\tand a tab ",
@@ -36,13 +35,13 @@ PROBES = (
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """A tokenizer and what its model's files say beside it.
+    """A tokenizer with related information from the model's files.
 
     Attributes:
         tokenizer: Hugging Face fast tokenizer.
-        own: `tokenizers.Tokenizer` of the model's tokenizer.json, with all added tokens; None where it has no such file.
-        template: chat template that lies beside a tokenizer which has none itself.
-        stops: ids that the model stops with, by its generation configuration.
+        own: `tokenizers.Tokenizer` of the model's tokenizer.json, with all added tokens; None without such a file.
+        template: chat template from another file, if the tokenizer has none.
+        stops: stop token ids of the generation configuration.
     """
 
     tokenizer: Any
@@ -52,12 +51,12 @@ class LoadedTokenizer:
 
 
 def load_fast(source: str, revision: str | None, trust_remote_code: bool, name: str) -> tuple[Any, list[str]]:
-    """The tokenizer of a folder or hub name, as its files have it.
+    """Load the tokenizer of a folder or Hub name.
 
     Returns:
-        a tokenizer of transformers, fast where it can be, and what a user should know of it.
+        transformers tokenizer, fast if possible, and notices.
     Raises:
-        UserError: where it cannot be loaded, or reads text in another way than the files do.
+        UserError: it cannot be loaded, or encodes text differently than its files.
     """
     loaded = _load(source, revision, trust_remote_code, name)
     folder = locate(source, revision)
@@ -69,12 +68,12 @@ def load_fast(source: str, revision: str | None, trust_remote_code: bool, name: 
     text = _difference(loaded, _own(folder / "tokenizer.json", loaded))
     if text is None:
         return loaded, []
-    told = f"its ids are those of its tokenizer.json: transformers' {type(loaded).__name__} gives others (of {text[:24]!r}, for one)"
-    return _from_file(source, revision, name), [told]
+    notice = f"tokenizer.json is used directly, because transformers' {type(loaded).__name__} encodes {text[:24]!r} differently"
+    return _from_file(source, revision, name), [notice]
 
 
 def with_model_files(tokenizer: Any, model: str, revision: str | None, name: str) -> LoadedTokenizer:
-    """What the files of the tokenizer's folder and of the model's say beside the tokenizer."""
+    """Add information from the files of the tokenizer's and the model's folders."""
     source = str(getattr(tokenizer, "name_or_path", "") or model)
     at = revision if source == model else None
     for one, commit in {(source, at), (model, revision)}:
@@ -90,10 +89,10 @@ def _load(source: str, revision: str | None, trust_remote_code: bool, name: str)
 
     try:
         loaded = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the Rust library raises bare ones, transformers any kind over files that are broken
+    except Exception as error:  # the Rust library raises Exception, transformers any type for broken files
         raise UserError(
-            f"The tokenizer of {name} cannot be loaded from {source!r} ({reason_of(error)}): expected a folder with "
-            "tokenizer files or a name on the hub: mend `model:` or `tokenizer:` of this model."
+            f"The tokenizer of {name} cannot be loaded from {source!r} ({reason_of(error)}); expected a folder with tokenizer files or "
+            "a name on the Hub. Correct `model:` or `tokenizer:` of this model."
         ) from error
     if getattr(loaded, "is_fast", False):
         return loaded
@@ -102,28 +101,27 @@ def _load(source: str, revision: str | None, trust_remote_code: bool, name: str)
         return _from_file(source, revision, name)
     if folder is not None and (folder / "tekken.json").is_file():
         raise UserError(
-            f"{name} has its tokenizer as tekken.json alone, which mistral-common reads without telling where a token ends in the "
-            "text: expected `tokenizer.json`. Give a copy of this model that has one (`tokenizer:` of this model; the "
-            "repositories of models converted for transformers have it)."
+            f"{name} has only tekken.json, which gives no token offsets; expected `tokenizer.json`. Set `tokenizer:` of this model to a "
+            "copy that has one, such as a repository converted for transformers."
         )
     return loaded
 
 
 def _from_file(source: str, revision: str | None, name: str) -> Any:
-    """By the class that takes tokenizer.json as it is."""
+    """Load tokenizer.json with the class that uses it unchanged."""
     from transformers import PreTrainedTokenizerFast
 
     try:
         return PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
     except Exception as error:
         raise UserError(
-            f"tokenizer.json of {name} cannot be loaded from {source!r} ({reason_of(error)}): expected the file of a fast "
-            "tokenizer. Fetch the model again, or give another `tokenizer:`."
+            f"tokenizer.json of {name} cannot be loaded from {source!r} ({reason_of(error)}); expected a fast tokenizer. Download the "
+            "model again, or set another `tokenizer:`."
         ) from error
 
 
 def _own(path: Path, loaded: Any) -> Any:
-    """tokenizer.json as it is, and the added tokens that only the tokenizer's configuration names."""
+    """tokenizer.json unchanged, plus added tokens that are only in the tokenizer's configuration."""
     state = path.stat()
     own = _read(str(path), state.st_mtime_ns, state.st_size)
     if own is None:
@@ -138,18 +136,20 @@ def _own(path: Path, loaded: Any) -> Any:
     return own
 
 
-@lru_cache(maxsize=1)  # it is read when a tokenizer loads and again for its proof; a large one takes a second
+@lru_cache(
+    maxsize=1
+)  # it is read when a tokenizer loads and again for the rendering check; a large file takes a second
 def _read(path: str, changed: int, size: int) -> Any:
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_file(path)
-    except Exception:  # what loaded reads it after all, for instance an older form
+    except Exception:  # an older format, which the loaded tokenizer can read
         return None
 
 
 def _difference(loaded: Any, own: Any) -> str | None:
-    """The first probe of which the two give other ids."""
+    """First probe that the two encode differently, or None."""
     if own is None or not getattr(loaded, "is_fast", False):
         return None
     ours, theirs = (one.encode_batch(list(PROBES), add_special_tokens=False) for one in (loaded.backend_tokenizer, own))
@@ -171,14 +171,13 @@ def _check_sentencepiece(folder: Path, loaded: Any, name: str) -> None:
         ours = loaded.backend_tokenizer.encode(text, add_special_tokens=False).ids
         if ours != processor.encode(text):
             raise UserError(
-                f"{name} has its tokenizer as tokenizer.model alone, and what transformers makes of it reads text in another way than "
-                f"SentencePiece does (for instance {text[:24]!r}): expected `tokenizer.json`. Give a copy of this model that has "
-                "one as `tokenizer:` of this model."
+                f"{name} has only tokenizer.model, which transformers converts to a tokenizer that encodes {text[:24]!r} differently "
+                "than SentencePiece; expected `tokenizer.json`. Set `tokenizer:` of this model to a copy that has one."
             )
 
 
 def _download_beside(source: str, revision: str | None, loaded: Any) -> None:
-    """Of a hub name, the small files that are read beside the tokenizer's; AutoTokenizer does not download them."""
+    """Download small files of a Hub model that AutoTokenizer does not download."""
     if is_folder(source) or not is_hub_name(source):
         return
     from transformers.utils import cached_file
@@ -187,12 +186,12 @@ def _download_beside(source: str, revision: str | None, loaded: Any) -> None:
         "generation_config.json",
         *(() if loaded.chat_template else ("chat_template.jinja", *_TEMPLATE_FILES)),
     ):
-        with contextlib.suppress(Exception):  # offline, or there is none: what is there is read
+        with contextlib.suppress(Exception):  # offline, or the file does not exist
             cached_file(source, file, revision=revision)
 
 
 def _template_beside(loaded: Any, folders: list[Path], name: str) -> str | None:
-    """The chat template in the files of the model or its processor, where the tokenizer has none itself."""
+    """Chat template in other files of the model or its processor, if the tokenizer has none."""
     if loaded.chat_template:
         return None
     for folder in folders:
@@ -201,7 +200,7 @@ def _template_beside(loaded: Any, folders: list[Path], name: str) -> str | None:
             return jinja.read_text(encoding="utf-8")
         for file in _TEMPLATE_FILES:
             found = (read_config(name, folder / file) or {}).get("chat_template")
-            if isinstance(found, list):  # the older form of several named ones
+            if isinstance(found, list):  # older format with named templates
                 found = next((one.get("template") for one in found if one.get("name") == "default"), None)
             if isinstance(found, str) and found:
                 return found
@@ -209,9 +208,9 @@ def _template_beside(loaded: Any, folders: list[Path], name: str) -> str | None:
 
 
 def _stops(folders: list[Path], name: str) -> tuple[int, ...]:
-    """Ids in `eos_token_id` of the model's generation configuration, or else of its configuration."""
+    """`eos_token_id` of the generation configuration, or else of the model configuration."""
     for file in ("generation_config.json", "config.json"):
-        for folder in reversed(folders):  # the model's own before those of another tokenizer's folder
+        for folder in reversed(folders):  # the model's folder before the tokenizer's
             found = (read_config(name, folder / file) or {}).get("eos_token_id")
             ids = found if isinstance(found, list) else [found]
             if stops := tuple(one for one in ids if isinstance(one, int)):

@@ -1,4 +1,4 @@
-"""Which tokenizer and chat template a model reads text by: those that are named, else its adapter's, else its own."""
+"""Choose the tokenizer and chat template of a model: the configured ones, else its adapter's, else its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mrpo_pipeline.models.files import download, is_folder, is_hub_name, locate,
 from mrpo_pipeline.rendering.tokenizer import load_fast
 
 _SETTINGS = "tokenizer_config.json"
-# Files that hold a vocabulary, by the names that tokenizer classes give them.
+# Vocabulary files of the tokenizer classes.
 _VOCABULARIES = (
     "tokenizer*.json",
     "*.model",
@@ -25,7 +25,7 @@ _VOCABULARIES = (
 
 
 def holds_vocabulary(folder: Path) -> bool:
-    """Whether a tokenizer can be loaded from the folder: its settings alone do not do."""
+    """Whether a tokenizer can be loaded from the folder; its settings alone are not enough."""
     return any(path.name != _SETTINGS for pattern in _VOCABULARIES for path in folder.glob(pattern) if path.is_file())
 
 
@@ -38,16 +38,15 @@ def load_tokenizer(
     trust_remote_code: bool = False,
     name: str = "",
 ) -> tuple[Any, list[str]]:
-    """The tokenizer as transformers loads it, its ``chat_template`` set to the one that ``template: auto`` means.
+    """Load a tokenizer with transformers and set its ``chat_template`` to the one that ``template: auto`` means.
 
-    An adapter's folder that brings a tokenizer or a chat template was trained with them: they are used in place of the model's,
-    unless ``tokenizer`` names another.
+    An adapter was trained with the tokenizer and chat template in its folder, so they replace the model's unless ``tokenizer`` is set.
 
     Returns:
-        the tokenizer, and what a user should know of where it comes from.
+        the tokenizer, and notices about its origin.
 
     Raises:
-        UserError: for a folder without a tokenizer, and for an adapter's tokenizer that gives the model's tokens other ids.
+        UserError: the folder has no tokenizer, or the adapter's tokenizer assigns other ids to tokens of the model.
     """
     name = name or model
     if adapter is None or tokenizer is not None:
@@ -60,34 +59,33 @@ def load_tokenizer(
         if template is None or template == own.chat_template:
             return own, notices
         own.chat_template = template
-        return own, [*notices, f"its chat template is that of its adapter {adapter}"]
+        return own, [*notices, f"its chat template is from the adapter {adapter}"]
     brought, notices = _load(str(folder), None, trust_remote_code, name)
     base = locate(model, revision)
     if base is None or not holds_vocabulary(base):
-        return brought, [*notices, f"its tokenizer is that of its adapter {adapter}"]
+        return brought, [*notices, f"its tokenizer is from the adapter {adapter}"]
     own, _ = _load(model, revision, trust_remote_code, name)
     _require_same_ids(own, brought, adapter, name)
     if brought.chat_template is None:
         brought.chat_template = own.chat_template
     elif brought.chat_template != own.chat_template:
-        instead = "" if own.chat_template is None else ", which differs from the model's own"
-        notices.append(f"its chat template is that of its adapter {adapter}{instead}")
+        instead = "" if own.chat_template is None else " and differs from the model's own"
+        notices.append(f"its chat template is from the adapter {adapter}{instead}")
     added = len(brought) - len(own)
     if added > 0:
-        notices.append(f"its tokenizer is that of its adapter {adapter}, with {added:,} more tokens than the model's")
+        notices.append(f"its tokenizer is from the adapter {adapter}, with {added:,} more tokens than the model's")
     return brought, notices
 
 
 def _load(source: str, revision: str | None, trust_remote_code: bool, name: str) -> tuple[Any, list[str]]:
     folder = locate(source, revision)
-    if folder is not None:  # files that are there and no JSON are reported by name
+    if folder is not None:  # reports invalid JSON files by name
         for file in ("config.json", _SETTINGS):
             read_config(name, folder / file)
         if is_folder(source) and not holds_vocabulary(folder):
             raise UserError(
-                f"The folder {source} of {name} holds no tokenizer: expected tokenizer.json (or tokenizer.model, vocab.json) beside "
-                f"the weights. Copy tokenizer.json, {_SETTINGS} and chat_template.jinja from the model that it was made from, or "
-                "name that model as `tokenizer:` of this one."
+                f"The folder {source} of {name} has no tokenizer; expected tokenizer.json (or tokenizer.model, vocab.json). Copy "
+                f"tokenizer.json, {_SETTINGS} and chat_template.jinja from its base model, or set `tokenizer:` to that model."
             )
     return load_fast(source, revision, trust_remote_code, name)
 
@@ -97,19 +95,19 @@ def _adapter_folder(adapter: str, name: str) -> Path:
         return Path(adapter).expanduser()
     if not is_hub_name(adapter):
         raise no_folder(name, "adapter", adapter)
-    return download(name, "adapter", adapter, None)  # files that an earlier command did not need may be absent here
+    return download(name, "adapter", adapter, None)  # the cache may hold only a part of its files
 
 
 def _template_of(folder: Path, own: Any, adapter: str, name: str) -> str | None:
-    """The chat template of a folder without a vocabulary; None where it brings none."""
+    """Chat template of a folder without a vocabulary, or None."""
     settings = read_config(name, folder / _SETTINGS) or {}
     for token in ("bos_token", "eos_token"):
-        said = settings.get(token)
-        said = said.get("content") if isinstance(said, dict) else said
-        if isinstance(said, str) and said != getattr(own, token):
+        value = settings.get(token)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str) and value != getattr(own, token):
             raise UserError(
-                f"The adapter {adapter} of {name} brings {_SETTINGS} without a tokenizer, and names {said!r} as {token} where the "
-                f"model's is {getattr(own, token)!r}: expected one answer. Name the tokenizer as `tokenizer:` of this model."
+                f"The adapter {adapter} of {name} has {_SETTINGS} but no tokenizer, and its {token} {value!r} differs from the model's "
+                f"{getattr(own, token)!r}. Set `tokenizer:` of this model to the right tokenizer."
             )
     file = folder / "chat_template.jinja"
     if file.is_file():
@@ -117,7 +115,7 @@ def _template_of(folder: Path, own: Any, adapter: str, name: str) -> str | None:
     template = settings.get("chat_template")
     if template is not None and not isinstance(template, str):
         raise UserError(
-            f"The adapter {adapter} of {name} brings several chat templates: expected one. Give a Jinja file as `template`."
+            f"The adapter {adapter} of {name} has several chat templates; expected one. Set `template` to a Jinja file."
         )
     return template
 
@@ -127,7 +125,7 @@ def _require_same_ids(own: Any, brought: Any, adapter: str, name: str) -> None:
     other = [token for token, number in own.get_vocab().items() if vocabulary.get(token, number) != number]
     if other:
         raise UserError(
-            f"The adapter {adapter} of {name} brings a tokenizer that gives {len(other):,} of the model's tokens other ids "
-            f"({other[0]!r}: {vocabulary[other[0]]:,} instead of {own.get_vocab()[other[0]]:,}): expected the model's tokenizer, or "
-            "that with added tokens. Name the one to use as `tokenizer:` of this model."
+            f"The tokenizer of the adapter {adapter} of {name} assigns other ids to {len(other):,} tokens of the model "
+            f"({other[0]!r}: {vocabulary[other[0]]:,} instead of {own.get_vocab()[other[0]]:,}); expected the model's tokenizer, with "
+            "or without added tokens. Set `tokenizer:` of this model to the right one."
         )

@@ -1,28 +1,28 @@
-"""Cuts to a length: the prompt in its text, the completion at one byte that holds for every model."""
+"""Truncation: the prompt by text, the completion at one byte offset for all models."""
 
 import numpy as np
 import numpy.typing as npt
 
 from mrpo_pipeline.pairs.completion import completion_text
 from mrpo_pipeline.pairs.identity import Message, PromptSettings, dump_prompt, parse_prompt, prompt_settings
+from mrpo_pipeline.rendering.encoding_split import Rendered
 from mrpo_pipeline.rendering.renderer import Renderer
-from mrpo_pipeline.rendering.split import Rendered
 
-_WINDOW = 16  # a cut inside a word can take more tokens than one before it: this many chars further are tried as well
+_WINDOW = 16  # chars; a cut inside a word can need more tokens than a longer text, so these are tried as well
 
 
 def cut_prompt(renderer: Renderer, prompt: str, max_tokens: int) -> str | None:
-    """The prompt with as much of its end as fits.
+    """Truncate a prompt from the start.
 
-    Oldest turns go first, a question with its answer, so that what is left starts at a user message; then the start of
-    what is left, of raw text likewise. System messages stay.
+    Oldest turns are removed first, each user message with its answer, then the start of the remaining text (also of raw
+    text). System messages are kept.
 
     Args:
-        renderer: the policy's.
+        renderer: of the policy.
         prompt: canonical prompt.
-        max_tokens: most tokens the prompt may have, with all its template writes before the answer.
+        max_tokens: maximum number of prompt tokens, including the template's output before the answer.
     Returns:
-        Canonical prompt, the one given where it fits; None where not even one character of the last turn fits.
+        Canonical prompt, unchanged if it fits; None if not even one character of the last turn fits.
     """
     if renderer.prompt_lengths([prompt])[0] <= max_tokens:
         return prompt
@@ -44,20 +44,20 @@ def cut_prompt(renderer: Renderer, prompt: str, max_tokens: int) -> str | None:
 
 
 def cut_offset(rendered: Rendered, completion: str, budget: int) -> int | None:
-    """Where to cut a completion so that at most `budget` tokens of it count.
+    """Byte offset at which to cut a completion so that at most `budget` tokens count.
 
     Args:
         rendered: the completion as the policy reads it.
-        completion: as given to the renderer.
-        budget: most completion tokens, context between messages and the end-of-turn token among them.
+        completion: as passed to the renderer.
+        budget: maximum number of completion tokens, including context between messages and the end-of-turn token.
     Returns:
-        None where the whole fits; else a byte offset at a character's edge: the tokens that end at or before it count.
+        None if the completion fits; else a byte offset at a character boundary: tokens that end at or before it count.
     """
     ends = rendered.scored_ends
     count = rendered.scored_within(budget)
     if count == len(ends):
         return None
-    # Tokens with one end count together or not at all. The end-of-turn token is not among them: a cut never has it.
+    # Tokens with equal ends count together or not at all. A cut always excludes the end-of-turn token.
     while 0 < count < len(ends) - 1 and ends[count - 1] == ends[count]:
         count -= 1
     offset = int(ends[count - 1]) if count else 0
@@ -68,12 +68,12 @@ def cut_offset(rendered: Rendered, completion: str, budget: int) -> int | None:
 
 
 def tokens_counted(byte_ends: npt.NDArray[np.int32], complete: bool, cut: int | None) -> int:
-    """Number of leading tokens that count under a cut.
+    """Number of leading tokens that count with a cut.
 
     Args:
         byte_ends: (T,) of the scored tokens.
-        complete: whether the last of them is the end-of-turn token.
-        cut: byte offset; None: the completion is not cut, all count.
+        complete: whether the last one is the end-of-turn token.
+        cut: byte offset; None: all count.
     """
     if cut is None:
         return len(byte_ends)
@@ -81,11 +81,11 @@ def tokens_counted(byte_ends: npt.NDArray[np.int32], complete: bool, cut: int | 
 
 
 def tokens_to_score(byte_ends: npt.NDArray[np.int32], cut: int | None) -> int:
-    """Number of leading tokens to score so that the row serves the cut: its last byte end reaches it.
+    """Number of leading tokens to score so that their last byte end reaches the cut.
 
     Args:
-        byte_ends: (T,) of the whole completion's scored tokens, the end-of-turn token among them.
-        cut: byte offset; None: all of it.
+        byte_ends: (T,) of all scored tokens, including the end-of-turn token.
+        cut: byte offset; None: all.
     """
     if cut is None or len(byte_ends) == 0:
         return len(byte_ends)
@@ -103,11 +103,11 @@ def _cut_text(
     max_tokens: int,
     settings: PromptSettings,
 ) -> str | None:
-    """Keep the longest end of one text (raw, or of a message between others) with which the prompt fits."""
+    """Keep the longest end of a text (raw, or of a message between others) with which the prompt fits."""
     text = cut if isinstance(cut, str) else cut["content"]
 
     def lengths(kept: range) -> list[int]:
-        """Prompt tokens with the last `n` characters kept, for each n."""
+        """Prompt tokens for each number of kept characters."""
         return renderer.prompt_lengths([ending(n) for n in kept])
 
     def ending(kept: int) -> str:
@@ -115,10 +115,10 @@ def _cut_text(
         messages = tail if isinstance(cut, str) else [*before, {**cut, "content": tail}, *after]
         return dump_prompt(messages, settings)
 
-    low, high = 0, len(text)  # `low` characters fit or none were tried; `high` do not
+    low, high = 0, len(text)  # `low` characters fit (or 0), `high` do not
     shortest, longest = renderer.prompt_lengths([ending(0), ending(high)])
     while high - low > 1:
-        # Tokens grow about evenly with characters: aim where the limit should lie, but keep off the edges.
+        # Interpolate, because tokens are roughly proportional to characters, but stay off the edges.
         share = (max_tokens - shortest) / max(longest - shortest, 1)
         middle = low + round((high - low) * min(max(share, 0.05), 0.95))
         middle = min(max(middle, low + 1), high - 1)

@@ -1,4 +1,4 @@
-"""Plots of the audit: what each reference is worth on these pairs, before any training."""
+"""Plots of the audit's figures for each reference."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mrpo_pipeline.report.formatting import fixed, number, one_line, percent, re
 
 
 def audit_plots(references: Mapping[str, Any], names: list[str]) -> list[Plot]:
-    """Those for which ``audit.json`` has the numbers; ``names`` gives the order of colours."""
+    """The plots for which ``audit.json`` has the numbers; ``names`` sets the order of colours."""
     styles = palette.styles(names, palette.REFERENCES)
     ranking, nats, lines = [], [], []
     bins: list[Any] = []
     for name, figures in references.items():
-        share, low, high = (at(figures, f"ranked_rightly.{part}") for part in ("share", "low", "high"))
+        share, low, high = (at(figures, f"accuracy.{part}") for part in ("share", "low", "high"))
         if share is not None:
             known = low is not None and high is not None
             text = percent(share) + (f" ({percent(low)} to {percent(high)})" if known else "")

@@ -1,4 +1,4 @@
-"""The audit's findings and tables, as ``audit.json`` holds them. A part that it lacks is left out."""
+"""The audit's findings and tables from ``audit.json``. Missing parts are left out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mrpo_pipeline.report.tables import Cell, Names, Row, Table
 
 # Title, unit, decimals (None: a share), and the path in each reference's figures.
 _FIGURES = (
-    ("Ranked correctly", "%", None, "ranked_rightly.share"),
+    ("Ranked correctly", "%", None, "accuracy.share"),
     ("Nats per byte", "chosen", 3, "nats_per_byte.chosen"),
     ("Nats per byte", "rejected", 3, "nats_per_byte.rejected"),
     ("Nats per token", "chosen", 2, "nats_per_token.chosen"),
     ("Mean Δ", "nats", 2, "delta.mean"),
-    ("Median size of Δ", "nats", 2, "delta.median_size"),
-    ("Δ by length", "rank correlation", 2, "delta.by_length_difference"),
+    ("Median |Δ|", "nats", 2, "delta.median_abs"),
+    ("Δ by length", "rank correlation", 2, "delta.length_correlation"),
     ("Smallest of all", "%", None, "argmin_share"),
     ("Clipped", "%", None, "clip_rate"),
     ("Sign flipped", "%", None, "sign_flips"),
@@ -27,7 +27,7 @@ _SEVERITIES = ("broken", "suspect", "note")
 
 
 def audit_findings(audit: Mapping[str, Any], key: str) -> list[dict[str, str]]:
-    """The sentences under ``findings`` or ``remarks`` with their severity, the worst first."""
+    """The sentences under ``findings`` or ``warnings`` with their severity, the worst first."""
     found = []
     given = audit.get(key)
     for one in given if isinstance(given, list) else []:
@@ -39,7 +39,7 @@ def audit_findings(audit: Mapping[str, Any], key: str) -> list[dict[str, str]]:
 
 
 def figures_table(folder: Folder, references: Mapping[str, Any]) -> Table:
-    """A column for each figure that any of the references has."""
+    """A table with a column for each figure that a reference has."""
     names = Names(folder)
     used = [one for one in _FIGURES if any(at(figures, one[3]) is not None for figures in references.values())]
     rows: list[Row] = []
@@ -61,7 +61,7 @@ def agreement_table(folder: Folder, given: Any) -> Table:
     shares: dict[frozenset[str], float | None] = {}
     for one in given if isinstance(given, list) else []:
         if isinstance(one, dict) and isinstance(one.get("references"), list):
-            shares[frozenset(map(str, one["references"]))] = real(one.get("ranked_alike"))
+            shares[frozenset(map(str, one["references"]))] = real(one.get("same_ranking"))
     names = [name for name in folder.references if any(name in two for two in shares)]
     rows: list[Row] = []
     for name in names:
@@ -71,7 +71,7 @@ def agreement_table(folder: Folder, given: Any) -> Table:
 
 
 def weightings_table(folder: Folder, given: Any) -> Table:
-    """What each weighting would give the references."""
+    """The weights of the references under each weighting."""
     by_name = given.get("weights") if isinstance(given, dict) else None
     rows: list[Row] = []
     for name, weights in by_name.items() if isinstance(by_name, dict) else ():

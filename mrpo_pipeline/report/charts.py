@@ -1,4 +1,4 @@
-"""The kinds of chart that the report draws with matplotlib: intervals by name, lines over x, stacked bars."""
+"""The report's matplotlib charts: intervals by name, lines, segments in a plane, stacked bars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-# In points: a phone shows a plot at about this width.
+# Points; about the width of a phone.
 WIDTH = 380
 _SMALL = 9.5
 
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """Draw and save plots in the report's style, whatever the user's matplotlibrc: the same data give the same bytes."""
+    """Use the report's style instead of the user's matplotlibrc, so that the same data give the same bytes."""
     from matplotlib import style
 
     with style.context(["default", Path(__file__).with_name("plots.mplstyle")]):
@@ -44,7 +44,7 @@ def plot_style() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot: ``name`` is its file's name; ``description`` gives its numbers to those who do not see it."""
+    """One plot: ``name`` is the file's stem; ``description`` holds its numbers for screen readers."""
 
     name: str
     title: str
@@ -53,17 +53,17 @@ class Plot:
 
     @cached_property
     def svg(self) -> str:
-        """The SVG as matplotlib writes it."""
+        """The SVG written by matplotlib."""
         held = io.StringIO()
         with warnings.catch_warnings():
-            # Browsers have glyphs that the drawing font lacks.
+            # Browsers have glyphs that matplotlib's font lacks.
             warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
             self.figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None})
         return held.getvalue()
 
     @property
     def inline(self) -> str:
-        """The SVG element for the page; it follows the page's colours."""
+        """The SVG element for the page, with the page's CSS colours."""
         return inline_svg(self.svg, self.name, f"{self.title}. {self.description}")
 
     def write(self, folder: Path) -> None:
@@ -75,7 +75,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Interval:
-    """One row of an interval plot, in the plot's unit; ``figures`` is written beside it, ``end`` is a second, hollow mark."""
+    """One row of an interval plot, in the plot's unit; ``figures`` is the text beside it, ``end`` a second, hollow mark."""
 
     label: str
     style: Style
@@ -90,13 +90,26 @@ class Interval:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a line plot: x and y, (S,) each, and what each seed gave, (N, S), drawn behind it."""
+    """One line of a line plot: x and y, (S,) each, and the values of each seed, (N, S), drawn behind it."""
 
     label: str
     style: Style
     x: Floats
     y: Floats
     seeds: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A horizontal segment: from ``x`` (a filled mark) to ``end`` (a hollow one) at the height ``y`` with an interval."""
+
+    label: str
+    style: Style
+    x: float
+    end: float
+    y: float
+    low: float | None = None
+    high: float | None = None
 
 
 def interval_plot(
@@ -108,10 +121,10 @@ def interval_plot(
     line: float | None = None,
     within: tuple[float, float] = (-math.inf, math.inf),
 ) -> Plot:
-    """Names on the left, marks with intervals, and the figures on the right.
+    """A plot with names on the left, marks with intervals, and the figures on the right.
 
     Args:
-        line: where a dashed line is drawn. within: limits of the axis, where the values cannot lie beyond.
+        line: x of a dashed line. within: limits of the axis, outside which no value is possible.
     """
     labels = [_wrapped(row.label, 21) for row in rows]
     lines = max(label.count("\n") for label in labels) + 1
@@ -148,7 +161,7 @@ def interval_plot(
 def line_plot(
     name: str, title: str, description: str, lines: Sequence[Line], *, xlabel: str, ylabel: str
 ) -> tuple[Plot, Axes]:
-    """Lines with a legend below; seeds as a band behind up to five lines, and as thin lines behind more. Also gives the axes."""
+    """A line plot with a legend below, and its axes. Seeds are bands behind up to five lines, and thin lines behind more."""
     columns = 2 if max(len(line.label) for line in lines) <= 22 else 1
     figure, axes = _new(title, 230 + 15 * math.ceil(len(lines) / columns))
     for line in lines:
@@ -169,10 +182,36 @@ def line_plot(
     return Plot(name, title, description, figure), axes
 
 
+def segment_plot(name: str, title: str, description: str, rows: Sequence[Segment], *, xlabel: str, ylabel: str) -> Plot:
+    """Segments with a legend below, and a dashed line at x = 0."""
+    columns = 2 if max(len(row.label) for row in rows) <= 22 else 1
+    figure, axes = _new(title, 230 + 15 * math.ceil(len(rows) / columns))
+    axes.axvline(0, color=palette.MARK.light, linewidth=1.1, linestyle=(0, (4, 2)), zorder=1)
+    for row in rows:
+        colour = row.style.colour.light
+        if row.low is not None and row.high is not None:
+            axes.plot([row.x, row.x], [row.low, row.high], color=colour, linewidth=0.9, alpha=0.5, zorder=2)
+        axes.plot([row.x, row.end], [row.y, row.y], color=colour, linewidth=1.2, linestyle=row.style.line, zorder=2)
+        marks: dict[str, Any] = {
+            "color": colour,
+            "marker": row.style.marker,
+            "markersize": 7,
+            "linestyle": "none",
+            "zorder": 3,
+        }
+        axes.plot(row.end, row.y, markerfacecolor=palette.PAPER.light, **marks)
+        axes.plot(row.x, row.y, label=_legend_label(row.label), **marks)
+    axes.set_xlabel(_wrapped(xlabel, 60))
+    axes.set_ylabel(_wrapped(ylabel, 40))
+    axes.locator_params(nbins=6)
+    figure.legend(loc="outside lower left", ncols=columns)
+    return Plot(name, title, description, figure)
+
+
 def stacked_bars(
     name: str, title: str, description: str, bars: Mapping[str, Mapping[str, float]], parts: Mapping[str, Style], *, xlabel: str
 ) -> Plot:  # fmt: skip
-    """A bar for each name, of percentages that add up to 100, with a legend of the parts below."""
+    """A bar of percentages that sum to 100 for each name, with a legend of the parts below."""
     shown = [part for part in parts if any(part in shares for shares in bars.values())]
     columns = 2 if max(map(len, shown)) <= 22 else 1
     labels = [_wrapped(label, 21) for label in bars]
@@ -208,11 +247,11 @@ def _new(title: str, height: float) -> tuple[Figure, Axes]:
 
 
 def _wrapped(text: str, width: int) -> str:
-    """A name of a file on lines of so many characters."""
+    """A text from a file wrapped to lines of ``width`` characters."""
     return textwrap.fill(one_line(text), width)
 
 
 def _legend_label(text: str) -> str:
-    """matplotlib leaves out labels that start with an underscore."""
+    """A wrapped label; matplotlib leaves out labels that start with an underscore."""
     label = _wrapped(text, 50)
     return f" {label}" if label.startswith("_") else label

@@ -1,4 +1,4 @@
-"""What ``comparison.json`` holds, checked: the report reads a file that lies in a folder, and says what is wrong with it."""
+"""The schema of ``comparison.json``, by which the report validates the file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from mrpo_pipeline.pairs.counts import Counts
+
 
 def _finite(value: Any) -> Any:
-    """JSON as Python writes it may hold NaN and infinities; a figure that is not a number is a figure that is missing."""
+    """None for NaN and infinities, which Python's JSON may hold."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -30,24 +32,36 @@ class Estimate(_Part):
 
 
 class MethodResult(_Part):
-    """One method; ``baseline`` marks DPO against a single reference, ``also`` other names of the same training."""
+    """One method. ``baseline``: DPO against a single reference; ``reference_free``: training without references; ``pairs``: number
+    of training pairs; ``also``: other names of the same training."""
 
     name: str
     describes: str = ""
     method: dict[str, Any] = {}
     baseline: bool = False
+    reference_free: bool = False
+    pairs: int | None = None
     also: list[str] = []
     swept: dict[str, Any] = {}
     metrics: dict[str, Estimate] = {}
     train_seconds: list[Figure] = []
     diagnostics: dict[str, Any] = {}
 
+    @property
+    def hollow(self) -> bool:
+        """Whether its mark is hollow: a method that those with several references have to beat."""
+        return self.baseline or self.reference_free
+
+    def mean(self, metric: str) -> float | None:
+        """The mean of one metric over pairs and seeds; None if it was not measured."""
+        return self.metrics[metric].mean if metric in self.metrics else None
+
 
 class Difference(_Part):
-    """``method`` minus ``against`` in one metric, with its interval, and p before and after correction for many.
+    """``method`` minus ``against`` in one metric, with its interval, and p before and after correction for multiple tests.
 
-    ``against`` may be the start. ``question`` names the family that p is corrected in. ``pairs_needed``: how many more
-    held-out pairs it takes to show one point after that correction; None where none would do.
+    ``against`` may be the start. ``question`` names the family of the correction. ``pairs_needed``: the number of additional
+    held-out pairs to show one point after the correction; None if more pairs would not help.
     """
 
     metric: str
@@ -65,7 +79,7 @@ class Difference(_Part):
 
 
 class Verdict(_Part):
-    """What is and what is not shown, in words."""
+    """What the comparison shows, in words."""
 
     sentence: str = ""
     kind: str = "none"
@@ -82,7 +96,7 @@ class Document(_Part):
     mrpo: str = ""
     finished: str = ""
     versions: dict[str, str] = {}
-    pairs: dict[str, dict[str, int]] = {}
+    pairs: dict[str, Counts] = {}
     held_out: int = 0
     seeds: list[int] = []
     metrics: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The held-out pairs on which the methods disagree: what a difference of some points consists of."""
+"""The held-out pairs on which the methods disagree."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One pair with its texts; ``start`` is the preference before training, where it is known."""
+    """One pair with its texts; ``start`` is the preference before training, if known."""
 
     pair_id: str
     prompt: str
@@ -43,19 +43,19 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Disagreements:
-    """The pairs with the largest disagreement first. On ``split`` of ``pairs`` pairs, methods are on both sides."""
+    """The pairs with the largest disagreement first. Methods prefer different sides on ``split`` of ``pairs`` pairs."""
 
     shown: list[Disagreement]
     split: int
     pairs: int
 
 
-def disagreements_of(folder: Folder, most: int = SHOWN) -> Disagreements | None:
+def disagreements_of(folder: Folder) -> Disagreements | None:
     """The pairs on which methods disagree most, of different prompts; None without texts, or with sums of fewer than two methods.
 
     A method's vote on a pair is the share of its seeds that prefer the chosen side. Pairs are ordered by the variance of
-    the votes over methods, then by the range of the margins, each in its method's own standard deviation (methods with a
-    larger β move log-probs further, and that is no disagreement).
+    the votes over methods, then by the range of the margins in units of each method's standard deviation, because methods
+    move log-probs by different amounts.
     """
     margins = {name: frame for name in folder.names if (frame := _margins(folder, name)) is not None}
     if folder.held_out is None or len(margins) < 2:
@@ -69,7 +69,7 @@ def disagreements_of(folder: Folder, most: int = SHOWN) -> Disagreements | None:
     right = joined.select(f"right {place}" for place in range(len(margins))).to_numpy()  # (P, M)
     spread = margin.std(axis=0)
     split = (right > 0.5).any(axis=1) & (right < 0.5).any(axis=1)
-    # Rounded, so that the order is the same on every machine; then the pair's id decides.
+    # Rounded so that the order is the same on every machine; the pair's id breaks ties.
     ranked = (
         joined.with_columns(
             row=pl.int_range(pl.len()),
@@ -79,7 +79,7 @@ def disagreements_of(folder: Folder, most: int = SHOWN) -> Disagreements | None:
         .filter(pl.Series(np.asarray(split)))
         .sort("votes", "apart", "pair_id", descending=[True, True, False])
         .unique("prompt", keep="first", maintain_order=True)
-        .head(most)
+        .head(SHOWN)
     )
     start = dict(_margin(folder.start).iter_rows()) if folder.start is not None else {}
     shown = []
@@ -97,7 +97,7 @@ def disagreements_of(folder: Folder, most: int = SHOWN) -> Disagreements | None:
 
 
 def _margins(folder: Folder, name: str) -> pl.DataFrame | None:
-    """By pair: the mean over seeds of the margin, and the share of seeds with a positive margin (a tie is one half)."""
+    """For each pair, the mean margin over seeds, and the share of seeds with a positive margin (a tie is one half)."""
     frames = [_margin(run.pairs) for run in folder.runs.get(name, []) if run.pairs is not None]
     if not frames:
         return None

@@ -1,4 +1,4 @@
-"""Text and numbers as the page writes them: control characters made visible, figures in one form."""
+"""Formats of text and numbers on the page; control characters are made visible."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-# What the page shows in place of characters that are invisible, or that change the direction of the text around them.
+# Characters that are invisible or change the direction of the text around them, and their replacements.
 _BAR = [
     0x061C,
     0x200E,
@@ -19,22 +19,22 @@ _BAR = [
 _SHOWN = {
     **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
     0x7F: "␡",
-    # A bar, since brackets are mirrored where text runs from right to left. 0xD800 to 0xDFFF: halves of surrogate pairs.
+    # Bars, because brackets are mirrored in right-to-left text. 0xD800 to 0xDFFF are lone surrogates.
     **{code: f"¦U+{code:04X}¦" for code in [*_BAR, *range(0xD800, 0xE000)]},
     **{plane + code: "\ufffd" for plane in range(0, 0x110000, 0x10000) for code in (0xFFFE, 0xFFFF)},
 }
 
 
 def visible(text: str) -> str:
-    """A text with its control characters shown as symbols, and nothing that overrides the direction of writing.
+    """A text with control characters as symbols, and without direction overrides.
 
-    Line ends become ``\\n`` alone; tabs stay. A NUL becomes ␀, an override such as U+202E becomes ¦U+202E¦.
+    Line ends become ``\\n``; tabs stay. A NUL becomes ␀, an override such as U+202E becomes ¦U+202E¦.
     """
     return text.replace("\r\n", "\n").translate(_SHOWN)
 
 
 def one_line(text: str) -> str:
-    """A name or sentence from a file: visible characters, on one line."""
+    """A name or sentence from a file: visible characters on one line."""
     return " ".join(visible(text).split())
 
 
@@ -44,20 +44,20 @@ def before_training(name: str) -> str:
 
 
 def real(value: Any) -> float | None:
-    """A finite number of a file, or None."""
+    """A finite number from a file, or None."""
     try:
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-    except OverflowError:  # JSON has whole numbers of any size
+    except OverflowError:  # JSON integers have any size
         return None
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share as per cent without the sign, e.g. ``78.0``."""
+    """A share in per cent without the sign, e.g. ``78.0``."""
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
 def points(value: float | None) -> str:
-    """A difference of shares in percentage points, signed, e.g. ``+1.3``; the minus sign is as wide as the plus."""
+    """A signed difference of shares in percentage points, e.g. ``+1.3``, with a typographic minus sign."""
     if value is None:
         return "–"
     rounded = round(100 * value, 1)
@@ -65,7 +65,7 @@ def points(value: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure with so many significant digits, no exponent for what a reader meets, a true minus sign."""
+    """A number with ``digits`` significant digits, without an exponent for usual sizes."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
@@ -78,7 +78,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def fixed(value: float | None, places: int) -> str:
-    """A figure with so many decimals, as a column wants them; a true minus sign."""
+    """A number with ``places`` decimals."""
     if value is None:
         return "–"
     rounded = round(value, places)
@@ -91,14 +91,14 @@ def count(value: float | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """A probability: three places, and no false zero."""
+    """A probability with three decimals; ``< 0.001`` for smaller ones."""
     if value is None:
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the units that a person uses."""
+    """Seconds as seconds, minutes or hours."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     if seconds < 60:

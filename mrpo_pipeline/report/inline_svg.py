@@ -1,7 +1,7 @@
-"""A plot's SVG, as matplotlib writes it, for use inside an HTML page.
+"""Convert matplotlib's SVG for use inside an HTML page.
 
-Colours become CSS variables, so that a plot follows light and dark; ids get the plot's name, since ids of a page are unique;
-the style sheet and the metadata, which would reach beyond the plot, are removed.
+Colours become CSS variables for light and dark mode. Ids get the plot's name as a prefix, because ids of a page are unique.
+The style sheet, which would apply to the whole page, and the metadata are removed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _UNWANTED = ("metadata", "style", "title")
 def inline_svg(source: str, name: str, label: str) -> str:
     """The plot ``name`` as an SVG element for HTML; ``label`` is its text for screen readers.
 
-    The serialiser escapes text and attributes, so that a method's name can hold no markup.
+    The serializer escapes text and attributes, so a method's name can't inject markup.
     """
     root = ElementTree.fromstring(source)
     for parent in list(root.iter()):

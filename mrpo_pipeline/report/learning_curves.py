@@ -1,4 +1,4 @@
-"""Learning curves: what training logged, as the mean over seeds with the seeds behind it."""
+"""Learning curves from the training logs: the mean over seeds, and the single seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mrpo_pipeline.report.charts import Floats, Line, Plot, line_plot
 from mrpo_pipeline.report.formatting import number, one_line, real
 from mrpo_pipeline.report.results_folder import Folder, Run
 
-# A log of thousands of steps is drawn as this many means.
+# Points of a curve; longer logs are averaged in bins.
 BINS = 40
 _LOGGED = (
     ("loss", "Loss", "curve-loss", 1),
@@ -58,7 +58,7 @@ def logged(run: Run, metric: str) -> tuple[Floats, Floats]:
 
 
 def binned(steps: Floats, values: Floats, edges: Floats) -> Floats:
-    """The mean of the values in each bin (edges[i], edges[i+1]], NaN where a bin is empty."""
+    """The mean of the values in each bin (edges[i], edges[i+1]]; NaN for an empty bin."""
     sums, _ = np.histogram(steps, edges, weights=values)
     counts, _ = np.histogram(steps, edges)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -67,7 +67,7 @@ def binned(steps: Floats, values: Floats, edges: Floats) -> Floats:
 
 
 def bin_edges(steps: Floats) -> Floats:
-    """One bin for each logged step, ending in it; where there are more than ``BINS``, that many even ones."""
+    """One bin for each logged step, ending at it; for more than ``BINS`` steps, that many bins of equal width."""
     if steps.size <= BINS:
         return np.concatenate([[steps[0] - 1], steps]) + 1e-9
     return np.linspace(min(steps[0] - 1, 0), steps[-1], BINS + 1) + 1e-9

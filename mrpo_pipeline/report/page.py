@@ -1,4 +1,4 @@
-"""The page: one self-contained HTML file, from a comparison's folder through one Jinja template."""
+"""Render a comparison's folder as one self-contained HTML file by a Jinja template."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from mrpo_pipeline.report.charts import Plot
 from mrpo_pipeline.report.disagreements import disagreements_of
 from mrpo_pipeline.report.learning_curves import curve_plots
 from mrpo_pipeline.report.palette import css_variables
-from mrpo_pipeline.report.result_plots import difference_plots, method_plots
+from mrpo_pipeline.report.result_plots import difference_plots, drift_plots, method_plots
 from mrpo_pipeline.report.results_folder import Folder
+from mrpo_pipeline.report.task_tables import task_tables
 from mrpo_pipeline.report.weight_plots import weight_plots
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_page(folder: Folder) -> tuple[str, list[Plot]]:
-    """The page's HTML, and the plots in it."""
+    """The page's HTML and its plots."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     plots = _plots(folder)
@@ -30,7 +31,7 @@ def render_page(folder: Folder) -> tuple[str, list[Plot]]:
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_harmless,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -51,8 +52,8 @@ def render_page(folder: Folder) -> tuple[str, list[Plot]]:
     return html.lstrip(), [plot for group in plots.values() for plot in group]
 
 
-def _harmless(value: Any) -> Any:
-    """Every text that the template writes: its control characters shown, before Jinja escapes it."""
+def _printable(value: Any) -> Any:
+    """Every text of the template with visible control characters, before Jinja escapes it."""
     return formatting.visible(value) if type(value) is str else value
 
 
@@ -68,6 +69,7 @@ def _plots(folder: Folder) -> dict[str, list[Plot]]:
     return {
         "audit": audit_plots(references, folder.references) if isinstance(references, dict) else [],
         "methods": method_plots(folder),
+        "drift": drift_plots(folder),
         "differences": difference_plots(folder, folder.document.verdict_metric, question),
         "curves": curve_plots(folder),
         "weights": weight_plots(folder),
@@ -87,7 +89,7 @@ def _tables(folder: Folder) -> dict[str, Any]:
         "sweep": tables.sweep_table(folder),
         "diagnostics": tables.diagnostics_table(folder),
         "seconds": tables.seconds_table(folder),
-        "tasks": tables.task_tables(folder),
+        "tasks": task_tables(folder),
     }
 
 
@@ -99,7 +101,7 @@ def _audit(folder: Folder) -> dict[str, Any] | None:
     weightings = audit.get("weightings")
     return {
         "findings": audit_tables.audit_findings(audit, "findings"),
-        "remarks": audit_tables.audit_findings(audit, "remarks"),
+        "warnings": audit_tables.audit_findings(audit, "warnings"),
         "figures": audit_tables.figures_table(folder, references if isinstance(references, dict) else {}),
         "agreement": audit_tables.agreement_table(folder, audit.get("agreement")),
         "weightings": audit_tables.weightings_table(folder, weightings),

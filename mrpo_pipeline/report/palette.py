@@ -1,8 +1,8 @@
 """The report's colours, each with a light and a dark shade.
 
-A method keeps its colour, line style and marker in every plot. The hues of the first six also differ for the common kinds
-of colour blindness, and every colour has a contrast of 3 : 1 or more with its background; from the seventh method on, line
-style and marker tell methods apart.
+A method has the same colour, line style and marker in every plot. The first six colours also differ for the common kinds of
+colour blindness, and every colour has a contrast of 3 : 1 or more with its background. From the seventh method on, methods
+differ by line style and marker.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Colour:
-    """One colour. ``name`` is its CSS variable; ``light`` is the shade of plot files, unique, and replaced by the variable in the page."""
+    """One colour. ``name`` is its CSS variable; ``light`` is its unique shade in plot files, which the page replaces by the variable."""
 
     name: str
     light: str
@@ -52,7 +52,7 @@ _MARKERS = "os^DvPXph<>d"
 
 @dataclass(frozen=True)
 class Style:
-    """How one method or reference is drawn: colour, matplotlib line style and marker."""
+    """Colour, matplotlib line style and marker of a method or reference."""
 
     colour: Colour
     line: str | tuple[int, tuple[float, ...]]
@@ -60,7 +60,7 @@ class Style:
 
 
 def styles(names: Sequence[str], colours: Sequence[Colour]) -> dict[str, Style]:
-    """A style for each name by its position. Colours, line styles and markers repeat at different periods: 60 styles differ."""
+    """A style for each name by its position. Colours, line styles and markers have different periods: 60 styles are distinct."""
     return {
         name: Style(
             colours[place % len(colours)],

@@ -1,17 +1,17 @@
-"""Plots of the results: each method's share of held-out pairs, and its difference from each single reference."""
+"""Plots of the results: accuracies of the methods, their drift from the anchor, and their differences from single references."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from mrpo_pipeline.report import palette
-from mrpo_pipeline.report.charts import Interval, Plot, interval_plot
-from mrpo_pipeline.report.formatting import before_training, percent, points
+from mrpo_pipeline.report.charts import Interval, Plot, Segment, interval_plot, segment_plot
+from mrpo_pipeline.report.formatting import before_training, fixed, percent, points
 from mrpo_pipeline.report.results_folder import Folder
 
 
 def method_plots(folder: Folder) -> list[Plot]:
-    """Each method's share of held-out pairs, in the two metrics that may be compared across methods."""
+    """Accuracies of each method on held-out pairs, in the two metrics that are comparable across methods."""
     document = folder.document
     styles = palette.styles(folder.names, palette.METHODS)
     start = document.start.get("accuracy/policy")
@@ -22,7 +22,7 @@ def method_plots(folder: Folder) -> list[Plot]:
     plots = []
     for metric, title, line_label, line, name in asked:
         rows = [
-            _interval(method.name, styles[method.name], one.mean, one.low, one.high, percent, method.baseline, one.per_seed)
+            _interval(method.name, styles[method.name], one.mean, one.low, one.high, percent, method.hollow, one.per_seed)
             for method in document.methods
             if (one := method.metrics.get(metric)) is not None and one.mean is not None
         ]  # fmt: skip
@@ -34,16 +34,38 @@ def method_plots(folder: Folder) -> list[Plot]:
     return plots
 
 
+def drift_plots(folder: Folder) -> list[Plot]:
+    """Accuracy of each method in the verdict's metric against its drift from the anchor on both sides."""
+    document = folder.document
+    styles, metric = palette.styles(folder.names, palette.METHODS), document.verdict_metric
+    rows = []
+    for method in document.methods:
+        share = method.metrics.get(metric)
+        chosen, rejected = (method.mean(f"drift/{side}_per_token") for side in ("chosen", "rejected"))
+        if share is None or share.mean is None or chosen is None or rejected is None:
+            continue
+        low, high = (None if value is None else 100 * value for value in (share.low, share.high))
+        rows.append(Segment(method.name, styles[method.name], chosen, rejected, 100 * share.mean, low, high))
+    if not rows:
+        return []
+    figures = "; ".join(f"{row.label} {fixed(row.y, 1)} %, {fixed(row.x, 3)} and {fixed(row.end, 3)}" for row in rows)
+    xlabel = "nats a token from the anchor: chosen sides (filled), rejected sides (hollow)"
+    label = str(document.metrics.get(metric) or metric)
+    described = f"{figures}. Share of pairs, then nats a token on chosen and on rejected sides."
+    return [segment_plot("accuracy-and-drift", "Accuracy against drift from the anchor", described, rows,
+                         xlabel=xlabel, ylabel=f"% of pairs: {label}")]  # fmt: skip
+
+
 def difference_plots(folder: Folder, metric: str, question: str) -> list[Plot]:
-    """For each method that others are compared with: their differences from it, with intervals."""
+    """A plot for each method that others are compared with: their differences from it, with intervals."""
     document = folder.document
     styles = palette.styles(folder.names, palette.METHODS)
-    baselines = {method.name for method in document.methods if method.baseline}
+    hollow = {method.name for method in document.methods if method.hollow}
     asked = [one for one in document.comparisons if (one.metric, one.question) == (metric, question)]
     plots = []
     for place, other in enumerate(dict.fromkeys(one.against for one in asked), 1):
         rows = [
-            _interval(one.method, styles[one.method], one.difference, one.low, one.high, points, one.method in baselines)
+            _interval(one.method, styles[one.method], one.difference, one.low, one.high, points, one.method in hollow)
             for one in asked
             if one.against == other and one.difference is not None and one.method in styles
         ]  # fmt: skip
@@ -64,7 +86,7 @@ def _interval(
     hollow: bool,
     per_seed: list[float | None] | None = None,
 ) -> Interval:
-    """Shares as percentages; the mark of a single reference is hollow."""
+    """One row, with shares as percentages."""
     seeds = [100 * value for value in per_seed or [] if value is not None]
     if low is None or high is None:
         return Interval(name, style, 100 * middle, None, None, write(middle), hollow=hollow)

@@ -1,4 +1,4 @@
-"""A comparison's folder, read. What is missing or damaged is left out and named in the report's notices."""
+"""Read a comparison's folder. Missing or damaged parts are left out and named in the report's notices."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Run:
 
 @dataclass
 class Folder:
-    """Everything that the report shows. ``notices``: what is missing or cannot be read, a sentence each."""
+    """The contents of the report. ``notices``: a sentence for each part that is missing or can't be read."""
 
     path: Path
     document: Document
@@ -55,7 +55,7 @@ class Folder:
 
     @property
     def references(self) -> list[str]:
-        """The recipe's references, the anchor first; then those that only the audit, diagnostics or weights name."""
+        """The recipe's references, the anchor first; then others that the audit, diagnostics or weights name."""
         named: list[Any] = [*_mapping(self.recipe.get("references")), *_mapping((self.audit or {}).get("references"))]
         keys = [key.split("/") for method in self.document.methods for key in method.diagnostics]
         named += [parts[1] for parts in keys if len(parts) == 3 and (parts[0], parts[2]) == ("refs", "weight")]
@@ -65,10 +65,10 @@ class Folder:
 
 
 def read_folder(path: str | Path) -> Folder:
-    """Read what ``mrpo compare`` left.
+    """Read the results of ``mrpo compare``.
 
     Raises:
-        UserError: where the folder holds no comparison, or one that cannot be read.
+        UserError: if the folder holds no comparison that can be read.
     """
     root = Path(path)
     document = _document(root)
@@ -85,7 +85,7 @@ def read_folder(path: str | Path) -> Folder:
         runs={
             name: _runs(root / name, document.seeds, notices)
             for name in dict.fromkeys(method.name for method in document.methods)
-            # A method's name is its folder's: one that leads elsewhere is no method of this comparison.
+            # A method's name is its folder's name, never a path to another folder.
             if name not in ("", ".", "..") and Path(name).name == name
         },
         notices=notices,
@@ -116,7 +116,7 @@ def _document(root: Path) -> Document:
 
 
 def _runs(place: Path, seeds: Iterable[int], notices: list[str]) -> list[Run]:
-    """Those of the comparison: a folder may hold seeds of an earlier one with other settings."""
+    """The runs of the comparison's seeds; a folder may also hold other seeds of an earlier comparison."""
     found = []
     for seed in sorted(seeds):
         folder = place / f"seed-{seed}"
@@ -134,7 +134,7 @@ def _runs(place: Path, seeds: Iterable[int], notices: list[str]) -> list[Run]:
 
 
 def _tasks(folder: Path, notices: list[str]) -> list[dict[str, Any]]:
-    """What ``mrpo evaluate --tasks`` found for the run's adapter."""
+    """The results of ``mrpo evaluate --tasks`` for the run's adapter."""
     path = folder / EVALUATION
     evaluation = _read(path, _json_mapping, notices) or {}
     tasks = _mappings(evaluation.get("tasks"))
@@ -148,7 +148,7 @@ def _tasks(folder: Path, notices: list[str]) -> list[dict[str, Any]]:
 
 
 def _read(path: Path, read: Callable[[Path], T], notices: list[str]) -> T | None:
-    """What ``read`` makes of a file; None where there is none, and where it cannot be read, which is noted."""
+    """The result of ``read`` for a file; None if it does not exist, or can't be read, which adds a notice."""
     if not path.is_file():
         return None
     try:
@@ -179,13 +179,13 @@ def _mappings(value: Any) -> list[dict[str, Any]]:
 
 
 def _place(path: Path) -> str:
-    """The last parts of a path, so that the same folder gives the same report wherever it lies."""
+    """The last parts of a path, so that a report does not depend on the folder's location."""
     parts = path.parts
     return "/".join(parts[-3:] if len(parts) > 2 and parts[-2].startswith("seed-") else parts[-1:])
 
 
 def _missing(folder: Folder) -> list[str]:
-    """What the report does not show because the folder lacks it."""
+    """Notices on the parts that the folder lacks."""
     missing = [f"{run.get('run')} failed: {run.get('reason')}" for run in folder.document.failed]
     if folder.audit is None:
         missing.append("There is no audit.json: the section on data and references is left out.")

@@ -1,9 +1,9 @@
-"""The tables of the page as data, from ``comparison.json``, the recipe and the runs' tasks."""
+"""The tables of the page as data, from ``comparison.json`` and the recipe."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ Columns = Sequence[str | tuple[str, str]]
 
 @dataclass(frozen=True)
 class Table:
-    """``columns``: a title, or a title and its unit where the column holds numbers. The first cell of a row is its head."""
+    """``columns``: a title, or (title, unit) for a column of numbers. The first cell of a row is its header."""
 
     title: str
     columns: Columns
@@ -59,10 +59,10 @@ class Table:
 
 
 class Names:
-    """Cells of methods and of references, each with its colour; the mark of a single reference is hollow."""
+    """Cells with the names and colours of methods and references; marks of baselines are hollow."""
 
     def __init__(self, folder: Folder) -> None:
-        self.baselines = {method.name for method in folder.document.methods if method.baseline}
+        self.hollow = {method.name for method in folder.document.methods if method.hollow}
         self.methods = palette.styles(folder.names, palette.METHODS)
         self.references = palette.styles(folder.references, palette.REFERENCES)
 
@@ -70,7 +70,7 @@ class Names:
         style = self.methods.get(name)
         return Cell(
             before_training(name),
-            kind="hollow" if name in self.baselines else "",
+            kind="hollow" if name in self.hollow else "",
             colour=style.colour.name if style else "",
         )
 
@@ -79,7 +79,7 @@ class Names:
 
 
 def methods_table(folder: Folder) -> Table:
-    """What each method is."""
+    """The description of each method."""
     names = Names(folder)
     rows: list[Row] = []
     for method in folder.document.methods:
@@ -109,21 +109,17 @@ def references_table(folder: Folder) -> Table:
 
 
 def pairs_table(folder: Folder) -> tuple[Table, list[str]]:
-    """Pairs read, used and dropped by split; and what else was counted, a note for each split."""
+    """Pairs read, used and dropped by split, and a note with the other counts of each split."""
     rows, notes = list[Row](), list[str]()
     for split, counts in folder.document.pairs.items():
-        dropped = {key.removeprefix("pairs dropped: "): value for key, value in counts.items() if "dropped: " in key}
-        read, used, lost = counts.get("pairs in"), counts.get("pairs out"), sum(dropped.values())
-        reasons = "; ".join(f"{reason}: {count(value)}" for reason, value in dropped.items() if value)
-        rows.append([split, count(read), count(used), count(lost), Cell(reasons or "–", kind="words")])
-        if read is not None and used is not None and read != used + lost:
-            notes.append(
-                f"{split}: the counts do not add up ({count(read)} read, {count(used)} used, {count(lost)} dropped)."
-            )
-        others = [
-            f"{key} {count(value)}" for key, value in counts.items() if value and key not in ("pairs in", "pairs out")
-        ]
-        others = [text for text in others if "dropped: " not in text]
+        lost = sum(counts.dropped.values())
+        reasons = "; ".join(f"{reason}: {count(value)}" for reason, value in counts.dropped.items() if value)
+        rows.append([split, *map(count, (counts.read, counts.used, lost)), Cell(reasons or "–", kind="words")])
+        if counts.read != counts.used + lost:
+            notes.append(f"{split}: the counts do not add up ({counts}).")
+        others = [f"rows skipped ({reason}) {count(value)}" for reason, value in counts.skipped_rows.items()]
+        others += [f"pairs with a cut prompt {count(counts.cut_prompts)}"] if counts.cut_prompts else []
+        others += [f"completions cut {count(counts.cut_completions)}"] if counts.cut_completions else []
         if others:
             notes.append(f"{split}: {', '.join(others)}.")
     columns: Columns = ["Split", ("Pairs read", ""), ("Used", ""), ("Dropped", ""), "Reasons"]
@@ -131,29 +127,38 @@ def pairs_table(folder: Folder) -> tuple[Table, list[str]]:
 
 
 def results_table(folder: Folder) -> Table:
-    """The metrics that may be compared across methods; bold where the verdict shows a difference."""
+    """The metrics that are comparable across methods, and the drift; the verdict's method is bold if it shows a difference."""
     names = Names(folder)
     document = folder.document
     keys = [key for key in _metrics(folder) if key in COMPARABLE]
+    sides = [
+        side
+        for side in ("chosen", "rejected")
+        if any(x.mean(f"drift/{side}_per_token") is not None for x in document.methods)
+    ]
     shown = {"better": document.verdict.method, "worse": document.verdict.against}.get(document.verdict.kind)
     rows: list[Row] = []
     if any(document.start.get(key) is not None for key in keys):
-        # Before training nothing has moved: half of all pairs tie, by definition.
+        # Before training all pairs tie by definition.
         shares = ["–" if key == "accuracy/anchor" else percent(document.start.get(key)) for key in keys]
-        rows.append([Cell(before_training("start"), kind="start"), *shares, "–"])
+        start = {name: Estimate(mean=value) for name, value in document.start.items() if name.startswith("drift/")}
+        drift = [_drift(start, side) for side in sides]
+        rows.append([Cell(before_training("start"), kind="start"), *shares, *drift, "–"])
     for method in document.methods:
         best = document.verdict_metric if method.name == shown else ""
         cells = [_estimate(method.metrics.get(key), key, "best" if key == best else "") for key in keys]
-        seconds = _known(method.train_seconds)
+        cells += [_drift(method.metrics, side) for side in sides]
+        seconds = known(method.train_seconds)
         rows.append([names.method(method.name), *cells, f"{np.mean(seconds):,.1f} s" if seconds else "–"])
-    columns: Columns = ["Method", *((_label(folder, key), "%") for key in keys), ("Training", "mean")]
+    drifts = ((f"Drift, {side}", "nats a token") for side in sides)
+    columns: Columns = ["Method", *((_label(folder, key), "%") for key in keys), *drifts, ("Training", "mean")]
     return Table("Methods and their metrics", columns, rows)
 
 
 def own_metrics_table(folder: Folder) -> Table:
     """The metrics against each method's own target."""
     names = Names(folder)
-    keys = [key for key in _metrics(folder) if key not in COMPARABLE]
+    keys = [key for key in _metrics(folder) if key not in COMPARABLE and not key.startswith("drift/")]
     rows: list[Row] = [
         [names.method(method.name), *(_estimate(method.metrics.get(key), key) for key in keys)]
         for method in folder.document.methods
@@ -163,7 +168,7 @@ def own_metrics_table(folder: Folder) -> Table:
 
 
 def difference_tables(folder: Folder) -> list[Table]:
-    """A table for each question and metric; that of the verdict first."""
+    """A table for each question and metric, the verdict's first."""
     document, names = folder.document, Names(folder)
     questions = list(dict.fromkeys(one.question for one in document.comparisons))
     metrics = sorted(
@@ -195,7 +200,7 @@ def difference_tables(folder: Folder) -> list[Table]:
 
 
 def sweep_table(folder: Folder) -> Table:
-    """The settings that a sweep tried, and what they gave on the third split."""
+    """The settings that a sweep tried, with their results on the third split."""
     names = Names(folder)
     metric, rows = folder.document.verdict_metric, list[Row]()
     for tried in folder.document.sweep:
@@ -208,7 +213,7 @@ def sweep_table(folder: Folder) -> Table:
 
 
 def diagnostics_table(folder: Folder) -> Table:
-    """What each reference did in the targets of each method with several references."""
+    """Diagnostics of the references in the targets of each method with several references."""
     names = Names(folder)
     parts = {"argmin_share": "smallest", "clip_rate": "clipped", "sign_flips": "flipped"}
     references, rows = folder.references, list[Row]()
@@ -237,65 +242,16 @@ def seconds_table(folder: Folder) -> Table:
     seeds = document.seeds if len(document.seeds) == most else range(1, most + 1)
     rows: list[Row] = []
     for method in document.methods:
-        known = _known(method.train_seconds)
+        seconds = known(method.train_seconds)
         own = [*method.train_seconds, *[None] * (most - len(method.train_seconds))] if most > 1 else []
-        if known:
-            rows.append([names.method(method.name), f"{np.mean(known):,.1f}", *(fixed(one, 1) for one in own)])
+        if seconds:
+            rows.append([names.method(method.name), f"{np.mean(seconds):,.1f}", *(fixed(one, 1) for one in own)])
     columns: Columns = ["Method", ("Mean", "s"), *((f"Seed {seed}", "s") for seed in (seeds if most > 1 else ()))]
     return Table("Seconds of training by method", columns, rows)
 
 
-def task_tables(folder: Folder) -> list[Table]:
-    """A table for each figure of each task that ``mrpo evaluate --tasks`` measured."""
-    names = Names(folder)
-    found: dict[tuple[str, ...], list[Row]] = {}
-    documents: dict[tuple[str, ...], float | None] = {}
-    for method in folder.document.methods:
-        own: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for change in [change for run in folder.runs.get(method.name, []) for change in run.tasks]:
-            own.setdefault(tuple(str(change.get(key)) for key in ("task", "metric", "filter")), []).append(change)
-        for figure, changes in own.items():
-            if row := _task_row(names.method(method.name), changes):
-                found.setdefault(figure, []).append(row)
-                documents[figure] = real(changes[0].get("documents"))
-    columns: Columns = [
-        "Method",
-        ("Before", ""),
-        ("After", ""),
-        ("Difference", "seeds below"),
-        ("95% interval", "one seed"),
-    ]
-    tables = []
-    for (task, metric, reading), rows in found.items():
-        title = f"{task}: {metric}" + ("" if reading in ("none", "None", "") else f" ({reading})")
-        asked = documents[task, metric, reading]
-        tables.append(Table(f"{title}, {count(asked)} documents" if asked else title, columns, rows))
-    return tables
-
-
-def _task_row(name: Cell, changes: list[dict[str, Any]]) -> Row | None:
-    before, after = (_known(real(one.get(key)) for one in changes) for key in ("before", "after"))
-    if not before or len(before) != len(after):
-        return None
-    differences = np.subtract(after, before)
-    several = len(after) > 1
-    span = f"{_change(differences.min())} to {_change(differences.max())}" if several else ""
-    low, high = (real(changes[0].get(key)) for key in ("low", "high"))
-    interval = "–" if several or low is None or high is None else f"{_change(low)} to {_change(high)}"
-    means = [_task_figure(float(np.mean(values))) for values in (before, after)]
-    return [name, *means, Cell(_change(differences.mean()), span), interval]
-
-
-def _task_figure(value: float) -> str:
-    """Shares as per cent, other figures (a perplexity) as they are."""
-    return fixed(100 * value, 1) if abs(value) <= 1 else fixed(value, 2)
-
-
-def _change(value: float) -> str:
-    return f"{'+' if value > 0 else ''}{_task_figure(float(value))}"
-
-
-def _known(values: Any) -> list[float]:
+def known(values: Any) -> list[float]:
+    """The values that are not None."""
     return [value for value in values if value is not None]
 
 
@@ -316,8 +272,16 @@ def _estimate(figures: Estimate | None, key: str, kind: str = "") -> Cell:
     return Cell(write(figures.mean), span, kind)
 
 
+def _drift(figures: Mapping[str, Estimate], side: str) -> Cell:
+    """The drift of one side in nats a token, with its interval and nats a byte below."""
+    by_token, by_byte = (figures.get(f"drift/{side}_per_{unit}", Estimate()) for unit in ("token", "byte"))
+    below = [f"{fixed(by_token.low, 3)} to {fixed(by_token.high, 3)}"] if by_token.low is not None else []
+    below += [f"{fixed(by_byte.mean, 4)} a byte"] if by_byte.mean is not None else []
+    return Cell(fixed(by_token.mean, 3), "; ".join(below))
+
+
 def _tone(one: Difference) -> str:
-    """Coloured only where the corrected p shows a difference."""
+    """The colour of a difference, if the corrected p shows one."""
     p = one.p_corrected if one.p_corrected is not None else one.p
     if p is None or p >= 0.05 or not one.difference:
         return ""

@@ -1,4 +1,4 @@
-"""The weight of each reference: by step where weights change during training, else one bar for each method."""
+"""Plots of the references' weights: by step for step-scoped weights, else one bar for each method."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mrpo_pipeline.report.results_folder import Folder
 
 
 def weight_plots(folder: Folder) -> list[Plot]:
-    """A plot over steps for each method that has weights by step, then one of bars for the others."""
+    """A plot over steps for each method with step-scoped weights, and one bar chart for the others."""
     by_step = {name: lines for name in folder.names if (lines := weights_by_step(folder, name))}
     plots = []
     for place, (method, lines) in enumerate(by_step.items(), 1):
@@ -62,7 +62,7 @@ def weights_by_step(folder: Folder, method: str) -> list[Line]:
 
 
 def mean_weights(folder: Folder) -> dict[str, dict[str, float]]:
-    """The mean weight of each reference over training in % of their sum, by method; without single references."""
+    """The mean weight of each reference over training in % of their sum, for each method with several references."""
     found = {}
     for method in folder.document.methods:
         weights = {

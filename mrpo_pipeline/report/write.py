@@ -1,4 +1,4 @@
-"""From a comparison's folder to ``report.html`` and ``plots/``."""
+"""Write ``report.html`` and ``plots/`` for a comparison's folder."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LIST = "plots.json"
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write ``report.html`` and ``plots/*.svg|png`` into a comparison's folder, from what lies in it.
+    """Write ``report.html`` and ``plots/*.svg|png`` into a comparison's folder.
 
-    The same folder gives the same bytes. What is missing (an audit, weights by step, texts) is left out and named.
+    The same folder gives the same bytes. Missing parts (an audit, weights by step, texts) are left out and named.
 
     Raises:
-        UserError: where the folder holds no comparison that can be read.
+        UserError: if the folder holds no comparison that can be read.
     """
     found = read_folder(folder)
     with held(found.path, "mrpo report"):
@@ -48,13 +48,13 @@ def _write(found: Folder) -> Path:
 
 
 def _write_plots(place: Path, plots: list[Plot]) -> None:
-    """Write the plots, and remove those that an earlier report wrote and this one does not have.
+    """Write the plots, and remove those of an earlier report that this one does not have.
 
-    Files of others stay: a list beside the plots holds the files of the last report and their checksums. Nothing is written
-    through a link.
+    Other files stay: ``plots.json`` lists the files of the last report with their checksums. Nothing is written through a
+    symbolic link.
     """
     if place.is_symlink():
-        log.warning("%s is a link: no plots are written there, and those in %s are complete.", place, REPORT)
+        log.warning("%s is a symbolic link: no plots are written there; %s contains all of them.", place, REPORT)
         return
     place.mkdir(exist_ok=True)
     before = _listed(place)
@@ -69,7 +69,7 @@ def _write_plots(place: Path, plots: list[Plot]) -> None:
 
 
 def _listed(place: Path) -> dict[str, str]:
-    """The files that an earlier report wrote, with their SHA-256."""
+    """The files of the last report with their SHA-256."""
     try:
         found = json.loads((place / LIST).read_text(encoding="utf-8"))
         return {

@@ -1,7 +1,7 @@
-"""Several runs of `mrpo score-refs` at once on one cache share the work: each looks, unit by unit, what is left of it.
+"""Concurrent runs of `mrpo score-refs` on one cache share the work: before each unit, a run checks what is left.
 
-The first goes from the front, where the longest stand; the second from the end; so they meet, and what both have in hand
-just then is all that is scored twice. Any more of them go in an order of their own.
+The first run starts with the longest completions, the second with the shortest; when they meet, only their current units are scored
+twice. Further runs take units at random.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mrpo_pipeline.cache import Others, ReferenceCache
 
 log = logging.getLogger("mrpo")
 
-# Completions between two looks at the cache. vLLM runs empty at the end of each unit, which is felt in small ones.
+# Completions between two checks of the cache. vLLM idles at the end of each unit, which costs more in small ones.
 ALONE = {"transformers": 1024}
 ALONE_ELSE = 8192
 TOGETHER = 512
@@ -25,21 +25,19 @@ TOGETHER = 512
 def units(
     name: str, cache: ReferenceCache, missing: pl.DataFrame, others: Others, engine: str
 ) -> Iterator[tuple[pl.DataFrame, int]]:
-    """What this run is to score of ``missing``, unit by unit.
+    """What this run scores of ``missing``, unit by unit.
 
     Args:
         name: the reference's, for messages.
-        missing: the columns of ``wanted_completions``, the longest first.
-        others: who else is at work.
+        missing: the columns of ``wanted_completions``, longest first.
+        others: lists the other active runs.
         engine: its name.
 
     Yields:
-        rows to score, and the number of rows beside them that others have scored meanwhile.
+        rows to score, and the number of further rows that others have scored meanwhile.
     """
     found = others()
-    told = False
-    before_us = sum(other.came_first for other in found)
-    begun = False
+    told = begun = False
     while missing.height:
         if found and not told:
             told = True
@@ -50,10 +48,12 @@ def units(
             )  # fmt: skip
         size = min(TOGETHER if found else ALONE.get(engine, ALONE_ELSE), missing.height)
         places = {0: 0, 1: missing.height - size}
+        # Looked at anew each time: of two that began at once, one may not have seen the other yet.
+        before_us = sum(other.came_first for other in found)
         start = places.get(before_us, random.randint(0, missing.height - size))
         unit = missing.slice(start, size)
         missing = pl.concat([missing.head(start), missing.slice(start + size)])
-        # What was missing a moment ago is missing still, where nobody else is there.
+        # Without other runs, what was missing a moment ago is still missing.
         left = cache.unserved(unit) if begun or found else unit
         begun = True
         yield left, unit.height - left.height

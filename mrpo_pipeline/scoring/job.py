@@ -1,4 +1,4 @@
-"""One reference's share of stage one: what of it the cache cannot serve yet."""
+"""One reference's part of stage one: the completions that the cache lacks."""
 
 from __future__ import annotations
 
@@ -8,41 +8,47 @@ from pathlib import Path
 import polars as pl
 
 from mrpo_pipeline.cache import ReferenceCache, check_location
-from mrpo_pipeline.dataset.prepare import renderer_of, report_reading
+from mrpo_pipeline.dataset.prepare import report_reading
 from mrpo_pipeline.models.files import is_folder
 from mrpo_pipeline.models.source import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.recipe import Scoring
 from mrpo_pipeline.rendering import Renderer
+from mrpo_pipeline.rendering.model_reading import ModelReading
 from mrpo_pipeline.scoring.report import ReferenceReport, unfit_counts
 from mrpo_pipeline.scoring.scorer import Assignment
 
 
 @dataclass
 class Job:
-    """A reference and its ``missing`` completions: the columns of ``wanted_completions``, the longest first."""
+    """A reference and its ``missing`` completions: the columns of ``wanted_completions``, longest first."""
 
     source: ModelSource
     settings: Scoring
     cache_root: str
     cache: ReferenceCache
-    renderer: Renderer
+    reading: ModelReading
     missing: pl.DataFrame
     report: ReferenceReport
     on_bad_row: OnBadRow = "error"
 
+    @property
+    def renderer(self) -> Renderer:
+        """Loaded at first use."""
+        return self.reading.renderer
+
     def assignment(self) -> Assignment:
-        """For the process that asks."""
+        """For this process."""
         return Assignment(self.source, self.cache_root, self.settings, on_bad_row=self.on_bad_row)
 
     def assignment_elsewhere(self) -> Assignment:
-        """For any process of any machine. A hub model is fetched here and pinned; what others must come to goes along.
+        """For any process on any machine. A hub model is fetched here and pinned; the fingerprint is included for comparison.
 
         Raises:
-            UserError: for files that are wrong, or a cache that was computed from others.
+            UserError: for invalid files, or a cache that was computed from other files.
         """
         here = fetch(self.source)
-        fingerprint = resolve(here, self.renderer.identity())
+        fingerprint = resolve(here, self.reading.identity())
         self.cache.check(fingerprint)
         if self.source.dtype == "auto":  # the machine that scores may have a GPU where this one has none
             fingerprint["dtype"] = None
@@ -63,18 +69,18 @@ class Job:
 def job_of(
     source: ModelSource, settings: Scoring, cache_root: str, wanted: pl.DataFrame, on_bad_row: OnBadRow = "error"
 ) -> Job:
-    """What is missing of ``wanted`` (see ``wanted_completions``). No weights are read.
+    """What is missing of ``wanted`` (see ``wanted_completions``). Reads no weights.
 
-    What was recorded as not written by the template is asked about again where such rows are refused, so that it is told.
+    If bad rows are errors, completions recorded as not rendered by the template are tried again, so that the error is raised.
 
     Raises:
-        UserError: where the cache was computed by another reference than this.
+        UserError: if the cache was computed by another reference.
     """
-    renderer = renderer_of(source)
-    report_reading(source.name, renderer)
+    reading = ModelReading(source)
+    report_reading(source.name, reading)
     cache = ReferenceCache.open(cache_root, source.name)
     source = as_recorded(source, cache.fingerprint())
-    cache.check(resolve(source, renderer.identity()))
+    cache.check(resolve(source, reading.identity()))
     missing = cache.missing(wanted)
     unfit = cache.unfit(wanted)
     report = ReferenceReport(
@@ -87,12 +93,13 @@ def job_of(
     report.add(unfit_counts(unfit))
     if not missing.is_empty():
         cache.require_writable()
-    # Longest first: the memory peak comes at once, the last batches are small, and of several workers none is left with a
-    # long unit when the others are done.
+    # Longest first: the memory peak comes at once, the last batches are small, and no worker has a long unit left when the
+    # others are done. The completions of a prompt stay together, for an engine that runs it once.
+    length = pl.col("prompt").str.len_bytes() + pl.col("completion").str.len_bytes()
     longest_first = missing.sort(
-        pl.col("prompt").str.len_bytes() + pl.col("completion").str.len_bytes(), descending=True, maintain_order=True
+        length.max().over("prompt"), "prompt", length, descending=[True, False, True], maintain_order=True
     )
-    return Job(source, settings, cache_root, cache, renderer, longest_first, report, on_bad_row)
+    return Job(source, settings, cache_root, cache, reading, longest_first, report, on_bad_row)
 
 
 def _from_anywhere(name: str) -> str:

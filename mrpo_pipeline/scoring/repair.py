@@ -1,4 +1,4 @@
-"""Damaged files of a cache set aside, and what they held scored again."""
+"""Set damaged files of a cache aside and score their content again."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ log = logging.getLogger("mrpo")
 
 @dataclass(frozen=True)
 class Repaired:
-    """One reference: ``damaged`` maps each file that was not what was written to what was wrong with it, ``set_aside`` names
-    where they are now, ``rescored`` counts completions; None where the recipe names no pairs to score, or not this
-    reference."""
+    """One reference: ``damaged`` maps each damaged file to its fault, ``set_aside`` lists where they are now, ``rescored`` counts
+    completions; None if the recipe has no pairs to score, or not this reference."""
 
     reference: str
     damaged: dict[str, str]
@@ -30,12 +29,12 @@ class Repaired:
 
 
 def repair_cache(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Repaired]:
-    """Set every damaged file of the recipe's cache aside, and score again what it held, and only that.
+    """Set every damaged file of the recipe's cache aside, and score its content again.
 
-    Files are set aside before anything is scored: a run that is interrupted goes on with ``mrpo score-refs``.
+    Files are set aside before anything is scored: after an interruption, ``mrpo score-refs`` continues.
 
     Args:
-        only: names of references; all that the cache holds where empty.
+        only: names of references; if empty, all in the cache.
 
     Returns:
         the references that had damaged files.
@@ -43,7 +42,7 @@ def repair_cache(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Repaired]:
     found = []
     for name in list(only) or list_references(recipe.cache):
         cache = ReferenceCache.open(recipe.cache, name)
-        # What the system did not let be read may be as sound as the rest: it stays, and verifying names it.
+        # A file that the system can't read may be sound: it stays, and `mrpo cache verify` reports it.
         reports = [report for report in cache.verify() if not report.unread]
         damaged = {report.name: report.problem for report in reports if report.problem is not None}
         if damaged:

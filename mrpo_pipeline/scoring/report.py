@@ -1,4 +1,4 @@
-"""What stage one counts, and what it tells of a reference."""
+"""Counts of stage one, and its report on a reference."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mrpo_pipeline.rendering import Renderer
 
 @dataclass
 class Counts:
-    """Completions scored, those that do not fit the context and those that the template does not write, tokens that the engine
-    read (those that were lost with a worker and read again among them), completions that hold control strings."""
+    """Completions scored, those too long for the context, those that the template does not render, tokens that the engine read
+    (including those read again after a worker was lost), completions that contain control strings."""
 
     scored: int = 0
     unfit: int = 0
@@ -41,9 +41,9 @@ class ReferenceReport(Counts):
     startup_seconds: float = 0.0
     seconds: float = 0.0
     workers: int = 0
-    """Processes that scored it: 1 for this one alone."""
+    """Processes that scored it: 1 for this process alone."""
     deaths: int = 0
-    """Processes among them that died, and whose work others did."""
+    """Processes that died, and whose work others did."""
 
     def summary(self) -> str:
         text = (
@@ -67,13 +67,13 @@ class ReferenceReport(Counts):
 
 
 def unfit_counts(records: pl.DataFrame) -> Counts:
-    """Of what ``ReferenceCache.unfit`` gives: those that do not fit the context, and those that the template does not write."""
+    """Counts of ``ReferenceCache.unfit``: too long for the context, and not rendered by the template."""
     unwritten = int((records["tokens"] == 0).sum())
     return Counts(unfit=records.height - unwritten, unwritten=unwritten)
 
 
 def count_control_strings(renderer: Renderer, texts: Iterable[tuple[str, str]]) -> int:
-    """How many of the (prompt, completion) hold control strings of the renderer's tokenizer."""
+    """How many of the (prompt, completion) contain control strings of the renderer's tokenizer."""
     return sum(bool(renderer.control_strings(prompt) or renderer.control_strings(text)) for prompt, text in texts)
 
 

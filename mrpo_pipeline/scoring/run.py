@@ -1,4 +1,4 @@
-"""Stage one end to end: what is missing, who scores it, and what is told of it."""
+"""Stage one end to end: find what is missing, score it, and report."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Literal
 
 import polars as pl
 
+from mrpo_pipeline.dataset.drop_reasons import TOO_LONG_FOR, UNWRITTEN_BY
 from mrpo_pipeline.dataset.nothing_left import expected_unfit, nothing_left, require_pairs, short_context
 from mrpo_pipeline.dataset.policy_start import start_notice
-from mrpo_pipeline.dataset.prepare import Prepared, prepare_splits, wanted_completions
+from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
+from mrpo_pipeline.dataset.truncate import Prepared
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models.context_length import known_context
-from mrpo_pipeline.pairs.counting import require_balance
+from mrpo_pipeline.models.source import ModelSource
+from mrpo_pipeline.pairs.counts import Counts, require_balance
 from mrpo_pipeline.recipe import Recipe, Scoring
 from mrpo_pipeline.scoring.concurrent_runs import units
 from mrpo_pipeline.scoring.job import Job, job_of
@@ -27,18 +30,18 @@ log = logging.getLogger("mrpo")
 
 
 def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[ReferenceReport]:
-    """Score every completion of the recipe's pairs by every reference, where the cache cannot serve it yet.
+    """Score every completion of the recipe's pairs that the cache lacks, by every reference.
 
-    Bad rows, and caches whose fingerprint differs, are told before any model loads.
+    Bad rows, and caches with another fingerprint, raise before any model loads.
 
     Args:
         recipe: pairs, policy (its tokenizer decides the cuts), references, cache and scoring settings.
-        only: names of the references to score; all where empty.
+        only: names of the references to score; all if empty.
 
     Raises:
-        UserError: for pairs, settings or caches that are wrong.
-        RunError: when an engine fails, or processes die again and again; shards written by then stay. Where numbers are
-            further from those of transformers than their dtype explains (``scoring.check``).
+        UserError: for invalid pairs, settings or caches.
+        RunError: if an engine fails, or processes die repeatedly; shards written before stay. If numbers differ from those of
+            transformers by more than their dtype explains (``scoring.check``).
     """
     sources = recipe.sources()
     unknown = set(only) - {source.name for source in sources}
@@ -49,7 +52,7 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
         )
     chosen = [source for source in sources if not only or source.name in only]
     settings = {source.name: recipe.scoring_of(source.name) for source in chosen}
-    if any(_where(own) != "here" for own in settings.values()):
+    if any(_where(source, settings[source.name]) != "here" for source in chosen):
         from mrpo_pipeline.scoring.ray.session import require_ray
 
         require_ray()
@@ -64,7 +67,7 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
     for job in jobs:
         job.cache.clear_leftovers()
         _expect_short_context(job, recipe, frames)
-    for where, together in groupby(jobs, key=lambda job: _where(job.settings)):
+    for where, together in groupby(jobs, key=lambda job: _where(job.source, job.settings)):
         group = list(together)
         if where != "here" and any(not job.missing.is_empty() for job in group):
             from mrpo_pipeline.scoring.ray.run import score_by_workers
@@ -78,7 +81,7 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
                 _check(recipe, job, wanted)
     problem = _unserved(jobs, recipe, prepared, wanted)
     for split, part in prepared.items():
-        log.info("%s: %s", split, part.summary())
+        log.info("%s: %s", split, part.counts)
     pairs = sum(part.frame.height for part in prepared.values())
     log.info("%s pairs are %s distinct completions.", f"{pairs:,}", f"{wanted.height:,}")
     for job in jobs:
@@ -101,7 +104,7 @@ def _expect_short_context(job: Job, recipe: Recipe, frames: list[pl.DataFrame]) 
 def _unserved(
     jobs: list[Job], recipe: Recipe, prepared: Mapping[str, Prepared], wanted: pl.DataFrame
 ) -> RunError | None:
-    """Log what each reference cannot read, with the way out; the error to end with where all together leave no pair."""
+    """Log what each reference cannot read, and the remedy; returns the error to raise if no pair is left."""
     frames = [part.frame for part in prepared.values()]
     dropped: dict[str, int] = {}
     hints, lost = [], []
@@ -112,15 +115,15 @@ def _unserved(
         if long.height:
             text = short_context(job.source.name, int(long["context"].to_list()[0]), recipe.limits, frames, long)
             hints += [text] if text else []
-            dropped[f"do not fit the context of {job.source.name}"] = _pairs_with(frames, long)
+            dropped[f"{TOO_LONG_FOR} {job.source.name}"] = _pairs_with(frames, long)
         if long.height < unfit.height:
             unwritten = unfit.filter(pl.col("tokens") == 0)
-            dropped[f"are not written by the template of {job.source.name}"] = _pairs_with(frames, unwritten)
+            dropped[f"{UNWRITTEN_BY} {job.source.name}"] = _pairs_with(frames, unwritten)
     every = pl.DataFrame({"completion_id": pl.concat(lost)}) if lost else wanted.clear()
     pairs = sum(frame.height for frame in frames)
     if pairs and _pairs_with(frames, every) == pairs:
-        read = sum(part.pairs_in for part in prepared.values())
-        return nothing_left(" and ".join(prepared), read, dropped, {}, ". ".join(hints))
+        read = sum(part.counts.read for part in prepared.values())
+        return nothing_left(" and ".join(prepared), [Counts(read, 0, dropped)], ". ".join(hints))
     for hint in hints:
         log.warning("%s.", hint)
     return None
@@ -131,15 +134,17 @@ def _pairs_with(frames: list[pl.DataFrame], completions: pl.DataFrame) -> int:
     return sum(int((frame["chosen_id"].is_in(ids) | frame["rejected_id"].is_in(ids)).sum()) for frame in frames)
 
 
-def _where(settings: Scoring) -> Literal["here", "local", "ray"]:
-    """In this process, in several of this machine, or on a cluster."""
+def _where(source: ModelSource, settings: Scoring) -> Literal["here", "local", "ray"]:
+    """In this process, in several on this machine, or on a cluster. A served reference is scored from this process."""
+    if source.served is not None:
+        return "here"
     if settings.runtime == "ray":
         return "ray"
     return "local" if (settings.workers or 1) > 1 else "here"
 
 
 def _score_here(job: Job) -> None:
-    with Scorer(job.assignment(), job.renderer, job.missing) as scorer, job.cache.at_work() as others:
+    with Scorer(job.assignment(), job.renderer, job.missing) as scorer, job.cache.register_run() as others:
         engine = scorer.engine
         job.report.workers = 1
         job.report.engine = engine.name
@@ -158,16 +163,16 @@ def _score_here(job: Job) -> None:
                 for counts in scorer.score(unit):
                     job.report.add(counts)
                     progress.advance(counts.done)
-                if others():  # who must see what need not be scored again
+                if others():  # which then need not score it again
                     scorer.flush()
             scorer.flush()
         job.report.seconds = time.monotonic() - began
-    for notice in (*job.renderer.notices, job.renderer.proof.summary()):
+    for notice in (*job.renderer.notices, job.renderer.check.summary()):
         log.info("%s: %s", job.source.name, notice)
 
 
 def _check(recipe: Recipe, job: Job, wanted: pl.DataFrame) -> None:
-    """Compute some of the numbers again, now that the engine has given its memory back."""
+    """Recompute some of the numbers, now that the engine has freed its memory."""
     from mrpo_pipeline.verify import check_numbers
 
     drift = check_numbers(recipe, job.source.name, wanted, job.settings.check)
@@ -184,7 +189,7 @@ def _tell(job: Job, wanted: pl.DataFrame) -> None:
 
 
 def _require_scored(job: Job, wanted: pl.DataFrame) -> None:
-    """What was wanted is served by the cache, or recorded as what the reference cannot read; and the counts say so."""
+    """Every wanted completion is in the cache, or recorded as unscorable; and the counts agree."""
     report = job.report
     lost = job.cache.missing(wanted)
     what = f"completions (the first that lacks is {lost['completion_id'][0]})" if lost.height else "completions"

@@ -1,9 +1,10 @@
-"""One reference, opened for scoring: renderer, engine and cache writer. Whoever scores, scores with this."""
+"""One reference, opened for scoring: renderer, engine and cache writer. All scoring uses this."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -15,9 +16,9 @@ import polars as pl
 
 import mrpo_pipeline
 from mrpo_pipeline.cache import CompletionRow, ReferenceCache, RefusedRowError, Unfit
-from mrpo_pipeline.dataset.prepare import renderer_of
 from mrpo_pipeline.engines import start_engine
 from mrpo_pipeline.engines.base import Engine, ImpossibleLogProbError, LogProbs, ScoringRequest
+from mrpo_pipeline.engines.served import ServedEngine
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models.checks import check_numbers
 from mrpo_pipeline.models.files import locate
@@ -26,24 +27,26 @@ from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.pairs.readable import readable_completion
 from mrpo_pipeline.recipe import Scoring
 from mrpo_pipeline.rendering import Rendered, Renderer, tokens_to_score
+from mrpo_pipeline.rendering.model_reading import renderer_of
 from mrpo_pipeline.scoring.report import Counts, count_control_strings, texts_of
+from mrpo_pipeline.verify.served import confirmation, open_served, served_identity
 
-# Completions rendered at a time: what bounds the memory that token ids take, whatever the size of the data.
+# Completions rendered at a time: bounds the memory of token ids, whatever the size of the data.
 RENDER_BATCH = 8192
-# Seconds between two counts of a scorer: what a progress bar needs, and no more.
+# Seconds between two counts of a scorer: enough for a progress bar.
 TELL_EVERY = 0.5
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What must be known of a reference to score it, in whatever process.
+    """What a process needs to score a reference.
 
     Attributes:
-        source: the reference; its files are fetched by the process that scores.
-        cache: the cache's folder or URL, the same from everywhere.
+        source: the reference; the process that scores fetches its files.
+        cache: the cache's folder or URL, valid on every machine.
         settings: how the reference is scored.
-        fingerprint: what its files gave where the run was started; None where that is this process.
-        on_bad_row: what to do with a completion that the reference's template does not write: stop, or record and count it.
+        fingerprint: of its files where the run was started; None if that is this process.
+        on_bad_row: for a completion that the reference's template does not render: stop, or record and count it.
     """
 
     source: ModelSource
@@ -54,13 +57,13 @@ class Assignment:
 
 
 class Scorer:
-    """A reference's engine and an open writer into its cache; a context manager, which writes what is in hand at its end.
+    """A reference's engine and an open writer into its cache; a context manager that writes its buffer at the end.
 
-    A hub model is fetched here, and the fingerprint taken of what came, so that the commit is pinned for the engine as well.
+    A hub model is fetched here and its fingerprint taken, so that the commit is pinned for the engine as well.
 
     Raises:
-        UserError: for files, settings or a cache that are wrong, or files that are not those of ``fingerprint``.
-        RunError: when the engine does not start.
+        UserError: for invalid files, settings or cache, or files that differ from ``fingerprint``.
+        RunError: if the engine does not start.
     """
 
     def __init__(
@@ -69,8 +72,8 @@ class Scorer:
         """
         Args:
             assignment: what is scored.
-            renderer: the reference's, where it is loaded already.
-            first: what ``score`` will be given first, where that is known: the start of it is rendered while vLLM starts.
+            renderer: the reference's, if already loaded.
+            first: the first argument of ``score``, if known: its start is rendered while vLLM starts.
         """
         began = time.monotonic()
         settings = assignment.settings
@@ -78,8 +81,9 @@ class Scorer:
         self._cache = ReferenceCache.open(assignment.cache, source.name)
         source = as_recorded(source, self._cache.fingerprint())
         with ExitStack() as opening:
-            starting = start_engine(settings.engine, source, settings.engine_options)
-            opening.callback(starting.close)
+            starting = None if source.served else start_engine(settings.engine, source, settings.engine_options)
+            if starting is not None:
+                opening.callback(starting.close)
             self.renderer = renderer or renderer_of(source)
             fingerprint = resolve(source, self.renderer.identity())
             if assignment.fingerprint is not None:
@@ -89,15 +93,23 @@ class Scorer:
             self._cache.check(fingerprint)
             self._on_bad_row = assignment.on_bad_row
             self._ahead: tuple[list[tuple[str, str]], list[Rendered | UserError]] = ([], [])
-            if first is not None and settings.engine != "transformers":  # which starts in this process, later
+            if (
+                first is not None and starting is not None and settings.engine != "transformers"
+            ):  # which starts in this process, later
                 texts = texts_of(first.head(RENDER_BATCH))
                 self._ahead = texts, self.renderer.render_each(texts)
-            self.engine: Engine = starting.ready()
+            self.engine: Engine = starting.ready() if starting else open_served(source, self.renderer)
+            served = self.engine if isinstance(self.engine, ServedEngine) else None
             opening.callback(self.engine.close)
             _require_unchanged(source, self.renderer, fingerprint)
+            fingerprint |= served_identity(served) if served else {}
             self._cache.create_or_check(fingerprint, _recorded(self.engine, settings))
             self._writer = opening.enter_context(
-                self._cache.writer(rows_per_shard=settings.rows_per_shard, seconds=settings.seconds_per_shard)
+                self._cache.writer(
+                    rows_per_shard=settings.rows_per_shard,
+                    seconds=settings.seconds_per_shard,
+                    confirm=confirmation(served) if served else None,
+                )
             )
             self._open = opening.pop_all()
         self.startup_seconds = time.monotonic() - began
@@ -111,14 +123,14 @@ class Scorer:
         self._open.__exit__(kind, error, traceback)
 
     def cache_identity(self) -> str:
-        """Tells the cache that is written to from any other, as its manifest is unlike any other."""
+        """Identifies the cache that is written to, by its manifest."""
         return manifest_digest(self._cache)
 
     def score(self, frame: pl.DataFrame) -> Iterator[Counts]:
         """Score the rows (``completion_id``, ``prompt``, ``completion``, ``cut``) into the cache.
 
         Yields:
-            what was done since the last time, every fraction of a second.
+            counts since the last ones, every fraction of a second.
         """
         told = time.monotonic()
         counts = Counts()
@@ -152,7 +164,7 @@ class Scorer:
     def _scored(
         self, requests: list[ScoringRequest], fitting: list[tuple[str, Rendered]], batch: pl.DataFrame
     ) -> Iterator[tuple[int, LogProbs]]:
-        """What the engine gives; of a number that is no log-prob it is told in which completion it stands."""
+        """The engine's results; an error for a number that is not a log-prob names its completion."""
         try:
             yield from self.engine.score(requests)
         except UserError as error:
@@ -166,11 +178,11 @@ class Scorer:
             ) from error
 
     def flush(self) -> None:
-        """Write what is in hand as a shard, now."""
+        """Write the buffer as a shard, now."""
         self._writer.flush()
 
     def _render(self, batch: pl.DataFrame, counts: Counts) -> tuple[list[ScoringRequest], list[tuple[str, Rendered]]]:
-        """What the engine is asked, and the completion behind each request; what does not fit is recorded and counted."""
+        """The engine's requests, and the completion of each; what is too long is recorded and counted."""
         texts = texts_of(batch)
         counts.control_strings += count_control_strings(self.renderer, texts)
         requests: list[ScoringRequest] = []
@@ -205,22 +217,26 @@ class Scorer:
 
 
 def _text_of(batch: pl.DataFrame, identifier: str) -> str:
-    """The completion's beginning, for the person who looks for it in the pairs."""
+    """The completion's beginning, so that the user can find it in the pairs."""
     text = readable_completion(batch.filter(pl.col("completion_id") == identifier)["completion"][0])
     return f"The completion begins {text[:60]!r}."
 
 
 def manifest_digest(cache: ReferenceCache) -> str:
-    """SHA-256 of the manifest as it lies there; empty where none does."""
+    """SHA-256 of the manifest's file; empty without one."""
     manifest = cache.manifest()
     return "" if manifest is None else hashlib.sha256(manifest.to_bytes()).hexdigest()
 
 
+# Options whose values must not be in a manifest (`hf_token`).
+_SECRET = re.compile(r"(^|_)(token|key|secret|password)$", re.IGNORECASE)
+
+
 def _recorded(engine: Engine, settings: Scoring) -> dict[str, object]:
-    """What stands beside the fingerprint for a reader, and is no part of it."""
+    """Information for readers beside the fingerprint, not part of it."""
     return {
         "engine": engine.name,
-        "options": settings.engine_options,
+        "options": {key: value for key, value in settings.engine_options.items() if not _SECRET.search(key)},
         "versions": {"mrpo": mrpo_pipeline.__version__, **engine.versions()},
         "machine": f"{platform.system()} {platform.machine()}",
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -228,14 +244,14 @@ def _recorded(engine: Engine, settings: Scoring) -> dict[str, object]:
 
 
 def _require_finite_weights(source: ModelSource) -> None:
-    """Where an engine gave numbers that are none: weights that hold such are the user's to mend, and named. Raises UserError."""
+    """After an engine returned NaN or infinity: raise UserError if the weights contain such numbers."""
     folder = locate(source.model, source.revision)
-    if folder is not None:
+    if folder is not None and source.served is None:
         check_numbers(source.name, folder)
 
 
 def _require_unchanged(source: ModelSource, renderer: Renderer, fingerprint: Mapping[str, str | None]) -> None:
-    """Refuse an engine whose files were replaced while it read them."""
+    """Refuse an engine if its files were replaced while it read them."""
     for field, value in resolve(source, renderer.identity()).items():
         if value != fingerprint[field]:
             raise RunError(
@@ -245,7 +261,7 @@ def _require_unchanged(source: ModelSource, renderer: Renderer, fingerprint: Map
 
 
 def _same_files(name: str, expected: Mapping[str, str | None], found: Mapping[str, str | None]) -> None:
-    """Refuse to score with other files than those that the run was started with."""
+    """Refuse to score with files that differ from those of the machine that started the run."""
     for field, value in expected.items():
         if value is not None and found.get(field) is not None and found[field] != value:
             raise UserError(

@@ -1,13 +1,13 @@
-"""What stage two trains against: Multi-Reference Preference Optimization (arXiv 2405.16388) as pure float64 arithmetic.
+"""The targets of stage two: Multi-Reference Preference Optimization (arXiv 2405.16388) as pure float64 arithmetic.
 
-No model, file or tokenizer is known here; arrays of log-probs go in and arrays of log-probs come out. To read the paper
-in code, take the files in the order in which :func:`compute_targets` uses them:
+Input and output are arrays of log-probs; no model, file or tokenizer is involved. :func:`compute_targets` uses the files in this
+order:
 
-1. ``weights``: how much each reference counts for a pair, α (N, K); ``validation_weights``: the same from held-out pairs;
-2. ``trust_region``: every reference but the anchor clipped to a band round the anchor (CTRO);
-3. ``aggregate``: K references become the one reference log π̃ of the preference loss;
-4. ``diagnostics``: which reference decided, and what the clipping did.
+1. ``weights``: the weight of each reference for a pair, α (N, K); ``validation_weights``: the same from held-out pairs;
+2. ``trust_region``: clip every reference except the anchor to a band around the anchor (CTRO);
+3. ``aggregate``: combine K references into log π̃, the reference of the preference loss;
+4. ``diagnostics``: which reference decides, and the effect of clipping.
 
-``online_weights`` has the weights that change from step to step, and makes a step's targets with them. ``settings`` is the recipe's
-part of a method.
+``online_weights`` computes weights that change from step to step, and a step's targets with them. ``settings`` is the target's
+part of the recipe's ``method``.
 """

@@ -1,8 +1,8 @@
-"""Targets of a set of pairs: the log-probs of K references in, what the loss needs out."""
+"""Compute the targets of pairs: from the log-probs of K references to the inputs of the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,17 +13,18 @@ from mrpo_pipeline.targets import aggregate, weights
 from mrpo_pipeline.targets.aggregate import Floats
 from mrpo_pipeline.targets.diagnostics import diagnose
 from mrpo_pipeline.targets.settings import TargetSettings, WeightsOptions, check_target
+from mrpo_pipeline.targets.spans import PairSpans, SpanCounts, mix
 from mrpo_pipeline.targets.trust_region import clip_to_anchor
 
-# Weights whose sum is as near to 1 as this were meant to sum to 1.
+# Tolerance of given weights that should sum to 1.
 SUM_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """What ``mrpo_pipeline.losses.preference_loss`` needs of the references, for N pairs.
+    """The references' part of the inputs of ``mrpo_pipeline.losses.preference_loss``, for N pairs.
 
-    R is 1 where the references are one π̃, and K for Multi-DPO. The references are sums in nats whatever
+    R is 1 for a single π̃, and K for Multi-DPO. The references are sums in nats whatever
     ``normalize`` is: the loss divides (policy − reference) by the units.
     """
 
@@ -41,7 +42,7 @@ class LossInputs:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Per pair, what stage two trains against. Every log-prob is in the unit that ``normalize`` names."""
+    """The targets of each pair. Every log-prob is in the unit of ``normalize``."""
 
     weights: Floats
     """α (N, K); for ``dpo`` and ``single:NAME``, 1 for that reference and 0 for the others."""
@@ -90,8 +91,12 @@ def compute_targets(
     units_chosen: npt.ArrayLike | None = None,
     units_rejected: npt.ArrayLike | None = None,
     held_out_weights: npt.ArrayLike | None = None,
+    chosen_references: npt.ArrayLike | None = None,
+    spans: Iterable[PairSpans] | None = None,
 ) -> Targets:
     """Weights, trust region and aggregate of arXiv 2405.16388 for N pairs and K references.
+
+    With ``reference: none`` log π̃ is 0, whatever the references; there may be none (K = 0).
 
     With ``normalize: token`` or ``byte`` every log-prob is first divided by its side's count, for every reference
     alike, so weights, bands and π̃ are of nats per token or byte, and so is the policy's log-ratio in the loss: β then
@@ -104,10 +109,14 @@ def compute_targets(
             the references, which are not comparable), or the bytes of the text that counts. Unused with
             ``normalize: sum``.
         held_out_weights: (K,), what :func:`validation_weights` made of the held-out pairs, for the weights that need it.
+        chosen_references: (N,) the position of each pair's reference, with weights by a column alone.
+        spans: the log-probs of all N pairs span by span, in order, some pairs at a time; with ``aggregate_over: span`` alone. They are
+            nats whatever ``normalize`` is: references are mixed in nats, and log π̃ is divided by the side's count.
 
     Raises:
         UserError: for a method that does not fit the references.
-        ValueError: for shapes that do not fit, or units or held-out weights missing or not above 0.
+        ValueError: for shapes that do not fit, or units, spans, held-out weights or chosen references missing, or units not
+            above 0.
         RunError: for log-probs that are not finite, naming the reference.
     """
     check_target(method, names)
@@ -115,18 +124,24 @@ def compute_targets(
     chosen, rejected, units = normalized(
         logps_chosen, logps_rejected, method, names, units_chosen=units_chosen, units_rejected=units_rejected
     )
-    alpha, notices = _weights(chosen - rejected, method, names, held_out_weights)
+    if not method.has_reference:
+        return _without_reference(chosen, rejected, units)
+    alpha, notices = _weights(chosen - rejected, method, names, held_out_weights, chosen_references)
     if single is None:
         clipped = clip_to_anchor(chosen, rejected, method.trust_region.kind, method.trust_region.epsilon)
     else:
         clipped = chosen, rejected
 
-    # One-hot weights make every aggregate that one reference, exactly; Multi-DPO reports the weighted mean.
+    # With one-hot weights every aggregate equals that reference exactly; Multi-DPO reports the weighted mean.
     kind = "geometric" if method.name == "multi-dpo" or single is not None else method.aggregate
     # The authors' code forms ℓ_1 + ℓ_2 − log(α·e^ℓ_2 + (1−α)·e^ℓ_1), α being reference 2's: the harmonic aggregate with
     # the two weights changing places. Its Multi-DPO does not swap them.
     used = alpha[:, ::-1] if method.official(names) and method.name == "mrpo" else alpha
-    target_chosen, target_rejected = (aggregate.AGGREGATES[kind](side, used) for side in clipped)
+    counts = None
+    if method.mixes_spans(names):
+        (target_chosen, target_rejected), counts = _over_spans(kind, spans, (chosen, rejected), clipped, used, units)
+    else:
+        target_chosen, target_rejected = (aggregate.AGGREGATES[kind](side, used) for side in clipped)
     diagnostics = diagnose(
         names,
         logps=(chosen, rejected),
@@ -134,9 +149,10 @@ def compute_targets(
         weights=alpha,
         aggregate=kind,
         aggregate_weights=used,
+        spans=counts,
     )
     if method.is_step_scoped(names):
-        # What depends on the weights is told by the run, when there are some.
+        # Diagnostics that depend on the weights are reported by the run.
         diagnostics = {k: v for k, v in diagnostics.items() if not k.endswith(("/weight", "/effective_k"))}
     return Targets(
         weights=alpha,
@@ -151,6 +167,50 @@ def compute_targets(
         rejected_units=units[1] if units else None,
         step_scoped=method.is_step_scoped(names),
         adaptive=weights.adaptive(chosen - rejected) if method.is_windowed(names) else None,
+    )
+
+
+def _over_spans(
+    kind: str,
+    spans: Iterable[PairSpans] | None,
+    logps: tuple[Floats, Floats],
+    clipped: tuple[Floats, Floats],
+    alpha: Floats,
+    units: tuple[Floats, Floats] | None,
+) -> tuple[tuple[Floats, Floats], SpanCounts]:
+    """Log π̃ of both sides, (N,), in the unit of ``normalize``."""
+    pairs = len(alpha)
+    largest = alpha.argmax(axis=1)[:, None]
+    targets = [np.take_along_axis(side, largest, axis=1)[:, 0] for side in clipped]
+    counts, start = SpanCounts.none(alpha.shape[1]), 0
+    for part in spans or ():
+        rows = slice(start, start + len(part.chosen.lengths))
+        start = rows.stop
+        if start > pairs:
+            break
+        for at, side in enumerate((part.chosen, part.rejected)):
+            apart, found = mix(kind, side, logps[at][rows], clipped[at][rows], alpha[rows])
+            targets[at][rows] += apart if units is None else apart / units[at][rows]
+            counts.add(found)
+    if start != pairs:
+        raise ValueError(f"aggregate_over is span: spans of {start} pairs, expected those of {pairs}")
+    return (targets[0], targets[1]), counts
+
+
+def _without_reference(chosen: Floats, rejected: Floats, units: tuple[Floats, Floats] | None) -> Targets:
+    """log π̃ = 0, without weights or diagnostics of references."""
+    nothing = np.zeros(len(chosen))
+    return Targets(
+        weights=np.zeros_like(chosen),
+        clipped_chosen=chosen,
+        clipped_rejected=rejected,
+        target_chosen=nothing,
+        target_rejected=nothing,
+        diagnostics={},
+        notices=(),
+        per_reference=False,
+        chosen_units=units[0] if units else None,
+        rejected_units=units[1] if units else None,
     )
 
 
@@ -175,19 +235,28 @@ def normalized(
 
 
 def finished(alpha: Floats, options: WeightsOptions) -> Floats:
-    """Weights (N, K) with the temperature and then the floor applied, whichever way they were come by."""
+    """Apply temperature and then floor to any weights (N, K)."""
     return weights.lift(weights.temper(alpha, options.temperature), options.floor)
 
 
 def _weights(
-    margins: Floats, method: TargetSettings, names: Sequence[str], held_out: npt.ArrayLike | None
+    margins: Floats,
+    method: TargetSettings,
+    names: Sequence[str],
+    held_out: npt.ArrayLike | None,
+    chosen_references: npt.ArrayLike | None,
 ) -> tuple[Floats, tuple[str, ...]]:
     pairs, references = margins.shape
     single = method.single(names)
     if single is not None:
         return np.tile(np.eye(references)[single], (pairs, 1)), ()
     notices: tuple[str, ...] = ()
-    if isinstance(method.weights, str):
+    if method.by_column(names) is not None:
+        positions = np.asarray([] if chosen_references is None else chosen_references, dtype=np.int64)
+        if positions.shape != (pairs,):
+            raise ValueError(f"chosen references of shape {positions.shape}: expected ({pairs},)")
+        alpha = np.eye(references)[positions]
+    elif not isinstance(method.weights, list):
         if method.weights == "uniform" or method.is_step_scoped(names) or references == 1:
             alpha = weights.uniform(pairs, references)
         elif method.needs_held_out(names):

@@ -1,6 +1,6 @@
-"""What the references do in a set of pairs: which one decides, and what the clipping changes.
+"""Diagnostics of the references on a set of pairs: which one decides, and the effect of clipping.
 
-Sequence sums differ by tens of nats, so the weights alone say little about who decides; these numbers do.
+Sums of completions differ by tens of nats, so the weights alone do not show which reference decides.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mrpo_pipeline.targets.aggregate import Floats, influence
+from mrpo_pipeline.targets.spans import SpanCounts
 
 # Two sums of float32 log-probs nearer than this cannot be told apart; relative to the sum, and in nats.
 TIE_RELATIVE = 1e-7
@@ -24,11 +25,13 @@ def diagnose(
     weights: Floats,
     aggregate: str,
     aggregate_weights: Floats,
+    spans: SpanCounts | None = None,
 ) -> dict[str, float]:
     """Means over the pairs, by metric name; empty where there is no pair.
 
     ``refs/effective_k``: the mean of 1/Σ_k ρ_k² over all completions, ρ_k = ∂ log π̃ / ∂ ℓ_k (for ``harmonic``,
-    softmax_k(log α_k − ℓ_k)): 1 where one reference decides, K where all do alike. And for each reference:
+    softmax_k(log α_k − ℓ_k)): 1 where one reference decides, K where all do alike. With ``spans`` this and the argmin share are
+    means over all spans of all completions. And for each reference:
 
     - ``refs/NAME/weight``: mean α.
     - ``refs/NAME/argmin_share``: share of the completions for which its clipped ℓ is the smallest; ties are shared.
@@ -43,13 +46,18 @@ def diagnose(
         weights: α (N, K), as reported.
         aggregate: the aggregate whose ρ is meant.
         aggregate_weights: α (N, K) as the aggregate takes them.
+        spans: what was counted over spans, where references are mixed over those.
     """
     if len(weights) == 0:
         return {}
     both = np.concatenate(clipped)  # (2N, K): every completion
-    smallest = both == both.min(axis=1, keepdims=True)
-    argmin_share = (smallest / smallest.sum(axis=1, keepdims=True)).mean(axis=0)
-    rho = influence(aggregate, both, np.concatenate([aggregate_weights, aggregate_weights]))
+    if spans is None:
+        smallest = both == both.min(axis=1, keepdims=True)
+        argmin_share = (smallest / smallest.sum(axis=1, keepdims=True)).mean(axis=0)
+        rho = influence(aggregate, both, np.concatenate([aggregate_weights, aggregate_weights]))
+        effective = float((1 / np.square(rho).sum(axis=1)).mean())
+    else:
+        argmin_share, effective = spans.smallest / spans.spans, spans.effective / spans.spans
     margins = logps[0] - logps[1]
     clipped_margins = clipped[0] - clipped[1]
     ties = np.isclose(logps[0], logps[1], rtol=TIE_RELATIVE, atol=TIE_ABSOLUTE)
@@ -61,7 +69,7 @@ def diagnose(
         "accuracy": np.where(ties, 0.5, margins > 0).mean(axis=0),
         "ties": ties.mean(axis=0),
     }
-    report = {"refs/effective_k": float((1 / np.square(rho).sum(axis=1)).mean())}
+    report = {"refs/effective_k": effective}
     for position, name in enumerate(names):
         report.update({f"refs/{name}/{key}": float(values[position]) for key, values in columns.items()})
     return report

@@ -1,11 +1,11 @@
-"""The part of a recipe's ``method`` that decides log π̃, and whether it fits the references."""
+"""The part of a recipe's ``method`` that decides log π̃, and its check against the references."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -17,6 +17,20 @@ HELD_OUT_WEIGHTS = ("validation-discrimination", "validation-accuracy")
 STEP_WEIGHTS = ("sliding-window", "thompson")
 WEIGHTS = ("uniform", "adaptive", *HELD_OUT_WEIGHTS, *STEP_WEIGHTS)
 SINGLE = "single:"
+
+
+# Keys of weights that a column decides; every other key is a value of the column.
+COLUMN, OTHER = "column", "other"
+
+
+class ByColumn(NamedTuple):
+    """Which reference each pair has, by the value of a column of the pairs."""
+
+    column: str
+    references: dict[str, str]
+    """Value → reference."""
+    other: str | None
+    """The reference of every other value, and of rows without one."""
 
 
 def _off(value: Any) -> Any:
@@ -53,11 +67,17 @@ class TargetSettings(Settings):
 
     name: Literal["mrpo", "multi-dpo", "dpo"] = "mrpo"
     """`mrpo`: one loss against π̃. `multi-dpo`: a weighted sum of one loss for each reference. `dpo`: the anchor alone."""
+    reference: Literal["cached", "none"] = "cached"
+    """`none`: train and evaluate without any reference (log π̃ = 0); no cache is read, and `references` may be left out."""
     aggregate: str = "harmonic"
     """How K references become π̃: `harmonic` (MRPO), `geometric`, `arithmetic`, or `single:NAME` (DPO against that one)."""
-    weights: str | list[float] = "adaptive"
+    aggregate_over: Literal["completion", "span"] = "completion"
+    """What `harmonic` and `arithmetic` mix: the log-probs of whole completions, or of the spans between token ends that all references
+    share (words, usually), added up."""
+    weights: str | list[float] | dict[str, str] = "adaptive"
     """`uniform`, `adaptive`, one number for each reference, `validation-discrimination`, `validation-accuracy`,
-    `sliding-window` or `thompson`."""
+    `sliding-window` or `thompson`; or the one reference of each pair by a column of the pairs (`{column: domain, code: coder,
+    other: base}`)."""
     weights_options: WeightsOptions = WeightsOptions()
     """What is set of the weights."""
     trust_region: TrustRegion = TrustRegion()
@@ -75,20 +95,50 @@ class TargetSettings(Settings):
             raise ValueError("harmonic, geometric, arithmetic, or single: and a reference's name")
         return aggregate
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is anything to train against; where not, names of references do not matter."""
+        return self.reference == "cached"
+
     def single(self, names: Sequence[str]) -> int | None:
-        """The position of the one reference that is the target (``dpo``, ``single:NAME``); None where all count."""
+        """The position of the one reference that is the target (``dpo``, ``single:NAME``); None where all count, or none does."""
+        if not self.has_reference:
+            return None
         if self.name == "dpo":
             return 0
         if self.name == "mrpo" and self.aggregate.startswith(SINGLE):
             return list(names).index(self.aggregate.removeprefix(SINGLE))
         return None
 
+    def by_column(self, names: Sequence[str]) -> ByColumn | None:
+        """How a column of the pairs decides the weights; None where the weights are others, or there is nothing to weight."""
+        if (
+            not isinstance(self.weights, dict)
+            or not self.has_reference
+            or self.single(names) is not None
+            or len(names) == 1
+        ):
+            return None
+        references = {value: name for value, name in self.weights.items() if value not in (COLUMN, OTHER)}
+        return ByColumn(self.weights.get(COLUMN, ""), references, self.weights.get(OTHER))
+
+    def mixes_spans(self, names: Sequence[str]) -> bool:
+        """Whether log π̃ takes the references' log-probs span by span; over spans ``geometric`` is what it is over completions, and
+        with the weight 1 on one reference every aggregate is that reference."""
+        several = self.has_reference and self.name == "mrpo" and self.single(names) is None and len(names) > 1
+        return several and self.aggregate_over == "span" and self.aggregate != "geometric" and not self.is_one_hot
+
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether a column decides the weights and no floor is under them: each pair then has one reference."""
+        return isinstance(self.weights, dict) and not self.weights_options.floor
+
     def is_step_scoped(self, names: Sequence[str]) -> bool:
         """Whether the weights change from step to step, so that no pair has a target of its own."""
         return self.weights in STEP_WEIGHTS and self._weights_count(names)
 
     def is_windowed(self, names: Sequence[str]) -> bool:
-        """Whether the weights are those of a sliding window."""
+        """Whether the weights are ``sliding-window``."""
         return self.is_step_scoped(names) and self.weights == "sliding-window"
 
     def needs_held_out(self, names: Sequence[str]) -> bool:
@@ -96,20 +146,22 @@ class TargetSettings(Settings):
         return self.weights in (*HELD_OUT_WEIGHTS, "thompson") and self._weights_count(names)
 
     def _weights_count(self, names: Sequence[str]) -> bool:
-        """Whether there is anything to weight."""
-        return isinstance(self.weights, str) and self.single(names) is None and len(names) > 1
+        """Whether weights have an effect."""
+        return self.has_reference and isinstance(self.weights, str) and self.single(names) is None and len(names) > 1
 
     def official(self, names: Sequence[str]) -> bool:
         """Whether the authors' arithmetic is asked for and would differ: with one reference alone there is no α."""
-        return self.compatibility == "official-code" and self.single(names) is None
+        return self.has_reference and self.compatibility == "official-code" and self.single(names) is None
 
 
 def check_target(method: TargetSettings, names: Sequence[str]) -> None:
-    """Refuse settings that do not fit the references, or each other.
+    """Refuse settings that do not match the references or each other.
 
     Raises:
         UserError: naming the key.
     """
+    if not method.has_reference:
+        return
     if isinstance(names, str) or len(names) == 0:
         raise UserError(f"The references are {names!r}: expected a list of at least one name, the anchor first.")
     if len(set(names)) != len(names):
@@ -118,6 +170,12 @@ def check_target(method: TargetSettings, names: Sequence[str]) -> None:
     _check_weights(method, names)
     if method.official(names):
         _check_official(method, names)
+    if method.mixes_spans(names) and method.is_step_scoped(names):
+        raise UserError(
+            f"The setting method.weights is {method.weights!r} with method.aggregate_over: span: such weights change with every training "
+            "step, and what is kept of each pair for a step are sums of completions. Expected weights of the run or of the pair "
+            "(uniform, adaptive, validation-discrimination, validation-accuracy, or numbers). Set one of the two."
+        )
 
 
 def _check_aggregate(method: TargetSettings, names: Sequence[str]) -> None:
@@ -145,6 +203,8 @@ def _check_weights(method: TargetSettings, names: Sequence[str]) -> None:
                 f"The setting method.weights is {weights!r}: expected one of {', '.join(WEIGHTS)}, or a list of {count} "
                 "numbers. Correct it."
             )
+    elif isinstance(weights, dict):
+        _check_by_column(weights, names)
     elif method.single(names) is None:
         if len(weights) != count:
             raise UserError(
@@ -162,10 +222,25 @@ def _check_weights(method: TargetSettings, names: Sequence[str]) -> None:
         )
 
 
+def _check_by_column(weights: dict[str, str], names: Sequence[str]) -> None:
+    if not weights.get(COLUMN) or len(weights) < 2:
+        raise UserError(
+            f"The setting method.weights is {weights!r}: expected `column`, a column of the pairs, and the reference of each of its "
+            "values, such as {column: domain, code: coder, other: base}. Add what is missing."
+        )
+    for value, name in weights.items():
+        if value != COLUMN and name not in names:
+            raise UserError(
+                f"The setting method.weights.{value} is {name!r}, but there is no reference of that name: expected one of "
+                f"{', '.join(names)}. Correct the name."
+            )
+
+
 def _check_official(method: TargetSettings, names: Sequence[str]) -> None:
     options = method.weights_options
     has = {
         "method.aggregate": (method.aggregate, "harmonic", method.name == "mrpo"),
+        "method.aggregate_over": (method.aggregate_over, "completion", method.name == "mrpo"),
         "method.normalize": (method.normalize, "sum", True),
         "method.weights_options.temperature": (options.temperature, 1.0, True),
         "method.weights_options.floor": (options.floor, 0.0, True),
@@ -176,7 +251,7 @@ def _check_official(method: TargetSettings, names: Sequence[str]) -> None:
                 f"The setting {key} is {found!r} with method.compatibility: official-code: the authors' code has "
                 f"{expected!r} alone. Set it to that, or set method.compatibility to none."
             )
-    if method.weights in (*HELD_OUT_WEIGHTS, *STEP_WEIGHTS):
+    if method.weights in (*HELD_OUT_WEIGHTS, *STEP_WEIGHTS) or isinstance(method.weights, dict):
         raise UserError(
             f"The setting method.weights is {method.weights!r} with method.compatibility: official-code: the authors' code "
             "has adaptive weights, and given ones. Set it to adaptive or to numbers, or set method.compatibility to none."

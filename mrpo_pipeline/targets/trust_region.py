@@ -1,7 +1,7 @@
-"""The clipped trust region (CTRO) of arXiv 2405.16388: references are kept near the anchor.
+"""The clipped trust region (CTRO) of arXiv 2405.16388, which keeps references near the anchor.
 
 A reference far from the policy's starting point would decide the target on its own. So every reference but the anchor
-(column 0) is clipped to a band round the anchor before aggregation. The widths are those of the authors' code.
+(column 0) is clipped to a band around the anchor before aggregation. The widths are those of the authors' code.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from mrpo_pipeline.targets.aggregate import Floats
 
 
 def clip_to_anchor(logps_chosen: Floats, logps_rejected: Floats, kind: str, epsilon: float) -> tuple[Floats, Floats]:
-    """Clip every reference but the anchor to its band, on both sides of each pair.
+    """Clip every reference except the anchor to its band, on both sides of each pair.
 
     Args:
         logps_chosen, logps_rejected: (N, K), nats; the anchor is column 0.
@@ -20,7 +20,7 @@ def clip_to_anchor(logps_chosen: Floats, logps_rejected: Floats, kind: str, epsi
         epsilon: ε_max of ``adaptive``, ε of ``fixed``.
 
     Returns:
-        the clipped (N, K) arrays; column 0 as it came, bit for bit.
+        the clipped (N, K) arrays; column 0 is unchanged.
     """
     if kind == "off":
         return logps_chosen, logps_rejected

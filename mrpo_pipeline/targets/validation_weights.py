@@ -1,4 +1,4 @@
-"""Weights that a third, held-out split decides, once for the run: validation discrimination and validation accuracy."""
+"""Weights from a third, held-out split, computed once for the run: validation discrimination and validation accuracy."""
 
 from __future__ import annotations
 

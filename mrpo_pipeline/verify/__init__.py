@@ -1,7 +1,7 @@
-"""Are the cached numbers the right ones? Some are computed again by plain transformers and compared.
+"""Are the cached log-probs right? Recompute some with plain transformers and compare.
 
-check_numbers(recipe, "base", wanted, 64)        # raises RunError where they differ by more than the dtype allows
-for found in verify_cache(recipe): …             # checksums of every shard, and the above for every reference
+check_numbers(recipe, "base", wanted, 64)        # RunError where they differ by more than the dtype allows
+for found in verify_cache(recipe): …             # checksums of all shards, and the check of every reference
 """
 
 from mrpo_pipeline.verify.check import check_numbers, measure_drift

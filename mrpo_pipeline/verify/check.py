@@ -1,10 +1,10 @@
-"""N cached completions of a reference computed again by plain transformers, and held against the limit of the dtype."""
+"""Recompute cached completions of a reference with plain transformers and compare them within the limits of the dtype."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,6 @@ import polars as pl
 import mrpo_pipeline
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.cache.manifest import Manifest
-from mrpo_pipeline.dataset.prepare import renderer_of
 from mrpo_pipeline.dataset.shared_prompt import shared_tokens
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models.engine_options import NO_OPTIONS
@@ -22,13 +21,15 @@ from mrpo_pipeline.models.source import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.pairs.completion import completion_text
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.rendering import Rendered, Renderer
+from mrpo_pipeline.rendering.model_reading import renderer_of
 from mrpo_pipeline.terminal import quiet_libraries, track
-from mrpo_pipeline.verify.comparison import Compared, figures, worst_token
+from mrpo_pipeline.verify.comparison import Compared, differences, worst_token
 from mrpo_pipeline.verify.diagnosis import guess_reasons
 from mrpo_pipeline.verify.known_faults import confirmed_reasons
 from mrpo_pipeline.verify.oracle import PlainModel
-from mrpo_pipeline.verify.result import Drift, Worst, beginning
+from mrpo_pipeline.verify.result import Drift, Worst, excerpt
 from mrpo_pipeline.verify.sample import draw_completions
+from mrpo_pipeline.verify.served import ServedModel, open_served
 from mrpo_pipeline.verify.tolerances import limits_for
 
 log = logging.getLogger("mrpo")
@@ -37,11 +38,7 @@ log = logging.getLogger("mrpo")
 def check_numbers(
     recipe: Recipe, name: str, wanted: pl.DataFrame, count: int, *, limit: float | None = None, seed: int = 0
 ) -> Drift:
-    """As :func:`measure_drift`, which must pass.
-
-    Raises:
-        RunError: beyond the limit; the worst completion is named, and the likely fault.
-    """
+    """As :func:`measure_drift`. Raises RunError beyond the limit, with the worst completion and the likely cause."""
     drift = measure_drift(recipe, name, wanted, count, limit=limit, seed=seed)
     failure = drift.failure()
     if failure is not None:
@@ -52,19 +49,20 @@ def check_numbers(
 def measure_drift(
     recipe: Recipe, name: str, wanted: pl.DataFrame, count: int, *, limit: float | None = None, seed: int = 0
 ) -> Drift:
-    """Compute completions of a reference again by plain transformers, compare, and keep the result beside the manifest.
+    """Recompute cached completions of a reference with plain transformers, and store the result beside the manifest.
 
-    They are drawn across lengths from those that the cache serves, rendered by the reference's own renderer, and computed
-    one at a time, in this process, from the model's files. The cached row counts as far as it goes.
+    Completions are drawn across lengths, rendered by the reference's renderer, and computed one at a time in this process.
+    A served reference is recomputed by its server, which finds rows of another model but not the server's own faults.
 
     Args:
         wanted: ``completion_id``, ``prompt``, ``completion``, ``cut`` (see ``prepare.wanted_completions``).
-        count: completions to compute again.
-        limit: nats a token, in place of the dtype's own.
+        count: completions to recompute.
+        limit: nats per token, in place of the dtype's limit.
         seed: of the draw.
 
     Raises:
-        UserError: where nothing is scored yet, the cache is another reference's, or transformers cannot load the model.
+        UserError: where nothing is scored yet, the cache is another reference's, or transformers can't load the model.
+        NoServerError: where its server does not answer.
         RunError: where a shard is damaged, or the model does not fit in memory.
     """
     source = fetch(_source(recipe, name))
@@ -72,100 +70,102 @@ def measure_drift(
     cache = ReferenceCache.open(recipe.cache, name)
     manifest = cache.manifest()
     if manifest is None:
-        raise UserError(
-            f"Reference {name} is not scored yet at {recipe.cache}: there are no numbers to compute again. Run `mrpo score-refs` "
-            "with this recipe first."
-        )
+        raise UserError(f"Reference {name} is not scored yet at {recipe.cache}. Run `mrpo score-refs` first.")
     source = as_recorded(source, manifest.fingerprint)
-    cache.check(resolve(source, renderer.identity()))
+    fingerprint = resolve(source, renderer.identity())
+    cache.check(fingerprint)
     served = _served(cache, wanted)
     if served.is_empty():
         raise UserError(
-            f"The cache of reference {name} at {recipe.cache} serves none of the {wanted.height:,} completions of these pairs: "
-            "expected pairs that were scored. Name those, or run `mrpo score-refs` with this recipe."
+            f"The cache of reference {name} at {recipe.cache} has none of the {wanted.height:,} completions of these pairs. Use the "
+            "pairs that were scored, or run `mrpo score-refs` with this recipe."
+        )
+    if manifest.ids_withheld:
+        log.info(
+            "%s: its token ids were withheld when it was published: log-probs and lengths are compared, ids are not.",
+            name,
         )
     picked = draw_completions(served, count, seed)
-    model = PlainModel(source, _device(recipe, name))
+    rendered = renderer.render(list(picked.select("prompt", "completion").iter_rows()))
+    model = _open(recipe, source, renderer)
     try:
-        drift = _measure(_Check(cache, manifest, renderer, model, served.height, limit), picked)
+        if isinstance(model, ServedModel):
+            cache.check({**fingerprint, **model.identity()})
+        drift = _measure(cache, manifest, model, picked, rendered, served=served.height, limit=limit)
     finally:
         model.close()
-    _keep(cache, drift)
+    try:
+        cache.record_check(drift.as_dict())
+    except (OSError, RunError) as error:  # a read-only cache can be checked too
+        log.warning("%s: the result of the check can't be stored in the cache (%s).", cache.name, error)
     return drift
 
 
-@dataclass
-class _Check:
-    cache: ReferenceCache
-    manifest: Manifest
-    renderer: Renderer
-    model: PlainModel
-    served: int
-    limit: float | None
-
-
-def _measure(check: _Check, picked: pl.DataFrame) -> Drift:
-    fingerprint = check.manifest.fingerprint
-    dtype, quantization = fingerprint.get("dtype", check.model.dtype), fingerprint.get("quantization", "none")
-    limits = limits_for(dtype, quantization, asked=check.limit)
-    compared, rendered = _compare(check, picked)
-    found = figures(compared)
+def _measure(
+    cache: ReferenceCache, manifest: Manifest, model: PlainModel | ServedModel, picked: pl.DataFrame, rendered: list[Rendered],
+    *, served: int, limit: float | None,
+) -> Drift:  # fmt: skip
+    fingerprint = manifest.fingerprint
+    dtype, quantization = fingerprint.get("dtype", model.dtype), fingerprint.get("quantization", "none")
+    limits = limits_for(dtype, quantization, token_max=limit)
+    rows = {row["completion_id"]: row for row in cache.rows(picked).iter_rows(named=True)}
+    compared: list[Compared] = []
+    with quiet_libraries(), track(f"recomputing {cache.name}", picked.height, "completions") as progress:
+        keys = picked.select("completion_id", "completion").iter_rows()
+        for (identifier, completion), sides in zip(keys, rendered, strict=True):
+            row = rows[identifier]
+            if manifest.ids_withheld:
+                row["token_ids"] = _as_rendered(row["token_ids"], sides)
+            compared.append(_recomputed(model, row, completion, sides))
+            progress.advance(1)
     lengths = [len(one.cached_ids) for one in compared]
     drift = Drift(
-        reference=check.cache.name,
-        cache=check.cache.location,
+        reference=cache.name,
+        cache=cache.location,
         dtype=dtype,
         quantization=quantization,
-        served=check.served,
-        shortest=min(lengths),
-        longest=max(lengths),
-        figures=found,
+        served=served,
+        shortest_tokens=min(lengths),
+        longest_tokens=max(lengths),
+        differences=differences(compared),
         limits=limits,
-        other_ids=sum(not one.ids_agree for one in compared),
-        other_prompts=sum(one.cached_prompt_tokens != one.prompt_tokens for one in compared),
+        different_ids=sum(not one.ids_agree for one in compared),
+        different_prompts=sum(one.cached_prompt_tokens != one.prompt_tokens for one in compared),
         worst=_worst(compared),
         reasons=[],
-        scored_by=dict(check.manifest.recorded),
-        computed_by={
-            "engine": "transformers, one sequence at a time",
-            "versions": {"mrpo": mrpo_pipeline.__version__, **check.model.versions()},
-            "device": str(check.model.device),
-            "dtype": check.model.dtype,
+        scored_by=dict(manifest.recorded),
+        recomputed_by={
+            "engine": model.engine,
+            "note": model.note,
+            "versions": {"mrpo": mrpo_pipeline.__version__, **model.versions()},
+            "device": str(model.device),
+            "dtype": model.dtype,
         },
         time=datetime.now(UTC).isoformat(),
-        fingerprint_hash=check.manifest.fingerprint_hash,
     )
     if drift.passed:
         return drift
-    confirmed = confirmed_reasons(check.model, compared, rendered, limits)
-    reasons = confirmed or guess_reasons(compared, limits.clearly_off)
+    reasons = confirmed_reasons(model, compared, rendered, limits) or guess_reasons(compared, limits.beyond_rounding)
     options = fingerprint.get("engine_options", NO_OPTIONS)
     if options != NO_OPTIONS:
-        reasons = [f"they were scored with engine options that plain transformers does not have ({options})", *reasons]
+        reasons = [f"scored with engine options that plain transformers does not have ({options})", *reasons]
     return replace(drift, reasons=reasons)
 
 
-def _compare(check: _Check, picked: pl.DataFrame) -> tuple[list[Compared], list[Rendered]]:
-    """The picked completions beside themselves computed again, and as rendered here."""
-    rows = {row["completion_id"]: row for row in check.cache.rows(picked).iter_rows(named=True)}
-    items = list(picked.select("prompt", "completion").iter_rows())
-    rendered = check.renderer.render(items)
-    compared: list[Compared] = []
-    with quiet_libraries(), track(f"computing {check.cache.name} again", picked.height, "completions") as progress:
-        for identifier, (_, completion), sides in zip(picked["completion_id"], items, rendered, strict=True):
-            compared.append(_computed_again(check.model, rows[identifier], completion, sides))
-            progress.advance(1)
-    return compared, rendered
+def _as_rendered(withheld: list[int], sides: Rendered) -> list[int]:
+    """As many token ids as were withheld, those of the rendering as far as it goes."""
+    ids: list[int] = sides.scored_ids[: len(withheld)].tolist()
+    return ids + [0] * (len(withheld) - len(ids))
 
 
-def _computed_again(model: PlainModel, row: dict[str, Any], completion: str, sides: Rendered) -> Compared:
+def _recomputed(model: PlainModel | ServedModel, row: dict[str, Any], completion: str, sides: Rendered) -> Compared:
     cached_ids = np.asarray(row["token_ids"], dtype=np.int32)
     shared = shared_tokens(cached_ids, sides.scored_ids)
     if model.context_length is not None:
-        # A row that was scored under a shorter prompt than this one may be longer than fits here.
+        # A row that was scored after a shorter prompt may exceed the context after this one.
         shared = min(shared, sides.scored_within(model.context_length - len(sides.prompt_ids)))
     part = sides.beginning(shared)
-    again = model.logps(part.prompt_ids, part.completion_ids, part.scored) if shared else np.empty(0, np.float32)
+    logps = model.logps(part.prompt_ids, part.completion_ids, part.scored) if shared else np.empty(0, np.float32)
     return Compared(
         completion_id=row["completion_id"],
         text=completion_text(completion),
@@ -176,57 +176,48 @@ def _computed_again(model: PlainModel, row: dict[str, Any], completion: str, sid
         complete=row["complete"],
         byte_ends=sides.scored_ends,
         cached=np.asarray(row["logprobs"][:shared], dtype=np.float32),
-        again=again,
+        recomputed=logps,
     )
 
 
 def _worst(compared: Sequence[Compared]) -> Worst | None:
-    other = [one for one in compared if not one.ids_agree]
-    if other:
-        one, place = other[0], len(other[0].cached)
+    differing = next((one for one in compared if not one.ids_agree), None)
+    if differing is not None:
+        one, at = differing, len(differing.cached)
     else:
         found = worst_token([one for one in compared if not one.same_text] or compared)
         if found is None:
             return None
-        one, place = found
-    numbers = (None, None) if other else (float(one.cached[place]), float(one.again[place]))
+        one, at = found
     return Worst(
         completion_id=one.completion_id,
-        text=beginning(one.text),
-        place=place,
-        cached_id=int(one.cached_ids[place]) if place < len(one.cached_ids) else None,
-        token_id=int(one.ids[place]) if place < len(one.ids) else None,
-        token=one.token_text(place) if place < len(one.ids) else "",
-        cached=numbers[0],
-        again=numbers[1],
+        text=excerpt(one.text),
+        position=at,
+        cached_id=int(one.cached_ids[at]) if at < len(one.cached_ids) else None,
+        token_id=int(one.ids[at]) if at < len(one.ids) else None,
+        token=one.token_text(at) if at < len(one.ids) else "",
+        cached=None if differing else float(one.cached[at]),
+        recomputed=None if differing else float(one.recomputed[at]),
     )
 
 
 def _source(recipe: Recipe, name: str) -> ModelSource:
     sources = {source.name: source for source in recipe.sources()}
     if name not in sources:
-        raise UserError(
-            f"The recipe names no reference {name}: expected one of {', '.join(sources)}. Correct the name, or add it under "
-            "`references:`."
-        )
+        raise UserError(f"The recipe has no reference {name}: expected one of {', '.join(sources)}.")
     return sources[name]
 
 
-def _device(recipe: Recipe, name: str) -> str | None:
-    asked = recipe.scoring_of(name).engine_options.get("device")
-    return None if asked is None else str(asked)
+def _open(recipe: Recipe, source: ModelSource, renderer: Renderer) -> PlainModel | ServedModel:
+    if source.served is not None:
+        return ServedModel(open_served(source, renderer))
+    device = recipe.scoring_of(source.name).engine_options.get("device")
+    return PlainModel(source, None if device is None else str(device))
 
 
 def _served(cache: ReferenceCache, wanted: pl.DataFrame) -> pl.DataFrame:
-    """The rows of ``wanted`` that the cache serves."""
+    """The rows of ``wanted`` that the cache has."""
     absent = pl.concat(
         [part.select("completion_id") for part in (cache.missing(wanted), cache.unfit(wanted))], how="vertical"
     )
     return wanted.join(absent, on="completion_id", how="anti", maintain_order="left")
-
-
-def _keep(cache: ReferenceCache, drift: Drift) -> None:
-    try:
-        cache.record_check(drift.as_dict())
-    except (OSError, RunError) as error:  # a cache that may be read only can be checked all the same
-        log.warning("%s: the result of the check could not be kept beside the manifest (%s).", cache.name, error)

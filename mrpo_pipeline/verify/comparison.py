@@ -1,4 +1,4 @@
-"""One completion as the cache has it beside itself as computed again, and the figures over many. Pure arrays."""
+"""Cached log-probs of a completion beside recomputed ones, and statistics over many. Pure arrays."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Compared:
-    """A completion of which S leading tokens have the same ids in the cache and as rendered here.
+    """A completion whose first S tokens have the same ids in the cache and as rendered now.
 
     Attributes:
         completion_id: 32 hex digits.
-        text: the canonical text of the whole completion.
-        cached_prompt_tokens, prompt_tokens: tokens of the prompt by the cache, and as rendered here. (Of the prompt the
-            cache keeps only that.)
-        cached_ids: (C,) as the cache has them. ids: (D,) the scored tokens of the whole completion as rendered here, end-of-turn
-            token last.
-        complete: the cached row claims to be whole.
+        text: the canonical text of the completion.
+        cached_prompt_tokens, prompt_tokens: length of the prompt in the cache (which keeps no prompt ids), and as rendered now.
+        cached_ids: (C,) ids in the cache. ids: (D,) scored ids as rendered now, end-of-turn token last.
+        complete: whether the cached row covers the completion and its end-of-turn token, by its own account.
         byte_ends: (D,) of ``ids``, in the completion's bytes.
-        cached: (S,) log-probs of the cache. again: (S,) computed again. Nats.
+        cached, recomputed: (S,) log-probs in nats.
     """
 
     completion_id: str
@@ -39,34 +37,34 @@ class Compared:
     complete: bool
     byte_ends: TokenIds
     cached: npt.NDArray[np.float32]
-    again: npt.NDArray[np.float32]
+    recomputed: npt.NDArray[np.float32]
 
     @property
     def ids_agree(self) -> bool:
-        """Whether the cached ids are those of this text: all of them where the row is complete, else its beginning."""
+        """Whether the cached ids are those of the text: all if the row is complete, else a prefix."""
         return len(self.cached) == len(self.cached_ids) and self.complete == (len(self.cached_ids) == len(self.ids))
 
     @property
     def same_text(self) -> bool:
-        """Whether ids and the prompt's length are what they are here."""
+        """Whether ids and prompt length agree."""
         return self.ids_agree and self.cached_prompt_tokens == self.prompt_tokens
 
     @cached_property
     def difference(self) -> Floats:
-        """(S,) cached − computed again."""
-        return self.cached.astype(np.float64) - self.again.astype(np.float64)
+        """(S,) cached − recomputed."""
+        return self.cached.astype(np.float64) - self.recomputed.astype(np.float64)
 
-    def token_text(self, place: int) -> str:
-        """What the token stands for in the completion; empty for the end-of-turn token."""
-        if place == len(self.ids) - 1:
+    def token_text(self, position: int) -> str:
+        """The token's text in the completion; empty for the end-of-turn token."""
+        if position == len(self.ids) - 1:
             return ""
-        start = int(self.byte_ends[place - 1]) if place else 0
-        return self.text.encode()[start : int(self.byte_ends[place])].decode(errors="replace")
+        start = int(self.byte_ends[position - 1]) if position else 0
+        return self.text.encode()[start : int(self.byte_ends[position])].decode(errors="replace")
 
 
 @dataclass(frozen=True)
-class Figures:
-    """|cached − computed again| in nats: over all tokens, and over the completions' sums."""
+class Differences:
+    """|cached − recomputed| in nats, over all tokens and over the completions' sums."""
 
     completions: int
     tokens: int
@@ -77,16 +75,14 @@ class Figures:
     sum_max: float
 
 
-def figures(compared: Sequence[Compared]) -> Figures:
-    """The figures over the tokens that have the same ids; zeros where there are none."""
-    parts = [one.difference for one in compared if len(one.cached)]
-    if not parts:
-        return Figures(len(compared), 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+def differences(compared: Sequence[Compared]) -> Differences:
+    """Statistics over the tokens with the same ids; zeros where there are none."""
+    parts = [one.difference for one in compared if len(one.cached)] or [np.zeros(1)]
     tokens = np.abs(np.concatenate(parts))
     sums = np.abs([float(part.sum()) for part in parts])
-    return Figures(
+    return Differences(
         completions=len(compared),
-        tokens=len(tokens),
+        tokens=sum(len(one.cached) for one in compared),
         token_mean=float(tokens.mean()),
         token_p99=float(np.quantile(tokens, 0.99)),
         token_max=float(tokens.max()),
@@ -96,7 +92,7 @@ def figures(compared: Sequence[Compared]) -> Figures:
 
 
 def worst_token(compared: Sequence[Compared]) -> tuple[Compared, int] | None:
-    """The completion and the place in it of the largest |difference|; None where no token was compared."""
+    """The completion and the position of the largest |difference|; None where no token was compared."""
     with_tokens = [one for one in compared if len(one.cached)]
     if not with_tokens:
         return None

@@ -1,4 +1,4 @@
-"""A guess put to the test: are the cached numbers those of the text, or the model, with one known fault in it?"""
+"""Confirm a cause by trying it: recompute with one known fault and compare with the cache."""
 
 from __future__ import annotations
 
@@ -11,61 +11,52 @@ from mrpo_pipeline.engines.base import TokenIds
 from mrpo_pipeline.rendering import Rendered
 from mrpo_pipeline.verify.comparison import Compared
 from mrpo_pipeline.verify.oracle import PlainModel
+from mrpo_pipeline.verify.served import ServedModel
 from mrpo_pipeline.verify.tolerances import Limits
 
-TRIED = 3  # completions that each guess is tried on: the worst ones
+TRIED = 3  # completions that each fault is tried on: the worst ones
 
 
 def confirmed_reasons(
-    model: PlainModel, compared: Sequence[Compared], rendered: Sequence[Rendered], limits: Limits
+    model: PlainModel | ServedModel, compared: Sequence[Compared], rendered: Sequence[Rendered], limits: Limits
 ) -> list[str]:
-    """The faults with which the model gives what the cache has, on the completions that differ most.
+    """The faults that reproduce the cached log-probs of the worst completions.
 
     Args:
-        compared: (N,) completions. rendered: (N,) they and their prompts as rendered here.
+        compared: (N,) completions. rendered: (N,) they and their prompts as rendered now.
     """
-    differing = [at for at, one in enumerate(compared) if len(one.cached)]
-    worst = sorted(differing, key=lambda at: -float(np.abs(compared[at].difference).mean()))[:TRIED]
-    if not worst or float(np.abs(compared[worst[0]].difference).max()) <= limits.clearly_off:
+    with_tokens = [at for at, one in enumerate(compared) if len(one.cached)]
+    worst = sorted(with_tokens, key=lambda at: -float(np.abs(compared[at].difference).mean()))[:TRIED]
+    if not worst or float(np.abs(compared[worst[0]].difference).max()) <= limits.beyond_rounding:
         return []
+    cases = [(compared[at], rendered[at]) for at in worst]
     return [
-        f"confirmed: {told} (the {len(worst)} worst completions computed so agree with the cache)"
-        for told, change, fault in _faults(model)
-        if _explains(model, [(compared[at], rendered[at], change) for at in worst], limits, fault)
+        f"confirmed: {fault} (so computed, the {len(worst)} worst completions agree with the cache)"
+        for fault, change, setting in _faults(model)
+        if _explains(model, cases, change, setting, limits)
     ]
 
 
 def _faults(
-    model: PlainModel,
+    model: PlainModel | ServedModel,
 ) -> Iterator[tuple[str, Callable[[TokenIds], TokenIds], Callable[[], AbstractContextManager[None]]]]:
-    """(in words, what it does to the prompt's ids, what it does to the model)."""
-    yield "the prompt's first token (BOS, say) stood there twice", _first_twice, nullcontext
-    yield "the prompt's first token (BOS, say) was missing", _first_missing, nullcontext
-    if model.adapted:
-        yield "the adapter was left out", _as_it_is, model.without_adapter
-
-
-def _first_twice(prompt: TokenIds) -> TokenIds:
-    return np.concatenate([prompt[:1], prompt])
-
-
-def _first_missing(prompt: TokenIds) -> TokenIds:
-    return prompt[1:]
-
-
-def _as_it_is(prompt: TokenIds) -> TokenIds:
-    return prompt
+    """(description, change of the prompt's ids, change of the model)."""
+    yield "the prompt's first token (such as BOS) was doubled", lambda ids: np.concatenate([ids[:1], ids]), nullcontext
+    yield "the prompt's first token (such as BOS) was missing", lambda ids: ids[1:], nullcontext
+    if model.without_adapter is not None:
+        yield "the adapter was not loaded", lambda ids: ids, model.without_adapter
 
 
 def _explains(
-    model: PlainModel,
-    cases: Sequence[tuple[Compared, Rendered, Callable[[TokenIds], TokenIds]]],
+    model: PlainModel | ServedModel,
+    cases: Sequence[tuple[Compared, Rendered]],
+    change: Callable[[TokenIds], TokenIds],
+    setting: Callable[[], AbstractContextManager[None]],
     limits: Limits,
-    fault: Callable[[], AbstractContextManager[None]],
 ) -> bool:
     before, after = [], []
-    with fault():
-        for one, rendered, change in cases:
+    with setting():
+        for one, rendered in cases:
             part, prompt = rendered.beginning(len(one.cached)), change(rendered.prompt_ids)
             length = len(prompt) + len(part.completion_ids)
             if not len(prompt) or (model.context_length is not None and length > model.context_length):
@@ -75,5 +66,5 @@ def _explains(
             before.append(np.abs(one.difference))
     now = np.concatenate(after)
     within = float(now.max()) <= limits.token_max and float(now.mean()) <= limits.token_mean
-    # In 16 bits a small fault passes the limits itself: only one that explains most of the difference counts.
+    # In 16 bits a small fault is within the limits anyway: the fault has to explain most of the difference.
     return within and float(now.mean()) < 0.3 * float(np.concatenate(before).mean())

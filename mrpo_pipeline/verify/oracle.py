@@ -1,13 +1,13 @@
-"""A model's log-probs by transformers alone: the whole sequence in one forward pass, one sequence at a time.
+"""Log-probs by plain transformers: full logits, one sequence at a time.
 
-Neither engines' batching nor the project's own head takes part, so that a fault of theirs cannot hide here.
+Uses neither the engines' batching nor the project's own head, so that their faults show.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Any
 
@@ -18,24 +18,27 @@ from mrpo_pipeline.engines.base import TokenIds
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models.source import ModelSource
 
-LOGIT_BYTES = 1 << 30  # of logits held at once; a longer completion takes several forward passes
+LOGIT_BYTES = 1 << 30  # of logits in memory; a longer completion takes several forward passes
 SOFTMAX_ROWS = 256
 
 
 class PlainModel:
-    """A reference's model as transformers loads it, in the dtype that its cache was made in.
+    """A reference's model as transformers loads it, in the dtype of its cache.
 
-    Weights that only an engine quantizes (``quantization: fp8`` of a plain checkpoint, say) are loaded as they lie there,
-    and those whose checkpoint is quantized as the checkpoint says.
+    Quantization that only an engine applies (such as ``quantization: fp8`` of a plain checkpoint) is left out; a quantized
+    checkpoint is loaded as it is.
 
     Args:
-        source: the reference; its files are at hand.
-        device: where to; a GPU where there is one, else the CPU.
+        source: the reference, with local files.
+        device: default: a GPU if there is one, else the CPU.
 
     Raises:
-        UserError: where transformers cannot load it.
+        UserError: where transformers can't load it.
         RunError: where it does not fit in the device's memory.
     """
+
+    engine = "transformers, one sequence at a time"
+    note = ""
 
     def __init__(self, source: ModelSource, device: str | None = None) -> None:
         import torch
@@ -50,29 +53,29 @@ class PlainModel:
         try:
             model, self.dtype = load_model(source, device=self.device)
         except torch.OutOfMemoryError as error:
-            raise self._no_room() from error
+            raise self._out_of_memory() from error
         except ImportError as error:
             raise UserError(
-                f"reference {source.name}: transformers cannot load {source.model} to compute its numbers again: {error} "
-                "Install what it names, or leave this out (`--check 0`)."
+                f"reference {source.name}: transformers can't load {source.model} to recompute log-probs: {error} Install the missing "
+                "package, or skip this check (`--check 0`)."
             ) from error
         self._model: Any = model
         self.context_length = context_length(model.config)
         base = model.get_base_model() if source.adapter is not None else model
-        self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(base.forward).parameters
         self._adapted = source.adapter is not None
         self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
 
     def logps(
         self, prompt_ids: TokenIds, completion_ids: TokenIds, scored: npt.NDArray[np.bool_] | None = None
     ) -> npt.NDArray[np.float32]:
-        """(S,) log-probs of the completion's scored tokens, nats: log-softmax in float32 of the logits as the model gives them.
+        """(S,) log-probs of the completion's scored tokens in nats, by a float32 log-softmax of the model's logits.
 
         Args:
             scored: (C,) which of the completion's tokens; None: all.
 
         Raises:
-            RunError: where memory does not suffice, or a log-prob is not finite.
+            RunError: out of memory, or a log-prob is not finite.
         """
         import torch
 
@@ -84,7 +87,7 @@ class PlainModel:
             with torch.inference_mode():
                 for start in range(0, count, window):
                     end = min(start + window, count)
-                    # A token is predicted at the position before its own.
+                    # A token is predicted at the position before it.
                     positions = torch.arange(first + start - 1, first + end - 1, device=self.device)
                     logits = self._logits(ids, positions)  # (W, V)
                     for row in range(0, end - start, SOFTMAX_ROWS):
@@ -93,38 +96,31 @@ class PlainModel:
                         logps = some.gather(1, targets[:, None])[:, 0] - some.logsumexp(dim=1)
                         found[start + row : start + row + len(some)] = logps.cpu().numpy()
         except torch.OutOfMemoryError as error:
-            raise self._no_room() from error
+            raise self._out_of_memory() from error
         if scored is not None:
             found = found[scored]
         if not np.isfinite(found).all():
             raise RunError(
-                f"reference {self._name}: computed again by transformers in {self.dtype}, a log-prob is not finite: the weights "
-                "hold NaN, or the model leaves the range of that dtype. The cache was not changed. Set the reference's `dtype` "
-                "and score it anew."
+                f"reference {self._name}: transformers in {self.dtype} computes a log-prob that is not finite: the weights hold NaN, or "
+                "the model exceeds the range of that dtype. The cache was not changed. Set the reference's `dtype` and score again."
             )
         return found
 
     def _logits(self, ids: Any, positions: Any) -> Any:
-        if self._keeps:
+        if self._takes_logits_to_keep:
             return self._model(input_ids=ids[None], use_cache=False, logits_to_keep=positions).logits[0]
         return self._model(input_ids=ids[None], use_cache=False).logits[0, positions]
 
     @property
-    def adapted(self) -> bool:
-        """Whether an adapter is on it."""
-        return self._adapted
-
-    @contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """The model as if its adapter had been left out."""
-        with self._model.disable_adapter():
-            yield
+    def without_adapter(self) -> Callable[[], AbstractContextManager[None]] | None:
+        """A context manager that disables the adapter; None without one."""
+        return self._model.disable_adapter if self._adapted else None
 
     def versions(self) -> dict[str, str]:
         return {name: version(name) for name in ("torch", "transformers", "peft")}
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         import gc
 
         import torch
@@ -134,9 +130,8 @@ class PlainModel:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _no_room(self) -> RunError:
+    def _out_of_memory(self) -> RunError:
         return RunError(
-            f"reference {self._name} does not fit in the memory of {self.device} by plain transformers, so its numbers were not "
-            "computed again. The cache was not changed. On the CPU, if that has the room: `CUDA_VISIBLE_DEVICES= mrpo cache "
-            "verify RECIPE`; or leave it out (`--check 0`)."
+            f"reference {self._name} does not fit in the memory of {self.device} with plain transformers, so its log-probs were not "
+            "recomputed. Check on the CPU (`CUDA_VISIBLE_DEVICES= mrpo cache verify RECIPE`), or skip the check (`--check 0`)."
         )

@@ -1,4 +1,4 @@
-"""What was found on computing a reference's numbers again: as plain data, and in words."""
+"""The result of recomputing a reference's log-probs: as plain data and as text."""
 
 from __future__ import annotations
 
@@ -6,66 +6,61 @@ import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mrpo_pipeline.verify.comparison import Figures
+from mrpo_pipeline.verify.comparison import Differences
 from mrpo_pipeline.verify.tolerances import Limits
 
-TEXT_CHARACTERS = 60
+EXCERPT_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
 class Worst:
-    """The completion that is furthest from right, and the token in it that shows it.
-
-    Where token ids differ it is one of those completions, and the token the first that differs; else the largest difference
-    of all.
+    """The completion that differs most, and the token that shows it: the first different id, else the largest difference.
 
     Attributes:
         completion_id: 32 hex digits.
-        text: the completion's beginning.
-        place: of the token in the completion, from 0.
-        cached_id, token_id: its id in the cache and by the text; None where one of them has no token there.
-        token: its text; empty for the end-of-turn token, and where the text has none there.
-        cached, again: its log-probs in nats; None where they cannot be compared.
+        text: the beginning of the completion.
+        position: of the token in the completion, from 0.
+        cached_id, token_id: its id in the cache and in the text; None beyond the end of either.
+        token: its text; empty for the end-of-turn token, and beyond the end.
+        cached, recomputed: log-probs in nats; None where the ids differ.
     """
 
     completion_id: str
     text: str
-    place: int
+    position: int
     cached_id: int | None
     token_id: int | None
     token: str
     cached: float | None
-    again: float | None
+    recomputed: float | None
 
     def __str__(self) -> str:
-        told = f"completion {self.completion_id} ({self.text!r}), token {self.place}"
-        if self.cached is None or self.again is None:
+        where = f"completion {self.completion_id} ({self.text!r}), token {self.position}"
+        if self.cached is None or self.recomputed is None:
             ids = ["none" if one is None else str(one) for one in (self.cached_id, self.token_id)]
-            return f"{told}: id {ids[0]} cached, {ids[1]} in the text"
+            return f"{where}: id {ids[0]} in the cache, {ids[1]} in the text"
         token = repr(self.token) if self.token else "end of turn"
         return (
-            f"{told} (id {self.token_id}, {token}): {_value(self.cached)} cached, {_value(self.again)} computed again"
+            f"{where} (id {self.token_id}, {token}): {_value(self.cached)} cached, {_value(self.recomputed)} recomputed"
         )
 
 
 @dataclass(frozen=True)
 class Drift:
-    """One reference's cached log-probs against the same computed again by plain transformers.
+    """A reference's cached log-probs against recomputed ones.
 
     Attributes:
-        reference, cache: the reference's name and its folder or URL.
-        dtype, quantization: of the numbers, by the manifest.
-        served: completions of the pairs that the cache serves, of which ``figures.completions`` were compared.
-        shortest, longest: tokens of the shortest and the longest completion compared.
-        figures: |differences| in nats.
-        limits: what they were held against.
-        other_ids, other_prompts: completions whose token ids, or number of prompt tokens, are not those of the text.
+        reference, cache: the reference's name, and its folder or URL.
+        dtype, quantization: of the manifest.
+        served: completions of the pairs that the cache has, of which ``differences.completions`` were compared.
+        shortest_tokens, longest_tokens: of the compared completions.
+        differences, limits: nats.
+        different_ids, different_prompts: completions whose token ids, or prompt length, are not those of the text.
         worst: None where nothing was compared.
-        reasons: guesses at a fault, most telling first; empty where there is none, or nothing to tell it by.
-        scored_by: what the manifest records of the engine, versions and machine that began the cache.
-        computed_by: engine, versions, device, dtype.
-        time: when, ISO 8601.
-        fingerprint_hash: of the manifest.
+        reasons: possible causes, most likely first.
+        scored_by: engine, versions and machine by the manifest. recomputed_by: engine, versions, device, dtype, and a note on its
+            limits, empty for transformers.
+        time: ISO 8601.
     """
 
     reference: str
@@ -73,87 +68,85 @@ class Drift:
     dtype: str
     quantization: str
     served: int
-    shortest: int
-    longest: int
-    figures: Figures
+    shortest_tokens: int
+    longest_tokens: int
+    differences: Differences
     limits: Limits
-    other_ids: int
-    other_prompts: int
+    different_ids: int
+    different_prompts: int
     worst: Worst | None
     reasons: list[str]
     scored_by: dict[str, Any]
-    computed_by: dict[str, Any]
+    recomputed_by: dict[str, Any]
     time: str
-    fingerprint_hash: str
+
+    @property
+    def within_limits(self) -> bool:
+        """Whether the log-probs agree, whatever the ids."""
+        found, limits = self.differences, self.limits
+        return found.token_max <= limits.token_max and found.token_mean <= limits.token_mean
 
     @property
     def passed(self) -> bool:
-        within = self.figures.token_max <= self.limits.token_max and self.figures.token_mean <= self.limits.token_mean
-        return within and not self.other_ids and not self.other_prompts
+        return self.within_limits and not self.different_ids and not self.different_prompts
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "passed": self.passed}
 
     def summary(self) -> str:
-        """A block of lines for a person."""
-        found, limits = self.figures, self.limits
+        """Lines for a terminal."""
+        found, limits = self.differences, self.limits
         lines = [
-            f"{self.reference}: {found.completions:,} of {self.served:,} completions computed again ({self.shortest:,} to "
-            f"{self.longest:,} tokens, {found.tokens:,} in all; {self._made_in()}): "
+            f"{self.reference}: {found.completions:,} of {self.served:,} completions recomputed ({self.shortest_tokens:,} to "
+            f"{self.longest_tokens:,} tokens, {found.tokens:,} in all; {self._number_format()}): "
             + ("they agree" if self.passed else "THEY DIFFER"),
-            f"  |difference| a token       mean {found.token_mean:.1e} (limit {limits.token_mean:g}), 99th percentile "
+            f"  |difference| per token       mean {found.token_mean:.1e} (limit {limits.token_mean:g}), 99th percentile "
             f"{found.token_p99:.1e}, maximum {found.token_max:.1e} nats (limit {limits.token_max:g})",
-            f"  |difference| a completion  mean {found.sum_mean:.1e}, maximum {found.sum_max:.1e} nats",
+            f"  |difference| per completion  mean {found.sum_mean:.1e}, maximum {found.sum_max:.1e} nats",
         ]
-        if self.other_ids or self.other_prompts:
+        if self.different_ids or self.different_prompts:
             lines.append(
-                f"  other token ids in {self.other_ids:,} completions, another number of prompt tokens in {self.other_prompts:,}"
+                f"  different token ids in {self.different_ids:,} completions, prompts of another length in {self.different_prompts:,}"
             )
-        if self.worst is not None:
-            lines.append(f"  worst: {self.worst}")
+        lines += [f"  worst: {self.worst}"] if self.worst is not None else []
         lines += [f"  likely: {reason}" for reason in self.reasons]
-        lines.append(f"  scored by {_by(self.scored_by)}; computed again by {_by(self.computed_by)}")
+        lines.append(f"  scored by {_by(self.scored_by)}; recomputed by {_by(self.recomputed_by)}")
+        lines += [f"  note: {note}"] if (note := self.recomputed_by.get("note")) else []
         return "\n".join(lines)
 
     def failure(self) -> str | None:
-        """What to tell the user where the numbers do not pass; None where they do."""
+        """The error message; None where the check passes."""
         if self.passed:
             return None
-        found, limits = self.figures, self.limits
+        found, limits = self.differences, self.limits
         parts = []
-        other = [
-            f"{count:,} have {what}"
-            for count, what in (
-                (self.other_ids, "other token ids"),
-                (self.other_prompts, "another number of prompt tokens"),
-            )
-            if count
-        ]
-        if other:
+        if self.different_ids:
+            parts.append(f"{self.different_ids:,} have different token ids")
+        if self.different_prompts:
+            parts.append(f"{self.different_prompts:,} have a prompt of another length")
+        if not self.within_limits:
             parts.append(
-                f"of {found.completions:,} completions {' and '.join(other)} than their text has by this reference"
+                f"the log-probs differ by {found.token_mean:.2g} nats per token on average and {found.token_max:.2g} at most, expected "
+                f"{limits.token_mean:g} and {limits.token_max:g} in {self._number_format()}"
             )
-        if found.token_max > limits.token_max or found.token_mean > limits.token_mean:
-            parts.append(
-                f"over {found.completions:,} completions the log-probs differ by {found.token_mean:.2g} nats a token on average "
-                f"and {found.token_max:.2g} at most, expected {limits.token_mean:g} and {limits.token_max:g} in {self._made_in()}"
-            )
-        worst = f" The worst: {self.worst}." if self.worst is not None else ""
-        likely = f" Likely: {'; '.join(self.reasons)}." if self.reasons else ""
+        worst = f" Worst: {self.worst}." if self.worst is not None else ""
+        likely = f" Likely cause: {'; '.join(self.reasons)}." if self.reasons else ""
+        engine = str(self.recomputed_by["engine"]).split(",")[0]
         root = shlex.quote(self.cache.removesuffix(self.reference).rstrip("/"))
         return (
-            f"The cached numbers of reference {self.reference} are not those that transformers computes from what the manifest "
-            f"names: {'; '.join(parts)}.{worst}{likely} The cache was not changed. Mend the cause, delete these numbers (`mrpo "
-            f"cache prune --cache {root} --reference {self.reference} --all`) and score again (`mrpo score-refs`)."
+            f"The cached log-probs of reference {self.reference} are not those that {engine} computes from the manifest's model and "
+            f"settings. Of {found.completions:,} completions: {'; '.join(parts)}.{worst}{likely} The cache was not changed. Fix the "
+            f"cause, delete these numbers (`mrpo cache prune --cache {root} --reference {self.reference} --all`) and score again "
+            "(`mrpo score-refs`)."
         )
 
-    def _made_in(self) -> str:
-        return self.dtype if self.quantization == "none" else f"{self.dtype}, {self.quantization}"
+    def _number_format(self) -> str:
+        return self.dtype if self.quantization in ("none", self.dtype) else f"{self.dtype}, {self.quantization}"
 
 
-def beginning(text: str) -> str:
-    """The first characters of a text, marked where it goes on."""
-    return text if len(text) <= TEXT_CHARACTERS else text[:TEXT_CHARACTERS] + "…"
+def excerpt(text: str) -> str:
+    """The first characters of a text, with an ellipsis where it is longer."""
+    return text if len(text) <= EXCERPT_CHARACTERS else text[:EXCERPT_CHARACTERS] + "…"
 
 
 def _by(recorded: dict[str, Any]) -> str:
@@ -164,5 +157,5 @@ def _by(recorded: dict[str, Any]) -> str:
 
 
 def _value(logp: float) -> str:
-    """A log-prob to the last digit that float32 tells; what is no log-prob as it is."""
+    """A log-prob with float32's digits; an impossible one in short."""
     return f"{logp:.6f}" if 1e-3 < abs(logp) < 1e4 else f"{logp:.3g}"

@@ -1,4 +1,4 @@
-"""Which completions are computed again: some of every length, the longest among them."""
+"""Draw the completions to recompute: across lengths, the longest included."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import polars as pl
 
 
 def draw_across_lengths(lengths: npt.NDArray[np.int64], count: int, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Places of ``count`` items: one drawn from each of ``count`` equal parts of the items in order of length.
+    """Indices of ``count`` items: one from each of ``count`` equal parts of the items sorted by length, and the longest item.
 
-    Of the last part the longest item itself is taken: what only long contexts show (positions, windows, memory) shows there.
+    The longest shows faults of long contexts (positions, windows, memory).
 
     Args:
         lengths: (N,).
-        count: all N are taken where it is not smaller than N.
-        seed: the same lengths and seed give the same places.
+        count: all N if it is not smaller than N.
+        seed: of the draw.
 
     Returns:
-        (min(count, N),) places, by rising length.
+        (min(count, N),) indices, by increasing length.
     """
     order = np.argsort(lengths, kind="stable")
     if count >= len(order):
@@ -32,10 +32,10 @@ def draw_across_lengths(lengths: npt.NDArray[np.int64], count: int, seed: int = 
 
 
 def draw_completions(served: pl.DataFrame, count: int, seed: int = 0) -> pl.DataFrame:
-    """Rows of ``served`` drawn across the bytes of prompt and completion (as far as it counts), whatever their order.
+    """Rows of ``served`` drawn across the bytes of prompt and completion (up to its cut), independent of their order.
 
     Args:
-        served: ``completion_id``, ``prompt``, ``completion``, ``cut`` (bytes; null for the whole).
+        served: ``completion_id``, ``prompt``, ``completion``, ``cut`` (bytes; null for all).
     """
     size = pl.coalesce("cut", pl.col("completion").str.len_bytes().cast(pl.Int64))
     ordered = served.with_columns(size=size + pl.col("prompt").str.len_bytes().cast(pl.Int64)).sort(

@@ -1,8 +1,10 @@
-"""How far two right computations of one model may lie apart, by the dtype they were made in."""
+"""How far two correct computations of one model differ, by dtype."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from mrpo_pipeline.models.source import AS_SERVED
 
 
 @dataclass(frozen=True)
@@ -13,8 +15,8 @@ class Limits:
     token_mean: float
 
     @property
-    def clearly_off(self) -> float:
-        """|difference| from which on a token is not a matter of rounding: what the patterns of a fault are made of."""
+    def beyond_rounding(self) -> float:
+        """|difference| above which a token is not explained by rounding."""
         return min(self.token_max, 4 * self.token_mean)
 
 
@@ -27,29 +29,28 @@ _BY_DTYPE = {
 _QUANTIZED = Limits(4.0, 0.2)
 
 
-def limits_for(dtype: str, quantization: str = "none", *, asked: float | None = None) -> Limits:
-    """The limits for numbers made in a dtype.
+def limits_for(dtype: str, quantization: str = "none", *, token_max: float | None = None) -> Limits:
+    """The limits for log-probs of a dtype.
 
-    float32: logits of magnitude 32 are known to 2e-6, and two orders of summation over some thousand terms differ by some
-    tens of that; 1e-3 leaves room for deep models and still is far below what any fault in text or weights does.
+    float32: a logit of 32 has a precision of 2e-6, and two orders of summation over some thousand terms differ by tens of that;
+    1e-3 leaves room for deep models and is far below the effect of any fault in text or weights.
 
-    float16 and bfloat16 keep 11 and 8 significant bits: a logit of 16 to 32, as models of billions of weights have, is
-    rounded to steps of 1/64 or 1/8, in each computation for itself, and so is every activation before it. Two right
-    computations so differ by a fraction of a step on average and by some steps now and then. Seen: 0.05 on average and 0.32
-    at most over 25 tokens (Qwen3-1.7B in bfloat16, vLLM against transformers: vllm-project/vllm issue 18352); 0.003 and 0.07
-    over 17,000 tokens where logits are small (models of two layers), and an eighth of that in float16. Hence sixteen steps
-    for the worst token (1/4 and 2) and four fifths of one for the average (1/80 and 1/10). A wrong prompt, template or
-    revision moves the average by tenths of nats and more; what is smaller than rounding cannot be told from it.
+    float16 and bfloat16 have 11 and 8 significant bits: a logit of 16 to 32, usual in models of billions of weights, is rounded to
+    steps of 1/64 or 1/8, and so is every activation before it. Two correct computations differ by a fraction of a step on average
+    and by several steps at times. Measured: 0.05 on average and 0.32 at most over 25 tokens (Qwen3-1.7B in bfloat16, vLLM against
+    transformers: vllm-project/vllm issue 18352); 0.003 and 0.07 over 17,000 tokens of two-layer models, whose logits are small,
+    and an eighth of that in float16. The limits are sixteen steps for the worst token (1/4 and 2) and four fifths of a step for
+    the average (1/80 and 1/10). A wrong prompt, template or revision changes the average by tenths of nats or more; a fault below
+    rounding is not detectable.
 
-    Quantized weights are unpacked by other kernels in each engine, and some engines round activations as well: twice
-    bfloat16's.
+    Quantized weights are unpacked by different kernels in each engine, and some engines round activations too: twice bfloat16's.
 
     Args:
-        dtype: as the manifest names it; one that is not known here is taken for bfloat16.
-        quantization: as the manifest names it.
-        asked: the user's own limit for the worst token, in nats; the average's then keeps its proportion to it.
+        dtype: of the manifest; an unknown one has the limits of bfloat16.
+        quantization: of the manifest. A served model has the limits of bfloat16: the same kernels recompute it.
+        token_max: replaces the dtype's limit of the worst token, in nats; the average's limit scales with it.
     """
-    limits = _BY_DTYPE.get(dtype, _BY_DTYPE["bfloat16"]) if quantization == "none" else _QUANTIZED
-    if asked is None:
+    limits = _BY_DTYPE.get(dtype, _BY_DTYPE["bfloat16"]) if quantization in ("none", AS_SERVED) else _QUANTIZED
+    if token_max is None:
         return limits
-    return Limits(asked, asked * limits.token_mean / limits.token_max)
+    return Limits(token_max, token_max * limits.token_mean / limits.token_max)

@@ -1,4 +1,4 @@
-"""A whole cache verified: every shard read again, and, where pairs are named, some of its numbers computed again."""
+"""Verify a cache: checksums of all shards, and a sample of log-probs where the recipe has pairs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mrpo_pipeline.cache import ReferenceCache, list_references
+from mrpo_pipeline.engines.base import NoServerError
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.verify.check import measure_drift
@@ -15,11 +16,12 @@ from mrpo_pipeline.verify.result import Drift
 
 @dataclass
 class Verified:
-    """What verifying one reference found.
+    """The verification of one reference.
 
-    ``shards``, ``rows`` and ``tokens`` count what was read; ``damaged`` maps the files that are not what was written to
-    what is wrong with them, ``unread`` those that the system did not let be read; ``not_computed`` says why no number was
-    computed again where ``drift`` is None.
+    Attributes:
+        shards, rows, tokens: counts of what was read.
+        damaged: file → problem. unread: files that could not be read → the system's error.
+        drift: the recomputed log-probs; None where there are none, for the reason ``not_recomputed``.
     """
 
     reference: str
@@ -29,43 +31,43 @@ class Verified:
     damaged: dict[str, str] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
     drift: Drift | None = None
-    not_computed: str = ""
+    not_recomputed: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "drift": None if self.drift is None else self.drift.as_dict()}
 
     def failures(self) -> list[str]:
-        """What is wrong, in sentences; none where all is well."""
-        told = []
+        """The problems, as sentences."""
+        found = []
         if self.damaged:
-            told.append(
-                f"{len(self.damaged):,} files of reference {self.reference} are damaged ({', '.join(self.damaged)}): "
-                "`mrpo cache verify RECIPE --repair` sets them aside and scores again what they held."
+            found.append(
+                f"{len(self.damaged):,} files of reference {self.reference} are damaged ({', '.join(self.damaged)}). "
+                "`mrpo cache verify RECIPE --repair` moves them aside and scores their completions again."
             )
         if self.unread:
-            told.append(
-                f"{len(self.unread):,} files of reference {self.reference} could not be read ({', '.join(self.unread)}), so "
-                "nothing tells whether they are sound: give read access to them, or look at the disk or mount, and verify again."
+            found.append(
+                f"{len(self.unread):,} files of reference {self.reference} could not be read ({', '.join(self.unread)}). Give read "
+                "access, or check the disk or mount, and verify again."
             )
         failure = self.drift.failure() if self.drift else None
-        return [*told, failure] if failure else told
+        return [*found, failure] if failure else found
 
 
 def verify_cache(
     recipe: Recipe, *, only: Sequence[str] = (), check: int = 64, limit: float | None = None
 ) -> Iterator[Verified]:
-    """Verify the recipe's cache, reference after reference.
+    """Verify the recipe's cache, one reference after another.
 
-    Every shard is read again: its checksum, lengths, finite numbers. Where the recipe names pairs (then also the policy,
-    whose tokenizer decides the cuts, and the references), ``check`` completions of each are computed again as well.
+    Reads every shard: checksum, lengths, finite numbers. Where the recipe has pairs (with a policy, whose tokenizer decides the
+    cuts, and references), recomputes ``check`` completions of each.
 
     Args:
-        only: names of references; all that the cache holds where empty.
-        check: completions of each reference; 0 for none.
-        limit: nats a token, in place of the dtype's own.
+        only: names of references; all in the cache where empty.
+        check: completions per reference; 0 for none.
+        limit: nats per token, in place of the dtype's limit.
 
     Raises:
-        UserError: for a cache that is not there, a name that it does not hold, or one of another reference.
+        UserError: for a missing cache, an unknown name, or a cache of another reference.
     """
     names = _names(recipe, only)
     named = set(recipe.references)
@@ -78,13 +80,16 @@ def verify_cache(
     for name in names:
         found = _read_shards(ReferenceCache.open(recipe.cache, name))
         if wanted is None:
-            found.not_computed = "no pairs were named, as a recipe does" if check else "--check 0"
+            found.not_recomputed = "the recipe has no pairs" if check else "--check 0"
         elif name not in named:
-            found.not_computed = f"the recipe names no reference {name}"
+            found.not_recomputed = f"the recipe has no reference {name}"
         elif found.damaged or found.unread:
-            found.not_computed = "damaged shards come first"
+            found.not_recomputed = "repair the damaged shards first"
         else:
-            found.drift = measure_drift(recipe, name, wanted, check, limit=limit)
+            try:
+                found.drift = measure_drift(recipe, name, wanted, check, limit=limit)
+            except NoServerError as error:  # the shards are verified
+                found.not_recomputed = str(error).rstrip(".")
         yield found
 
 
@@ -92,13 +97,12 @@ def _names(recipe: Recipe, only: Sequence[str]) -> list[str]:
     held = list_references(recipe.cache)
     if not held:
         raise UserError(
-            f"{recipe.cache} holds no cached reference: expected the folder that `cache:` names. Correct --cache, or score "
-            "first (`mrpo score-refs`)."
+            f"{recipe.cache} holds no cached reference. Correct --cache, or score first (`mrpo score-refs`)."
         )
     for name in only:
         if name not in held:
             raise UserError(
-                f"{recipe.cache} holds no reference {name!r}: there are {', '.join(held)}. Correct --reference."
+                f"{recipe.cache} holds no reference {name!r}: expected one of {', '.join(held)}. Correct --reference."
             )
     return list(only) or held
 

@@ -11,6 +11,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Two references that know what they were taught, in some seconds."""
+    """Two references trained on known answers, in a few seconds."""
     folder: Path = tmp_path_factory.mktemp("audit")
     return World.make(folder)

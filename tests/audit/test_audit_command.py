@@ -1,4 +1,4 @@
-"""`mrpo audit` as a user meets it."""
+"""The `mrpo audit` command."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ def test_one_reference_and_one_pair(tmp_path: Path, model: Path) -> None:
     path = recipe(tmp_path, model, "base", pairs=1)
     ended = run(path)
     assert ended.exit_code == 0, ended.output
-    assert "1 pairs read, 1 kept" in ended.stdout and "too few" in ended.stdout
+    assert "1 pairs read = 1 used" in ended.stdout and "too few" in ended.stdout
     assert max(map(len, ended.stdout.splitlines())) <= 100
     found = json.loads(run(path, "--json").stdout)
-    assert found["references"]["base"]["ranked_rightly"]["share"] in (0.0, 1.0)
+    assert found["references"]["base"]["accuracy"]["share"] in (0.0, 1.0)
     assert found["agreement"] == [] and found["mrpo"]["effective_k"] == 1.0
 
 
-def test_the_pairs_are_told_once(tmp_path: Path, model: Path) -> None:
+def test_the_pairs_are_reported_once(tmp_path: Path, model: Path) -> None:
     path = recipe(tmp_path, model, "base", pairs=3)
     ended = run(path)
-    assert ended.output.count("pairs read") == 1 and "train: 3 pairs read, 3 kept" in ended.stdout
+    assert ended.output.count("pairs read") == 1 and "train: 3 pairs read = 3 used" in ended.stdout
 
 
 def test_no_line_is_wider_than_the_terminal_and_none_loses_a_figure(
@@ -93,13 +93,13 @@ def test_no_line_is_wider_than_the_terminal_and_none_loses_a_figure(
         assert sorted(re.findall(r"[+-]?\d+\.\d+%?", table)) == sorted(figures)
 
 
-def test_how_far_a_reference_goes_by_length_stands_in_the_table(twins: Path) -> None:
+def test_the_length_correlation_is_in_the_table(twins: Path) -> None:
     found = audit_recipe(load_recipe(twins, {}))
-    figure = found.references["base"]["delta"]["by_length_difference"]
-    lines = found.table().splitlines()
-    head = next(at for at, line in enumerate(lines) if line.startswith("By bytes of both"))
-    assert lines[head].endswith("Δ by length") and lines[head + 1].endswith(f" {figure:+.2f}")
-    assert any(line.startswith("Δ by length: how Δ goes with") for line in lines)
+    figure = found.references["base"]["delta"]["length_correlation"]
+    lines = found.table(200).splitlines()
+    head = next(at for at, line in enumerate(lines) if "Δ by" in line)
+    assert f" {figure:+.2f} " in lines[head + 2] and lines[head + 2].startswith("base")
+    assert any(line.startswith("Δ by length: rank correlation") for line in lines)
 
 
 def test_a_copy_is_named_and_fails_only_when_strict(twins: Path) -> None:
@@ -111,26 +111,26 @@ def test_a_copy_is_named_and_fails_only_when_strict(twins: Path) -> None:
     assert "BROKEN twin" in strict.stdout
 
 
-def test_json_holds_what_other_pieces_read(twins: Path) -> None:
+def test_the_json_has_the_documented_keys(twins: Path) -> None:
     fractions = ("--eval-fraction", "0.2", "--set", "pairs.weights_fraction=0.3")
     found = json.loads(
-        run(twins, "--json", *fractions).stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+        run(twins, "--json", *fractions).stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")
     )
-    assert found["version"] == 1 and found["split"] == "train"
+    assert found["version"] == 2 and found["split"] == "train"
     assert set(found["pairs"]) == {"train", "eval", "weights"}
-    assert sum(counts["pairs in"] for counts in found["pairs"].values()) == 30
+    assert sum(counts["read"] for counts in found["pairs"].values()) == 30
     one = found["references"]["base"]
     assert set(one["nats_per_byte"]) == {"chosen", "rejected"} == set(one["nats_per_token"])
-    assert one["ranked_rightly"]["low"] <= one["ranked_rightly"]["share"] <= one["ranked_rightly"]["high"]
-    assert {"argmin_share", "clip_rate", "sign_flips", "by_length", "patterns", "origin", "looks"} <= set(one)
-    assert found["agreement"][0]["references"] == ["base", "twin"] and found["agreement"][0]["ranked_alike"] == 1.0
+    assert one["accuracy"]["low"] <= one["accuracy"]["share"] <= one["accuracy"]["high"]
+    assert {"argmin_share", "clip_rate", "sign_flips", "by_length", "stats", "tokenization", "assessment"} <= set(one)
+    assert found["agreement"][0]["references"] == ["base", "twin"] and found["agreement"][0]["same_ranking"] == 1.0
     assert set(found["weightings"]["weights"]) >= {
         "uniform",
         "adaptive",
         "validation-discrimination",
         "validation-accuracy",
     }
-    assert found["weightings"]["held_out_pairs"] == found["pairs"]["weights"]["pairs out"]
+    assert found["weightings"]["held_out_pairs"] == found["pairs"]["weights"]["used"]
     assert found["mrpo"]["effective_k"] == pytest.approx(2.0)
     (finding,) = [one for one in found["findings"] if one["reference"] == "twin"]
     assert set(finding) == {"reference", "fault", "sentence", "severity"} and finding["fault"] == "copy"
@@ -151,7 +151,7 @@ def test_no_model_is_loaded(tmp_path: Path, model: Path, monkeypatch: pytest.Mon
 
 
 def _unchecked(given: Any, _: Any) -> Any:
-    """The cache as it lies there: whether it is this recipe's is another room's business."""
+    """The cache without the check against the recipe."""
     from mrpo_pipeline.cache import ReferenceCache
 
     return ReferenceCache.open(given.cache, "base")

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mrpo_pipeline.audit.reference_metrics import Scored, agreement, reference_figures, share_with_interval
+from mrpo_pipeline.audit.reference_metrics import Scored, agreement, reference_metrics, share_with_interval
 from mrpo_pipeline.audit.sample import sample_pairs
 from mrpo_pipeline.audit.statistics import (
     entropy,
+    permutation_z,
     rank_correlation,
     ranks,
     share_explained,
-    surprise_against_shuffles,
 )
 from mrpo_pipeline.audit.weight_preview import under_mrpo, weights_by
 from mrpo_pipeline.targets.settings import TargetSettings, TrustRegion
@@ -34,14 +34,14 @@ def test_without_clusters_the_interval_is_wilsons() -> None:
     assert (share, low, high) == pytest.approx((0.8, centre - half, centre + half))
 
 
-def test_pairs_that_repeat_within_a_prompt_add_nothing() -> None:
+def test_repeated_pairs_of_a_prompt_do_not_narrow_the_interval() -> None:
     values, prompts = np.array([1.0, 0, 1, 1, 0, 1, 1]), np.arange(7)
     assert share_with_interval(np.repeat(values, 5), np.repeat(prompts, 5)) == pytest.approx(
         share_with_interval(values, prompts)
     )
 
 
-def test_all_right_counts_prompts_and_not_pairs() -> None:
+def test_all_right_counts_prompts_not_pairs() -> None:
     """20 pairs of 4 prompts, all right: Wilson's for 4 of 4 is 4/(4 + 3.8415) = 0.510 to 1."""
     share, low, high = share_with_interval(np.ones(20), np.repeat(np.arange(4), 5))
     assert (share, high) == (1.0, 1.0) and low == pytest.approx(4 / (4 + 1.959963984540054**2))
@@ -49,7 +49,7 @@ def test_all_right_counts_prompts_and_not_pairs() -> None:
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=40), st.integers(1, 9))
 @example([0.0] * 7, 7)
-def test_the_share_lies_in_its_interval(values: list[float], prompts: int) -> None:
+def test_the_share_is_in_its_interval(values: list[float], prompts: int) -> None:
     share, low, high = share_with_interval(np.array(values), np.arange(len(values)) % prompts)
     assert 0 <= low <= share <= high <= 1
 
@@ -78,24 +78,24 @@ def test_entropy_by_hand() -> None:
     assert entropy(np.array([1, 1, 2, 2])) == pytest.approx(math.log(2) + 1 / 8)
 
 
-def test_what_was_shuffled_is_like_any_shuffle_and_what_belongs_is_not() -> None:
+def test_permutation_z_of_shuffled_and_of_dependent_values() -> None:
     rng = np.random.default_rng(1)
     groups = rng.integers(0, 20, 2000)
     values = groups + rng.standard_normal(2000)
     place = np.arange(2000) % 10
-    assert surprise_against_shuffles(values, groups, place) > 20
-    drawn = [surprise_against_shuffles(rng.permutation(values), groups, place, seed=seed) for seed in range(8)]
+    assert permutation_z(values, groups, place) > 20
+    drawn = [permutation_z(rng.permutation(values), groups, place, seed=seed) for seed in range(8)]
     assert max(map(abs, drawn)) < 5
-    assert math.isnan(surprise_against_shuffles(values[:10], groups[:10], place[:10]))
+    assert math.isnan(permutation_z(values[:10], groups[:10], place[:10]))
 
 
-def test_what_the_place_alone_explains_is_no_belonging() -> None:
+def test_what_the_position_explains_is_not_dependence() -> None:
     """Both values and groups go with the place, and with each other only through it."""
     rng = np.random.default_rng(2)
     place = np.arange(3000) % 6
     groups, values = place * 2 + rng.integers(0, 2, 3000), place + 0.1 * rng.standard_normal(3000)
-    assert abs(surprise_against_shuffles(values, groups, place)) < 5
-    assert surprise_against_shuffles(values, groups, np.zeros(3000, dtype=np.int64)) > 50
+    assert abs(permutation_z(values, groups, place)) < 5
+    assert permutation_z(values, groups, np.zeros(3000, dtype=np.int64)) > 50
 
 
 def scored() -> Scored:
@@ -111,14 +111,14 @@ def scored() -> Scored:
     )
 
 
-def test_figures_of_a_reference_by_hand() -> None:
-    one = reference_figures(scored(), 0)
+def test_metrics_of_a_reference_by_hand() -> None:
+    one = reference_metrics(scored(), 0)
     assert one["nats_per_byte"] == pytest.approx({"chosen": 44 / 50, "rejected": 47 / 50})
     assert one["nats_per_token"] == pytest.approx({"chosen": 44 / 16, "rejected": 47 / 16})
-    assert one["ranked_rightly"]["share"] == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+    assert one["accuracy"]["share"] == pytest.approx((1 + 0 + 0.5 + 1) / 4)
     assert one["ties"] == 0.25
     assert one["delta"]["mean"] == pytest.approx((2 - 2 + 0 + 3) / 4)
-    assert one["delta"]["median_size"] == 2.0
+    assert one["delta"]["median_abs"] == 2.0
     assert [part["pairs"] for part in one["by_length"]] == [2, 2]  # 20 bytes, 30 bytes
     assert [part["delta_mean"] for part in one["by_length"]] == pytest.approx([1.0, 0.5])
 
@@ -126,7 +126,7 @@ def test_figures_of_a_reference_by_hand() -> None:
 def test_agreement_by_hand() -> None:
     """Right: 1 0 ½ 1 and 0 1 0 0, so alike by 0, 0, ½, 0."""
     (entry,) = agreement(scored())
-    assert entry["ranked_alike"] == pytest.approx(0.125)
+    assert entry["same_ranking"] == pytest.approx(0.125)
     assert entry["delta"] == pytest.approx(np.corrcoef([2, -2, 0, 3], [-1, 1, -6, -8])[0, 1])
 
 
@@ -148,7 +148,7 @@ def test_under_mrpo_the_smallest_decides() -> None:
     assert 1 <= found["effective_k"] <= 2
 
 
-def test_sampled_pairs_are_the_same_whatever_the_order() -> None:
+def test_sampled_pairs_do_not_depend_on_the_order() -> None:
     frame = pl.DataFrame({"pair_id": [f"{at:032x}" for at in range(100)]})
     drawn = sample_pairs(frame, 10)["pair_id"].to_list()
     assert sorted(drawn) == sorted(sample_pairs(frame.reverse(), 10)["pair_id"].to_list()) and len(drawn) == 10

@@ -1,4 +1,4 @@
-"""Two tiny references that were taught to answer, pairs for them, and caches with faults in them, by the cache's own writer."""
+"""Two tiny references trained to answer, pairs for them, and caches with planted faults, written by the cache's writer."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ import polars as pl
 
 from mrpo_pipeline.audit import Audit, Readers, audit_pairs
 from mrpo_pipeline.cache import CompletionRow, ReferenceCache
-from mrpo_pipeline.dataset.prepare import Prepared, prepare, wanted_completions
+from mrpo_pipeline.dataset.prepare import wanted_completions
 from mrpo_pipeline.dataset.reference_logps import join_references
 from mrpo_pipeline.dataset.splits import Split
+from mrpo_pipeline.dataset.truncate import Prepared, prepare
 from mrpo_pipeline.demo.pretraining import batches, conversations, pretrain
 from mrpo_pipeline.demo.questions import KINDS, draw_prompt
 from mrpo_pipeline.demo.vocabularies import VOCABULARIES
 from mrpo_pipeline.engines import ScoringRequest, open_engine
 from mrpo_pipeline.models.source import ModelSource, resolve
 from mrpo_pipeline.pairs import read_pairs
+from mrpo_pipeline.pairs.counts import Counts
 from mrpo_pipeline.recipe import Limits
 from mrpo_pipeline.rendering import Rendered, Renderer
 
@@ -56,7 +58,7 @@ class Reference:
 
 
 def taught(folder: Path, name: str, vocabulary: str, seed: int, steps: int = 140) -> Reference:
-    """A small Llama that reads questions and answers for some seconds."""
+    """A small Llama trained on questions and answers for a few seconds."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -78,7 +80,7 @@ def taught(folder: Path, name: str, vocabulary: str, seed: int, steps: int = 140
 
 
 def questions(count: int) -> list[dict[str, Any]]:
-    """Pairs that were not in the teaching."""
+    """Pairs that are not in the training data."""
     rng, made = Random("audit tests"), {}
     while len(made) < count:
         messages, question = draw_prompt(rng.choice(KINDS), "eval", rng)
@@ -98,7 +100,7 @@ def prepared(path: Path, pairs: Sequence[dict[str, Any]], policy: Reference) -> 
 
 @dataclass
 class World:
-    """Two taught references, ``first`` and ``second``, and prepared pairs."""
+    """Two trained references, ``first`` and ``second``, and prepared pairs."""
 
     folder: Path
     first: Reference
@@ -117,7 +119,7 @@ class World:
         return cls(folder, first, second, prepared(folder / "pairs.jsonl", questions(pairs), first))
 
     def rows(self, reference: Reference, rendered: Sequence[Rendered] | None = None) -> Rows:
-        """What stage one would cache; of another rendering where one is given."""
+        """The rows that stage one would cache, optionally of another rendering."""
         rendered = reference.renderer.render(self.texts) if rendered is None else rendered
         return [
             CompletionRow(key, len(one.prompt_ids), one.completion_ids, logps, one.byte_ends, True)
@@ -142,16 +144,14 @@ class World:
         """The audit of these references with these rows."""
         caches = [self.cache(reference, rows) for reference, rows in given]
         own = {reference.name: Readers(reference.renderer) for reference, _ in given}
-        prepared = self.prepared if pairs is None else replace(self.prepared, frame=pairs, pairs_in=pairs.height)
+        prepared = self.prepared if pairs is None else Prepared(pairs, Counts(pairs.height, pairs.height))
         split = Split(prepared, join_references(caches, prepared))
         return audit_pairs({"train": split}, caches, readers=own | (readers or {}))
 
 
 def padded(world: World, reference: Reference, *, between: bool = False, batch: int = 8) -> Rows:
-    """Batches in the data's order, and no mask that hides the pads: before the prompts, or between prompts and completions.
-
-    Between them, the two completions of a prompt see the same pads.
-    """
+    """Batches in the data's order with pads that the mask does not hide: before the prompts, or between prompts and
+    completions. Between them, both completions of a prompt see the same pads."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""A place that a cache is kept in, as an independent reader sees it: pathlib for a folder, boto3 for a bucket."""
+"""A storage as an independent reader sees it: by pathlib for a folder, by boto3 for a bucket."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Place(Protocol):
     root: str
 
     def files(self, below: str = "") -> dict[str, bytes]:
-        """Name → content of every file whose name begins so."""
+        """Name → content of every file with this prefix."""
 
     def names(self, below: str = "") -> list[str]:
-        """Names of the files whose name begins so."""
+        """Names of the files with this prefix."""
 
     def write(self, name: str, data: bytes) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Made-up scored completions, and what a cache must answer about them, in plain Python."""
+"""Synthetic scored completions, and the expected answers of a cache in plain Python."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def serves(one: CompletionRow, cut: int | None) -> bool:
 
 
 def serving_row(rows: Iterable[CompletionRow], number: int, cut: int | None) -> CompletionRow | None:
-    """The complete row, else the longest, where it serves the cut."""
+    """The complete row, else the longest, if it serves the cut."""
     ours = [one for one in rows if one.completion_id == cid(number)]
     best = max(ours, key=lambda one: (one.complete, int(one.byte_ends[-1]), len(one.byte_ends)), default=None)
     return best if best is not None and serves(best, cut) else None
 
 
 def counted_sum(one: CompletionRow, cut: int | None) -> tuple[float, int]:
-    """The exactly rounded sum of the tokens that count, and their number."""
+    """The exactly rounded sum of the tokens up to the cut, and their number."""
     values = []
     for place, (logp, end) in enumerate(zip(one.logprobs.tolist(), one.byte_ends.tolist(), strict=True)):
         end_of_turn = one.complete and place == len(one.logprobs) - 1

@@ -1,4 +1,4 @@
-"""Small files of a cache that would fill the memory are refused as damaged, before the memory is taken."""
+"""Cache files that expand too much are reported as damaged before memory is allocated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mrpo_pipeline.cache.unscorable import read_unfit
 from mrpo_pipeline.files import bounds
 
 MOST = 200 << 20
-"""Bytes that Arrow may take to find out; what each bomb unpacks to is several times as many."""
+"""Bytes that Arrow may allocate; each bomb expands to several times as many."""
 
 
 def lists(values: Any, rows: int) -> pa.ListArray:
@@ -64,9 +64,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_shard_that_unpacks_to_far_more_than_numbers_do_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_a_shard_that_expands_too_much_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(bounds, "FREE_EXPANSION", 16 << 20)
     table, options = bomb(kind)
     storage, name = put(tmp_path, "shards", table, **options)
@@ -80,7 +78,7 @@ def test_a_shard_that_unpacks_to_far_more_than_numbers_do_is_damaged(
     assert storage.size(name) < 200_000
 
 
-def test_so_is_a_record_of_what_cannot_be_scored(tmp_path: Path) -> None:
+def test_a_record_that_expands_too_much_is_damaged(tmp_path: Path) -> None:
     rows = 1500
     numbers = [pa.array(np.ones(rows), kind) for kind in UNFIT_SCHEMA.types[1:]]
     table = pa.table([repeated("0" * (1 << 20), rows), *numbers], names=UNFIT_SCHEMA.names)
@@ -93,7 +91,7 @@ def test_so_is_a_record_of_what_cannot_be_scored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dictionary", [True, False])
 def test_a_shard_of_another_writer_is_read(tmp_path: Path, dictionary: bool) -> None:
-    """With more rows than are read at a time, in row groups of another size."""
+    """With more rows than one batch, in row groups of another size."""
     ids = [f"{number:032x}" for number in range(25_000)]
     storage, name = put(
         tmp_path, "shards", shard(pa.array(ids), len(ids), 3), use_dictionary=dictionary, row_group_size=12_000

@@ -1,4 +1,4 @@
-"""Results of checks lie beside the manifest: whole, the newest first, and no part of what the cache serves."""
+"""Check results are stored beside the manifest and are no part of the cached log-probs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from scored_rows import cache_at, row, wanted, write
 
 
-def test_results_come_back_the_newest_first(tmp_path: Path) -> None:
+def test_results_are_newest_first(tmp_path: Path) -> None:
     cache = cache_at(tmp_path)
     assert cache.checks() == []
     for hour in (2, 1, 3):
@@ -16,7 +16,7 @@ def test_results_come_back_the_newest_first(tmp_path: Path) -> None:
     assert cache.checks()[2] == {"time": "2026-01-01T01:00:00+00:00", "passed": False, "text": "é…"}
 
 
-def test_a_result_that_was_changed_or_is_none_is_passed_over(tmp_path: Path) -> None:
+def test_a_damaged_result_is_skipped(tmp_path: Path) -> None:
     cache = cache_at(tmp_path)
     cache.record_check({"time": "1", "passed": False})
     cache.record_check({"time": "2", "passed": True})
@@ -26,7 +26,7 @@ def test_a_result_that_was_changed_or_is_none_is_passed_over(tmp_path: Path) -> 
     assert [one["time"] for one in cache.checks()] == ["2"]
 
 
-def test_results_change_nothing_that_is_served(tmp_path: Path) -> None:
+def test_results_do_not_change_what_the_cache_serves(tmp_path: Path) -> None:
     cache = cache_at(tmp_path)
     write(cache, [row(1, [-1.0, -2.0], [3, 3], True)])
     before = cache.sums(wanted([(1, None)]))

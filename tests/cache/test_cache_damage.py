@@ -1,4 +1,4 @@
-"""A damaged or stale file is found before one of its numbers is used."""
+"""Damaged and stale files are detected before they are used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ASKED = wanted([(number, None) for number in range(30)])
 
 
 def filled(place: Place) -> tuple[ReferenceCache, list[str]]:
-    """Thirty completions in two shards; the shards' names in the place."""
+    """Thirty completions in two shards; the shards' names."""
     cache = cache_at(place.root)
     rows = [row(number, -np.arange(1.0, 9.0) / 7, np.arange(8), complete=True) for number in range(30)]
     return cache, [f"base/{name}" for name in write(cache, rows, rows_per_shard=15)]
@@ -34,7 +34,7 @@ def flipped(data: bytes, at: int) -> bytes:
     return bytes(changed)
 
 
-def test_a_flipped_bit_anywhere_is_found_before_a_number_is_used(place: Place) -> None:
+def test_any_flipped_bit_is_detected(place: Place) -> None:
     _, (name, _) = filled(place)
     sound = place.files()[name]
     places = random.Random(0).sample(range(len(sound)), 60 if isinstance(place, FolderPlace) else 6)
@@ -50,7 +50,7 @@ def test_a_flipped_bit_anywhere_is_found_before_a_number_is_used(place: Place) -
 
 
 @pytest.mark.parametrize("size", [0, 3, 500])
-def test_a_shard_cut_short_is_named(place: Place, size: int) -> None:
+def test_a_truncated_shard_is_named(place: Place, size: int) -> None:
     _, (name, _) = filled(place)
     place.write(name, place.files()[name][:size])
     with pytest.raises(RunError, match=name):
@@ -66,7 +66,7 @@ def test_without_the_damaged_shard_only_its_completions_are_missing(place: Place
         cache.sums(ASKED)
 
 
-def test_a_damaged_file_is_set_aside_and_nothing_reads_it_there(place: Place) -> None:
+def test_a_damaged_file_is_moved_aside_and_not_read(place: Place) -> None:
     cache, (name, other) = filled(place)
     cache.mark_unfit([Unfit(cid(99), None, 50, 40)])
     (unfit,) = place.names("base/unfit")
@@ -139,14 +139,14 @@ def test_derived_sums_of_another_reference_are_not_used_beside_its_shards(place:
         ReferenceCache.open(place.root, "base").sums(wanted([(1, None)]))
 
 
-def test_a_manifest_that_is_not_what_was_written_is_named_by_verify(place: Place) -> None:
+def test_verify_names_a_damaged_manifest(place: Place) -> None:
     cache, _ = filled(place)
     place.write("base/manifest.json", place.files()["base/manifest.json"].replace(b"float32", b"float16"))
     with pytest.raises(UserError, match=r"manifest\.json is not a readable manifest"):
         list(cache.verify())
 
 
-def test_a_file_that_may_not_be_read_is_no_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_not_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, (name, _) = filled(FolderPlace(tmp_path))
     real = LocalStorage.read
 
@@ -164,7 +164,7 @@ def test_a_file_that_may_not_be_read_is_no_damaged_one(tmp_path: Path, monkeypat
 
 
 def put_table(root: str, **columns: object) -> str:
-    """A shard of one row with a right checksum, its columns as given."""
+    """A shard of one row with these columns and a correct checksum."""
     values = {
         "completion_id": [cid(0)],
         "prompt_tokens": [1],
@@ -187,8 +187,8 @@ def put_table(root: str, **columns: object) -> str:
         ({"byte_ends": [[1]]}, "length"),
         ({"logprobs": [[-1.0, float("nan")]]}, "finite"),
         ({"logprobs": [[float("-inf"), -1.0]]}, "finite"),
-        ({"byte_ends": [[2, 1]]}, "fall"),
-        ({"byte_ends": [[-1, 1]]}, "fall"),
+        ({"byte_ends": [[2, 1]]}, "decrease"),
+        ({"byte_ends": [[-1, 1]]}, "decrease"),
         ({"token_ids": [[]], "logprobs": [[]], "byte_ends": [[]]}, "no tokens"),
         ({"logprobs": [None]}, "nulls"),
         ({"logprobs": [[-1.0, None]]}, "nulls"),
@@ -196,7 +196,7 @@ def put_table(root: str, **columns: object) -> str:
         ({"completion_id": [None]}, "nulls"),
     ],
 )
-def test_rows_that_cannot_be_are_refused_whoever_wrote_them(place: Place, columns: dict, problem: str) -> None:
+def test_invalid_rows_of_any_writer_are_refused(place: Place, columns: dict, problem: str) -> None:
     cache = cache_at(place.root)
     name = put_table(place.root, **columns)
     (report,) = cache.verify()
@@ -206,7 +206,7 @@ def test_rows_that_cannot_be_are_refused_whoever_wrote_them(place: Place, column
         cache.sums(wanted([(0, None)]))
 
 
-def test_a_shard_without_a_column_or_that_is_no_parquet_is_refused(place: Place) -> None:
+def test_a_shard_without_a_column_or_not_in_parquet_is_refused(place: Place) -> None:
     cache = cache_at(place.root)
     storage = open_storage(place.root, "base")
     sink = pa.BufferOutputStream()
@@ -250,22 +250,22 @@ def test_derived_sums_are_read_back_and_a_changed_file_is_not(place: Place, capl
 
     place.write(name, flipped(kept, 200))
     assert cache.sums(ASKED).equals(built)
-    assert "built again" in caplog.text
+    assert "is rebuilt" in caplog.text
     assert place.files("base/sums") == {name: kept}
     assert cache.sums(ASKED).equals(built)
 
 
-def test_a_derived_file_with_other_numbers_under_a_right_checksum_of_other_shards_is_not_used(place: Place) -> None:
+def test_a_derived_file_of_other_shards_is_not_used(place: Place) -> None:
     cache, _ = filled(place)
     cache.sums(ASKED)
-    # One more shard, with a longer row for a completion that so far had none: the old sums no longer tell the whole.
+    # One more shard, with a longer row for a completion without one: the old sums are incomplete.
     write(cache, [row(99, [-5.0], [1], True)])
     assert cache.sums(wanted([(0, None), (99, None)]))["logps"][1] == -5.0
     assert cache.sums(ASKED).height == 30
     assert len(place.files("base/sums")) == 3
 
 
-def test_sums_follow_a_longer_row_that_came_later(place: Place) -> None:
+def test_sums_use_a_longer_later_row(place: Place) -> None:
     cache = cache_at(place.root)
     write(cache, [row(1, [-1.0, -2.0], [2, 4], complete=False)])
     assert cache.sums(wanted([(1, 4)]))["logps"].to_list() == [-3.0]
@@ -273,7 +273,7 @@ def test_sums_follow_a_longer_row_that_came_later(place: Place) -> None:
     assert cache.sums(wanted([(1, 4)]))["logps"].to_list() == [-3.5]
 
 
-def test_a_cut_asked_for_is_part_of_the_derived_file_s_key(place: Place) -> None:
+def test_the_cut_is_part_of_the_derived_file_s_key(place: Place) -> None:
     cache = cache_at(place.root)
     write(cache, [row(1, [-1.0, -2.0, -4.0], [2, 4, 4], complete=True)])
     assert [cache.sums(wanted([(1, cut)]))["logps"][0] for cut in (None, 4, 2, None)] == [-7.0, -3.0, -1.0, -7.0]
@@ -282,7 +282,7 @@ def test_a_cut_asked_for_is_part_of_the_derived_file_s_key(place: Place) -> None
 @pytest.mark.parametrize(
     "refusal", [PermissionError(13, "Permission denied"), StoreError("access was denied: expected …")]
 )
-def test_a_cache_that_cannot_be_written_to_still_gives_sums_and_says_so_once(
+def test_a_read_only_cache_gives_sums_and_logs_it_once(
     place: Place, refusal: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache, _ = filled(place)
@@ -295,6 +295,6 @@ def test_a_cache_that_cannot_be_written_to_still_gives_sums_and_says_so_once(
     caplog.set_level("INFO", "mrpo")
     for _ in range(2):
         assert cache.sums(ASKED)["logps"].null_count() == 0
-    (told,) = [record.getMessage() for record in caplog.records if "could not be kept" in record.getMessage()]
+    (told,) = [record.getMessage() for record in caplog.records if "can't be stored" in record.getMessage()]
     assert "denied" in told
     assert "expected" not in told

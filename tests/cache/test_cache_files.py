@@ -1,4 +1,4 @@
-"""The layout that other programs may rely on, read here with nothing but pyarrow and json."""
+"""The documented file layout, read with pyarrow and json only."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_plain_names_are_accepted(tmp_path: Path, name: str) -> None:
     assert ReferenceCache.open(tmp_path, name).location == str(tmp_path / name)
 
 
-def test_opening_and_asking_makes_no_files(place: Place) -> None:
+def test_opening_and_querying_creates_no_files(place: Place) -> None:
     cache = ReferenceCache.open(place.root, "base")
     cache.check(FINGERPRINT)
     assert cache.missing(wanted([(1, None)])).height == 1
@@ -100,7 +100,7 @@ def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
     assert ReferenceCache.open(f"file://{tmp_path}/a%20b", "base").location == str(tmp_path / "a b" / "base")
 
 
-def test_writing_without_a_manifest_is_a_fault_of_the_caller(tmp_path: Path) -> None:
+def test_writing_without_a_manifest_is_a_programming_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="create_or_check"):
         ReferenceCache.open(tmp_path, "base").writer()
 
@@ -115,9 +115,9 @@ def test_shards_without_a_manifest_are_not_used(place: Place) -> None:
         cache.create_or_check(FINGERPRINT)
 
 
-def test_a_cache_begun_anew_under_a_writer_is_not_mixed_with_the_old_one(place: Place) -> None:
+def test_a_cache_replaced_under_a_writer_is_not_mixed_with_the_old_one(place: Place) -> None:
     cache = cache_at(place.root)
-    with pytest.raises(RunError, match="begun anew"), cache.writer() as writer:  # noqa: PT012
+    with pytest.raises(RunError, match="removed or replaced"), cache.writer() as writer:  # noqa: PT012
         writer.add(row(1, [-1.0], [1], True))
         cache.remove()
         ReferenceCache.open(place.root, "base").create_or_check({**FINGERPRINT, "template": "t2"})

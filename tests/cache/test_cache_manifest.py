@@ -1,4 +1,4 @@
-"""A cache is used by the reference that made it, and by no other."""
+"""A cache is used only by the reference that made it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_difference_names_field_values_and_remedy(place: Place, field: str) ->
     assert place.files() == before
 
 
-def test_fields_that_cannot_be_told_are_not_compared(place: Place) -> None:
+def test_unknown_fields_are_not_compared(place: Place) -> None:
     cache = cache_at(place.root)
     cache.check({"weights": None, "template": None, "dtype": "float32"})
     cache.check({"weights": None, "revision": "a" * 40, "template": None})
@@ -41,7 +41,7 @@ def test_a_field_that_the_cache_does_not_know_differs(place: Place) -> None:
         cache_at(place.root).check({**FINGERPRINT, "prepended": "<s>"})
 
 
-def test_a_commit_stands_in_for_weights_only_where_they_cannot_be_told(place: Place) -> None:
+def test_a_commit_replaces_weights_only_where_they_are_unknown(place: Place) -> None:
     cache = ReferenceCache.open(place.root, "hub")
     cache.create_or_check({**FINGERPRINT, "revision": "a" * 40})
     cache.check({**FINGERPRINT, "revision": "b" * 40})  # the same content: a commit that changed a model card
@@ -49,7 +49,7 @@ def test_a_commit_stands_in_for_weights_only_where_they_cannot_be_told(place: Pl
         cache.check({**FINGERPRINT, "weights": None, "revision": "b" * 40})
 
 
-def test_a_cache_is_not_begun_on_what_cannot_be_told(place: Place) -> None:
+def test_a_cache_is_not_started_with_unknown_fields(place: Place) -> None:
     cache = ReferenceCache.open(place.root, "base")
     with pytest.raises(UserError, match="template"):
         cache.create_or_check({**FINGERPRINT, "template": None})
@@ -85,7 +85,7 @@ def test_an_unreadable_manifest_is_refused(place: Place, damage: bytes) -> None:
         cache.check(FINGERPRINT)
 
 
-def test_an_edited_fingerprint_is_refused_and_a_newer_format_told(place: Place) -> None:
+def test_an_edited_fingerprint_and_a_newer_format_are_refused(place: Place) -> None:
     cache = cache_at(place.root)
     document = json.loads(place.files()["base/manifest.json"])
     document["fingerprint"]["template"] = "t2"

@@ -1,4 +1,4 @@
-"""What a cache says is missing, and the sums it gives, against the same rules in plain Python."""
+"""Missing completions and sums against the same rules in plain Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUMBERS = st.integers(0, 5)
 
 @st.composite
 def scored(draw: st.DrawFn):  # type: ignore[no-untyped-def]
-    """A prefix or the whole of a completion: several rows of one number are prefixes of one another, as real ones are."""
+    """A completion or a prefix of it: rows of one number are prefixes of each other, as real ones are."""
     number = draw(NUMBERS)
     # The number decides the tokens, so that rows of one completion differ in length alone.
     rng = np.random.default_rng(number)
@@ -72,7 +72,7 @@ def agree_with_plain_python(root, rows, asked, per_shard):  # type: ignore[no-un
         for got, (value, _) in zip(sums["logps"].to_list(), expected, strict=True):
             assert (got is None) == (value is None)
             assert got is None or got == pytest.approx(value, abs=1e-9)
-    # A fresh look from another process's point of view.
+    # A new reader, as in another process.
     assert ReferenceCache.open(root, "base").missing(frame).equals(missing)
 
 
@@ -113,7 +113,7 @@ def test_row_groups_after_the_first_are_read_at_the_right_places(place: Place, m
     assert cache.rows(wanted(asked))["completion_id"].sort().to_list() == sorted({cid(number) for number, _ in asked})
 
 
-def test_columns_beside_the_key_come_back_with_what_is_missing(place: Place) -> None:
+def test_other_columns_are_kept_in_missing(place: Place) -> None:
     frame = wanted([(1, None), (2, 4)]).with_columns(prompt=pl.Series(["a", "b"]))
     cache = ReferenceCache.open(place.root, "base")
     assert cache.missing(frame).equals(frame)
@@ -126,7 +126,7 @@ def test_sums_of_unscored_completions_name_the_reference_the_count_and_the_comma
         cache.sums(wanted([(1, 1), (1, None), (2, None)]))
 
 
-def test_whole_rows_come_back_as_they_went_in(place: Place) -> None:
+def test_rows_round_trip(place: Place) -> None:
     cache = cache_at(place.root)
     short = row(1, [-1.5], [2], complete=False)
     full = row(1, [-1.5, -0.25], [2, 2], complete=True)
@@ -142,7 +142,7 @@ def test_whole_rows_come_back_as_they_went_in(place: Place) -> None:
     }
 
 
-def test_of_rows_that_end_at_one_byte_the_one_with_more_tokens_serves(place: Place) -> None:
+def test_of_rows_that_end_at_one_byte_the_one_with_more_tokens_is_used(place: Place) -> None:
     for name, order in (("a", 1), ("b", -1)):
         cache = cache_at(place.root, name)
         rows = [row(1, [-1.0], [3], complete=False), row(1, [-1.0, -2.0], [3, 3], complete=False)]

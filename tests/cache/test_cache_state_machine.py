@@ -1,12 +1,11 @@
-"""A cache of one reference under whatever may happen to it, beside a dict of the rows that were written.
+"""A cache of one reference under random operations and damage, compared with a dict of the written rows.
 
-Rows come through two writers that may be open at once; processes die with rows in hand, and leave half-written files; bytes
-flip; shards are emptied, taken away, or come from another reference; damaged files are set aside and what they held is
-written again; the cache is pruned and opened anew. At every instant it serves exactly what the dict says, each completion
-once, with the numbers that the serving row has, and its counts add up; while a file is damaged it serves nothing that needs
-it, and says which file it is.
+Rows are written by two writers that may be open at the same time. Processes die with buffered rows and leave partial files;
+bytes flip; shards are truncated, removed, or replaced by another reference's; damaged files are set aside and their rows
+written again; the cache is pruned and reopened. At all times the cache serves exactly the dict's rows, each completion
+once, and its counts add up. While a file is damaged, the cache refuses what depends on it and names the file.
 
-`MRPO_MACHINE_EXAMPLES` and `MRPO_MACHINE_STEPS` set how long it goes on; `make soak` sets them high.
+`MRPO_MACHINE_EXAMPLES` and `MRPO_MACHINE_STEPS` set how long it runs; `make soak` sets them high.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ numbers = st.sampled_from(NUMBERS)
 
 
 def scored(number: int, length: int, complete: bool) -> CompletionRow:
-    """The row that any process scores of a completion so far: what is in it follows from number and length."""
+    """The row that any process scores for a completion prefix, determined by number and length."""
     return row(number, [-(number + 1) / (place + 2) for place in range(length)], range(1, length + 1), complete)
 
 
@@ -56,14 +55,14 @@ rows_scored = st.builds(scored, numbers, st.sampled_from(LENGTHS), st.booleans()
 
 @once
 def dead_pid() -> int:
-    """Of a process that ended."""
+    """The id of a process that ended."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     return ended.pid
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """``rows``: shard → the rows that stand in it, as written. ``damaged``: files that are no longer what was written."""
+    """``rows``: shard → its rows as written. ``damaged``: damaged files."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +86,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.foreign = self.folder / "other" / writer.shards[0]
 
     def teardown(self) -> None:
-        """Whatever happened: the writers end, what was damaged comes back, and clearing up changes no answer."""
+        """At the end, close the writers, restore damaged files, and check that clearing up changes no answer."""
         try:
             if hasattr(self, "cache"):
                 for slot in WRITERS:
@@ -106,7 +105,7 @@ class CacheMachine(RuleBasedStateMachine):
     def every_row(self) -> list[CompletionRow]:
         return [one for rows in self.rows.values() for one in rows]
 
-    # What processes do.
+    # Operations of processes.
 
     @rule(slot=st.sampled_from(WRITERS), rows_per_shard=st.integers(1, 4))
     def open_writer(self, slot: int, rows_per_shard: int) -> None:
@@ -143,7 +142,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(slot=st.sampled_from(WRITERS), half=st.binary(max_size=40))
     def crash(self, slot: int, half: bytes) -> None:
-        """The process dies: what was in hand is gone, and a file that it was writing is left half done."""
+        """The process dies: buffered rows are lost, and a partial file stays."""
         if slot in self.writers:
             del self.writers[slot]
             path = self.base / "shards" / temporary_name().replace(f"-{os.getpid()}-", f"-{dead_pid()}-")
@@ -159,17 +158,17 @@ class CacheMachine(RuleBasedStateMachine):
             self.unfit[name] = {100 + number}
 
     def _written(self, slot: int) -> None:
-        """Take over what the writer wrote since the last time: its shards hold its rows in their order."""
+        """Record the rows written since the last call: its shards hold them in order."""
         for name in self.writers[slot].shards:
             count = self.writers[slot]._rows_per_shard
             rows = self.in_hand[slot][:count] if len(self.in_hand[slot]) >= count else self.in_hand[slot]
             assert (self.base / name).is_file()
             self.rows[name] = list(rows)
-            self.damaged.pop(name, None)  # written again, whole
+            self.damaged.pop(name, None)  # written again completely
             self.in_hand[slot] = self.in_hand[slot][len(rows) :]
         self.writers[slot].shards.clear()
 
-    # What befalls the files.
+    # Damage to files.
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data(), how=st.sampled_from(["number", "flip", "cut", "empty", "exchange"]))
@@ -183,7 +182,7 @@ class CacheMachine(RuleBasedStateMachine):
         if how == "flip":
             changed[data.draw(st.integers(0, len(sound) - 1))] ^= 1 << data.draw(st.integers(0, 7))
         elif how == "number" and name in self.rows:
-            # Readable throughout, one log-prob another: only the checksum of the whole file tells.
+            # Still readable, with one changed log-prob: only the checksum of the whole file detects it.
             first, *others = self.rows[name]
             wrong = replace(first, logprobs=first.logprobs - np.float32(1))
             changed = bytearray(encode_shard(rows_to_table([wrong, *others]), FINGERPRINT))
@@ -221,7 +220,7 @@ class CacheMachine(RuleBasedStateMachine):
         del self.rows[name]
         self.damaged.pop(name, None)
 
-    # What looks after it.
+    # Maintenance.
 
     @rule()
     def reopen(self) -> None:
@@ -229,7 +228,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def prune(self) -> None:
-        """Nothing that serves goes, nor what is damaged; what the dead left behind goes, what the living do not."""
+        """Prune keeps what serves and what is damaged; it removes leftovers of dead processes, not of living ones."""
         living = self.base / "shards" / temporary_name()
         living.parent.mkdir(exist_ok=True)
         living.write_bytes(b"half")
@@ -251,7 +250,7 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.damaged)
     @rule()
     def repair(self) -> None:
-        """Set aside what is damaged, and write again what it held, and only that."""
+        """Set damaged files aside, and write exactly their rows again."""
         fresh = ReferenceCache.open(self.folder, "base")
         named = [report.name for report in fresh.verify() if report.problem]
         assert set(named) == self.damaged.keys()
@@ -275,7 +274,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.rows[writer.shards[0]] = hit
         self.leftovers = {path for path in self.leftovers if path.parent != self.base / "shards"}
 
-    # What must hold.
+    # Invariants.
 
     def _files(self, folder: str) -> set[str]:
         return {f"{folder}/{path.name}" for path in (self.base / folder).glob("*.parquet")}
@@ -315,7 +314,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert stats.unfit == len(set().union(*self.unfit.values())) if self.unfit else stats.unfit == 0
 
     def _sound_or_refused(self, read: Any, asked: Any) -> None:
-        """While files are damaged a reader is refused by the name of one, or given what no damaged file has a part in."""
+        """While files are damaged, a read names one of them or returns only rows from intact ones."""
         refused: UserError | RunError | None = None
         try:
             found = read(asked)

@@ -1,4 +1,4 @@
-"""Completions that do not fit a reference's context are known without its tokenizer."""
+"""Unscorable completions are known without the reference's tokenizer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mrpo_pipeline.cache import ReferenceCache, Unfit
 from mrpo_pipeline.errors import RunError, UserError
 
 
-def test_what_does_not_fit_up_to_a_cut_does_not_fit_up_to_a_later_one(place: Place) -> None:
+def test_what_exceeds_the_context_at_a_cut_exceeds_it_at_a_later_one(place: Place) -> None:
     cache = cache_at(place.root)
     cache.mark_unfit([Unfit(cid(1), 50, 130, 128), Unfit(cid(2), None, 300, 128)])
     cache.mark_unfit([Unfit(cid(1), 80, 160, 128)])
@@ -32,7 +32,7 @@ def test_a_longer_context_tries_again(place: Place) -> None:
     assert cache.unfit(asked, context=256).is_empty()
 
 
-def test_a_scored_row_counts_for_more_than_the_record(place: Place) -> None:
+def test_a_scored_row_overrides_the_record(place: Place) -> None:
     cache = cache_at(place.root)
     cache.mark_unfit([Unfit(cid(1), None, 130, 128)])
     write(cache, [row(1, [-1.0, -1.0], [3, 3], complete=True)])
@@ -40,7 +40,7 @@ def test_a_scored_row_counts_for_more_than_the_record(place: Place) -> None:
     assert cache.sums(wanted([(1, None)]))["logps"].to_list() == [-2.0]
 
 
-def test_sums_tell_the_unfit_apart_from_the_unscored(place: Place) -> None:
+def test_sums_distinguish_unscorable_from_unscored(place: Place) -> None:
     cache = cache_at(place.root)
     cache.mark_unfit([Unfit(cid(1), None, 130, 128)])
     with pytest.raises(UserError, match="lacks 2 of 2 completions, 1 of which do not fit"):

@@ -36,11 +36,11 @@ def test_stats_of_nothing(place: Place) -> None:
     assert stats.nats_per_token != stats.nats_per_token
 
 
-def test_prune_removes_only_what_serves_nothing(place: Place) -> None:
+def test_prune_removes_only_unused_files(place: Place) -> None:
     cache = cache_at(place.root)
     (short,) = write(cache, [row(1, [-1.0], [2], False), row(2, [-1.0], [2], False)])
     (full,) = write(cache, [row(1, [-1.0, -2.0], [2, 2], True)])
-    assert cache.prune().shards == 0  # completion 2 stands in the first alone
+    assert cache.prune().shards == 0  # completion 2 is in the first only
     asked = wanted([(1, 2), (2, 2)])
     cache.sums(asked)
     (rest,) = write(cache, [row(2, [-1.0, -4.0], [2, 2], True)])
@@ -53,7 +53,7 @@ def test_prune_removes_only_what_serves_nothing(place: Place) -> None:
     assert cache.prune().sums == 0
 
 
-def test_equal_shards_of_two_writers_do_not_both_go(place: Place) -> None:
+def test_prune_keeps_one_of_two_equal_shards(place: Place) -> None:
     cache = cache_at(place.root)
     write(cache, [row(1, [-1.0, -2.0], [2, 2], True)])
     write(cache, [row(1, [-1.0, -2.1], [2, 2], True)])
@@ -71,7 +71,7 @@ def test_prune_never_trusts_a_damaged_shard(place: Place) -> None:
     assert len(place.files("base/shards")) == 2
 
 
-def test_remove_takes_every_file_of_the_reference_and_of_no_other(place: Place) -> None:
+def test_remove_deletes_the_files_of_one_reference_only(place: Place) -> None:
     cache_at(place.root, "base2")
     cache = cache_at(place.root)
     write(cache, [row(number, [-1.0], [2], True) for number in range(20)], rows_per_shard=1)

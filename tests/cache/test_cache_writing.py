@@ -1,4 +1,4 @@
-"""What is written is whole, whatever happens to the process that writes it."""
+"""Written files are complete, whatever happens to the writing process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 # Writes rows FIRST, FIRST + 1, … one shard for every three, until it has COUNT or is killed.
 SCORER = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 from places import FolderPlace, Place
 from scored_rows import FINGERPRINT, row
 from mrpo_pipeline.cache import ReferenceCache
@@ -40,12 +40,12 @@ with cache.writer(rows_per_shard=3) as writer:
 
 
 def scorer(root: str, first: int, count: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCORER, str(HERE), str(root), str(first), str(count)]
+    command = [sys.executable, "-c", SCORER, f"{HERE}:{HERE.parent}", str(root), str(first), str(count)]
     return subprocess.Popen(command, text=True)
 
 
 def check_every_row(cache: ReferenceCache) -> int:
-    """Each shard is whole, and each row what was meant; the number of completions served."""
+    """Check every shard and row; the number of completions served."""
     assert all(report.problem is None for report in cache.verify())
     served = cache.rows(wanted([(number, None) for number in range(30_000)]))
     expected = {cid(number): [-number - 1.0, -0.5] for number in range(30_000)}
@@ -53,8 +53,8 @@ def check_every_row(cache: ReferenceCache) -> int:
     return served.height
 
 
-def test_processes_that_write_at_once_lose_nothing(place: Place) -> None:
-    running = [scorer(place.root, first, 90) for first in (0, 61)]  # their shards differ in every row's place
+def test_concurrent_writers_lose_nothing(place: Place) -> None:
+    running = [scorer(place.root, first, 90) for first in (0, 61)]  # the order of rows differs between their shards
     assert [process.communicate() and process.returncode for process in running] == [0, 0]
     cache = ReferenceCache.open(place.root, "base")
     assert check_every_row(cache) == 151
@@ -64,10 +64,10 @@ def test_processes_that_write_at_once_lose_nothing(place: Place) -> None:
     ]
 
 
-def test_kill_9_leaves_whole_shards_and_a_rerun_goes_on(place: Place) -> None:
+def test_kill_9_leaves_complete_shards_and_a_rerun_resumes(place: Place) -> None:
     turns = 4 if isinstance(place, FolderPlace) else 2
     for turn in range(turns):
-        # Each turn begins at another row, so that it writes shards of its own.
+        # Each round starts at another row, so that it writes shards of its own.
         process = scorer(place.root, turn, 29_000)
         before = len(place.names("base/shards/"))
         while len(place.names("base/shards/")) <= before and process.poll() is None:
@@ -85,7 +85,7 @@ def test_kill_9_leaves_whole_shards_and_a_rerun_goes_on(place: Place) -> None:
     assert not [name for name in place.names() if name.endswith(".partial")]
 
 
-def test_one_of_many_processes_begins_the_cache_and_equal_ones_all_go_on(place: Place) -> None:
+def test_one_of_many_equal_processes_creates_the_cache(place: Place) -> None:
     for turn in range(20):
 
         def begin(engine: str, name: str = f"r{turn}") -> Manifest:
@@ -96,7 +96,7 @@ def test_one_of_many_processes_begins_the_cache_and_equal_ones_all_go_on(place: 
         assert len({one.recorded["engine"] for one in made}) == 1
 
 
-def test_of_two_different_references_at_once_one_is_refused(place: Place) -> None:
+def test_of_two_concurrent_different_references_one_is_refused(place: Place) -> None:
     for turn in range(20):
 
         def begin(template: str, name: str = f"r{turn}") -> str:
@@ -132,7 +132,7 @@ def test_an_exception_in_the_block_keeps_what_was_done(place: Place) -> None:
     assert cache.missing(wanted([(1, None), (2, None)])).height == 1
 
 
-def test_a_shard_is_written_once_its_first_row_has_waited(tmp_path: Path) -> None:
+def test_a_shard_is_written_at_the_maximum_age(tmp_path: Path) -> None:
     cache = cache_at(tmp_path)
     with cache.writer(rows_per_shard=1000, seconds=0.05) as writer:
         writer.add(row(1, [-1.0], [1], True))
@@ -156,7 +156,7 @@ def test_a_shard_is_written_once_its_first_row_has_waited(tmp_path: Path) -> Non
         (row(5, [-1.0], [1, 2], True), "1 log-probs and 2 byte ends"),
     ],
 )
-def test_a_row_with_wrong_numbers_never_enters(place: Place, bad: CompletionRow, told: str) -> None:
+def test_an_invalid_row_is_refused(place: Place, bad: CompletionRow, told: str) -> None:
     cache = cache_at(place.root)
     with pytest.raises(RunError, match=told) as caught, cache.writer() as writer:  # noqa: PT012
         writer.add(row(1, [-1.0], [1], True))
@@ -165,7 +165,7 @@ def test_a_row_with_wrong_numbers_never_enters(place: Place, bad: CompletionRow,
     assert cache.missing(wanted([(1, None), (5, None)]))["completion_id"].to_list() == [cid(5)]
 
 
-def test_a_malformed_id_never_enters(tmp_path: Path) -> None:
+def test_a_malformed_id_is_refused(tmp_path: Path) -> None:
     one = row(1, [-1.0], [1], True)
     bad = CompletionRow("../../x", 1, one.token_ids, one.logprobs, one.byte_ends, True)
     with pytest.raises(RunError, match="32 lower-case hex"):
@@ -212,7 +212,7 @@ def test_a_vanished_folder_is_an_error_and_not_a_new_cache(place: Place) -> None
     assert place.files() == {}
 
 
-def test_a_path_that_cannot_be_written_to_is_told_as_one_sentence(tmp_path: Path) -> None:
+def test_a_path_without_write_access_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Not a directory"):
         ReferenceCache.open(tmp_path / "file" / "cache", "base").create_or_check(FINGERPRINT)
@@ -224,7 +224,7 @@ def test_a_path_that_cannot_be_written_to_is_told_as_one_sentence(tmp_path: Path
         cache.create_or_check(FINGERPRINT)
 
 
-def test_leftovers_of_the_dead_and_of_yesterday_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+def test_leftovers_of_dead_processes_and_old_ones_are_removed(tmp_path: Path) -> None:
     cache = cache_at(tmp_path)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -248,16 +248,14 @@ def test_leftovers_of_the_dead_and_of_yesterday_go_and_those_of_the_living_stay(
     assert {path.name for path in shards.iterdir()} == {names["living"], names["elsewhere"], names["strange"]}
 
 
-def test_a_shard_s_content_fixes_its_name(place: Place) -> None:
+def test_a_shard_is_named_by_its_content(place: Place) -> None:
     cache = cache_at(place.root)
     one = row(1, -np.arange(5.0), np.arange(5), True)
     assert write(cache, [one]) == write(cache, [one])
     assert len(place.names("base/shards/")) == 1
 
 
-def test_a_file_gets_its_name_only_once_it_is_whole_and_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_renamed_after_it_is_flushed_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = LocalStorage(tmp_path)
     events: list[str] = []
     sync, replace = os.fsync, os.replace
@@ -280,14 +278,14 @@ def test_a_file_gets_its_name_only_once_it_is_whole_and_on_the_disk(
         assert events == ["file flushed", "renamed", "folder flushed"]
 
 
-def test_a_reference_s_folder_that_vanished_is_not_made_again_by_a_shard(tmp_path: Path) -> None:
+def test_a_shard_does_not_recreate_a_vanished_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         LocalStorage(tmp_path / "gone").put("shards", b"whole")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cache_that_goes_between_its_beginning_and_the_writer_is_told(place: Place) -> None:
+def test_a_cache_removed_before_the_writer_opens_is_an_error(place: Place) -> None:
     cache = cache_at(place.root)
     ReferenceCache.open(place.root, "base").remove()
-    with pytest.raises(RunError, match="removed while this run was at work"):
+    with pytest.raises(RunError, match="removed during this run"):
         cache.writer()

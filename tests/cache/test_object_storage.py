@@ -1,7 +1,5 @@
-"""A cache in an object store: what is asked of it, and that nothing half-written is ever seen.
-
-That it serves what a folder serves is in the tests of the cache itself, each of which runs against both.
-"""
+"""A cache in an object store: its requests, and that a reader never sees partial data. The tests of the cache itself run
+against both a folder and a store."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ ASKED = wanted([(number, None) for number in range(30)])
 
 
 class Watched:
-    """The requests that the server got inside the block."""
+    """The requests of the block."""
 
     def __init__(self, s3: LoopbackS3) -> None:
         self._s3 = s3
@@ -43,7 +41,7 @@ class Watched:
 
 
 def long_rows(count: int) -> list[CompletionRow]:
-    """Rows whose log-probs do not compress, as real ones do not, of about 100 tokens each."""
+    """Rows of about 100 tokens whose log-probs do not compress, like real ones."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(count):
@@ -62,10 +60,10 @@ def long_rows(count: int) -> list[CompletionRow]:
     return rows
 
 
-# What is asked of the store.
+# Requests to the store.
 
 
-def test_a_shard_is_one_put_and_a_rerun_that_finds_it_writes_nothing(s3: LoopbackS3, bucket: str) -> None:
+def test_a_shard_is_one_put_and_a_rerun_writes_nothing(s3: LoopbackS3, bucket: str) -> None:
     cache = cache_at(f"{bucket}/cache")
     with Watched(s3) as watched:
         (name,) = write(cache, ROWS)
@@ -79,7 +77,7 @@ def test_a_shard_is_one_put_and_a_rerun_that_finds_it_writes_nothing(s3: Loopbac
     assert {one["method"] for one in watched.requests} == {"GET"}
 
 
-def test_what_s3fs_would_send_in_parts_is_one_put_all_the_same(s3: LoopbackS3, bucket: str) -> None:
+def test_a_large_shard_is_one_put(s3: LoopbackS3, bucket: str) -> None:
     # s3fs sends 100 MiB and more in parts by default; this much is above that.
     data = random.Random(0).randbytes(1 << 20) * 101
     with Watched(s3) as watched:
@@ -88,7 +86,7 @@ def test_what_s3fs_would_send_in_parts_is_one_put_all_the_same(s3: LoopbackS3, b
     assert s3.keys(bucket) == {f"base/{name}": len(data)}
 
 
-def test_what_is_there_is_told_by_one_listing_and_a_fraction_of_a_shard_s_bytes(s3: LoopbackS3, bucket: str) -> None:
+def test_coverage_takes_one_listing_and_a_fraction_of_the_bytes(s3: LoopbackS3, bucket: str) -> None:
     write(cache_at(bucket), long_rows(4_000), rows_per_shard=2_000)
     sizes = [size for name, size in s3.keys(bucket).items() if "shards" in name]
     assert len(sizes) == 2 and min(sizes) > 500_000
@@ -115,7 +113,7 @@ def test_a_small_shard_s_coverage_is_one_request_and_sizes_come_from_the_listing
     assert not watched.of("HEAD")
 
 
-def test_kept_sums_are_read_whole_in_one_request_and_no_shard_with_them(s3: LoopbackS3, bucket: str) -> None:
+def test_stored_sums_are_one_request(s3: LoopbackS3, bucket: str) -> None:
     write(cache_at(bucket), ROWS)
     built = ReferenceCache.open(bucket, "base").sums(ASKED)
     with Watched(s3) as watched:
@@ -123,7 +121,7 @@ def test_kept_sums_are_read_whole_in_one_request_and_no_shard_with_them(s3: Loop
     assert len(watched.of("GET", "/sums/")) == 1 and not watched.of("GET", "/shards/") and not watched.of("PUT")
 
 
-def test_what_another_writer_adds_or_removes_is_seen_at_once(s3: LoopbackS3, bucket: str) -> None:
+def test_changes_of_another_writer_are_seen_immediately(s3: LoopbackS3, bucket: str) -> None:
     cache = cache_at(bucket)
     (first,) = write(cache, ROWS[:10])
     assert cache.missing(ASKED).height == 20
@@ -137,7 +135,7 @@ def test_what_another_writer_adds_or_removes_is_seen_at_once(s3: LoopbackS3, buc
     assert list_references(bucket) == []
 
 
-def test_a_shard_that_is_removed_between_listing_and_reading_is_passed_over(
+def test_a_shard_removed_after_the_listing_is_skipped(
     s3: LoopbackS3, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(cache_at(bucket), ROWS, rows_per_shard=15)
@@ -153,7 +151,7 @@ def test_a_shard_that_is_removed_between_listing_and_reading_is_passed_over(
     assert ReferenceCache.open(bucket, "base").missing(ASKED).height == 15
 
 
-def test_a_bucket_without_a_folder_and_names_that_begin_alike_are_kept_apart(s3: LoopbackS3, bucket: str) -> None:
+def test_a_bucket_root_and_names_with_a_common_prefix_are_distinct(s3: LoopbackS3, bucket: str) -> None:
     for name in ("base", "base2", "bas"):
         write(cache_at(bucket, name), ROWS[: len(name)])
     assert list_references(bucket) == ["bas", "base", "base2"]
@@ -161,11 +159,11 @@ def test_a_bucket_without_a_folder_and_names_that_begin_alike_are_kept_apart(s3:
     with Watched(s3) as watched:
         ReferenceCache.open(bucket, "base").remove()
     assert list_references(bucket) == ["bas", "base2"]
-    # Until the last number is gone, what tells their origin is there.
+    # The fingerprint stays until the last row is gone.
     assert [one["path"].endswith("/base/manifest.json") for one in watched.of("DELETE")] == [False, True]
 
 
-def test_an_upload_in_parts_that_someone_left_behind_is_not_touched(s3: LoopbackS3, bucket: str) -> None:
+def test_an_unfinished_multipart_upload_is_not_touched(s3: LoopbackS3, bucket: str) -> None:
     name = bucket.removeprefix("s3://")
     cache = cache_at(bucket)
     s3.client.create_multipart_upload(Bucket=name, Key="base/shards/theirs.parquet")
@@ -175,7 +173,7 @@ def test_an_upload_in_parts_that_someone_left_behind_is_not_touched(s3: Loopback
     assert len(s3.client.list_multipart_uploads(Bucket=name)["Uploads"]) == 1
 
 
-def test_an_opened_cache_goes_to_another_process_as_its_url(bucket: str) -> None:
+def test_an_opened_cache_is_pickled_as_its_url(bucket: str) -> None:
     write(cache_at(bucket), ROWS)
     storage = ObjectStorage(f"{bucket}/base")
     storage.list("shards")
@@ -184,7 +182,7 @@ def test_an_opened_cache_goes_to_another_process_as_its_url(bucket: str) -> None
     assert b"loopback" not in data and b"not-a-secret" not in data
 
 
-def test_other_stores_of_fsspec_serve_as_well() -> None:
+def test_other_fsspec_stores_work() -> None:
     cache = cache_at("memory://somewhere/cache")
     write(cache, ROWS, rows_per_shard=7)
     fresh = ReferenceCache.open("memory://somewhere/cache/", "base")
@@ -197,7 +195,7 @@ def test_other_stores_of_fsspec_serve_as_well() -> None:
     assert list_references("memory://somewhere/cache") == []
 
 
-def test_what_the_environment_says_of_retries_and_waiting_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_overrides_retries_and_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     from fsspec.config import conf
 
     monkeypatch.delenv("AWS_MAX_ATTEMPTS", raising=False)
@@ -210,11 +208,11 @@ def test_what_the_environment_says_of_retries_and_waiting_wins(monkeypatch: pyte
     assert "retries" not in connect("s3://bucket")[0].config_kwargs
 
 
-# The manifest is made once.
+# The manifest is created once.
 
 
 @pytest.mark.parametrize("kind", ["plain", "busy", "terse"])
-def test_of_eight_threads_one_makes_the_manifest(s3: LoopbackS3, kind: str) -> None:
+def test_one_of_eight_threads_creates_the_manifest(s3: LoopbackS3, kind: str) -> None:
     url = s3.bucket(f"{kind}-eight-threads")
     for turn in range(5):
 
@@ -227,7 +225,7 @@ def test_of_eight_threads_one_makes_the_manifest(s3: LoopbackS3, kind: str) -> N
         assert s3.get(url, f"{turn}/manifest.json") == b"%d" % made.index(True)
 
 
-def test_a_store_without_conditional_puts_is_looked_at_first(s3: LoopbackS3) -> None:
+def test_a_store_without_conditional_puts_is_read_first(s3: LoopbackS3) -> None:
     url = s3.bucket("unconditional-store")
     storage = ObjectStorage(f"{url}/base")
     assert storage.create("manifest.json", b"first") is True
@@ -240,8 +238,8 @@ def test_a_store_that_ignores_the_condition_does_not_mix_two_references(s3: Loop
     cache = cache_at(url)
     with pytest.raises(UserError, match="`template`"):
         ReferenceCache.open(url, "base").create_or_check({**FINGERPRINT, "template": "t2"})
-    # Both found no manifest in the same moment, and the other's came last.
-    with pytest.raises(RunError, match="begun anew"), cache.writer() as writer:  # noqa: PT012
+    # Both found no manifest at the same time, and the other one's came last.
+    with pytest.raises(RunError, match="removed or replaced"), cache.writer() as writer:  # noqa: PT012
         writer.add(ROWS[0])
         assert ObjectStorage(f"{url}/other").create("manifest.json", b"x")
         s3.put(url, "base/manifest.json", _manifest_of_another(url))
@@ -254,10 +252,10 @@ def _manifest_of_another(url: str) -> bytes:
     return ObjectStorage(f"{url}/another").read("manifest.json").to_pybytes()
 
 
-# The line breaks.
+# Broken connections.
 
 
-def test_a_put_whose_answer_is_lost_is_repeated_without_harm(s3: LoopbackS3, bucket: str) -> None:
+def test_a_put_with_a_lost_response_is_repeated(s3: LoopbackS3, bucket: str) -> None:
     storage = ObjectStorage(f"{bucket}/base")
     storage.list("shards")  # a connection is open from here on
     s3.line.lose_answers = 1
@@ -267,7 +265,7 @@ def test_a_put_whose_answer_is_lost_is_repeated_without_harm(s3: LoopbackS3, buc
     assert s3.keys(bucket) == {f"base/{name}": 14}
 
 
-def test_a_manifest_whose_answer_is_lost_is_known_again(
+def test_a_manifest_with_a_lost_response_is_recognized(
     s3: LoopbackS3, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = ReferenceCache.open(bucket, "base")
@@ -283,7 +281,7 @@ def test_a_manifest_whose_answer_is_lost_is_known_again(
     assert [one["status"] for one in watched.of("PUT")] == [200, 412]
 
 
-def test_a_line_cut_in_the_middle_of_a_put_leaves_nothing_and_the_next_try_goes_on(
+def test_an_interrupted_put_leaves_nothing_and_the_next_try_resumes(
     s3: LoopbackS3, bucket: str, monkeypatch: pytest.MonkeyPatch, new_connections: None
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -297,7 +295,7 @@ def test_a_line_cut_in_the_middle_of_a_put_leaves_nothing_and_the_next_try_goes_
         s3.line.cut_after = 200_000
         with pytest.raises(RunError, match=r"2,000 completions could not be written.*cannot be reached") as caught:
             writer.flush()
-        assert "written before it are whole and stay" in str(caught.value)
+        assert "Earlier shards are complete" in str(caught.value)
         assert s3.keys(bucket) == before
         s3.line.restore()
     fresh = ReferenceCache.open(bucket, "base")
@@ -305,7 +303,7 @@ def test_a_line_cut_in_the_middle_of_a_put_leaves_nothing_and_the_next_try_goes_
     assert all(report.problem is None for report in fresh.verify())
 
 
-def test_a_store_that_is_gone_is_no_damage(
+def test_an_unreachable_store_is_not_damage(
     s3: LoopbackS3, bucket: str, monkeypatch: pytest.MonkeyPatch, new_connections: None
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

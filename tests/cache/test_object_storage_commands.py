@@ -1,4 +1,4 @@
-"""A cache in an object store through the real commands: scored, cut off, gone on with, trained from."""
+"""A cache in an object store through the real commands: scored, interrupted, resumed, trained from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrpo_pipeline.cache import ReferenceCache
 
 
 def rows_of(root: str, name: str) -> dict[str, dict[str, list[float]]]:
-    """Completion → its row, read from the shards as they are served."""
+    """Completion → its row in the shards."""
     cache = ReferenceCache.open(root, name)
     every = cache._coverage.rows().select("completion_id").unique().sort("completion_id")
     wanted = every.with_columns(cut=0)
@@ -22,7 +22,7 @@ def rows_of(root: str, name: str) -> dict[str, dict[str, list[float]]]:
 
 
 @pytest.mark.slow
-def test_scored_with_a_break_gone_on_with_and_trained_from(s3: LoopbackS3, bucket: str, tmp_path: Path) -> None:
+def test_score_interrupt_resume_and_train(s3: LoopbackS3, bucket: str, tmp_path: Path) -> None:
     url = f"{bucket}/runs/cache"
     reference(tmp_path / "base", "llama", "qwen")
     reference(tmp_path / "other", "gpt_neox", "gpt2", seed=1)
@@ -40,7 +40,7 @@ def test_scored_with_a_break_gone_on_with_and_trained_from(s3: LoopbackS3, bucke
     assert broken.returncode == 1, broken.stderr
     told = broken.stderr.strip().splitlines()[-1]
     assert broken.stderr.count("could not be written") == 1
-    assert "could not be written" in told and "cannot be reached" in told and "are whole and stay" in told
+    assert "could not be written" in told and "cannot be reached" in told and "Earlier shards are complete" in told
     assert "Traceback" not in broken.stderr and "botocore" not in broken.stderr and "not-a-secret" not in broken.stderr
     s3.line.restore()
     whole = rows_of(str(tmp_path / "local"), "base")

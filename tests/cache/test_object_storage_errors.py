@@ -1,4 +1,4 @@
-"""A store that cannot be used is told as one paragraph: what was found, what was expected, what to do."""
+"""An unusable store is an error of one paragraph."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_store_that_takes_the_request_and_never_answers(
         s3.go_on()
 
 
-def test_a_bucket_that_is_not_there(s3: LoopbackS3) -> None:
+def test_a_missing_bucket(s3: LoopbackS3) -> None:
     url = "s3://no-such-bucket-anywhere/cache"
     for work in (
         lambda: ReferenceCache.open(url, "base").manifest(),
@@ -63,7 +63,7 @@ def test_a_bucket_that_is_not_there(s3: LoopbackS3) -> None:
         assert "there is no such bucket" in told(work)
 
 
-def test_a_bucket_s_name_that_cannot_be(s3: LoopbackS3) -> None:
+def test_an_invalid_bucket_name(s3: LoopbackS3) -> None:
     assert "Invalid bucket name" in told(lambda: ReferenceCache.open("s3://No_Such!/cache", "base").manifest())
 
 
@@ -71,20 +71,16 @@ def test_no_credentials(s3: LoopbackS3, bucket: str, monkeypatch: pytest.MonkeyP
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     message = told(lambda: ReferenceCache.open(bucket, "base").manifest())
-    assert "needs credentials" in message and "never in the recipe" in message
+    assert "needs credentials" in message and "not in the recipe" in message
 
 
-def test_a_profile_that_is_not_there(
-    s3: LoopbackS3, bucket: str, monkeypatch: pytest.MonkeyPatch, new_connections: None
-) -> None:
+def test_a_missing_profile(s3: LoopbackS3, bucket: str, monkeypatch: pytest.MonkeyPatch, new_connections: None) -> None:
     monkeypatch.setenv("AWS_PROFILE", "of-nobody")
     message = told(lambda: ReferenceCache.open(bucket, "base").manifest())
     assert "needs credentials" in message and "of-nobody" in message
 
 
-def test_a_cache_that_may_be_read_only_serves_and_refuses_to_grow(
-    s3: LoopbackS3, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_read_only_cache_serves_and_refuses_writes(s3: LoopbackS3, caplog: pytest.LogCaptureFixture) -> None:
     ours = s3.bucket("filled-before")
     write(cache_at(ours), [row(1, [-1.0, -2.0], [1, 1], True)])
     theirs = s3.bucket("read-only-store")
@@ -95,7 +91,7 @@ def test_a_cache_that_may_be_read_only_serves_and_refuses_to_grow(
     caplog.set_level("INFO", "mrpo")
     assert cache.sums(ASKED)["logps"].to_list() == [-3.0]
     assert cache.sums(ASKED)["logps"].to_list() == [-3.0]
-    assert caplog.text.count("could not be kept") == 1 and "access was denied" in caplog.text
+    assert caplog.text.count("can't be stored") == 1 and "access was denied" in caplog.text
     with (
         pytest.raises(RunError, match=r"1 completions could not be written.*access was denied"),
         cache.writer() as writer,
@@ -105,7 +101,7 @@ def test_a_cache_that_may_be_read_only_serves_and_refuses_to_grow(
     assert s3.keys(theirs) == {name: size for name, size in s3.keys(ours).items() if "sums" not in name}
 
 
-def test_a_failure_in_the_middle_is_said_once(
+def test_a_failure_while_writing_is_reported_once(
     s3: LoopbackS3,
     bucket: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -124,22 +120,22 @@ def test_a_failure_in_the_middle_is_said_once(
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("s3://user:p4ssw0rd@bucket/cache", "holds a password"),
-        ("S3://user:p4ss@w0rd@bucket/cache", "holds a password"),
-        ("gs://user:p4ssw0rd@bucket", "holds a password"),
-        ("https://user:p4ssw0rd@host/cache", "holds a password"),
-        ("s3://bucket/cache?X-Amz-Signature=p4ssw0rd", "options given by the environment"),
-        ("s3://bucket/cache#p4ssw0rd", "options given by the environment"),
+        ("s3://user:p4ssw0rd@bucket/cache", "contains a password"),
+        ("S3://user:p4ss@w0rd@bucket/cache", "contains a password"),
+        ("gs://user:p4ssw0rd@bucket", "contains a password"),
+        ("https://user:p4ssw0rd@host/cache", "contains a password"),
+        ("s3://bucket/cache?X-Amz-Signature=p4ssw0rd", "Set options in the environment"),
+        ("s3://bucket/cache#p4ssw0rd", "Set options in the environment"),
         ("simplecache::s3://bucket/cache", "object store"),
         ("s3://bucket/ca*he", "BUCKET/FOLDER"),
-        ("s3://", "names no bucket"),
-        ("s3:///cache", "names no bucket"),
-        ("s3:/bucket/cache", "is no URL"),
+        ("s3://", "has no bucket"),
+        ("s3:///cache", "has no bucket"),
+        ("s3:/bucket/cache", "is not a URL"),
         ("https://host/cache", "object store"),
         ("sftp://host/cache", "object store"),
     ],
 )
-def test_a_url_that_no_cache_can_be_kept_at(url: str, expected: str) -> None:
+def test_an_unsupported_url(url: str, expected: str) -> None:
     for work in (lambda: ReferenceCache.open(url, "base"), lambda: list_references(url)):
         message = told(work)
         assert expected in message
@@ -154,7 +150,7 @@ def test_a_url_that_no_cache_can_be_kept_at(url: str, expected: str) -> None:
         ("az://box/cache", "adlfs", "adlfs"),
     ],
 )
-def test_a_missing_package_is_named_with_what_installs_it(
+def test_a_missing_package_is_named_with_its_installation(
     url: str, module: str, install: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)

@@ -1,8 +1,8 @@
-"""What test_security runs in a process of its own: the main commands, one after another, with every connection refused.
+"""Script of test_security: the main commands, one after another, with every connection refused.
 
-python offline_run.py FOLDER        (FOLDER/recipe.yaml, models and pairs are there)
+python offline_run.py FOLDER (which holds recipe.yaml, models and pairs)
 
-Prints one JSON object: the exit code of each command, and what tried to reach a network.
+Prints one JSON object: the exit code of each command, and attempts to reach a network.
 """
 
 from __future__ import annotations

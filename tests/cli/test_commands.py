@@ -43,7 +43,7 @@ def test_a_bad_row_is_named_with_file_row_and_reason_before_any_model_loads(tmp_
     good = [json.dumps({"prompt": "a", "chosen": f"b{i}", "rejected": "c"}).encode() for i in range(3)]
     bad = RAW[kind] if kind in RAW else json.dumps(BAD_ROWS[kind]).encode()
     (tmp_path / "pairs.jsonl").write_bytes(b"\n".join([*good, bad, *good]) + b"\n")
-    # The model is a folder that is not there: were it looked at first, the message would be about it.
+    # The model's folder does not exist: if it were checked first, the message would name it.
     found = mrpo(
         "score-refs", "--train-file", "pairs.jsonl", "--model", "absent", "--reference", "base=absent", cwd=tmp_path
     )
@@ -105,7 +105,7 @@ def test_help_imports_nothing_heavy() -> None:
     ],
     ids=str,
 )
-def test_wrong_options_of_compare_are_told_before_anything_heavy_loads(wrong: list[str], named: str) -> None:
+def test_wrong_options_of_compare_are_refused_before_anything_heavy_loads(wrong: list[str], named: str) -> None:
     script = (
         f"import sys; sys.argv = ['mrpo', 'compare', 'demo', *{wrong}]\n"
         "from mrpo_cli.main import main\n"
@@ -140,7 +140,7 @@ def test_shipped_recipes_are_listed_copied_and_readable(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_score_targets_train_evaluate_compare_and_merge_from_options_alone(tmp_path: Path) -> None:
+def test_score_targets_train_evaluate_compare_and_merge_from_options_only(tmp_path: Path) -> None:
     reference(tmp_path / "base", "llama", "qwen")
     reference(tmp_path / "other", "gpt_neox", "gpt2", seed=1)
     write_pairs(tmp_path / "pairs.jsonl", plain_pairs(24))
@@ -185,12 +185,12 @@ def test_score_targets_train_evaluate_compare_and_merge_from_options_alone(tmp_p
     done = mrpo(*comparing, "--processes", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "compared" / "comparison.json").read_text())
-    assert [method["name"] for method in found["methods"]] == ["dpo-base", "dpo-other", "multi-dpo", "mrpo"]
-    assert found["costs"]["processes"] == 2 and found["costs"]["runs_made_now"] == 9
+    assert [method["name"] for method in found["methods"]] == ["dpo-base", "dpo-other", "simpo", "multi-dpo", "mrpo"]
+    assert found["costs"]["processes"] == 2 and found["costs"]["runs_made_now"] == 11
     assert found["verdict"]["sentence"] in done.stdout
     assert (tmp_path / "compared" / "report.html").stat().st_size > 10_000
     again = mrpo(*comparing, "--json", cwd=tmp_path)
-    assert again.stderr.count("done before") == 9 and json.loads(again.stdout) == found
+    assert again.stderr.count("done before") == 11 and json.loads(again.stdout) == found
 
     assert mrpo("merge", "trained", "--output", "merged", cwd=tmp_path).returncode == 0
     assert (tmp_path / "merged" / "model.safetensors").is_file()
@@ -200,7 +200,7 @@ def test_score_targets_train_evaluate_compare_and_merge_from_options_alone(tmp_p
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_an_interrupted_run_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path, sent: signal.Signals) -> None:
+def test_an_interrupted_run_keeps_finished_work_and_names_how_to_resume(tmp_path: Path, sent: signal.Signals) -> None:
     reference(tmp_path / "base", "llama", "qwen")
     write_pairs(tmp_path / "pairs.jsonl", plain_pairs(2000))
     command = [

@@ -1,4 +1,4 @@
-"""Help, completion, and what a trivial error costs."""
+"""Help, completion, and the cost of a trivial error."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from rich.cells import cell_len
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from mrpo_pipeline.losses.functional import LOSSES
 from mrpo_pipeline.recipe import Recipe
 
 MRPO = [sys.executable, "-P", "-c", "from mrpo_cli.main import main; main()"]
-SUBCOMMANDS = [[name] for name in COMMANDS] + [["cache", name] for name in ("list", "stats", "verify", "prune")]
+_CACHE = ("list", "stats", "verify", "prune", "compact", "push", "pull", "merge")
+SUBCOMMANDS = [[name] for name in COMMANDS] + [["cache", name] for name in _CACHE]
 
 
 def help_of(*command: str) -> str:
@@ -48,7 +50,7 @@ def test_types_bounds_choices_and_defaults_are_those_of_the_recipe() -> None:
     train = " ".join(re.sub("[│╭╰─╮╯]+", " ", help_of("train")).split())
     assert Recipe().method.beta == 0.1
     assert re.search(r"--beta FLOAT The KL strength.*?\(> 0; default: 0.1\)", train)
-    assert "sigmoid, hinge, ipo, minor-dpo, mpo, modpo. (default: sigmoid)" in train
+    assert f"{', '.join(LOSSES)}, mpo." in train
     assert re.search(r"--lora-r INT Rank of the adapters. \(≥ 1; default: 8\)", train)
     assert re.search(r"--learning-rate FLOAT [^-]*\(default: 1.0e-05\)", train)
     for panel in ("Pairs", "Method", "LoRA adapter", "Training", "Folders"):
@@ -57,7 +59,7 @@ def test_types_bounds_choices_and_defaults_are_those_of_the_recipe() -> None:
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_every_option_sets_a_key_of_the_recipe(command: str) -> None:
-    from mrpo_pipeline.recipe.fields import key_help
+    from mrpo_pipeline.recipe.key_help import key_help
 
     for option in options_of(command):
         assert key_help(option.key).about, option.key
@@ -90,11 +92,8 @@ ERRORS = {
     "train recipe.yaml --learning-rate fast": "--learning-rate",
     "train recipe.yaml --set training.optim=adam": "adamw_torch",
     "train recipe.yaml --set training.learning_rat=1": "`learning_rate`",
-    **{
-        f"{command} recipe.yaml": "no such file of preference pairs"
-        for command in ("plan", "score-refs", "render", "audit")
-    },
-    **{f"{command} recipe.yaml": "no such file of preference pairs" for command in ("train", "compare", "targets")},
+    **{f"{command} recipe.yaml": "there is no such file" for command in ("plan", "score-refs", "render", "audit")},
+    **{f"{command} recipe.yaml": "there is no such file" for command in ("train", "compare", "targets")},
     "evaluate recipe.yaml": "holds no adapter",
     "merge nowhere --output merged": "holds no adapter",
     "recipes copy nothing": "No shipped recipe",

@@ -1,8 +1,5 @@
-"""Commands in a folder that holds modules of every name a Python program imports: none of them runs, in no process.
-
-Each module says that it ran, and fails. What is run here: the
-processes of compare, a template's process, and Ray's workers.
-"""
+"""Commands in a folder with modules of every name that Python programs import: none of them runs, in any process. Each
+module reports that it ran, and fails. Covered are the processes of compare, a template's process, and Ray's workers."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the modules; what ran of them is in ``ran.txt`` beside it."""
+    """A folder with the modules; those that ran are in ``ran.txt`` beside it."""
     made = tmp_path / "here"
     made.mkdir()
     for name in (*sys.stdlib_module_names, *OTHERS):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command in order wherever they strike: exit code 130, one line, no traceback."""
+"""Ctrl-C and SIGTERM end a command cleanly at any time: exit code 130, one line, no traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Stands in for a command: `work` is what it does, with the signals raised at just the instant that matters.
+# A fake command: `work` is its body, with signals raised at a chosen instant.
 COMMAND = """
 import os, signal, sys, time
 import mrpo_cli.commands
@@ -83,7 +83,7 @@ def test_a_signal_ends_the_command_wherever_it_strikes(work: str) -> None:
 
 
 def test_a_command_in_the_background_of_a_script_hears_sigterm() -> None:
-    """A shell without job control starts it deaf to Ctrl-C."""
+    """A shell without job control starts it with SIGINT ignored."""
     work = "signal.raise_signal(signal.SIGINT)\nprint('deaf')\nsignal.raise_signal(signal.SIGTERM)\ntime.sleep(30)"
     done = run(work, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     assert (done.returncode, done.stdout) == (130, "deaf\n") and "mrpo: interrupted." in done.stderr
@@ -118,7 +118,7 @@ def test_an_error_of_no_signal_keeps_its_own_ending() -> None:
     ("command", "advice"),
     [("train", " (add --resume)"), ("train --resume", ""), ("compare", ""), ("score-refs", "")],
 )
-def test_what_goes_on_with_an_option_says_so_and_nothing_else_does(command: str, advice: str, tmp_path: Path) -> None:
+def test_only_commands_that_resume_by_an_option_name_it(command: str, advice: str, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").touch()
     script = f"""
 import signal, sys, types
@@ -138,5 +138,5 @@ main()
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 130
-    last = "interrupted. What was finished is kept; run the same command again to go on"
+    last = "interrupted. What was finished is kept; run the same command again to resume"
     assert done.stderr == f"mrpo: {last}{advice}.\n"

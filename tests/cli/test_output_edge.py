@@ -1,4 +1,4 @@
-"""What commands print, in real processes: through pipes that close, in encodings that lack letters, on a terminal."""
+"""Output of commands in real processes: through pipes that close, in encodings that lack letters, on a terminal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def on_a_terminal(command: list[str]) -> str:
     while True:
         try:
             part = os.read(ours, 65536)
-        except OSError:  # the last one who had it open is gone
+        except OSError:  # the last one that had it open has closed it
             break
         if not part:
             break

@@ -1,4 +1,4 @@
-"""How the command line becomes a recipe: names, lists, and what is asked for twice."""
+"""From the command line to a recipe: names, lists, and repeated options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from mrpo_cli.commands import app
 from mrpo_cli.ending import with_same_recipe
 from mrpo_cli.options import COMMANDS, COMPARE, METHOD, PAIRS, TASKS, options_of
-from mrpo_cli.recipe_command import takes_recipe
+from mrpo_cli.recipe_decorator import takes_recipe
 from mrpo_cli.values import value_of
 from typer.testing import CliRunner
 
@@ -20,7 +20,7 @@ from mrpo_pipeline.errors import UserError
 
 
 def given(*arguments: str) -> Any:
-    """The recipe that a command gets."""
+    """The recipe of a command."""
     found: list[Any] = []
     COMMANDS["every group"] = (COMPARE, PAIRS, METHOD, TASKS)
 
@@ -41,7 +41,7 @@ def test_a_reference_named_twice_is_refused() -> None:
     assert list(given("--reference", "base=a", "--reference", "other=a").references) == ["base", "other"]
 
 
-def test_what_lies_here_does_not_hide_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_file_does_not_hide_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shipped = given("paper")
     (tmp_path / "paper").mkdir()
@@ -63,7 +63,7 @@ def test_a_comma_in_a_name_is_no_list(tmp_path: Path, monkeypatch: pytest.Monkey
     assert given("--train-file", "a,b.jsonl").pairs.train == "a,b.jsonl"
     assert given("--train-file", "a.jsonl,b.jsonl", "--eval-file", "d,e").pairs.train == ["a.jsonl", "b.jsonl"]
     assert given("--eval-file", "d,e").pairs.eval == "d,e"
-    assert given("--train-file", "c,d.jsonl").pairs.train == "c,d.jsonl"  # neither is there: named as it was given
+    assert given("--train-file", "c,d.jsonl").pairs.train == "c,d.jsonl"  # neither exists: named as given
     assert given("--train-file", "s3://a/x.parquet,s3://a/y.parquet").pairs.train == [
         "s3://a/x.parquet",
         "s3://a/y.parquet",
@@ -91,6 +91,8 @@ def test_numbers_and_words_of_options_have_the_recipe_s_types() -> None:
     assert (found.compare.processes, found.compare.seeds, found.evaluation.tasks_batch_size) == (2, [3, 4], 8)
     assert (found.method.weights, found.limits.max_length) == ([0.3, 0.7], None)
     assert given("--processes", "auto").compare.processes == "auto"
+    by_column = {"column": "domain", "code": "other", "other": "base"}
+    assert given("--weights", "{column: domain, code: other, other: base}").method.weights == by_column
     assert given("--set", "method.trust_region.kind=off").method.trust_region.kind == "off"
 
 
@@ -100,7 +102,7 @@ def test_text_becomes_what_its_key_takes() -> None:
     assert value_of("policy.model", "1") == "1" and value_of("pairs.subset", "2.0") == "2.0"
     assert value_of("policy.lora.target_modules", "q_proj,v_proj") == ["q_proj", "v_proj"]
     assert value_of("policy.lora.target_modules", "all-linear") == "all-linear"
-    assert value_of("method.beta", "fast") == "fast"  # the recipe names what is wrong with it
+    assert value_of("method.beta", "fast") == "fast"  # the recipe reports the error
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_the_next_command_takes_the_options_that_it_knows() -> None:
 
 @pytest.fixture
 def own_messages() -> Iterator[None]:
-    """The command sends its messages to its own stderr; afterwards they go where they went."""
+    """The command logs to its own stderr; afterwards the handlers are restored."""
     log = logging.getLogger("mrpo")
     before = log.handlers, log.propagate, log.level
     yield
@@ -153,7 +155,7 @@ MODELS = ("--model", "m", "--reference", "base=m", "--reference", "other=n", "--
         (("train", *MODELS, "--method", "dpo", "--weights", "uniform"), "method.weights .* has no effect: .* dpo"),
         (
             ("train", *MODELS, "--label-smoothing", "0.1", "--loss-type", "ipo"),
-            "label smoothing is defined for the sigmoid",
+            "label smoothing is defined for sigmoid, robust, exo",
         ),
         (("targets", *MODELS, "--aggregate", "single:base", "--epsilon", "0.2"), "epsilon .* has no effect"),
     ],

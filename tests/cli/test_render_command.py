@@ -1,4 +1,4 @@
-"""`mrpo render` shows what each model reads of a row: by a real process."""
+"""`mrpo render` shows what each model reads of a row, in a real process."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 from mrpo_command import mrpo
 from tiny_references import pair, reference, write_pairs
 
-from mrpo_pipeline.dataset.show_row import show_row
+from mrpo_pipeline.dataset.render_row import show_row
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe import load_recipe
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.view import token_text
+from mrpo_pipeline.rendering.token_view import token_text
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_every_token_is_shown_with_what_is_scored(folder: Path) -> None:
     assert "\x1b" not in text and "\\x1b" in text
     names = [line.split(" ")[0] for line in lines]
     assert "other" in names and "policy" not in names and "base" not in names
-    assert any("cut off by limits, not scored" in line for line in lines)
+    assert any("truncated by limits, not scored" in line for line in lines)
     shown = "".join(line[4:] for line in lines if line.startswith("    "))
     renderer = Renderer.from_pretrained(str(folder / "other"))
     items = [(json.dumps([{"role": "user", "content": "one\ntwo"}]), "no")]

@@ -1,5 +1,5 @@
-"""What SECURITY.md promises of our own source, of the network, and of usage reports. What it says of checkpoints from
-elsewhere is tested in policy/test_pickled_state.py, of templates in rendering/test_template_limits.py."""
+"""The promises of SECURITY.md on this source, the network, and usage reports. Those on checkpoints from elsewhere are
+tested in policy/test_safe_resume.py, those on templates in rendering/test_template_sandbox.py."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ ARGUMENTS = {
     ("trust_remote_code", True),
     ("verify", False),
 }
-# The one place that knows pickles is the one that refuses them; see what it may build in its own tests below.
+# The only module that uses pickle is the one that restricts it; its own tests cover what it may build.
 ALLOWED = {("mrpo_pipeline/policy/safe_resume.py", "import pickle")}
 
 
 def dangers(source: str) -> Iterator[str]:
-    """What a source holds that could run what it reads, or ask a shell."""
+    """Parts of a source that could run input as code, or call a shell."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
@@ -81,14 +81,14 @@ def test_the_recipes_loader_builds_no_objects():
 
 
 def may_leave_the_network() -> bool:
-    """Whether a process can be started that has no network at all."""
+    """Whether a process without any network can be started."""
     if shutil.which("unshare") is None:
         return False
     return subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode == 0
 
 
 def test_the_main_commands_ask_no_network_for_models_and_pairs_on_the_disk(tmp_path):
-    """Connections are refused, and where the system allows it there is no network in the first place."""
+    """Connections are refused, and if the system allows it there is no network at all."""
     base = reference(tmp_path / "base", "llama", "qwen")
     other = reference(tmp_path / "other", "gpt2", "t5", seed=1)
     write_pairs(tmp_path / "pairs.jsonl", plain_pairs(12))
@@ -145,7 +145,7 @@ def test_usage_reports_of_libraries_are_off_unless_the_user_has_turned_them_on()
 
 
 def test_the_switches_are_those_that_the_libraries_look_at():
-    """A switch of another name would be off, and change nothing."""
+    """A variable of another name would have no effect."""
     from importlib.util import find_spec
 
     for package, file, name in (

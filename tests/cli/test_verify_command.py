@@ -1,4 +1,4 @@
-"""`mrpo cache verify` as a user meets it: what it checks, what it prints, how it ends."""
+"""`mrpo cache verify`: its checks, output and exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Ended:
 
 
 def mrpo(*arguments: str | Path, cwd: Path) -> Ended:
-    """The command in this process (a new one takes seconds to import torch), with what it changes put back."""
+    """The command in this process (a new one takes seconds to import torch), with its changes undone."""
     log = logging.getLogger("mrpo")
     before = (
         log.level,
@@ -61,7 +61,7 @@ def mrpo(*arguments: str | Path, cwd: Path) -> Ended:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe, two references, their cache, and one more whose numbers are off by a nat."""
+    """A folder with a recipe, two references, their cache, and another reference whose log-probs are off by a nat."""
     folder = tmp_path_factory.mktemp("scored")
     reference(folder / "one", "llama", "qwen")
     reference(folder / "two", "gpt2", "llama2")
@@ -96,12 +96,12 @@ def test_with_a_recipe_numbers_are_computed_again_and_the_result_is_kept(scored:
     done = mrpo("cache", "verify", "recipe.yaml", "--check", "5", "--only", "base", "--reference", "second", cwd=scored)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert done.stdout.count("1 shards read again, 20 rows: checksums") == 2
-    assert [line.split(":")[0] for line in lines if "5 of 20 completions computed again" in line] == ["base", "second"]
+    assert done.stdout.count("1 shards read, 20 rows: checksums") == 2
+    assert [line.split(":")[0] for line in lines if "5 of 20 completions recomputed" in line] == ["base", "second"]
     assert done.stdout.count("they agree") == 2 and "99th percentile" in done.stdout
     for name in ("base", "second"):
         (kept,) = ReferenceCache.open(scored / "cache", name).checks()
-        assert kept["passed"] and kept["figures"]["completions"] == 5
+        assert kept["passed"] and kept["differences"]["completions"] == 5
 
 
 def test_numbers_that_are_wrong_fail_with_the_worst_completion_named(scored: Path) -> None:
@@ -114,31 +114,31 @@ def test_numbers_that_are_wrong_fail_with_the_worst_completion_named(scored: Pat
     report = {one["reference"]: one for one in json.loads(done.stdout)}
     assert [report[name]["drift"]["passed"] for name in ("base", "second", "again")] == [True, True, False]
     drift = report["again"]["drift"]
-    assert drift["figures"]["token_mean"] == pytest.approx(1, abs=1e-3) and drift["figures"]["completions"] == 20
+    assert (
+        drift["differences"]["token_mean"] == pytest.approx(1, abs=1e-3) and drift["differences"]["completions"] == 20
+    )
     assert drift["worst"]["completion_id"] in done.stderr and drift["worst"]["text"][:10] in done.stderr
     assert "mrpo cache prune --cache cache --reference again --all" in done.stderr
-    # A limit that it keeps lets it pass.
+    # A limit above the difference lets it pass.
     kept = mrpo("cache", "verify", "recipe.yaml", "--only", "again", "--check", "4", "--limit", "1.5", cwd=scored)
     assert kept.returncode == 0, kept.stderr
     assert "limit 1.5" in kept.stdout
 
 
-def test_without_pairs_it_says_that_it_did_no_more_than_it_did(scored: Path) -> None:
+def test_without_pairs_it_reports_what_it_did_not_check(scored: Path) -> None:
     for arguments in (["--cache", "cache"], ["--cache", "recipe.yaml"], ["recipe.yaml", "--check", "0"]):
         done = mrpo("cache", "verify", *arguments, "--reference", "again", cwd=scored)
         assert done.returncode == 0, done.stderr
-        assert "again: 1 shards read again, 20 rows: checksums, lengths, finite numbers" in done.stdout
-        assert "the numbers themselves were not computed again" in done.stdout and "base" not in done.stdout
+        assert "again: 1 shards read, 20 rows: checksums, lengths, finite numbers" in done.stdout
+        assert "log-probs not recomputed" in done.stdout and "base" not in done.stdout
 
 
-def test_a_reference_that_the_recipe_does_not_name_is_told(scored: Path) -> None:
+def test_a_reference_that_the_recipe_does_not_name_is_refused(scored: Path) -> None:
     options = ["--train-file", "pairs.jsonl", "--model", "one", "--reference", "base=one", "--check", "2"]
     done = mrpo("cache", "verify", *options, cwd=scored)
     assert done.returncode == 0, done.stderr
-    assert "base: 2 of 20 completions computed again" in done.stdout
-    assert (
-        "second: the numbers themselves were not computed again (the recipe names no reference second)" in done.stdout
-    )
+    assert "base: 2 of 20 completions recomputed" in done.stdout
+    assert "second: log-probs not recomputed (the recipe has no reference second)" in done.stdout
 
 
 def test_wrong_input_ends_with_2(scored: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_damaged_shard_is_named_and_ends_with_1(scored: Path, tmp_path: Path) 
     done = mrpo("cache", "verify", "recipe.yaml", "--cache", tmp_path / "cache", cwd=scored)
     assert done.returncode == 1
     assert shard.name in done.stdout and shard.name in done.stderr
-    assert "damaged shards come first" in done.stdout
+    assert "repair the damaged shards first" in done.stdout
 
 
 def test_repair_sets_damage_aside_and_scores_again_what_was_hit(scored: Path, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mrpo_pipeline.compare.methods import contenders, settings_of
+from mrpo_pipeline.compare.methods import Contender, contenders, settings_of
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.recipe import parse_recipe
+from mrpo_pipeline.recipe import Method, parse_recipe
 
 
 def recipe(names: str = "base abacus atlas", method: dict[str, Any] | None = None, **compare: Any) -> Any:
@@ -21,16 +21,40 @@ def names(found: Any) -> list[str]:
 
 
 def test_without_methods_in_the_recipe_every_single_reference_stands_beside_its_own_method() -> None:
-    assert names(recipe()) == ["dpo-base", "dpo-abacus", "dpo-atlas", "multi-dpo", "mrpo"]
-    assert [one.baseline for one in contenders(recipe())] == [True, True, True, False, False]
-    assert names(recipe("base")) == ["dpo-base"]
+    assert names(recipe()) == ["dpo-base", "dpo-abacus", "dpo-atlas", "simpo", "multi-dpo", "mrpo"]
+    assert [one.baseline for one in contenders(recipe())] == [True, True, True, False, False, False]
+    assert [one.reference_free for one in contenders(recipe())] == [False, False, False, True, False, False]
+    assert names(recipe("base")) == ["dpo-base", "simpo"]
 
 
 def test_single_references_are_added_to_the_methods_that_a_recipe_lists() -> None:
     found = contenders(recipe(methods={"mine": {"weights": "uniform"}}, method={"beta": 0.3, "sft_weight": 0.2}))
-    assert [one.name for one in found] == ["dpo-base", "dpo-abacus", "dpo-atlas", "mine"]
-    assert [one.single for one in found] == ["base", "abacus", "atlas", None]
-    assert {(one.method.beta, one.method.sft_weight) for one in found} == {(0.3, 0.2)}
+    assert [one.name for one in found] == ["dpo-base", "dpo-abacus", "dpo-atlas", "simpo", "mine"]
+    assert [one.single for one in found] == ["base", "abacus", "atlas", None, None]
+    assert {(one.method.beta, one.method.sft_weight) for one in found if not one.reference_free} == {(0.3, 0.2)}
+
+
+def test_training_without_a_reference_stands_among_the_baselines_as_simpo_usually_is() -> None:
+    (free,) = (one for one in contenders(recipe(method={"beta": 0.3, "loss": "hinge"})) if one.reference_free)
+    own = free.method
+    assert (free.name, free.single, free.baseline, free.references) == ("simpo", None, False, ())
+    assert (own.loss, own.beta, own.simpo_gamma, own.normalize) == ("simpo", 2.0, 1.0, "token")
+    # A name that is another method's, and a method of the recipe that stands for it.
+    assert names(recipe("base", methods={"simpo": {"loss": "simpo"}})) == ["dpo-base", "simpo-alone", "simpo"]
+    listed = {"free": {"reference": "none", "beta": 3.0, "loss": "simpo", "name": "multi-dpo"}, "mrpo": {}}
+    assert names(recipe("base abacus", methods=listed)) == ["dpo-base", "dpo-abacus", "free", "mrpo"]
+    alike = [Contender("a", Method(reference="none", weights=w, name="dpo"), ()) for w in ("uniform", "adaptive")]
+    assert alike[0].reads() == alike[1].reads() != Contender("b", Method(), ("base",)).reads()
+
+
+def test_a_sweeps_beta_is_in_the_unit_of_the_recipes_method() -> None:
+    sweep, free = {"beta": [0.1, 0.2]}, {"reference": "none", "loss": "sigmoid"}
+    run = recipe(sweep=sweep, methods={"bytes": {"normalize": "byte", "beta": 12.0}, "free": free})
+    found = {one.name: [point.method.beta for point in settings_of(run, one)] for one in contenders(run)}
+    assert (found["bytes"], found["free"], found["dpo-base"]) == ([12.0], [0.1, 0.2], [0.1, 0.2])
+    usual = recipe(sweep=sweep)
+    (simpo,) = (one for one in contenders(usual) if one.reference_free)
+    assert [point.method.beta for point in settings_of(usual, simpo)] == [2.0]
 
 
 def test_a_single_reference_that_is_listed_under_any_name_is_not_added_again() -> None:
@@ -39,12 +63,12 @@ def test_a_single_reference_that_is_listed_under_any_name_is_not_added_again() -
         "against-atlas": {"aggregate": "single:atlas", "weights": "uniform"},
         "mrpo": {},
     }
-    assert names(recipe(methods=listed)) == ["dpo-abacus", "plain", "against-atlas", "mrpo"]
+    assert names(recipe(methods=listed)) == ["dpo-abacus", "simpo", "plain", "against-atlas", "mrpo"]
 
 
 def test_a_single_reference_with_another_beta_is_no_baseline_of_the_recipe() -> None:
     listed = {"dpo-base": {"name": "dpo", "beta": 0.5}, "mrpo": {}}
-    assert names(recipe("base abacus", methods=listed)) == ["dpo-base-alone", "dpo-abacus", "dpo-base", "mrpo"]
+    assert names(recipe("base abacus", methods=listed)) == ["dpo-base-alone", "dpo-abacus", "simpo", "dpo-base", "mrpo"]
 
 
 def test_leaving_one_out_adds_the_method_without_each_reference_but_the_anchor() -> None:
@@ -78,3 +102,28 @@ def test_a_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
 def test_seeds_that_stand_twice_are_refused() -> None:
     with pytest.raises(UserError, match=r"compare\.seeds"):
         recipe(seeds=[0, 1, 0])
+
+
+def test_a_method_over_spans_is_another_one_only_where_spans_change_it() -> None:
+    """Three runs of one training are one contender's; `dpo-atlas` over spans is the baseline of that name."""
+    over = {"aggregate_over": "span"}
+    for same in ({"aggregate": "geometric"}, {"name": "multi-dpo"}, {"aggregate": "single:atlas"}, {"name": "dpo"}):
+        plain, spans = contenders(recipe(methods={"a": same, "b": same | over}))[-2:]
+        assert plain.reads() == spans.reads()
+    plain, spans = contenders(recipe(methods={"a": {}, "b": over}))[-2:]
+    assert plain.reads() != spans.reads()
+    assert names(recipe(methods={"alone": {"aggregate": "single:atlas"} | over})) == [
+        "dpo-base",
+        "dpo-abacus",
+        "simpo",
+        "alone",
+    ]
+
+
+@pytest.mark.parametrize("loss", ["hypo-each", "aot"])
+def test_multi_dpo_is_not_added_where_the_loss_has_no_meaning_with_it(
+    loss: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "mrpo"):
+        assert names(recipe("base abacus", {"loss": loss})) == ["dpo-base", "dpo-abacus", "simpo", "mrpo"]
+    assert f"multi-dpo is not among the methods: The loss {loss}" in caplog.text

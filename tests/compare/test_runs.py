@@ -26,6 +26,7 @@ from mrpo_pipeline.compare import compare_recipe, job, worker_pool
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.policy import train
 from mrpo_pipeline.policy.sampler import StepSampler
+from mrpo_pipeline.recipe import load_recipe
 
 
 def adapter(folder: Path) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def test_for_a_seed_every_method_starts_from_the_same_adapter_and_takes_the_same
     # With a learning rate of 0 the adapter that is saved is the one that training began with.
     compare = {"seeds": [0, 1], "methods": {"multi-dpo": {"name": "multi-dpo"}}}
     compare_recipe(recipe_of(document, tmp_path / "out", training={"learning_rate": 0.0}, compare=compare))
-    methods = ("dpo-base", "dpo-other", "multi-dpo")
+    methods = ("dpo-base", "dpo-other", "simpo", "multi-dpo")
     starts = {(name, seed): adapter(tmp_path / "out" / name / f"seed-{seed}") for name in methods for seed in (0, 1)}
     for name in methods:
         assert same(starts[name, 0], starts["multi-dpo", 0]) and same(starts[name, 1], starts["multi-dpo", 1])
@@ -70,9 +71,15 @@ def test_what_is_left_and_what_a_second_call_takes_as_it_is(
     first = compare_recipe(recipe_of(document, out, compare={"methods": listed}))
     found = json.loads((out / "comparison.json").read_text())
     assert found == json.loads(json.dumps(first.as_dict()))
-    assert [method["name"] for method in found["methods"]] == ["dpo-other", "mrpo", "plain"]
-    assert found["methods"][1]["also"] == ["mrpo-again"] and not (out / "mrpo-again").exists()
-    assert [method["baseline"] for method in found["methods"]] == [True, False, True]
+    assert [method["name"] for method in found["methods"]] == ["dpo-other", "simpo", "mrpo", "plain"]
+    assert found["methods"][2]["also"] == ["mrpo-again"] and not (out / "mrpo-again").exists()
+    assert [method["baseline"] for method in found["methods"]] == [True, False, False, True]
+    assert [method["reference_free"] for method in found["methods"]] == [False, True, False, False]
+    # A recipe beside its adapter that trains and measures it without references, as it was trained.
+    free = load_recipe(out / "simpo" / "seed-0" / "recipe.yaml")
+    assert not free.references and free.method.reference == "none" and found["methods"][1]["diagnostics"] == {}
+    assert "without a reference" in (out / "simpo" / "seed-0" / "README.md").read_text()
+    assert any(one.startswith("Did references pay?") for one in found["verdict"]["sentences"])
     assert found["verdict"]["kind"] == "one seed"
     assert found["finished"].startswith("20") and {"python", "torch", "transformers", "peft"} <= set(found["versions"])
     assert found["start"]["accuracy/anchor"] == 0.5 and found["held_out"] == 10
@@ -89,8 +96,19 @@ def test_what_is_left_and_what_a_second_call_takes_as_it_is(
     # The accuracy of the document is that of the sums that lie beside it.
     frame = pl.read_parquet(out / "mrpo" / "seed-0" / "pairs.parquet")
     share = (frame["logps_chosen"] > frame["logps_rejected"]).mean()
-    assert found["methods"][1]["metrics"]["accuracy/policy"]["per_seed"] == pytest.approx([share])
+    assert found["methods"][2]["metrics"]["accuracy/policy"]["per_seed"] == pytest.approx([share])
     held_out = pl.read_parquet(out / "held_out.parquet")
+    # So is the drift, of a method without a reference as of the others; by the bytes that were read.
+    for place in (1, 2):
+        name = found["methods"][place]["name"]
+        sums = pl.read_parquet(out / name / "seed-0" / "pairs.parquet")
+        sizes = held_out["rejected"].str.len_bytes()
+        drift = ((sums["logps_rejected"] - held_out["anchor_logps_rejected"]) / sizes).mean()
+        told = found["methods"][place]["metrics"]["drift/rejected_per_byte"]
+        assert (told["mean"], told["per_seed"]) == (pytest.approx(drift), [pytest.approx(drift)]) and abs(drift) > 1e-3
+    assert abs(found["start"]["drift/chosen_per_token"]) < 1e-5
+    table = first.table()
+    assert "drift" in table.splitlines()[0] and "likelier than the anchor does" in table
     assert held_out["pair_id"].to_list() == frame["pair_id"].to_list()
 
     trained: list[str] = []
@@ -128,13 +146,13 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint_and_ends_as_if_it_ha
         patch.setattr(train, "train_policy", partial(train.train_policy, callbacks=[Stop()]))
         with pytest.raises(KeyboardInterrupt):
             compare_recipe(stopped)
-    assert (tmp_path / "stopped" / "plain" / "seed-0" / "checkpoint-2").is_dir()
-    assert not (tmp_path / "stopped" / "plain" / "seed-0" / "result.json").exists()
+    assert (tmp_path / "stopped" / "simpo" / "seed-0" / "checkpoint-2").is_dir()
+    assert not (tmp_path / "stopped" / "simpo" / "seed-0" / "result.json").exists()
     logging.getLogger("mrpo").propagate = True
     with caplog.at_level(logging.INFO, logger="mrpo"):
         compare_recipe(stopped)
-    assert "Going on from" in caplog.text and "checkpoint-2" in caplog.text
-    for name in methods:
+    assert "Resuming from" in caplog.text and "checkpoint-2" in caplog.text
+    for name in ("simpo", *methods):
         assert same(*(adapter(tmp_path / which / name / "seed-0") for which in ("whole", "stopped")))
 
 
@@ -151,15 +169,15 @@ def test_a_run_that_fails_is_told_the_others_finish_and_what_is_complete_is_comp
     monkeypatch.setattr("mrpo_pipeline.compare.worker_pool.run_job", failing)
     run = recipe_of(document, tmp_path / "out")
     with pytest.raises(
-        RunError, match=r"1 of 5 runs failed: mrpo, seed 0\. The loss is not finite.*same command again"
+        RunError, match=r"1 of 6 runs failed: mrpo, seed 0\. The loss is not finite.*same command again"
     ):
         compare_recipe(run)
     assert "mrpo, seed 0: failed. The loss is not finite." in capsys.readouterr().err
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert [method["name"] for method in found["methods"]] == ["dpo-base", "dpo-other", "multi-dpo"]
+    assert [method["name"] for method in found["methods"]] == ["dpo-base", "dpo-other", "simpo", "multi-dpo"]
     assert found["failed"] == [{"run": "mrpo, seed 0", "reason": "The loss is not finite."}]
     monkeypatch.setattr("mrpo_pipeline.compare.worker_pool.run_job", real)
-    assert len(compare_recipe(run).as_dict()["methods"]) == 4
+    assert len(compare_recipe(run).as_dict()["methods"]) == 5
 
 
 def test_a_sweep_chooses_by_the_third_split_and_by_a_metric_that_moves(
@@ -185,7 +203,7 @@ def test_a_sweep_chooses_by_the_third_split_and_by_a_metric_that_moves(
     # What was tried of the chosen setting is the method's run: it is not trained twice.
     place = tmp_path / "out" / "sweep" / f"plain-beta-{chosen['settings']['beta']:g}" / "seed-0"
     assert same(adapter(place), adapter(tmp_path / "out" / "plain" / "seed-0"))
-    assert found["costs"]["runs_made_now"] == 5
+    assert found["costs"]["runs_made_now"] == 6
 
 
 def test_where_no_metric_moves_a_sweep_keeps_the_recipes_own_setting(
@@ -197,7 +215,7 @@ def test_where_no_metric_moves_a_sweep_keeps_the_recipes_own_setting(
     )
     with caplog.at_level(logging.INFO, "mrpo"):
         found = compare_recipe(still).as_dict()
-    assert {method["swept"]["beta"] for method in found["methods"]} == {0.1}
+    assert {method["swept"]["beta"] for method in found["methods"] if not method["reference_free"]} == {0.1}
     assert {one["metric"] for one in found["sweep"]} == {None}
     assert "The sweep cannot choose" in caplog.text and "the best on the third split" not in caplog.text
 
@@ -237,14 +255,14 @@ def test_a_killed_process_is_told_the_others_finish_and_the_same_call_again_goes
 
     watcher = threading.Thread(target=kill)
     watcher.start()
-    with pytest.raises(RunError, match=r"1 of 4 runs failed: other, seed 0\. Its process was killed by SIGKILL"):
+    with pytest.raises(RunError, match=r"1 of 5 runs failed: other, seed 0\. Its process was killed by SIGKILL"):
         compare_recipe(run)
     watcher.join()
     assert len(killed) == 1
     found = json.loads((out / "comparison.json").read_text())
-    assert [method["name"] for method in found["methods"]] == ["plain", "mrpo"]
+    assert [method["name"] for method in found["methods"]] == ["simpo", "plain", "mrpo"]
     again = compare_recipe(recipe_of(document, out, training={"max_steps": 40}, compare={"methods": listed}))
-    assert again.as_dict()["costs"]["runs_made_now"] == 1 and len(again.as_dict()["methods"]) == 3
+    assert again.as_dict()["costs"]["runs_made_now"] == 1 and len(again.as_dict()["methods"]) == 4
     assert not set(psutil.Process().children(recursive=True)) - before
 
 

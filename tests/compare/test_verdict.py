@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mrpo_pipeline.compare.comparisons import LEFT_OUT, ONE, SEVERAL, TRAINING, Outcomes, compare_outcomes, shares
-from mrpo_pipeline.compare.methods import Contender
+from mrpo_pipeline.compare.comparisons import FREE, LEFT_OUT, ONE, SEVERAL, TRAINING, Outcomes, compare_outcomes, shares
+from mrpo_pipeline.compare.methods import SIMPO, Contender
 from mrpo_pipeline.compare.verdict import verdict_of
 from mrpo_pipeline.compare.verdict_case import Verdict
 from mrpo_pipeline.evaluation.simulation import World, draw
@@ -21,6 +21,7 @@ NAMES = ("base", "abacus", "atlas")
 SINGLES = tuple(Contender(f"dpo-{name}", Method(aggregate=f"single:{name}"), NAMES) for name in NAMES)
 MULTI, MRPO = Contender("multi-dpo", Method(name="multi-dpo"), NAMES), Contender("mrpo", Method(), NAMES)
 EVERYONE = (*SINGLES, MULTI, MRPO)
+NONE_AT_ALL = Contender("simpo", SIMPO, ())
 WORLD = World("", prompts=1500, seed_spread=0.002, own_pairs=0.2, own_runs=0.2)
 
 
@@ -33,9 +34,14 @@ def judged(
 ) -> Verdict:
     """The verdict where methods truly differ from 70 % by so many points, in the order of ``contenders``."""
     drawn = draw(world, [point / 100 for point in points], seeds, np.random.default_rng(draws))
-    methods = {one.name: {METRIC: drawn.outcomes[i]} for i, one in enumerate(contenders)}
-    outcomes = Outcomes(drawn.clusters, {METRIC: np.full(len(drawn.clusters), 0.5)}, methods)
-    return verdict_of(contenders, compare_outcomes(contenders, outcomes), shares(outcomes), seeds)
+    return _of(drawn.outcomes, drawn.clusters, contenders)
+
+
+def _of(drawn: np.ndarray, clusters: np.ndarray, contenders: tuple[Contender, ...]) -> Verdict:
+    """The verdict on outcomes (methods, pairs, seeds), in the order of ``contenders``."""
+    methods = {one.name: {METRIC: drawn[i]} for i, one in enumerate(contenders)}
+    outcomes = Outcomes(clusters, {METRIC: np.full(len(clusters), 0.5)}, methods)
+    return verdict_of(contenders, compare_outcomes(contenders, outcomes), shares(outcomes), drawn[0].shape[1])
 
 
 def test_better_than_every_single_reference_is_better() -> None:
@@ -172,6 +178,50 @@ def test_without_a_method_with_several_the_best_single_one_is_set_against_the_st
     assert (verdict.kind, verdict.method, verdict.against) == ("better", "dpo-abacus", "start")
 
 
+def paid(verdict: Verdict) -> str:
+    (sentence,) = [text for text in verdict.sentences if text.startswith("Did references pay? ")]
+    return sentence
+
+
+def test_what_references_were_worth_is_a_sentence_of_its_own() -> None:
+    everyone = (*EVERYONE, NONE_AT_ALL)
+    better = paid(judged([0, 2, -5, 1, 8, 2], contenders=everyone))
+    told = re.fullmatch(
+        r"Did references pay\? Against training without any \(simpo\): mrpo is better by (\S+) points \((\S+) to (\S+)\); "
+        r"DPO against abacus is not shown to differ, (\S+) points .*\.",
+        better,
+    )
+    assert told and 5 < float(told[1]) < 10 and 0 < float(told[2]) < float(told[1]) < float(told[3])
+    worse = paid(judged([0, 2, -5, 1, 2, 12], contenders=everyone))
+    assert "mrpo is worse by " in worse and "DPO against abacus is worse by " in worse
+    # Of single references alone, and with one seed.
+    alone = paid(judged([0, 8, -5, 0], contenders=(*SINGLES, NONE_AT_ALL)))
+    assert ": DPO against abacus is better by " in alone and ";" not in alone
+    once = paid(judged([0, 2, -5, 1, 8, 0], seeds=1, contenders=everyone))
+    assert (
+        "better" not in once and "As trained here with one seed, against training without any (simpo): mrpo +" in once
+    )
+
+
+def test_training_without_a_reference_is_neither_one_of_several_nor_a_single_one_and_changes_no_other_claim() -> None:
+    everyone = (*EVERYONE, NONE_AT_ALL)
+    for worth in (-0.2, 0, 0.2):
+        drawn = draw(WORLD, [0, 0.02, -0.05, 0.01, 0.03, worth], 3, np.random.default_rng(0))
+        without, with_it = (_of(drawn.outcomes, drawn.clusters, those) for those in (EVERYONE, everyone))
+        kept = [text for text in with_it.sentences if not text.startswith("Did references pay?")]
+        assert len(kept) == len(with_it.sentences) - 1
+        assert replace(with_it, sentences=kept) == without
+    drawn = draw(WORLD, [0, 0, 0, 0, 0, 0.02], 3, np.random.default_rng(1))
+    methods = {one.name: {METRIC: drawn.outcomes[i]} for i, one in enumerate(everyone)}
+    outcomes = Outcomes(drawn.clusters, {METRIC: np.full(1500, 0.5)}, methods)
+    own = [x for x in compare_outcomes(everyone, outcomes) if x.question == FREE]
+    assert {(x.method, x.against) for x in own} == {(one.name, "simpo") for one in EVERYONE}
+    smallest = min(own, key=lambda x: x.known.p)
+    assert smallest.p_corrected == pytest.approx(5 * smallest.known.p) and {x.family for x in own} == {5}
+    only = _of(drawn.outcomes[-1:], drawn.clusters, (NONE_AT_ALL,))
+    assert only.kind == "none" and "No method with a reference" in only.sentence
+
+
 def test_nothing_trained_to_the_end_is_said() -> None:
     assert "nothing can be compared" in verdict_of(EVERYONE, [], {}, 3).sentence
 
@@ -182,9 +232,9 @@ def test_every_question_is_corrected_by_itself_and_paired_by_seed() -> None:
     start = np.where(np.arange(1500) % 3 > 0, 1.0, 0.0)
     compared = compare_outcomes(EVERYONE, Outcomes(drawn.clusters, {METRIC: start}, methods))
     counts = {
-        question: sum(x.question == question for x in compared) for question in (SEVERAL, ONE, TRAINING, LEFT_OUT)
+        question: sum(x.question == question for x in compared) for question in (SEVERAL, ONE, TRAINING, LEFT_OUT, FREE)
     }
-    assert counts == {SEVERAL: 6, ONE: 3, TRAINING: 5, LEFT_OUT: 0}
+    assert counts == {SEVERAL: 6, ONE: 3, TRAINING: 5, LEFT_OUT: 0, FREE: 0}
     own = [x for x in compared if x.question == SEVERAL]
     smallest = min(own, key=lambda x: x.known.p)
     assert smallest.p_corrected == pytest.approx(6 * smallest.known.p)

@@ -1,4 +1,4 @@
-"""From a recipe: weights that look at a third split, step-scoped weights, and the further losses' own settings."""
+"""From a recipe: weights from a third split, step-scoped weights, and the settings of further losses."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from tiny_recipes import run_of
 from tiny_references import plain_pairs, reference, write_pairs
 
+from mrpo_pipeline.dataset.pair_targets import pair_targets, training_examples
 from mrpo_pipeline.dataset.prepare import prepare_splits
-from mrpo_pipeline.dataset.prepared_cache import remembering
-from mrpo_pipeline.dataset.reference_logps import pair_targets, training_examples
+from mrpo_pipeline.dataset.prepared_cache import recorded_log
 from mrpo_pipeline.dataset.splits import check_method, examples_of, load_splits
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation import evaluate_recipe
@@ -22,7 +22,7 @@ from mrpo_pipeline.exports.parquet import write_targets
 from mrpo_pipeline.pairs import dump_prompt
 from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import Method, parse_recipe
-from mrpo_pipeline.recipe.describe import describe
+from mrpo_pipeline.recipe.describe_method import describe
 
 VDW, VAW = "validation-discrimination", "validation-accuracy"
 SPLITS = {"eval_fraction": 0.3, "weights_fraction": 0.4}
@@ -63,7 +63,7 @@ def splits_of(run: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("unit", ["token", "byte"])
-def test_with_the_default_beta_a_unit_is_told_of_once_with_the_beta_that_keeps_margins(scored: Any, unit: str) -> None:
+def test_with_the_default_beta_a_unit_gets_one_notice_with_the_beta_that_keeps_margins(scored: Any, unit: str) -> None:
     splits = splits_of(scored)
     frame = splits["train"].pairs.frame
     sizes = [
@@ -72,14 +72,14 @@ def test_with_the_default_beta_a_unit_is_told_of_once_with_the_beta_that_keeps_m
     ]
     length = float(np.mean([size.to_numpy() for size in sizes]))
     run = with_method(scored, normalize=unit, weights=VAW)
-    with remembering() as said:
+    with recorded_log() as said:
         examples_of(splits["train"], run.method)
-        examples_of(splits["eval"], run.method, say=False)
+        examples_of(splits["eval"], run.method, report=False)
     weights, beta = (text for _, text in said)
     assert weights.startswith("Weights by validation-accuracy, from the")
     assert f"method.normalize {unit} β multiplies nats per {unit}" in beta
     assert f"set it to about {0.1 * length:.3g} (a completion has {length:,.0f} {unit}s on average)" in beta
-    with remembering() as said:
+    with recorded_log() as said:
         for keys in ({"normalize": unit, "beta": 5.0}, {}, {"normalize": unit, "loss": "ipo"}):
             examples_of(splits["train"], with_method(scored, **keys).method)
     assert not said
@@ -103,15 +103,20 @@ def test_no_column_of_the_examples_is_read_only_which_torch_warns_of(scored: Any
         ),
         ({"weights": "thompson", "weights_options": {"prior": 3.0}}, "after each step, prior 3), trust"),
         ({"compatibility": "official-code"}, "trust region adaptive (ε 0.1), by the authors' code; sigmoid"),
-        ({"sft_weight": 0.5}, "; sigmoid loss + 0.5 SFT, β 0.1."),
-        ({"label_smoothing": 0.2, "sft_weight": 1.0}, "; sigmoid loss with label smoothing 0.2 + 1 SFT, β 0.1."),
+        ({"sft_weight": 0.5}, "; sigmoid + 0.5 sft loss, β 0.1."),
+        ({"label_smoothing": 0.2, "sft_weight": 1.0}, "; sigmoid + sft loss with label smoothing 0.2, β 0.1."),
+        (
+            {"loss": {"hypo": 1.0, "anchored": 0.5}, "anchored_delta": 0.2},
+            "; hypo + 0.5 anchored loss with anchored delta 0.2, β",
+        ),
+        ({"f_divergence_type": "js_divergence"}, "; sigmoid loss with f divergence type js_divergence, β 0.1."),
         ({"normalize": "byte", "beta": 4.0}, "; sigmoid loss, β 4 on nats per byte."),
         ({"loss": "hinge", "name": "dpo", "normalize": "token"}, "alone; hinge loss, β 0.1 on nats per token."),
         ({}, "MRPO with the harmonic aggregate, adaptive weights, trust region adaptive (ε 0.1); sigmoid loss, β 0.1."),
     ],
     ids=str,
 )
-def test_whatever_is_not_the_default_stands_in_the_description(keys: dict[str, Any], says: str) -> None:
+def test_every_non_default_option_is_in_the_description(keys: dict[str, Any], says: str) -> None:
     assert says in describe(Method.model_validate(keys))
 
 
@@ -136,7 +141,7 @@ def test_the_third_split_shares_no_prompt_with_the_others(scored: Any) -> None:
 
 
 def test_prompts_of_a_file_of_held_out_pairs_are_not_taken_for_the_third_split(scored: Any, tmp_path: Path) -> None:
-    """Of the prompts that would be taken, one stands in the file of held-out pairs: it stays in training."""
+    """One of the prompts that would be taken is in the file of held-out pairs: it stays in training."""
     taken = prepare_splits(with_method(scored, pairs={**scored.pairs.model_dump(), "eval_fraction": 0.0}))["weights"]
     one = taken.frame["prompt"][0]
     row = next(row for row in rows(24) if dump_prompt(row["prompt"]) == one)
@@ -191,8 +196,8 @@ def test_the_file_of_targets_has_null_targets_where_weights_are_of_a_step(
             {"weights": "sliding-window", "weights_options": {"window": 3}},
             "sliding-window weights (the last 3 other pairs)",
         ),
-        ({"weights": "thompson", "weights_options": {"pairs": 4}}, "judged on 4 held-out pairs"),
-        ({"loss": "mpo"}, "mpo loss (0.8 preference, 0.2 quality, 1 SFT)"),
+        ({"weights": "thompson", "weights_options": {"pairs": 4}}, "evaluated on 4 held-out pairs"),
+        ({"loss": "mpo"}, "0.8 sigmoid + 0.2 bco + sft loss, β 0.1"),
     ],
     ids=str,
 )
@@ -294,15 +299,45 @@ def test_objectives_that_cannot_be_are_refused(scored: Any, case: str) -> None:
 
 
 @pytest.mark.parametrize("weight", [0, 1, 1.5, -0.2])
-def test_an_objectives_weight_lies_within_the_simplex(scored: Any, weight: float) -> None:
+def test_an_objectives_weight_is_within_the_simplex(scored: Any, weight: float) -> None:
     with pytest.raises(UserError, match=r"method\.modpo\.a\.weight"):
         with_method(scored, loss="modpo", modpo={"a": {"weight": weight, "chosen": "x", "rejected": "y"}})
 
 
-def test_the_sft_weight_of_mpo_is_its_own(scored: Any) -> None:
-    run = with_method(scored, loss="mpo", sft_weight=0.5)
-    with pytest.raises(UserError, match=r"method\.mpo\.sft"):
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"loss": "mpo", "sft_weight": 0.5}, "method.sft_weight is 0.5"),
+        ({"loss": "aot", "name": "multi-dpo"}, "method.name is multi-dpo"),
+        ({"loss": {"sigmoid": 1.0, "hypo-each": 1.0}, "name": "multi-dpo"}, "method.name is multi-dpo"),
+        ({"loss": "hypo-each", "weights": "sliding-window"}, "changes from step to step"),
+        ({"loss": "hypo-each", "compatibility": "official-code"}, "official-code"),
+    ],
+    ids=str,
+)
+def test_losses_that_do_not_fit_the_rest_of_the_method_are_refused(
+    scored: Any, keys: dict[str, Any], says: str
+) -> None:
+    run = with_method(scored, **keys)
+    with pytest.raises(UserError, match=says):
         check_method(run, run.method)
+
+
+def test_hypo_each_trains_against_the_aggregate_of_floored_margins(scored: Any) -> None:
+    """Geometric with weights ¼ and ¾ by hand; with harmonic, −log(¼·e^−a + ¾·e^−b)."""
+    keys = {"loss": "hypo-each", "trust_region": {"kind": "off"}, "weights": [0.25, 0.75]}
+    pairs = splits_of(scored)["train"].pairs
+    a, b = np.maximum(pairs.logps_chosen - pairs.logps_rejected, 0).T
+    assert (a == 0).any() and (b > 0).any()
+    for aggregate, expected in (
+        ("geometric", a / 4 + 3 * b / 4),
+        ("harmonic", -np.log(np.exp(-a) / 4 + 3 * np.exp(-b) / 4)),
+    ):
+        run = with_method(scored, **keys, aggregate=aggregate)
+        examples, _ = training_examples(pairs, run.method)
+        np.testing.assert_allclose(examples.floored_margins, expected, rtol=1e-12, atol=1e-12)
+    single = with_method(scored, loss="hypo-each", aggregate="single:other")
+    np.testing.assert_allclose(training_examples(pairs, single.method)[0].floored_margins, b, rtol=1e-12)
 
 
 def test_rows_of_several_pairs_have_no_column_for_each_side(scored: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Nothing done is no success: exit 1 with the counted reason, and advice that belongs to it."""
+"""An empty run is not a success: exit 1 with the counted reason, and the matching advice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny_references import pair, plain_pairs, reference, write_pairs
 
 from mrpo_pipeline.audit import audit_recipe
 from mrpo_pipeline.compare import compare_recipe
-from mrpo_pipeline.dataset.nothing_left import advice
+from mrpo_pipeline.dataset.drop_reasons import advice
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.exports.parquet import write_targets
 from mrpo_pipeline.plan import plan_run
@@ -55,7 +55,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_a_template_that_drops_answers_is_the_reason_and_the_advice(models: dict[str, Path], tmp_path: Path) -> None:
     template = tmp_path / "drops.jinja"
-    # As DeepSeek-R1's: it takes the reasoning out of every answer.
+    # Like DeepSeek-R1's: it removes the reasoning from every answer.
     template.write_text(
         "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
     )
@@ -64,7 +64,7 @@ def test_a_template_that_drops_answers_is_the_reason_and_the_advice(models: dict
     run = run_of(tmp_path, {"base": models["base"]}, rows, policy=policy)
     for command, call in commands(run, tmp_path).items():
         if command in ("train", "audit", "targets"):
-            continue  # they join with a cache, which is not there: below
+            continue  # these need a cache, which does not exist: see below
         with pytest.raises(
             RunError, match=r"0 are left: 3 dropped \(the policy's template.*another template \(policy\.template\)"
         ):
@@ -77,7 +77,9 @@ def test_a_template_that_drops_answers_is_the_reason_and_the_advice(models: dict
         assert "max_length" not in str(error.value), command
 
 
-def test_a_context_too_short_for_all_says_which_length_keeps_them(models: dict[str, Path], tmp_path: Path) -> None:
+def test_the_error_for_a_context_too_short_for_all_names_the_length_that_keeps_them(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
     run = run_of(tmp_path, models, long_pairs(3), limits={"max_length": 1024})
     plan = plan_run(run, gpu="none")
     assert plan.pairs_left == 0
@@ -106,7 +108,7 @@ def test_the_length_that_is_named_keeps_every_pair(
     assert "4 of 7 pairs are left out" in told
     with caplog.at_level(logging.WARNING):
         score_references(run)
-        assert caplog.text.count(told) == 2  # before anything is scored, and when all is
+        assert caplog.text.count(told) == 2  # before anything is scored, and after everything is
         caplog.clear()
         train_recipe(run)
     assert f"{told}." in caplog.text
@@ -129,7 +131,7 @@ def test_the_policy_s_own_context_is_known_too(models: dict[str, Path], tmp_path
 def test_files_without_a_usable_row(models: dict[str, Path], tmp_path: Path) -> None:
     bad = [{"prompt": "a", "chosen": "b", "rejected": "b"}] * 2
     run = run_of(tmp_path, {"base": models["base"]}, bad)
-    with pytest.raises(RunError, match="No pair is left of 2 rows: chosen equals rejected 2"):
+    with pytest.raises(RunError, match="No pair is left from 2 rows: chosen equals rejected 2"):
         score_references(run)
     command = [
         *(sys.executable, "-m", "mrpo_cli.main", "plan", "--train-file", str(tmp_path / "pairs.jsonl")),
@@ -168,7 +170,7 @@ def test_a_comparison_without_held_out_pairs_left_ends(models: dict[str, Path], 
         ("do not fit the context of atlas", "Lower limits.max_length"),
         ("are not written by the template of atlas", "references.atlas.template"),
         ("the policy's template does not write it", "policy.template"),
-        ("ties", "known to be better"),
+        ("tie", "known to be better"),
     ],
 )
 def test_each_reason_has_its_own_advice(reason: str, says: str) -> None:

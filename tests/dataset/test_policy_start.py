@@ -1,4 +1,5 @@
-"""The policy's start is compared with the anchor whatever its weights are; where it starts elsewhere by intent, all report it."""
+"""The policy's start is compared with the anchor for any weights; a start that is meant to be elsewhere is reported
+everywhere."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def test_a_policy_with_other_weights_is_stopped_with_the_cause_unless_that_is_me
     assert "The policy does not start at the anchor base: policy.model is" in card
     assert "starting point" not in card
 
-    # What is measured against the anchor of a start that is not the anchor is refused as well.
+    # Evaluating such a start against the anchor is refused too.
     document = elsewhere.model_dump(mode="json")
     document["pairs"]["eval"] = document["pairs"]["train"]
     with pytest.raises(UserError, match=r"does not agree with the cached anchor.*12 pairs"):
@@ -74,8 +75,9 @@ def test_the_same_weights_elsewhere_are_the_anchor(
     assert "agrees with the cached anchor" in caplog.text
     assert "log-probs agreed within" in (Path(copied.output_dir) / "README.md").read_text()
 
-    # A resumed run is compared as it began, not as the checkpoint left it.
+    # A resumed run is compared at its start, not at the checkpoint.
     shutil.rmtree(Path(copied.output_dir) / "checkpoint-2")
+    (Path(copied.output_dir) / "complete.json").unlink()
     caplog.clear()
     train_recipe(copied, resume=True)
     assert "checkpoint-1" in caplog.text
@@ -100,7 +102,7 @@ def test_what_makes_the_start_another_model_is_named(policy: dict[str, Any], cla
 
 
 def test_a_start_whose_sums_are_0_is_compared_too() -> None:
-    from policy.tiny_policy import make_examples
+    from tiny_policy import make_examples
 
     examples = make_examples(3)
     none = np.zeros(3)

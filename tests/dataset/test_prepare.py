@@ -1,4 +1,4 @@
-"""Pairs as the policy reads them: what is cut, what is dropped, and that nothing goes without being counted."""
+"""Pairs as the policy reads them: cuts, drops, and complete counts."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_pairs_in_are_pairs_out_and_pairs_dropped(tmp_path: Path, model: Path) -
         pair([{"role": "system", "content": "rules " * 60}, {"role": "user", "content": "hi"}], "good", "bad"),
     ]
     found = prepared(tmp_path, model, rows, max_length=48, max_prompt_length=32)
-    assert found.pairs_in == 5 == found.frame.height + sum(found.dropped.values())
-    assert found.dropped == {"the sides are equal after the cut": 2, "prompt does not fit max_prompt_length": 1}
-    assert found.cut_completions == 1
+    assert found.counts.read == 5 == found.frame.height + sum(found.counts.dropped.values())
+    assert found.counts.dropped == {"the sides are equal after the cut": 2, "prompt does not fit max_prompt_length": 1}
+    assert found.counts.cut_completions == 1
     for row in found.frame.iter_rows(named=True):
         for side in ("chosen", "rejected"):
             assert row["prompt_tokens"] + len(row[f"{side}_ids"]) <= 48
@@ -52,7 +52,7 @@ def test_a_long_prompt_loses_its_oldest_turns_and_its_ids_follow(tmp_path: Path,
     ]
     found = prepared(tmp_path, model, [pair(turns, "good", "bad")], max_length=120, max_prompt_length=60)
     (row,) = found.frame.iter_rows(named=True)
-    assert found.cut_prompts == 1
+    assert found.counts.cut_prompts == 1
     assert "old" not in row["prompt_read"]
     assert "Be brief." in row["prompt_read"] and "new question" in row["prompt_read"]
     assert row["chosen_id"] == completion_id(row["prompt_read"], "good")

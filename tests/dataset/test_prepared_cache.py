@@ -1,4 +1,4 @@
-"""Prepared pairs kept on disk: the same as freshly made ones, and never those of other files, limits or tokenizers."""
+"""Cached prepared pairs: equal to freshly prepared ones, and never those of other files, limits or tokenizers."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own, in which pairs are kept however few they are."""
+    """A home of its own, in which even few pairs are cached."""
     monkeypatch.setenv("MRPO_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(prepare, "KEPT_BYTES", 0)
+    monkeypatch.setattr(prepare, "CACHED_BYTES", 0)
     return tmp_path / "home" / "pairs"
 
 
@@ -57,10 +57,10 @@ def test_the_second_command_finds_what_the_first_made(
     tmp_path: Path, model: Path, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [*ROWS, pair("a control token", "<|im_end|> in an answer", "none"), pair("q", "long " * 60, "short")]
-    monkeypatch.setattr(prepare, "KEPT_BYTES", 1 << 40)
+    monkeypatch.setattr(prepare, "CACHED_BYTES", 1 << 40)
     fresh = prepared(tmp_path, model, rows, max_length=40)
     assert not home.exists(), "so few are not worth it"
-    monkeypatch.setattr(prepare, "KEPT_BYTES", 0)
+    monkeypatch.setattr(prepare, "CACHED_BYTES", 0)
     first = prepared(tmp_path, model, max_length=40)
     made = made_here(monkeypatch)
     with caplog.at_level(logging.INFO, logger="mrpo"):
@@ -71,11 +71,11 @@ def test_the_second_command_finds_what_the_first_made(
     for split in ("train", "eval"):
         for other in (first[split], second[split]):
             assert other.frame.equals(fresh[split].frame)
-            assert other.counts() == fresh[split].counts()
-    assert fresh["train"].cut_completions + fresh["eval"].cut_completions == 1
+            assert other.counts == fresh[split].counts
+    assert fresh["train"].counts.cut_completions + fresh["eval"].counts.cut_completions == 1
 
 
-def test_other_rows_limits_or_splits_are_prepared_anew(
+def test_other_rows_limits_or_splits_are_prepared_again(
     tmp_path: Path, model: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared(tmp_path, model, ROWS)
@@ -101,8 +101,8 @@ def test_what_is_not_as_written_is_made_again(
     tmp_path: Path, model: Path, home: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
     with monkeypatch.context() as unkept:
-        unkept.setattr(prepare, "KEPT_BYTES", 1 << 40)
-        before = prepared(tmp_path, model, ROWS)["train"].frame  # not mapped from what is harmed below
+        unkept.setattr(prepare, "CACHED_BYTES", 1 << 40)
+        before = prepared(tmp_path, model, ROWS)["train"].frame  # not mapped from the files that are damaged below
     prepared(tmp_path, model)
     (folder,) = home.iterdir()
     table, about = folder / "train.arrow", folder / "about.json"
@@ -117,7 +117,7 @@ def test_what_is_not_as_written_is_made_again(
     elif harm == "no account":
         about.write_text("{")
     else:
-        about.write_text(json.dumps({"digests": [], "counts": {}, "said": []}))
+        about.write_text(json.dumps({"digests": [], "counts": {}, "messages": []}))
     made = made_here(monkeypatch)
     assert prepared(tmp_path, model)["train"].frame.equals(before)
     assert made == ["train pairs", "eval pairs"]

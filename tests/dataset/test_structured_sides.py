@@ -1,4 +1,4 @@
-"""Sides with reasoning and calls: cuts, ids and drops go by the canonical text and the tokens."""
+"""Sides with reasoning and calls: cuts, ids and drops depend on the canonical text and the tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_sides_are_equal_where_their_tokens_are(tmp_path: Path) -> None:
     qwen(QWEN3_TOOLS).save_pretrained(model)
     long = "word " * 50
     sides = [
-        (says("a", "bc"), says("ab", "c")),  # one text, in another structure: both stay
+        (says("a", "bc"), says("ab", "c")),  # the same text with another structure: both stay
         (says(long, "A"), says(long, "B")),  # equal up to the cut
         (says(long + "A", "x"), says(long + "B", "x")),
         (says("look", "", tool_calls=[CALL]), says("look", "No.")),
@@ -37,9 +37,9 @@ def test_sides_are_equal_where_their_tokens_are(tmp_path: Path) -> None:
         "limits": {"max_length": 64},
     }
     found = prepare_splits(parse_recipe(document))["train"]
-    assert found.dropped == {"the sides are equal after the cut": 2}
+    assert found.counts.dropped == {"the sides are equal after the cut": 2}
     assert found.frame["row"].to_list() == [0, 3]
     for row in found.frame.iter_rows(named=True):
         assert row["chosen_ids"] != row["rejected_ids"]
         assert row["chosen_id"] == completion_id(row["prompt_read"], row["chosen"])
-    assert found.frame["chosen_cut"].to_list() == [None, len("look")]  # before the call, which has no part left
+    assert found.frame["chosen_cut"].to_list() == [None, len("look")]  # before the call, of which no part is left

@@ -1,7 +1,7 @@
-"""The shipped pairs: what the generator writes, small, disjoint, right where chosen and wrong where rejected.
+"""The shipped pairs: reproducible, small, disjoint, correct on the chosen side and wrong on the rejected one.
 
-The answers are checked by their own means: sums are computed again from the prompt's words, facts are looked up in the
-world's tables, plurals in a list written here, manners and format in the text.
+The answers are checked independently: sums are computed from the prompt's words, facts are looked up in the world's tables,
+plurals in a list written here, manners and format in the text.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def test_no_question_of_a_held_out_pair_is_seen_in_training(rows: dict[str, list
     assert len({questions(row)[-1] for row in rows["eval"]}) == 300
 
 
-def test_no_question_of_a_pair_stands_in_the_pretraining_text(rows: dict[str, list[dict]]) -> None:
+def test_no_question_of_a_pair_is_in_the_pretraining_text(rows: dict[str, list[dict]]) -> None:
     asked = {text for part in rows.values() for row in part for text in questions(row)}
     source = conversations(dict.fromkeys(KINDS, 1.0), dict.fromkeys(KINDS, 1.0), "any")
     read_text = {message["content"] for conversation in islice(source, 3000) for message in conversation}
     assert not asked & read_text
 
 
-def test_length_does_not_tell_the_better_answer(rows: dict[str, list[dict]]) -> None:
+def test_length_does_not_reveal_the_better_answer(rows: dict[str, list[dict]]) -> None:
     for part in rows.values():
         lengths = [(len(row["chosen"][0]["content"]), len(row["rejected"][0]["content"])) for row in part]
         longer = sum(chosen > rejected for chosen, rejected in lengths) / len(lengths)
@@ -174,7 +174,7 @@ def test_chosen_is_right_and_rejected_is_wrong(kind: str, rows: dict[str, list[d
     assert checked > 100
 
 
-def test_earlier_answers_in_a_prompt_are_right_ones(rows: dict[str, list[dict]]) -> None:
+def test_earlier_answers_in_a_prompt_are_correct(rows: dict[str, list[dict]]) -> None:
     sums = [
         (row["prompt"][-3]["content"], row["prompt"][-2]["content"])
         for row in rows["train"]

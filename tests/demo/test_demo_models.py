@@ -1,4 +1,4 @@
-"""The demo's models: three kinds of tokenizer and architecture, standard folders, made once and made alike."""
+"""The demo's models: three kinds of tokenizer and architecture in standard folders, made once, reproducibly."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from mrpo_pipeline.demo import models as demo_models
 from mrpo_pipeline.demo.data import demo_pairs
-from mrpo_pipeline.demo.models import MARKER, NAMES, PLANS, is_complete, knowledge_table, make_models, what_it_knows
+from mrpo_pipeline.demo.models import MARKER, NAMES, PLANS, accuracy_of, is_complete, knowledge_table, make_models
 from mrpo_pipeline.demo.pretraining import answer_logps, conversation_ids, merge_system, padded
 from mrpo_pipeline.demo.questions import KINDS
-from mrpo_pipeline.demo.ranking_accuracy import ranked_rightly
+from mrpo_pipeline.demo.ranking_accuracy import ranking_accuracy
 from mrpo_pipeline.errors import UserError
 
 CONVERSATION = [
@@ -97,7 +97,7 @@ def test_chat_template_renders_and_starts_with_one_bos(name: str, tokenizers: di
     assert tokenizer.bos_token is None or ids.count(tokenizer.bos_token_id) == 1
 
 
-def test_system_messages_are_taken_or_refused(tokenizers: dict) -> None:
+def test_system_messages_are_supported_or_refused(tokenizers: dict) -> None:
     from jinja2 import TemplateError
 
     asked = [{"role": "system", "content": "Be kind."}, *CONVERSATION]
@@ -125,7 +125,7 @@ def test_unigram_normalises_by_nfkc(tokenizers: dict) -> None:
     assert tokenizers["atlas"].decode(ids) == "fine"
 
 
-def test_a_complete_folder_is_left_alone_and_a_broken_one_made_again(
+def test_a_complete_folder_is_kept_and_a_broken_one_remade(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
@@ -148,7 +148,7 @@ def test_a_complete_folder_is_left_alone_and_a_broken_one_made_again(
     assert not is_complete(copy, quick)
 
 
-def test_a_model_is_made_alike_every_time(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_models_are_reproducible(folders: dict[str, Path], tmp_path: Path) -> None:
     again = make_models(tmp_path, only=["atlas"], quick=True)
     for name in ("model.safetensors", "tokenizer.json"):
         assert (again["atlas"] / name).read_bytes() == (folders["atlas"] / name).read_bytes(), name
@@ -177,10 +177,10 @@ def test_ranking_agrees_with_a_plain_forward(name: str, folders: dict[str, Path]
                 assert answer_logps(model, *padded([(ids, start)])).sum().item() == pytest.approx(plain, abs=1e-3)
                 sums.append(plain)
             wins += sums[0] > sums[1]
-    assert ranked_rightly(model, tokenizers[name], pairs, batch=5)["all"] == pytest.approx(wins / len(pairs))
+    assert ranking_accuracy(model, tokenizers[name], pairs, batch=5)["all"] == pytest.approx(wins / len(pairs))
 
 
 def test_the_table_shows_every_kind(folders: dict[str, Path]) -> None:
     table = knowledge_table(folders)
-    assert [line.split()[0] for line in table.splitlines()[1:]] == [*KINDS, "all"]
-    assert set(what_it_knows(folders["base"])) == {*KINDS, "all"}
+    assert [line.split()[0] for line in table.splitlines()[2:]] == [*KINDS, "all"]
+    assert set(accuracy_of(folders["base"])) == {*KINDS, "all"}

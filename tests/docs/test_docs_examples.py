@@ -1,4 +1,4 @@
-"""What the docs say can be run is run, and the numbers they work out are computed again."""
+"""Runnable examples of the docs are run, and their numbers are recomputed."""
 
 from __future__ import annotations
 
@@ -125,13 +125,20 @@ def test_the_worked_units_on_the_concepts_page_are_what_is_computed() -> None:
         assert told[4:6] == ([sum(counts) / 2, 0.1 * sum(counts) / 2] if counts else [1.0, 0.1])
 
 
+def test_the_concepts_page_has_every_loss() -> None:
+    from mrpo_pipeline.losses.functional import LOSSES
+
+    page = (DOCS / "concepts.md").read_text(encoding="utf-8")
+    table = page[page.index("## Losses") : page.index("### What a cache cannot serve")]
+    assert re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE) == list(LOSSES)
+
+
 def test_the_costs_on_the_cluster_page_are_the_plans() -> None:
     import torch
     from transformers import LlamaConfig
 
-    from mrpo_pipeline.plan.architecture import Architecture, describe, empty_model
+    from mrpo_pipeline.plan.architecture import Architecture, describe, empty_model, training_flops
     from mrpo_pipeline.plan.gpus import EFFICIENCY, GPUS
-    from mrpo_pipeline.plan.training_memory import training_flops
 
     def llama(hidden: int, middle: int, layers: int, heads: int) -> Architecture:
         sizes = {"hidden_size": hidden, "intermediate_size": middle, "num_hidden_layers": layers}
@@ -205,6 +212,45 @@ def test_recipes_in_the_docs_are_recipes() -> None:
     for page in ("references.md", "cluster.md"):
         for block in blocks(page, "yaml"):
             parse_recipe(yaml.safe_load(block), page)
+
+
+@pytest.mark.slow
+def test_the_chains_page_runs(tmp_path: Path) -> None:
+    """On a tiny model in the place of the page's, with two steps in the place of an epoch."""
+    base = reference(tmp_path / "models" / "base", "llama", "qwen")
+    (tmp_path / "data").mkdir()
+    write_pairs(tmp_path / "data/demo_eval.jsonl", plain_pairs(26)[20:])
+    for at, name in enumerate(("data/demo_train", "part-1", "part-2", "helpful", "safe")):
+        write_pairs(tmp_path / f"{name}.jsonl", plain_pairs(20)[at : 16 + at])
+    script = "\n".join(blocks("chains.md", "sh"))
+    for written, here in (
+        ("Qwen/Qwen2.5-0.5B-Instruct", str(base)),
+        ("2.0e-5, num_train_epochs: 1", "1.0e-2, max_steps: 2, save_strategy: no"),
+        ("--rounds 3", "--rounds 2"),
+        ("rounds/round-3", "rounds/round-2"),
+    ):
+        assert written in script
+        script = script.replace(written, here)
+    # One process in the place of one for each command: they import the same.
+    runner = "from typer.testing import CliRunner; from mrpo_cli.commands import app; import subprocess, sys, shlex\n"
+    runner += "for part in sys.stdin.read().split('\\0'):\n"
+    runner += "    if not part.startswith('mrpo '): subprocess.run(['bash', '-e'], input=part, text=True, check=True); continue\n"
+    runner += "    done = CliRunner().invoke(app, shlex.split(part, comments=True)[1:])\n"
+    runner += "    assert done.exit_code == 0, (part, done.output, done.exception)\n"
+    parts = re.sub(r"^(mrpo .*)$", "\\0\\1\\0", script, flags=re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-c", runner], input=parts, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    for name in ("rounds/round-2", "guide", "pre-dpo", "part-2", "safe"):
+        assert (tmp_path / name / "complete.json").is_file(), name
+    for name, start in (("part-2", "part-1"), ("safe", "helpful")):
+        recipe = yaml.safe_load((tmp_path / name / "recipe.yaml").read_text())
+        assert (
+            recipe["policy"]["adapter"] == start
+            and "their log-probs agreed" in (tmp_path / name / "README.md").read_text()
+        )
+    assert (tmp_path / "measured/evaluation.json").is_file()
 
 
 def test_the_block_of_the_readme_is_a_recipe_and_commands_that_exist() -> None:

@@ -73,8 +73,8 @@ def test_the_longest_come_first_and_one_batch_at_a_time(llama, uneven, source_of
     requests = uneven(30)
     engine = TransformersEngine(source_of(llama), {"max_batch_tokens": 120})
     batches = []
-    real = engine._forward
-    monkeypatch.setattr(engine, "_forward", lambda batch: batches.append(len(batch)) or real(batch))
+    real = engine._run
+    monkeypatch.setattr(engine, "_run", lambda batch, of: batches.append(len(batch)) or real(batch, of))
     results = engine.score(requests)
     first = next(results)[0]
     assert len(requests[first]) == max(map(len, requests))
@@ -104,6 +104,7 @@ def test_logits_are_only_made_of_completion_positions_and_by_chunks(llama, uneve
     monkeypatch.setattr(head_logits, "CPU_CHUNK_BYTES", rows * vocab * 4)
     requests = uneven(20)
     engine = TransformersEngine(source_of(llama), {"max_batch_tokens": 1000})
+    list(engine.score(requests))  # tries whether prompts can be shared
     projected = []
 
     class Watch(TorchDispatchMode):

@@ -11,7 +11,8 @@ import pytest
 
 from mrpo_pipeline.engines.vllm.adapters import UnsupportedError
 from mrpo_pipeline.engines.vllm.logprobs import Dense, Listed, MisalignedError
-from mrpo_pipeline.engines.vllm.process import Scorer
+from mrpo_pipeline.engines.vllm.scorer import Scorer
+from mrpo_pipeline.engines.vllm.trial import try_out
 from mrpo_pipeline.errors import RunError
 
 FLAT = frozenset({"prompt_logprobs", "flat_logprobs", "prompt_logprob_token_ids", "prompt_logprob_start"})
@@ -59,7 +60,7 @@ class Core:
 def scorer_on(core: Core, *, dense: bool = True) -> Scorer:
     scorer = Scorer.__new__(Scorer)
     scorer.engine, scorer.adapter, scorer.notices = core, None, []
-    scorer._asked, scorer._parameters, scorer._same = {"max_tokens": 1}, dict, 0.01
+    scorer._asked, scorer._parameters, scorer.same = {"max_tokens": 1}, dict, 0.01
     scorer.in_flight, scorer.tokens_in_flight, scorer._added = {}, 0, 0
     scorer.usual = Listed(FLAT)
     scorer.answers = Dense() if dense else scorer.usual
@@ -112,7 +113,7 @@ def test_a_dense_answer_of_the_wrong_shape_is_asked_for_again_in_the_usual_way(w
 )
 def test_the_dense_way_is_taken_where_it_gives_the_same_numbers(dense: Any, used: bool, told: list[str]) -> None:
     scorer = scorer_on(Core(dense), dense=False)
-    scorer._try_out(np.arange(5, 21, dtype=np.int32), None, dense=True)
+    try_out(scorer, np.arange(5, 21, dtype=np.int32), None, dense=True)
     assert (scorer.answers is not scorer.usual) == used
     assert len(scorer.notices) == len(told)
     assert all(words in notice for words, notice in zip(told, scorer.notices, strict=True))
@@ -122,16 +123,16 @@ def test_the_dense_way_is_taken_where_it_gives_the_same_numbers(dense: Any, used
 def test_a_merged_model_of_which_vllm_leaves_a_part_out_is_refused() -> None:
     ids = np.arange(5, 21, dtype=np.int32)
     scorer = scorer_on(Core(), dense=False)
-    scorer._try_out(ids, (-ids[1:] / 10 + 0.005).tolist(), dense=False)
+    try_out(scorer, ids, (-ids[1:] / 10 + 0.005).tolist(), dense=False)
     with pytest.raises(UnsupportedError, match="leaves part of the merged model out"):
-        scorer._try_out(ids, (-ids[1:] / 10 + 0.05).tolist(), dense=False)
+        try_out(scorer, ids, (-ids[1:] / 10 + 0.05).tolist(), dense=False)
 
 
 def test_numbers_that_depend_on_what_else_is_scored_are_refused_at_the_start() -> None:
     core = Core()
     core.usual = lambda ids: [-token / 10 - len(ids) / 100 for token in ids]
     with pytest.raises(RunError, match="those of its first half"):
-        scorer_on(core, dense=False)._try_out(np.arange(5, 21, dtype=np.int32), None, dense=False)
+        try_out(scorer_on(core, dense=False), np.arange(5, 21, dtype=np.int32), None, dense=False)
 
 
 def test_usual_answers_that_do_not_line_up_are_refused() -> None:

@@ -34,6 +34,21 @@ def test_the_variance_components_of_three_pairs_and_two_seeds_by_hand() -> None:
     assert known.p == pytest.approx(2 * stats.t.sf(0.5 / known.error, freedom))
 
 
+def test_figures_without_bounds_get_the_plain_interval_of_a_mean() -> None:
+    nats = np.array([[3.0, 5.0], [-1.0, 2.0], [4.0, 7.0], [9.0, 6.0]])
+    known = mean_known(nats[:, :1], np.arange(4), shares=False)
+    error = stats.sem(nats[:, 0])
+    assert (known.mean, known.error) == (pytest.approx(3.75), pytest.approx(error))
+    assert known.high - known.mean == pytest.approx(stats.t.ppf(0.975, 3) * error) and known.high > 1 > known.low
+    # From pairs, seeds and what is left, with nothing added: of what is measured in another unit, the same in that unit.
+    both, tenth = (mean_known(nats * unit, np.arange(4), shares=False) for unit in (1, 0.1))
+    assert (tenth.low, tenth.high, tenth.p) == pytest.approx((both.low / 10, both.high / 10, both.p))
+    still = mean_known(np.zeros((4, 2)), np.arange(4), shares=False)
+    assert (still.mean, still.low, still.high, still.p) == (0, 0, 0, 1)
+    alone = mean_known(nats[:1], np.zeros(1, dtype=np.int64), shares=False)
+    assert (alone.low, alone.high) == (-np.inf, np.inf)
+
+
 def test_one_seed_gives_the_paired_interval_over_pairs_alone() -> None:
     difference = np.array([1.0] * 12 + [-1.0] * 4 + [0.0] * 84)
     known = mean_known(difference[:, None], np.arange(100))

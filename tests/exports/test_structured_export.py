@@ -1,4 +1,4 @@
-"""Reasoning, tool calls and tools in a file for TRL: TRL's own reading of it gets what was written, and so does ours."""
+"""Reasoning, tool calls and tools in a file for TRL, read back by TRL and by our reader."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from mrpo_pipeline.recipe import Recipe
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
-# Shows what a template is given; an argument that is a text would be written with its quotes escaped.
+# Prints the template's input; a call's argument that is text would have escaped quotes.
 TEMPLATE = """{{ {"tools": tools, "deep": deep | default(none)} | tojson }}{% for m in messages %}<|im_start|>{{ m | tojson }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"""
 CALL = {"name": "w", "arguments": {"city": "Paris", "at": None}, "id": "c1"}
@@ -38,7 +38,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def prepared(folder: Path, rows: list[dict[str, Any]], **columns: list[Any]) -> CachedPairs:
-    """Pairs as the exports take them; what a renderer adds has no part in these tests."""
+    """Pairs in the form that exports read, without a renderer."""
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     frame = read_pairs(str(folder / "rows.jsonl")).frame
     names = {"prompt_ids": [[1]], "chosen_ids": [[2]], "rejected_ids": [[3]], "chosen_cut": [None], "rejected_cut": [None],
@@ -54,14 +54,14 @@ def exported(folder: Path, pairs: CachedPairs) -> tuple[Path, dict[str, int]]:
     return folder / "targets.parquet", left_out
 
 
-def test_our_reader_gives_the_pairs_back(tmp_path: Path) -> None:
+def test_our_reader_round_trips(tmp_path: Path) -> None:
     pairs = prepared(tmp_path, ROWS)
     file, left_out = exported(tmp_path, pairs)
     assert read_pairs(str(file)).frame["pair_id"].to_list() == pairs.frame["pair_id"].to_list()
     assert not left_out
 
 
-def test_trl_reads_the_messages_as_they_were(tmp_path: Path) -> None:
+def test_trl_reads_the_same_messages(tmp_path: Path) -> None:
     file, _ = exported(tmp_path, prepared(tmp_path, ROWS))
     data = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "read"))
     data = data.remove_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
@@ -92,7 +92,7 @@ def test_plain_pairs_stay_columns_of_role_and_content(tmp_path: Path) -> None:
     assert frame["chosen"].to_list() == [[PLAIN]]
 
 
-def test_a_cut_side_is_its_messages_up_to_the_cut(tmp_path: Path) -> None:
+def test_a_truncated_side_has_its_messages_up_to_the_cut(tmp_path: Path) -> None:
     pairs = prepared(tmp_path, ROWS, chosen_cut=[2, 3, None])
     file, _ = exported(tmp_path, pairs)
     chosen = read_pairs(str(file), on_bad_row="skip").frame["chosen"].to_list()

@@ -1,4 +1,4 @@
-"""`mrpo targets --for trl`: TRL trains with the file, and its numbers are ours."""
+"""`mrpo targets --for trl`: TRL trains on the file with the same numbers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ import polars as pl
 import pytest
 from tiny_references import HARD_TEXTS, pair, reference, write_pairs
 
-from mrpo_pipeline.dataset.reference_logps import pair_targets
+from mrpo_pipeline.dataset.pair_targets import pair_targets
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.exports import export_targets
 from mrpo_pipeline.exports.parquet import cached_split
+from mrpo_pipeline.exports.trl import settings as export_settings
+from mrpo_pipeline.losses.functional import LOSSES
+from mrpo_pipeline.losses.settings import LossSettings
 from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.scoring import score_references
@@ -30,7 +33,7 @@ BATCH = 8
 
 
 def example(page: str) -> str:
-    """The page's Python block that a test is named above."""
+    """The Python block of the page after the comment that names its test."""
     (block,) = re.findall(r"<!-- run by [^\n]+ -->\n```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     return block
 
@@ -77,12 +80,12 @@ def our_first_loss(recipe: Recipe) -> float:
     return next(entry["loss"] for entry in state["log_history"] if "rewards/margins" in entry)
 
 
-def test_the_example_of_the_docs_is_of_ten_lines() -> None:
+def test_the_docs_example_has_ten_lines() -> None:
     lines = [line for line in example("trl.md").splitlines() if line]
     assert len(lines) == 10 and max(map(len, lines)) <= 120
 
 
-def test_the_example_of_the_docs_trains_and_its_first_loss_is_ours(
+def test_the_docs_example_trains_and_its_first_loss_is_ours(
     scored: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_targets(scored, "trl", tmp_path / "targets.parquet")
@@ -110,7 +113,7 @@ def trl_trainer(recipe: Recipe, file: Path, folder: Path, **config: Any) -> Any:
     )
 
 
-def test_with_the_anchor_alone_the_columns_are_what_trl_itself_computes(scored: Recipe, tmp_path: Path) -> None:
+def test_with_only_the_anchor_the_columns_are_what_trl_itself_computes(scored: Recipe, tmp_path: Path) -> None:
     file = export_targets(with_method(scored, name="dpo"), "trl", tmp_path / "targets.parquet").file
     trainer = trl_trainer(scored, file, tmp_path)
     batch = trainer.data_collator(list(trainer.train_dataset))
@@ -121,7 +124,42 @@ def test_with_the_anchor_alone_the_columns_are_what_trl_itself_computes(scored: 
         np.testing.assert_allclose(frame[column].to_numpy(), sums, atol=2e-3, rtol=0)
 
 
-def test_by_token_the_file_holds_sums_and_trl_divides(scored: Recipe, tmp_path: Path) -> None:
+def settings_in_trl(lines: list[str], folder: Path) -> Any:
+    """The config of the printed lines."""
+    code = ", ".join(line for line in lines if not line.startswith("#"))
+    return eval(
+        f"DPOConfig({str(folder)!r}, use_cpu=True, bf16=False, {re.sub('  # [^,]*', '', code)})",
+        {"DPOConfig": trl.DPOConfig},
+    )
+
+
+def test_a_sum_of_losses_is_the_same_in_trl(scored: Recipe, tmp_path: Path) -> None:
+    losses = {"hinge": 0.5, "ipo": 0.01, "nca": 0.3, "exo": 1.0, "apo-zero": 1.0}
+    recipe = with_method(scored, loss=losses, label_smoothing=0.01, beta=0.05)
+    export = export_targets(recipe, "trl", tmp_path / "targets.parquet")
+    config = settings_in_trl(export.settings, tmp_path)
+    assert config.loss_type == ["hinge", "ipo", "nca_pair", "exo_pair", "apo_zero"]
+    keys = ("beta", "loss_type", "loss_weights", "label_smoothing")
+    given = {key: getattr(config, key) for key in keys} | {"per_device_train_batch_size": BATCH}
+    trainer = trl_trainer(recipe, export.file, tmp_path / "out", **given)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    theirs = trainer.compute_loss(trainer.model, batch).item()
+    assert theirs == pytest.approx(our_first_loss(recipe), abs=1e-3)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_settings_are_valid_in_trl_or_the_loss_is_unknown_to_it(scored: Recipe, tmp_path: Path, loss: str) -> None:
+    keys = {"label_smoothing": 0.1} if loss == "exo" else {}
+    recipe = with_method(scored, loss=loss, discopop_tau=0.1, **keys)
+    lines = export_settings(recipe)
+    unknown = any("TRL has no loss_type" in line for line in lines)
+    assert unknown == (loss in ("minor-dpo", "hypo", "hypo-each", "anchored", "modpo", "simpo"))
+    config = settings_in_trl(lines, tmp_path)
+    assert unknown or LossSettings(loss=config.loss_type[0]).loss == loss
+    assert config.discopop_tau == (0.1 if loss == "discopop" else 0.05)
+
+
+def test_with_normalize_token_the_file_has_sums_and_trl_divides(scored: Recipe, tmp_path: Path) -> None:
     recipe = with_method(scored, normalize="token", beta=2.0)
     export = export_targets(recipe, "trl", tmp_path / "targets.parquet")
     assert 'loss_type="sigmoid_norm"' in export.settings and "beta=2" in export.settings
@@ -133,7 +171,7 @@ def test_by_token_the_file_holds_sums_and_trl_divides(scored: Recipe, tmp_path: 
     assert theirs == pytest.approx(our_first_loss(recipe), abs=1e-4)
 
 
-def test_the_file_holds_every_pair_as_the_policy_reads_it(scored: Recipe, tmp_path: Path) -> None:
+def test_the_file_has_every_pair_as_the_policy_reads_it(scored: Recipe, tmp_path: Path) -> None:
     export = export_targets(scored, "trl", tmp_path / "targets.parquet")
     frame, pairs = pl.read_parquet(export.file), cached_split(scored, "train")
     assert export.pairs == frame.height == BATCH and not export.left_out
@@ -152,8 +190,8 @@ def test_the_file_holds_every_pair_as_the_policy_reads_it(scored: Recipe, tmp_pa
     assert (tmp_path / "targets.recipe.yaml").is_file()
 
 
-def test_trl_alone_refuses_the_columns_or_does_not_look_at_them(scored: Recipe, tmp_path: Path) -> None:
-    """What the docs warn of. Should TRL come to take the columns by itself, the docs must say so."""
+def test_trl_alone_refuses_or_ignores_the_columns(scored: Recipe, tmp_path: Path) -> None:
+    """The warning of the docs: if TRL starts to accept the columns, the docs must change."""
     file = export_targets(scored, "trl", tmp_path / "targets.parquet").file
     data = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path))
 
@@ -201,11 +239,11 @@ def one_reference(folder: Path, base: Path, rows: list[dict[str, Any]]) -> Recip
     ("keys", "message"),
     [
         ({"name": "multi-dpo"}, "no single log π̃"),
-        ({"normalize": "byte"}, "divides log-ratios by bytes"),
+        ({"normalize": "byte"}, "no other trainer supports"),
         ({"weights": "sliding-window"}, "change with every training step"),
     ],
 )
-def test_a_method_without_one_target_a_pair_is_refused(
+def test_a_method_without_one_target_per_pair_is_refused(
     scored: Recipe, tmp_path: Path, keys: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -213,7 +251,7 @@ def test_a_method_without_one_target_a_pair_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_name_of_another_format_or_trainer_is_refused(scored: Recipe, tmp_path: Path) -> None:
+def test_another_format_or_trainer_is_refused(scored: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"targets\.parquet"):
         export_targets(scored, "trl", tmp_path / "targets.jsonl")
     with pytest.raises(UserError, match="expected one of trl"):

@@ -1,4 +1,4 @@
-"""A file stands under its own name whole or not at all, and what a killed writer left goes with the next one."""
+"""Writes are atomic, and the next writer removes what a killed one left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ with whole_file(Path(sys.argv[1])) as temporary:
 """
 
 
-def test_an_error_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
+def test_an_error_while_writing_keeps_the_previous_file(tmp_path: Path) -> None:
     target = tmp_path / "new" / "result.json"
     write_whole_json(target, {"a": 1})
     with suppress(KeyboardInterrupt), whole_file(target) as temporary:
@@ -31,7 +31,7 @@ def test_an_error_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["result.json"]
 
 
-def test_what_a_killed_writer_left_goes_with_the_next_and_other_files_stay(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed_and_other_files_stay(tmp_path: Path) -> None:
     target = tmp_path / "result.json"
     write_whole(target, "old")
     write_whole(tmp_path / ".result.json-notes", "mine")

@@ -1,4 +1,4 @@
-"""One command at a time in a folder of results, with real processes."""
+"""One command at a time in an output folder, with real processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ with held(sys.argv[1], "mrpo train"):
 
 @pytest.fixture
 def holder(tmp_path: Path):
-    """Starts processes that hold a folder."""
+    """Start processes that hold a folder."""
     started = []
 
     def hold(folder: Path, *more: str) -> subprocess.Popen[str]:
@@ -52,7 +52,7 @@ def holder(tmp_path: Path):
         process.communicate()
 
 
-def test_a_second_one_is_refused_and_says_who_holds_it_until_that_ends_or_is_killed(tmp_path: Path, holder) -> None:
+def test_a_second_command_is_refused_with_the_holder_until_that_ends_or_is_killed(tmp_path: Path, holder) -> None:
     out = tmp_path / "out"
     for ending in (signal.SIGTERM, signal.SIGKILL):
         process = holder(out)
@@ -69,7 +69,7 @@ def test_a_second_one_is_refused_and_says_who_holds_it_until_that_ends_or_is_kil
             assert (out / LOCK).is_file()
 
 
-def test_a_fork_that_outlives_it_does_not_hold_it(tmp_path: Path, holder) -> None:
+def test_a_fork_does_not_hold_the_lock(tmp_path: Path, holder) -> None:
     process = holder(tmp_path / "out", "fork")
     process.kill()
     process.wait()
@@ -77,7 +77,7 @@ def test_a_fork_that_outlives_it_does_not_hold_it(tmp_path: Path, holder) -> Non
         pass
 
 
-def test_a_folder_within_one_that_is_held_is_refused_to_all_but_those_that_work_for_it(tmp_path: Path, holder) -> None:
+def test_a_subfolder_of_a_held_folder_is_only_for_its_own_processes(tmp_path: Path, holder) -> None:
     holder(tmp_path / "comparison")
     run = tmp_path / "comparison" / "dpo" / "seed-0"
     with pytest.raises(RunError, match="comparison is in use"), held(run, "mrpo train"):
@@ -86,7 +86,7 @@ def test_a_folder_within_one_that_is_held_is_refused_to_all_but_those_that_work_
         pass
 
 
-def test_nothing_is_left_and_a_command_within_a_command_holds_on(tmp_path: Path) -> None:
+def test_the_lock_is_reentrant_and_leaves_no_file(tmp_path: Path) -> None:
     out = tmp_path / "not" / "there"
     with held(out, "mrpo compare"), held(out, "mrpo report"):
         pass
@@ -94,7 +94,7 @@ def test_nothing_is_left_and_a_command_within_a_command_holds_on(tmp_path: Path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_without_locks_in_the_file_system_what_the_file_says_decides(
+def test_without_file_system_locks_the_content_decides(
     tmp_path: Path, holder, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
@@ -114,7 +114,7 @@ def test_without_locks_in_the_file_system_what_the_file_says_decides(
     elsewhere = {**owner, "machine": "another", "host": "another.host"}
     (tmp_path / LOCK).write_text(json.dumps(elsewhere))
     with (
-        pytest.raises(RunError, match=r"on another\.host.*If it does not run any more, delete"),
+        pytest.raises(RunError, match=r"on another\.host.*If that process has ended, delete"),
         held(tmp_path, "mrpo train"),
     ):
         pass
@@ -133,7 +133,7 @@ def test_a_folder_that_cannot_be_written_to_needs_no_lock(tmp_path: Path, monkey
         pass
 
 
-def test_the_lock_is_no_way_to_another_file(tmp_path: Path) -> None:
+def test_the_lock_file_is_not_followed_as_a_link(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("kept")
     (tmp_path / "out").mkdir()

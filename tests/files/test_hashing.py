@@ -1,4 +1,4 @@
-"""Content hashes are those of the bytes, and a changed file is never taken for the old one."""
+"""Cached hashes are those of the bytes, and a changed file is hashed again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def test_hashes_are_remembered_and_follow_a_change(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_are_cached_and_follow_a_change(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tmp_path / name for name in "abc"]
     for path in paths:
         path.write_bytes(path.name.encode() * 1000)
@@ -36,7 +36,7 @@ def test_hashes_are_remembered_and_follow_a_change(tmp_path: Path, home: Path, m
         patch.setattr(hashing, "_hash", refuse)
         assert sha256_of_files(paths) == expected
 
-    # The same size and modification time: the change time still tells.
+    # The same size and modification time: the change time differs.
     times = paths[1].stat()
     paths[1].write_bytes(b"z" * 1000)
     os.utime(paths[1], ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -44,8 +44,8 @@ def test_hashes_are_remembered_and_follow_a_change(tmp_path: Path, home: Path, m
     assert [path.name for path in home.iterdir()] == ["content.json"]
 
 
-def test_a_write_through_a_map_that_was_open_all_along_is_seen(tmp_path: Path, home: Path) -> None:
-    """A page that is dirty already takes more writes without the file's times telling, unless it was written out between."""
+def test_a_write_through_an_open_memory_map_is_seen(tmp_path: Path, home: Path) -> None:
+    """Writes to a dirty page do not change the file's times until it is flushed."""
     import mmap
 
     (tmp_path / "a").write_bytes(bytes(8192))
@@ -58,7 +58,7 @@ def test_a_write_through_a_map_that_was_open_all_along_is_seen(tmp_path: Path, h
         assert after == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest() != before
 
 
-def test_another_file_in_the_place_of_one_is_seen(tmp_path: Path, home: Path) -> None:
+def test_a_replaced_file_is_seen(tmp_path: Path, home: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_bytes(name.encode() * 100)
         os.utime(tmp_path / name, ns=(1, 1))
@@ -67,7 +67,7 @@ def test_another_file_in_the_place_of_one_is_seen(tmp_path: Path, home: Path) ->
     assert sha256_of_files([tmp_path / "a"]) != first
 
 
-def test_a_file_that_may_still_change_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recently_changed_file_is_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MRPO_HOME", str(tmp_path / "home"))
     (tmp_path / "a").write_bytes(b"a")
     sha256_of_files([tmp_path / "a"])
@@ -75,7 +75,7 @@ def test_a_file_that_may_still_change_is_not_remembered(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("memo", ["", "[]", "{", '{"a": 1}', '{"a": [1, 2]}'])
-def test_a_damaged_memo_is_made_anew(tmp_path: Path, home: Path, memo: str) -> None:
+def test_a_damaged_cache_file_is_rebuilt(tmp_path: Path, home: Path, memo: str) -> None:
     home.mkdir()
     (home / "content.json").write_text(memo)
     (tmp_path / "a").write_bytes(b"a")
@@ -83,7 +83,7 @@ def test_a_damaged_memo_is_made_anew(tmp_path: Path, home: Path, memo: str) -> N
     assert list(json.loads((home / "content.json").read_text())) == [str(tmp_path / "a")]
 
 
-def test_a_home_that_cannot_be_written_to_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_home_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashing, "SETTLED_NS", 0)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MRPO_HOME", str(tmp_path / "file" / "home"))
@@ -91,7 +91,7 @@ def test_a_home_that_cannot_be_written_to_is_no_obstacle(tmp_path: Path, monkeyp
     assert sha256_of_files([tmp_path / "a"]) == [hashlib.sha256(b"a").hexdigest()]
 
 
-def test_processes_at_once_leave_a_whole_memo(tmp_path: Path, home: Path) -> None:
+def test_concurrent_processes_leave_a_complete_cache_file(tmp_path: Path, home: Path) -> None:
     (tmp_path / "files").mkdir()
     for number in range(30):
         (tmp_path / "files" / str(number)).write_bytes(b"x" * number)

@@ -5,29 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from flat_loss import preference_loss
+from flat_loss import doubles, one_pair, preference_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrpo_pipeline.losses.settings import LOSSES
-
-
-def doubles(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def one_pair(policy, reference, *, weights=(1.0,), **options):
-    """The loss of one pair; ``policy`` is (chosen, rejected), ``reference`` the same, or a list of such for R > 1."""
-    references = doubles(*np.ravel(reference)).reshape(-1, 2)
-    if "margins" in options:
-        options["margins"] = doubles(options["margins"])
-    return preference_loss(
-        doubles(policy[0]), doubles(policy[1]), references[:, 0][None], references[:, 1][None], doubles(*weights)[None], **options
-    )  # fmt: skip
+from mrpo_pipeline.losses.functional import LOSSES
 
 
 def exactly(value):
     return pytest.approx(value, rel=1e-12)
+
+
+def sigma(x):
+    return 1 / (1 + math.exp(-x))
 
 
 def softplus(x):
@@ -61,20 +51,81 @@ def test_minor_dpo_by_hand_where_the_rejected_side_is_liked_less_already():
     assert result.rejected_rewards.item() == exactly(-1.0), "rewards stay β·u: what is reported is not cut off"
 
 
+LENGTHS = {"chosen_lengths": doubles(5), "rejected_lengths": doubles(10)}
+
+
 def test_mpo_by_hand():
     """arXiv 2411.10442. u_w = 2, u_l = −2; β = ½: rewards 1 and −1, z = 2; δ = 0.25.
 
     Preference −log σ(2) = log(1 + e^−2). Quality −log σ(1 − 0.25) − log σ(−(−1 − 0.25)) = log(1 + e^−0.75) + log(1 + e^−1.25).
-    0.8·0.1269 + 0.2·(0.3873 + 0.2519) = 0.2294. The SFT term is added by the caller.
+    0.8·0.1269 + 0.2·(0.3873 + 0.2519) = 0.2294; and 1·(10 nats / 5 tokens).
     """
-    result = one_pair((-10, -20), (-12, -18), beta=0.5, loss="mpo", reward_mean=0.25)
-    expected = 0.8 * softplus(-2) + 0.2 * (softplus(-0.75) + softplus(-1.25))
-    assert result.losses.item() == exactly(expected)
-    assert expected == pytest.approx(0.2294, abs=1e-4)
-    other = one_pair(
-        (-10, -20), (-12, -18), beta=0.5, loss="mpo", reward_mean=0.25, preference_weight=0, quality_weight=1
-    )
-    assert other.losses.item() == exactly(softplus(-0.75) + softplus(-1.25))
+    for loss in ("mpo", {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}):
+        result = one_pair((-10, -20), (-12, -18), beta=0.5, loss=loss, reward_mean=0.25, **LENGTHS)
+        expected = 0.8 * softplus(-2) + 0.2 * (softplus(-0.75) + softplus(-1.25))
+        assert expected == pytest.approx(0.2294, abs=1e-4)
+        assert result.losses.item() == exactly(expected + 2)
+        assert result.terms["bco"].item() == exactly(softplus(-0.75) + softplus(-1.25)), "without its weight"
+    bco = one_pair((-10, -20), (-12, -18), beta=0.5, loss="bco", reward_mean=0.25)
+    assert bco.losses.item() == exactly(softplus(-0.75) + softplus(-1.25))
+
+
+# Policy (−10, −20), reference (−12, −18), β = ½: u_w = 2, u_l = −2, z = 2, Δ_θ = 10, Δ_π̃ = 6.
+BY_HAND = {
+    "robust": ({"label_smoothing": 0.1}, (0.9 * softplus(-2) - 0.1 * softplus(2)) / 0.8),
+    "exo": (
+        {"label_smoothing": 0.1},
+        (math.log(sigma(2)) - math.log(0.9)) * sigma(2) + (math.log(sigma(-2)) - math.log(0.1)) * sigma(-2),
+    ),
+    "nca": ({}, softplus(-1) + 0.5 * softplus(1) + 0.5 * softplus(-1)),
+    "sppo": ({}, (2 - 1) ** 2 + (-2 + 1) ** 2),
+    "aot": ({}, softplus(-2)),
+    "aot-unpaired": ({}, softplus(-2)),
+    "apo-zero": ({}, 1 - sigma(1) + sigma(-1)),
+    "apo-down": ({}, sigma(1) + 1 - sigma(2)),
+    "discopop": ({"discopop_tau": 2.0}, (1 - sigma(1)) * softplus(-2) + sigma(1) * math.exp(-2)),
+    "sigmoid-norm": (LENGTHS, softplus(-0.5 * (2 / 5 + 2 / 10))),
+    "hypo": ({}, softplus(-0.5 * (10 - 6))),
+    "hypo-each": ({"floored_margins": 7.0}, softplus(-0.5 * (10 - 7))),
+    "anchored": ({"anchored_delta": 0.25}, softplus(-(1 - 0.25))),
+    "simpo": ({"simpo_gamma": 0.3, **LENGTHS}, softplus(-(0.5 * (-10 / 5 + 20 / 10) - 0.3))),
+}
+
+
+@pytest.mark.parametrize("loss", BY_HAND)
+def test_a_loss_by_hand(loss):
+    options, expected = BY_HAND[loss]
+    assert one_pair((-10, -20), (-12, -18), beta=0.5, loss=loss, **options).losses.item() == exactly(expected)
+
+
+def test_hypo_does_not_follow_a_reference_that_ranks_the_pair_wrongly():
+    """Δ_θ = 10, Δ_π̃ = −13 − (−10) = −3 < 0: the margin is the policy's own, z = ½·10."""
+    assert one_pair((-10, -20), (-13, -10), beta=0.5, loss="hypo").losses.item() == exactly(softplus(-5))
+    units = {"chosen_units": doubles(4), "rejected_units": doubles(8)}
+    of_units = one_pair((-10, -20), (-12, -32), beta=0.5, loss="hypo", **units)
+    assert of_units.losses.item() == exactly(softplus(-0.5 * ((-2.5 + 2.5) - (-3 + 4))))
+
+
+def test_aot_sorts_margins_over_the_batch():
+    """Margins of the policy 4, 1 and of π̃ 0, 2: sorted (1, 4) and (0, 2), differences 1 and 2."""
+    ones = doubles(1, 1)[:, None]
+    batch = (doubles(-1, -2), doubles(-5, -3), doubles(-1, -1)[:, None], doubles(-1, -3)[:, None], ones)
+    result = preference_loss(*batch, beta=1.0, loss="aot")
+    assert result.losses.tolist() == [exactly(softplus(-1)), exactly(softplus(-2))]
+    """u_w = (0, −1), u_l = (−4, 0): sorted (−1, 0) and (−4, 0), differences 3 and 0."""
+    result = preference_loss(*batch, beta=1.0, loss="aot-unpaired")
+    assert result.losses.tolist() == [exactly(softplus(-3)), exactly(softplus(0))]
+
+
+def test_discopop_is_finite_far_from_the_reference():
+    """z = −1,000: e^1000 is infinite in float64, and its share σ(−1000/τ) is 0; what is left is −log σ(z) = 1,000."""
+    assert one_pair((-10_000, 0), (0, 0), loss="discopop").losses.item() == exactly(1000)
+
+
+def test_losses_without_a_reference_do_not_move_with_it():
+    for loss in ("simpo", "sft"):
+        here, there = (one_pair((-10, -20), ref, loss=loss, **LENGTHS).losses.item() for ref in ((-12, -18), (-90, -1)))
+        assert here == there
 
 
 def test_modpo_by_hand():
@@ -92,7 +143,8 @@ def test_modpo_by_hand():
     ("loss", "expected"),
     [
         ("minor-dpo", lambda u_w, u_l: softplus(-0.5 * (u_w - max(0, u_l)))),
-        ("mpo", lambda u_w, u_l: 0.8 * softplus(-0.5 * (u_w - u_l)) + 0.2 * (softplus(0.1 - 0.5 * u_w) + softplus(0.5 * u_l - 0.1))),
+        ("bco", lambda u_w, u_l: softplus(0.1 - 0.5 * u_w) + softplus(0.5 * u_l - 0.1)),
+        ("hypo", lambda u_w, u_l: softplus(-0.5 * (10 - max(0, 10 - u_w + u_l)))),
         ("modpo", lambda u_w, u_l: softplus(-(0.5 * (u_w - u_l) - 0.4) / 0.8)),
     ],
 )  # fmt: skip
@@ -108,7 +160,7 @@ def test_with_multi_dpo_each_reference_has_the_loss_of_its_own_log_ratios(loss, 
 def test_units_divide_the_log_ratios_of_every_loss():
     """Log-ratios 2 over 4 units and −2 over 8 are 0.5 and −0.25: as if the sums had been those."""
     units = {"chosen_units": doubles(4), "rejected_units": doubles(8)}
-    for loss in ("minor-dpo", "mpo", "modpo"):
+    for loss in ("minor-dpo", "bco", "modpo", "nca", "sppo", "anchored", "aot", "aot-unpaired"):
         options = {"beta": 2.0, "loss": loss, "reward_mean": 0.1, "margins": 0.3, "first_weight": 0.5}
         divided = one_pair((-10, -20), (-12, -18), **options, **units)
         plain = one_pair((0.5, -0.25), (0, 0), **options)
@@ -130,9 +182,9 @@ def losses_of(rows, beta, loss, **options):
 @settings(deadline=None)
 @given(pairs, st.floats(0.01, 1))
 def test_limits_in_which_they_are_dpo(rows, beta):
-    """MPO without quality, MODPO with nothing beside the preference, MinorDPO where u_l ≥ 0: the sigmoid loss."""
+    """A sum without its other loss, MODPO with nothing beside the preference, MinorDPO where u_l ≥ 0: the sigmoid loss."""
     dpo = losses_of(rows, beta, "sigmoid")
-    alone = losses_of(rows, beta, "mpo", preference_weight=1.0, quality_weight=0.0, reward_mean=3.0)
+    alone = losses_of(rows, beta, {"sigmoid": 1.0, "bco": 0.0}, reward_mean=3.0)
     np.testing.assert_allclose(alone, dpo, rtol=1e-12)
     no_other = losses_of(rows, beta, "modpo", margins=torch.zeros(len(rows)), first_weight=1.0)
     np.testing.assert_allclose(no_other, dpo, rtol=1e-12)
@@ -148,9 +200,9 @@ def test_the_quality_loss_is_least_informed_where_the_shift_is_the_reward(rows, 
     values = np.array(rows)
     rewards = beta * (values[:, :2] - values[:, 2:])
     expected = np.logaddexp(0, shift - rewards[:, 0]) + np.logaddexp(0, rewards[:, 1] - shift)
-    found = losses_of(rows, beta, "mpo", preference_weight=0.0, quality_weight=1.0, reward_mean=shift)
+    found = losses_of(rows, beta, "bco", reward_mean=shift)
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
-    at_the_mean = losses_of([(-3, -5, -3, -5)], beta, "mpo", preference_weight=0.0, quality_weight=1.0)
+    at_the_mean = losses_of([(-3, -5, -3, -5)], beta, "bco")
     assert at_the_mean[0] == exactly(2 * math.log(2))
 
 
@@ -161,6 +213,7 @@ def test_modpo_without_margins_is_refused():
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_far_from_the_reference_no_loss_overflows(loss):
-    options = {"margins": 1.0, "chosen_lengths": doubles(9), "rejected_lengths": doubles(9)}
+    options = {"margins": 1.0, "floored_margins": 1.0, "chosen_lengths": doubles(9), "rejected_lengths": doubles(9)}
+    options |= {"label_smoothing": 0.1} if loss == "exo" else {}
     result = one_pair((-9000, -10), (-10, -9000), beta=0.5, loss=loss, **options)
     assert math.isfinite(result.losses.item())

@@ -104,4 +104,4 @@ def test_losses_have_the_dtype_of_the_policys_chosen_side():
     result = preference_loss(
         doubles(-3), doubles(-4).float(), doubles(-3)[:, None], doubles(-4)[:, None], doubles(1)[:, None], beta=0.1
     )
-    assert {tensor.dtype for tensor in result} == {torch.float64}
+    assert {tensor.dtype for tensor in result[:3]} == {torch.float64}

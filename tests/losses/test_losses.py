@@ -5,38 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from flat_loss import preference_loss
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from flat_loss import doubles, one_pair, preference_loss
 from pydantic import ValidationError
 from tiny_methods import settings_of
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.losses.preference import sft_loss
-from mrpo_pipeline.losses.settings import LOSSES
+from mrpo_pipeline.losses.functional import LOSSES
 from mrpo_pipeline.targets.compute import compute_targets
 
 
 def column(*values):
     return torch.tensor(values, dtype=torch.float64)[:, None]
-
-
-def doubles(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def one_pair(policy, reference, *, weights=(1.0,), **options):
-    """The loss of one pair; ``policy`` is (chosen, rejected), ``reference`` the same, or a list of such for R > 1."""
-    references = torch.tensor(reference, dtype=torch.float64).reshape(-1, 2)
-    options.setdefault("beta", 0.1)
-    return preference_loss(
-        doubles(policy[0]),
-        doubles(policy[1]),
-        references[:, 0][None],
-        references[:, 1][None],
-        torch.tensor([weights], dtype=torch.float64),
-        **options,
-    )
 
 
 def exactly(value):
@@ -102,9 +81,14 @@ def test_units_divide_the_log_ratios_by_hand():
 
 
 def test_sft_loss_is_nats_per_token():
-    """30 nats over 10 tokens, 8 over 2."""
-    losses = sft_loss(torch.tensor([-30.0, -8.0]), torch.tensor([10, 2]))
-    assert losses.tolist() == [3, 4]
+    """30 nats over 10 tokens, whatever the unit is; as the SFT term beside a hinge that is past, ½·3."""
+    lengths = {"chosen_lengths": doubles(10), "rejected_lengths": doubles(2)}
+    assert one_pair((-30, -8), (-3, -4), loss="sft", **lengths).losses.item() == exactly(3)
+    units = {"chosen_units": doubles(60), "rejected_units": doubles(9)}
+    assert one_pair((-30, -8), (-3, -4), loss="sft", **lengths, **units).losses.item() == exactly(3)
+    both = one_pair((-30, -80), (-30, -40), loss="hinge", sft_weight=0.5, **lengths)
+    assert both.losses.item() == exactly(1.5)
+    assert {name: term.item() for name, term in both.terms.items()} == {"hinge": 0, "sft": exactly(3)}
 
 
 @pytest.mark.parametrize("size", [5.0, 5000.0])
@@ -141,7 +125,7 @@ def test_the_reference_is_not_rounded_to_the_policys_precision():
 def test_losses_come_back_in_float32_at_least(dtype, expected):
     logps = torch.tensor([-8.0], dtype=dtype)
     result = preference_loss(logps, logps, column(-8.0), column(-8.0), column(1.0), beta=0.1)
-    assert {tensor.dtype for tensor in result} == {expected}
+    assert {tensor.dtype for tensor in result[:3]} == {expected}
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -164,7 +148,9 @@ def test_gradients_agree_with_finite_differences(loss, references):
     weights = torch.softmax(uniform(4, references), dim=1)
     chosen, rejected = uniform(4, references), uniform(4, references)
     options = {"chosen_lengths": torch.tensor([3, 4, 5, 6]), "rejected_lengths": torch.tensor([6, 5, 4, 3])}
-    options |= {"margins": uniform(4), "first_weight": 0.6, "reward_mean": -0.2}
+    options |= {"margins": uniform(4), "floored_margins": -uniform(4), "first_weight": 0.6, "reward_mean": -0.2}
+    if "label_smoothing" in LOSSES[loss].settings:
+        options["label_smoothing"] = 0.1
 
     def losses(policy_chosen, policy_rejected):
         return preference_loss(
@@ -186,36 +172,6 @@ def test_the_gradient_reaches_the_policy_alone_and_rewards_carry_none():
     assert policy.grad.item() == pytest.approx(-0.05)  # −β·σ(−0)
 
 
-logp = st.floats(-5000, 0)
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.tuples(logp, logp, logp, logp), min_size=1, max_size=4),
-    st.sampled_from(("sigmoid", "hinge", "ipo")),
-    st.floats(0.01, 1),
-)
-def test_agrees_with_trl(pairs, loss, beta):
-    """TRL 1.16, ``DPOTrainer._compute_loss``: scores are log-ratios; ipo takes their means over completion tokens."""
-    rows = np.array(pairs)
-    lengths = np.arange(len(rows)) % 3 + 2, np.arange(len(rows)) % 5 + 1
-    result = preference_loss(
-        torch.tensor(rows[:, 0]), torch.tensor(rows[:, 1]), column(*rows[:, 2]), column(*rows[:, 3]),
-        column(*[1.0] * len(rows)), beta=beta, loss=loss,
-        chosen_lengths=torch.tensor(lengths[0]), rejected_lengths=torch.tensor(lengths[1]),
-    )  # fmt: skip
-    chosen_scores, rejected_scores = rows[:, 0] - rows[:, 2], rows[:, 1] - rows[:, 3]
-    delta = chosen_scores - rejected_scores
-    expected = {
-        "sigmoid": np.logaddexp(0, -beta * delta),
-        "hinge": np.maximum(0, 1 - beta * delta),
-        "ipo": (chosen_scores / lengths[0] - rejected_scores / lengths[1] - 1 / (2 * beta)) ** 2,
-    }[loss]
-    np.testing.assert_allclose(result.losses.numpy(), expected, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(result.chosen_rewards.numpy(), beta * chosen_scores, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(result.rejected_rewards.numpy(), beta * rejected_scores, rtol=1e-12, atol=1e-12)
-
-
 def losses_of(policy, chosen, rejected, method, **options):
     inputs = compute_targets(chosen, rejected, *method).loss_inputs()
     return preference_loss(
@@ -235,7 +191,8 @@ def test_with_one_reference_mrpo_multi_dpo_single_and_dpo_have_the_same_loss_bit
     chosen, rejected = -300 * random.random((2, 16, 1))
     policy = torch.tensor(-300 * random.random((2, 16)), dtype=torch.float32)
     lengths = {"chosen_lengths": torch.full((16,), 9), "rejected_lengths": torch.full((16,), 7)}
-    lengths |= {"margins": torch.linspace(-1, 1, 16)}
+    lengths |= {"margins": torch.linspace(-1, 1, 16), "floored_margins": torch.linspace(0, 1, 16)}
+    lengths |= {"label_smoothing": 0.1} if loss == "exo" else {}
     methods = [
         {"name": "dpo"},
         *({"aggregate": aggregate} for aggregate in ("single:base", "harmonic", "geometric", "arithmetic")),
@@ -246,7 +203,7 @@ def test_with_one_reference_mrpo_multi_dpo_single_and_dpo_have_the_same_loss_bit
         for changes in methods
     ]
     for result in results[1:]:
-        assert all(torch.equal(here, there) for here, there in zip(result, results[0], strict=True))
+        assert all(torch.equal(here, there) for here, there in zip(result[:3], results[0][:3], strict=True))
 
 
 def test_multi_dpo_is_the_weighted_sum_of_the_dpo_losses_of_its_references():
@@ -268,8 +225,20 @@ def test_multi_dpo_is_the_weighted_sum_of_the_dpo_losses_of_its_references():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "kto"}, "'sigmoid', 'hinge', 'ipo', 'minor-dpo', 'mpo' or 'modpo'"),
-        *(({"loss": loss, "label_smoothing": 0.1}, "sigmoid loss alone") for loss in LOSSES if loss != "sigmoid"),
+        ({"loss": "kto"}, "'sigmoid', 'hinge'"),
+        *(
+            ({"loss": loss, "label_smoothing": 0.1}, "label smoothing is defined for sigmoid, robust, exo")
+            for loss in ("hinge", "ipo", "bco", "simpo", "modpo")
+        ),
+        ({"loss": {"hinge": 0.5, "sft": 1.0}, "label_smoothing": 0.1}, "label smoothing is defined for"),
+        ({"loss": "exo"}, "label_smoothing is 0 with method.loss exo"),
+        ({"loss": "mpo", "sft_weight": 0.5}, "SFT term of its own"),
+        ({"loss": {"sigmoid": 1.0, "sft": 1.0}, "sft_weight": 0.5}, "SFT term of its own"),
+        ({"loss": {"bco": 1, "bco_pair": 2}}, "each loss once"),
+        ({"loss": {}}, "a loss at least"),
+        ({"loss": {"sigmoid": 0.0}}, "a loss at least"),
+        ({"loss": {"sigmoid": -1.0}}, "greater than or equal to 0"),
+        ({"loss": {"sigmoid": 1.0, "nca": 0.1}, "f_divergence_type": "forward_kl"}, "with the loss nca"),
         ({"label_smoothing": 0.5}, "less than 0.5"),
         ({"label_smoothing": -0.1}, "greater than or equal to 0"),
     ],

@@ -1,4 +1,4 @@
-"""A stub of the Hugging Face hub on loopback: the few answers of its API that a download of a data set asks for.
+"""A stub of the Hugging Face Hub on loopback with the API endpoints that a data set download uses.
 
 Stubbed: what the hub says of a repository (its commit), the list of a commit's files, and the files, by HTTP as the hub has it,
 with the headers that `huggingface_hub` reads. Not stubbed: the client, its cache, and whatever reads the files.
@@ -18,7 +18,7 @@ Files = dict[str, bytes]
 
 @dataclass
 class Hub:
-    """Data sets by name and revision, those that may not be read, and what was asked."""
+    """Data sets by name and revision, gated and broken ones, and the requests received."""
 
     sets: dict[str, dict[str, Files]]
     gated: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""What test_hub_datasets runs in a process of its own, as the hub's address is read when `huggingface_hub` is imported.
+"""Script of test_hub_datasets, run in a separate process because `huggingface_hub` reads the Hub's address on import.
 
 python read_sources.py  with a JSON list of options of `read_pairs` on standard input
 

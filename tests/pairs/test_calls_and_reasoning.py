@@ -1,4 +1,4 @@
-"""Reasoning, tool calls and their results in the forms that data have them: one canonical message comes out."""
+"""Reasoning, tool calls and tool results in all supported formats give one canonical message."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def read(folder: Path, *rows: dict[str, Any], **options: Any) -> PairTable:
 
 
 def chosen(folder: Path, side: Any, **options: Any) -> list[dict[str, Any]]:
-    """The messages of a completion, as read."""
+    """Messages of a completion after reading."""
     table = read(folder, {"prompt": [USER], "chosen": side, "rejected": PLAIN}, **options)
     return completion_messages(table.frame["chosen"][0])
 
@@ -36,7 +36,7 @@ def call_with(**more: Any) -> dict[str, Any]:
     return {**CALLING, "tool_calls": [{**CALL, **more}]}
 
 
-# (what the data have as one message, the canonical message)
+# (message in the data, canonical message)
 MESSAGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     # Calls: OpenAI's with arguments as text, with an id and no content; TRL's with an object; the function bare; older ones.
     ({"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": FUNCTION}]}, call_with(id="c1")),
@@ -52,7 +52,7 @@ MESSAGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "now"}}]},
      {**CALLING, "tool_calls": [{"name": "now", "arguments": {}}]}),
     ({"role": "assistant", "content": "I look.", "tool_calls": [CALL]}, {**CALLING, "content": "I look."}),
-    # A null inside arguments is the writer's in a file that has objects as they were written.
+    # A null inside arguments is kept in formats that store objects as they were written.
     ({"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"a": None, "b": [{"c": None}]}}]},
      {**CALLING, "tool_calls": [{"name": "f", "arguments": {"a": None, "b": [{"c": None}]}}]}),
     # ShareGPT and LLaMA-Factory, ms-swift.
@@ -73,14 +73,14 @@ MESSAGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
      {"role": "assistant", "content": "xy", "reasoning_content": "hm"}),
     ({"role": "assistant", "thinking": "only", "content": None}, {"role": "assistant", "content": "", "reasoning_content": "only"}),
     ({"role": "assistant", "thinking": "hm", "tool_calls": [CALL]}, {**CALLING, "reasoning_content": "hm"}),
-    # Nothing but white space is absent, and the answer is plain.
+    # Blank reasoning is absent, and the answer is plain text.
     ({"role": "assistant", "content": "x", "reasoning_content": " \n", "tool_calls": [], "refusal": None},
      {"role": "assistant", "content": "x"}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("given", "canonical"), MESSAGES)
-def test_a_message_is_read_in_every_form(tmp_path: Path, given: dict[str, Any], canonical: dict[str, Any]) -> None:
+def test_a_message_is_read_in_every_format(tmp_path: Path, given: dict[str, Any], canonical: dict[str, Any]) -> None:
     wanted = {key: canonical[key] for key in ("role", "content", "reasoning_content", "tool_calls") if key in canonical}
     assert chosen(tmp_path, [given]) == chosen(tmp_path, given) == [wanted]
 
@@ -97,7 +97,7 @@ RESULTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("given", "more"), RESULTS)
-def test_a_result_is_read_in_every_form_in_prompts_and_completions(
+def test_a_tool_result_is_read_in_every_format_in_prompts_and_completions(
     tmp_path: Path, given: dict[str, Any], more: dict[str, Any]
 ) -> None:
     result = {"role": "tool", "content": "12", **more}
@@ -109,12 +109,12 @@ def test_a_result_is_read_in_every_form_in_prompts_and_completions(
 SIDES = {"chosen": [{"role": "assistant", "content": "12 °C."}], "rejected": PLAIN}
 
 
-def test_an_empty_result_is_one(tmp_path: Path) -> None:
+def test_an_empty_tool_result_is_kept(tmp_path: Path) -> None:
     for content in ("", None, []):
         assert chosen(tmp_path, [CALLING, {"role": "tool", "content": content}, *PLAIN])[1]["content"] == ""
 
 
-def test_a_turn_of_calls_behind_the_assistants_text_is_the_rest_of_that_turn(tmp_path: Path) -> None:
+def test_calls_after_an_assistant_text_belong_to_the_same_turn(tmp_path: Path) -> None:
     turns = [
         {"from": "gpt", "value": "I look."},
         {"from": "function_call", "value": json.dumps(CALL)},
@@ -127,7 +127,7 @@ def test_a_turn_of_calls_behind_the_assistants_text_is_the_rest_of_that_turn(tmp
     assert [message["role"] for message in rest] == ["tool", "assistant"]
 
 
-def test_forms_of_one_conversation_have_one_id(tmp_path: Path) -> None:
+def test_all_formats_of_a_conversation_have_the_same_id(tmp_path: Path) -> None:
     openai = {
         "prompt": [USER, {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": FUNCTION}]},
                    {"role": "tool", "content": "12"}],
@@ -177,7 +177,7 @@ def test_other_columns_are_mapped_and_strings_as_turns_have_tools(tmp_path: Path
         read(tmp_path, row, columns={"tools": "function"}, strings="messages")
 
 
-def test_messages_written_as_json_with_calls_alone_are_seen_as_messages(tmp_path: Path) -> None:
+def test_json_strings_of_messages_with_only_calls_are_detected(tmp_path: Path) -> None:
     text = json.dumps([{"role": "assistant", "tool_calls": [CALL]}])
     row = {"prompt": json.dumps([USER]), "chosen": text, "rejected": json.dumps(PLAIN)}
     with pytest.raises(UserError, match="messages in a string"):
@@ -200,8 +200,8 @@ def test_a_conversation_repeated_in_another_column_loses_nothing(tmp_path: Path)
         read(tmp_path, row)
 
 
-def test_the_canonical_text_is_what_completions_are_told_apart_by(tmp_path: Path) -> None:
-    """Equal text in another structure is another completion."""
+def test_structure_distinguishes_completions_of_equal_text(tmp_path: Path) -> None:
+    """Equal text with a different structure is a different completion."""
     thinking = {"role": "assistant", "content": "b", "thinking": "a"}
     row = {"prompt": [USER], "chosen": [thinking], "rejected": [{"role": "assistant", "content": "ab"}]}
     frame = read(tmp_path, row).frame

@@ -19,13 +19,13 @@ STRUCTURED = [
 ]
 
 
-def test_one_assistants_content_is_its_text() -> None:
+def test_a_single_assistant_content_is_stored_as_text() -> None:
     assert dump_completion([{"role": "assistant", "content": "fine"}]) == "fine"
     assert is_plain("fine") and completion_text("fine") == "fine"
     assert completion_messages("fine") == [{"role": "assistant", "content": "fine"}]
 
 
-def test_the_canonical_text_is_the_assistants_parts_in_order() -> None:
+def test_the_canonical_text_concatenates_the_assistant_parts() -> None:
     completion = dump_completion(STRUCTURED)
     assert completion_messages(completion) == STRUCTURED
     call = '{"name": "weather", "arguments": {"city": "Zürich", "days": 2}}'
@@ -38,7 +38,7 @@ def test_the_canonical_text_is_the_assistants_parts_in_order() -> None:
 
 
 @pytest.mark.parametrize("text", [MARK, f"{MARK}[]", f'{MARK}[{{"role":"assistant","content":"x"}}]'])
-def test_a_text_that_looks_like_more_stays_a_text(text: str) -> None:
+def test_a_text_that_looks_serialized_stays_text(text: str) -> None:
     completion = dump_completion([{"role": "assistant", "content": text}])
     assert completion != text and completion_text(completion) == text
     assert completion_messages(completion) == [{"role": "assistant", "content": text}]

@@ -1,7 +1,7 @@
-"""Data sets of the hub: which files a name, a subset and a split mean, where they come from, and what is refused.
+"""Data sets on the Hub: the files of a name, subset and split, their download, and errors.
 
-The hub is a stub on loopback (hub_stub.py: its answers over HTTP alone). The client, its cache and the readers are the real ones, in a
-process of their own, as `huggingface_hub` reads the hub's address when it is imported.
+The Hub is a stub on loopback (hub_stub.py). The client, its cache and the readers are real and run in a separate process, because
+`huggingface_hub` reads the Hub's address on import.
 """
 
 import io
@@ -79,7 +79,7 @@ SETS: dict[str, dict[str, Files]] = {
     "org/gated": {"main": NAMED},
     "org/text": {"main": {"data/train.txt": b"words"}},
 }
-# What is read, with what options, and the ids of the pairs.
+# (options, ids of the pairs)
 READ: list[tuple[dict[str, Any], list[str]]] = [
     ({"source": "org/named"}, ["t0", "t1"]),
     ({"source": "org/named", "held_out": True}, ["e0"]),
@@ -99,20 +99,20 @@ READ: list[tuple[dict[str, Any], list[str]]] = [
     ({"source": "org/script@refs/convert/parquet", "held_out": True}, ["test"]),
 ]
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"source": "org/named", "split": "no"}, "no split 'no'; expected one of train, test. Correct pairs.split"),
-    ({"source": "org/named", "subset": "no"}, "no subset 'no'; expected one of default. Correct pairs.subset"),
-    ({"source": "org/plain", "subset": "no"}, "names no subsets"),
-    ({"source": "org/prefs"}, "has the splits test_prefs, train_prefs, and which one is meant is not given. Name it by pairs.split"),
-    ({"source": "org/subsets"}, "has the subsets one, 2, and which one is meant is not given. Name it by pairs.subset"),
-    ({"source": "org/named@v2"}, "no such revision"),
+    ({"source": "org/named", "split": "no"}, "the split 'no' does not exist; expected one of train, test. Correct pairs.split"),
+    ({"source": "org/named", "subset": "no"}, "the subset 'no' does not exist; expected one of default. Correct pairs.subset"),
+    ({"source": "org/plain", "subset": "no"}, "has no subsets"),
+    ({"source": "org/prefs"}, "has the splits test_prefs, train_prefs. Choose one with pairs.split"),
+    ({"source": "org/subsets"}, "has the subsets one, 2. Choose one with pairs.subset"),
+    ({"source": "org/named@v2"}, "revision of the data set does not exist"),
     ({"source": "hf://datasets/org/named/data/no.parquet"}, "no file or folder of this name"),
-    ({"source": "org/script2"}, "a loader script, and scripts are never run"),
+    ({"source": "org/script2"}, "a loader script and no data files, and scripts are never run"),
     ({"source": "org/gated"}, "is gated"),
-    ({"source": "org/absent"}, "no file or folder of this name here, and the hub has no data set of this name"),
-    ({"source": "org/broken"}, "the hub cannot be reached"),
-    ({"source": "org/text"}, "has no file of pairs (expected .jsonl"),
+    ({"source": "org/absent"}, "no such file or folder exists here, and the Hub has no data set of this name"),
+    ({"source": "org/broken"}, "the Hub cannot be reached"),
+    ({"source": "org/text"}, "has no data file (expected .jsonl"),
     ({"source": "hf://datasets/name"}, "expected hf://datasets/ORGANISATION/NAME"),
-    ({"source": "org/absent.jsonl"}, "no such file of preference pairs; its folder org is not there either"),
+    ({"source": "org/absent.jsonl"}, "there is no such file of preference pairs, nor its folder org"),
 ]  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def read_apart(folder: Path, options: list[dict[str, Any]], endpoint: str, *, of
 
 
 def cached_by_hand(folder: Path, name: str, files: Files) -> None:
-    """A commit in the cache as `hf_hub_download` leaves it: without the list of its files."""
+    """A cached commit as `hf_hub_download` leaves it, without a file list."""
     place = folder / "home/hub" / f"datasets--{name.replace('/', '--')}"
     (place / "refs").mkdir(parents=True)
     (place / "refs/main").write_text("0" * 40)
@@ -146,7 +146,7 @@ def cached_by_hand(folder: Path, name: str, files: Files) -> None:
         path.write_bytes(data)
 
 
-def test_a_data_set_is_read_by_its_files_at_one_commit_and_then_without_the_hub(tmp_path: Path) -> None:
+def test_a_data_set_is_read_at_one_commit_and_then_offline(tmp_path: Path) -> None:
     options = [given for given, _ in READ]
     with serving(Hub(SETS, gated=frozenset({"org/gated"}), broken=frozenset({"org/broken"}))) as hub:
         online = read_apart(tmp_path, options + [given for given, _ in REFUSED], hub.endpoint, offline=False)
@@ -156,16 +156,13 @@ def test_a_data_set_is_read_by_its_files_at_one_commit_and_then_without_the_hub(
         assert answer["seconds"] < 5
     commit = commit_of("main", NAMED)
     assert online[0]["reported"] == [
-        f"org/named: a data set of the hub, read at revision {commit}.",
+        f"org/named: reading this data set from the Hub at revision {commit}.",
         "org/named: reading the split train (of train, test).",
     ]
     assert [Path(file).parts[-3] for file in online[0]["files"]] == [commit] * 2
-    assert (
-        "org/default: reading the subset one (of one, 2), which its README.md marks as default."
-        in online[10]["reported"]
-    )
-    assert any("never run; reading the hub's conversion" in line for line in online[14]["reported"])
-    # One commit for all of a process, and no script, nor a split that is not read, is downloaded.
+    assert "org/default: reading the subset one (of one, 2), the default in README.md." in online[10]["reported"]
+    assert any("reading the Hub's Parquet conversion" in line for line in online[14]["reported"])
+    # A process resolves one commit, and downloads neither scripts nor other splits.
     assert hub.asked.count("/api/datasets/org/named/revision/main") == 1
     assert not [path for path in hub.asked if path.endswith(".py") or "test_prefs" in path]
 
@@ -179,11 +176,11 @@ def test_a_data_set_is_read_by_its_files_at_one_commit_and_then_without_the_hub(
     assert [answer.get("ids", answer.get("error")) for answer in offline[: len(READ)]] == [ids for _, ids in READ]
     cached, partly, lacking, alone, named, not_downloaded = offline[len(READ) :]
     assert cached["ids"] == ["t0", "t1"]
-    assert "names data/train-* as files of the split train, and there is no such file" in partly["error"]
-    assert "data/train-00001-of-00002.parquet is missing (1 of 2 parts are there)" in lacking["error"]
-    assert "holds the split test of this data set alone" in alone["error"]
+    assert "lists data/train-* for the split train, but no data file matches" in partly["error"]
+    assert "data/train-00001-of-00002.parquet is missing (1 of 2 parts found)" in lacking["error"]
+    assert "only the split test of this data set is in the Hugging Face cache" in alone["error"]
     assert named["ids"] == ["e"]
-    assert "the hub cannot be reached (HF_HUB_OFFLINE is set)" in not_downloaded["error"]
+    assert "the Hub cannot be reached (HF_HUB_OFFLINE is set)" in not_downloaded["error"]
 
 
 def copied(folder: Path, files: Files) -> str:
@@ -204,20 +201,22 @@ def test_a_copy_of_a_data_set_has_the_same_subsets_and_splits(tmp_path: Path) ->
         assert (ids(folder), ids(folder, held_out=True)) == (["t0", "t1"], ["e0"])
     folder = copied(tmp_path / "subsets", SUBSETS)
     assert ids(folder, subset="2", split="test") == ["2e"]
-    with pytest.raises(UserError, match=r"has the subsets one, 2, .*pairs\.subset"):
+    with pytest.raises(UserError, match=r"has the subsets one, 2\. .*pairs\.subset"):
         read_pairs(folder)
-    with pytest.raises(UserError, match=r"has the subsets one, 2, .*pairs\.eval_subset"):
+    with pytest.raises(UserError, match=r"has the subsets one, 2\. .*pairs\.eval_subset"):
         read_pairs(folder, held_out=True)
 
 
-def test_a_folder_of_the_name_goes_before_the_hub_and_that_is_reported(
+def test_a_local_folder_takes_precedence_over_the_hub_and_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     copied(tmp_path / "org/here", NAMED)
     monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.INFO, "mrpo"):
         assert ids("org/here") == ["t0", "t1"]
-    assert "reading the folder of this name here; a data set of the hub is named hf://datasets/org/here" in caplog.text
+    assert (
+        "reading the local folder of this name; for the data set on the Hub use hf://datasets/org/here" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -241,15 +240,15 @@ def test_files_of_several_splits_in_a_folder_are_kept_apart(
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.jsonl": lines("a"), "test.jsonl": lines("b")}, "test.jsonl has the split test in its name, and a.jsonl none"),
+        ({"a.jsonl": lines("a"), "test.jsonl": lines("b")}, "test.jsonl has the split test in its name, but a.jsonl has none"),
         ({"train-test.jsonl": lines("a")}, "is in the splits train and test"),
         ({"train_prefs-00000-of-00001.jsonl": lines("a"), "train_sft-00000-of-00001.jsonl": lines("b")}, "splits train_prefs, train_sft"),
-        ({"README.md": b"x", "train/test.jsonl": lines("a"), "data/x": b""}, "in a folder of the split train, and its own name says test"),
+        ({"README.md": b"x", "train/test.jsonl": lines("a"), "data/x": b""}, "in a folder of the split train, but its name contains test"),
         ({"README.md": b"x", "data/train.jsonl": lines("a"), "data/train.csv": b"x"}, "several formats"),
-        ({"README.md": card("configs: [{config_name: a, data_files: train.jsonl}]"), "a.jsonl": lines("a")}, "names train.jsonl as files"),
+        ({"README.md": card("configs: [{config_name: a, data_files: train.jsonl}]"), "a.jsonl": lines("a")}, "lists train.jsonl"),
         ({"README.md": card("configs: [{config_name: a, data_files: {train: '*'}}"), "a.jsonl": lines("a")}, "cannot be read"),
-        ({"README.md": card("configs: [{config_name: a, data_files: 3}]"), "a.jsonl": lines("a")}, "in a form that is not known"),
-        ({"README.md": card("configs: [{config_name: a, data_files: ../b.jsonl}]"), "a.jsonl": lines("a")}, "names ../b.jsonl as files"),
+        ({"README.md": card("configs: [{config_name: a, data_files: 3}]"), "a.jsonl": lines("a")}, "has an unknown format"),
+        ({"README.md": card("configs: [{config_name: a, data_files: ../b.jsonl}]"), "a.jsonl": lines("a")}, "lists ../b.jsonl"),
         ({"README.md": card("configs: 3"), "a.jsonl": lines("a")}, "not a list of subsets"),
         (
             {
@@ -260,7 +259,7 @@ def test_files_of_several_splits_in_a_folder_are_kept_apart(
         ),
     ],
 )  # fmt: skip
-def test_files_that_cannot_be_told_apart_are_refused(tmp_path: Path, files: Files, message: str) -> None:
+def test_ambiguous_files_are_errors(tmp_path: Path, files: Files, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(")) as caught:
         read_pairs(copied(tmp_path, files))
     assert "\n" not in str(caught.value)

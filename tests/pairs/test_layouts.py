@@ -1,4 +1,4 @@
-"""Known sets' columns: which answer is the better one in each, worked by hand from the set's own documentation."""
+"""Layouts of known data sets: the better answer, worked by hand from each data set's documentation."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def only(table: PairTable) -> tuple[Any, str, str]:
     return parse_prompt(pair[0]), pair[1], pair[2]
 
 
-# layout → (the row, its prompt). In each, GOOD is the better answer by the set's documentation and BAD the other.
+# layout → (row, prompt). GOOD is the better answer by the data set's documentation, BAD the other.
 SIDES = {"chosen": GOOD, "rejected": BAD}
 ROWS: list[tuple[str, dict[str, Any], Any]] = [
     ("truthy_dpo", {"system": "Be brief.", "prompt": Q, **SIDES}, [SYSTEM, USER]),
@@ -55,7 +55,7 @@ ROWS: list[tuple[str, dict[str, Any], Any]] = [
     ("code_preference", {"input": Q, "accepted": GOOD, "rejected": BAD, "ID": 3}, Q),
     ("argilla", {"instruction": Q, "chosen_response": GOOD, "rejected_response": BAD, "chosen_avg_rating": 4.5}, Q),
     ("stack_exchange_paired", {"qid": 1, "question": Q, "response_j": GOOD, "response_k": BAD}, Q),
-    ("step_dpo", {"prompt": Q, "initial_reason_steps": "", **SIDES}, None),  # see the test of begun answers
+    ("step_dpo", {"prompt": Q, "initial_reason_steps": "", **SIDES}, None),  # see the test of answer prefixes
     # SHP: "labels: 1 if comment A is preferred to comment B, else 0"
     ("shp", {"history": Q, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": 0, "score_A": 3, "score_B": 9}, Q),
     ("shp", {"history": Q, "human_ref_A": GOOD, "human_ref_B": BAD, "labels": 1, "score_A": 9, "score_B": 3}, Q),
@@ -66,7 +66,7 @@ ROWS: list[tuple[str, dict[str, Any], Any]] = [
     # HelpSteer2 and 3: negative, response 1 is better; positive, response 2
     ("helpsteer2_preference", {"prompt": Q, "response_1": GOOD, "response_2": BAD, "preference_strength": -1}, Q),
     ("helpsteer2_preference", {"prompt": Q, "response_1": BAD, "response_2": GOOD, "preference_strength": 3}, Q),
-    # HelpSteer2 writes several turns as one text, with a mark before each but the first
+    # HelpSteer2 writes several turns as one text, with a marker before each but the first
     ("helpsteer2_preference", {"prompt": f"Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\n{Q}", "response_1": GOOD,
                                "response_2": BAD, "preference_strength": -2},
      [{"role": "user", "content": "Hi"}, answer("Hello"), USER]),
@@ -103,7 +103,7 @@ ROWS: list[tuple[str, dict[str, Any], Any]] = [
 
 
 @pytest.mark.parametrize(("name", "row", "prompt"), ROWS, ids=[f"{i}-{row[0]}" for i, row in enumerate(ROWS)])
-def test_a_layout_is_recognised_and_its_better_answer_is_chosen(
+def test_a_layout_is_detected_and_its_better_answer_is_chosen(
     tmp_path: Path, name: str, row: dict[str, Any], prompt: Any
 ) -> None:
     if prompt is None:
@@ -118,13 +118,13 @@ def test_every_layout_has_a_row_worked_by_hand() -> None:
     assert {layout.name for layout in LAYOUTS} == {name for name, _, _ in ROWS}
 
 
-def test_a_begun_answer_opens_both_completions(tmp_path: Path) -> None:
-    begun = {"prompt": Q, "initial_reason_steps": "Step 1:", "chosen": " four.", "rejected": " five."}
-    assert only(read(tmp_path, begun)) == (Q, "Step 1: four.", "Step 1: five.")
+def test_an_answer_prefix_is_prepended_to_both_completions(tmp_path: Path) -> None:
+    answer_prefix = {"prompt": Q, "initial_reason_steps": "Step 1:", "chosen": " four.", "rejected": " five."}
+    assert only(read(tmp_path, answer_prefix)) == (Q, "Step 1: four.", "Step 1: five.")
     chat = {"prompt": [USER, answer("Step 1:")], "chosen": [answer(" four.")], "rejected": [answer(" five.")]}
     table = read(tmp_path, chat)
     assert only(table) == ([USER], "Step 1: four.", "Step 1: five.")
-    assert "begins both answers" in table.read_as[0]
+    assert "is prepended to both answers" in table.read_as[0]
     with pytest.raises(UserError, match="prompt holds the answer"):
         read(tmp_path, {"prompt": talk(GOOD), "chosen": GOOD, "rejected": BAD})
     with pytest.raises(UserError, match="does not end in a user message"):
@@ -164,7 +164,7 @@ def test_ties_and_rows_without_a_label_are_counted_by_reason(
         (ROWS[33][1], {"preference": 1.5}, "expected 1, 2"),
     ],
 )
-def test_a_label_outside_its_meaning_refuses_the_row(
+def test_an_undocumented_label_is_an_error(
     tmp_path: Path, row: dict[str, Any], change: dict[str, Any], found: str
 ) -> None:
     with pytest.raises(UserError, match="unknown label") as caught:
@@ -185,7 +185,7 @@ ARMORM = {"prompt": Q, "all_generated_responses": [GOOD, BAD, "Hm."], "all_rm_sc
           "chosen": talk(GOOD), "rejected": talk(BAD)}  # fmt: skip
 
 
-def test_a_mapping_of_several_answers_wins_over_chosen_and_rejected(tmp_path: Path) -> None:
+def test_a_mapping_of_ranked_answers_overrides_chosen_and_rejected(tmp_path: Path) -> None:
     assert read(tmp_path, ARMORM).frame.height == 1
     assert (
         read(
@@ -202,22 +202,22 @@ def test_a_mapping_of_several_answers_wins_over_chosen_and_rejected(tmp_path: Pa
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({"scores": "all_rm_scores"}, {}, "no row has the column 'completions': the mapping would not be used"),
-        ({"completions": "all_generated_responses"}, {}, "no preference among them is given"),
+        ({"scores": "all_rm_scores"}, {}, "no row has the column 'completions' that holds"),
+        ({"completions": "all_generated_responses"}, {}, "no row has the column 'ranks' or 'scores'"),
         (
             {"completions": "all_generated_responses", "scores": "all_rm_scores", "chosen": "prompt"},
             {},
-            "one row is read in one way",
+            "a row holds one or the other",
         ),
-        ({"chosen": "rejected", "rejected": "chosen"}, {"layout": "armorm"}, "already says where the answers are"),
+        ({"chosen": "rejected", "rejected": "chosen"}, {"layout": "armorm"}, "already defines the answer columns"),
         ({"system": "sistem"}, {}, "no row has the column 'sistem'"),
         ({"prompt": ["prompt", "contxt"]}, {}, "no row has the column 'contxt'"),
-        ({"chosen": ["a", "b"]}, {}, "only `prompt` may be built of several columns"),
+        ({"chosen": ["a", "b"]}, {}, "only `prompt` may join several columns"),
         ({}, {"layout": "armrom"}, "did you mean 'armorm'"),
         ({}, {"layout": "shp"}, "the layout shp needs `history`"),
     ],
 )
-def test_a_mapping_that_is_not_used_is_refused(
+def test_a_mapping_without_effect_is_an_error(
     tmp_path: Path, columns: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -225,9 +225,9 @@ def test_a_mapping_that_is_not_used_is_refused(
     assert message in str(caught.value)
 
 
-def test_columns_that_fit_two_layouts_are_not_guessed(tmp_path: Path) -> None:
+def test_columns_that_match_two_layouts_are_an_error(tmp_path: Path) -> None:
     row = {**ROWS[16][1], "context": [USER], "response1": GOOD, "response2": BAD, "overall_preference": -1}
-    with pytest.raises(UserError, match="fit the layouts shp and helpsteer3"):
+    with pytest.raises(UserError, match="match the layouts shp and helpsteer3"):
         read(tmp_path, row)
 
 
@@ -242,8 +242,8 @@ def test_columns_that_fit_two_layouts_are_not_guessed(tmp_path: Path) -> None:
         ({"messages": talk(GOOD)}, "conversations without a second answer"),
     ],
 )
-def test_data_without_pairs_is_refused_by_what_it_is(tmp_path: Path, row: dict[str, Any], why: str) -> None:
-    with pytest.raises(UserError, match="Expected two answers to one prompt") as caught:
+def test_data_without_pairs_is_an_error_that_names_its_format(tmp_path: Path, row: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match="Expected rows with chosen and rejected") as caught:
         read(tmp_path, row, on_bad_row="skip")
     assert why in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Every kind of bad row is refused by file, row and reason, or skipped and counted."""
+"""Every kind of bad row is reported with file, row and reason, or skipped and counted."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def answer(text: Any, **more: Any) -> list[dict[str, Any]]:
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    """A good row with some columns changed; None takes one out."""
+    """A valid row with some columns changed; `...` removes one."""
     whole = {"prompt": [USER], "chosen": answer("A drink."), "rejected": answer("A boat."), **changes}
     return {key: value for key, value in whole.items() if value is not ...}
 
@@ -31,7 +31,7 @@ def ranked(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in whole.items() if value is not ...}
 
 
-# (reason, what the detail must say, the row: an object, or a line as bytes)
+# (reason, expected detail, row as an object or a line of bytes)
 BAD: list[tuple[str, str, Any]] = [
     ("missing rejected", "no `rejected`", row(rejected=...)),
     ("missing chosen", "no `chosen`", row(chosen=...)),
@@ -45,11 +45,11 @@ BAD: list[tuple[str, str, Any]] = [
     ("wrong type", "`id` is a number (1.5)", row(id=1.5)),
     ("wrong type", "`id` is a boolean (false)", row(id=False)),
     ("mixed forms", "one", row(prompt=..., chosen="text")),
-    ("mixed forms", "some are strings and some are messages", row(chosen="text")),
-    ("empty completion", "`chosen` holds nothing but white space", row(chosen=answer(" \t\r\n\u3000"))),
+    ("mixed forms", "are strings and some are messages", row(chosen="text")),
+    ("empty completion", "`chosen` is blank", row(chosen=answer(" \t\r\n\u3000"))),
     ("empty completion", "`rejected`", row(rejected=answer(""))),
-    ("empty completion", "`rejected` holds no assistant message", row(rejected=[])),
-    ("empty completion", "`chosen` holds no assistant message", row(chosen=[USER])),
+    ("empty completion", "`rejected` has no assistant message", row(rejected=[])),
+    ("empty completion", "`chosen` has no assistant message", row(chosen=[USER])),
     ("empty completion", "`chosen`", {"prompt": "Q", "chosen": "", "rejected": "x"}),
     ("chosen equals rejected", "same text", row(rejected=answer("A drink."))),
     (
@@ -68,14 +68,14 @@ BAD: list[tuple[str, str, Any]] = [
     ("message without content", "keys 'role'", row(chosen=[{"role": "assistant"}])),
     ("system message not first", "`prompt[1]`", row(prompt=[USER, {"role": "system", "content": "s"}])),
     ("unreadable tool call", "the name null", row(chosen=calling({"id": "1"}))),
-    ("unreadable tool call", "is no JSON", row(chosen=calling({"name": "f", "arguments": "{'a': 1}"}))),
+    ("unreadable tool call", "is not valid JSON", row(chosen=calling({"name": "f", "arguments": "{'a': 1}"}))),
     ("unreadable tool call", "'a' occurs twice", row(chosen=calling({"name": "f", "arguments": '{"a": 1, "a": 2}'}))),
     ("unreadable tool call", "NaN", row(chosen=calling({"name": "f", "arguments": '{"a": NaN}'}))),
     ("unreadable tool call", "is a list", row(chosen=calling({"name": "f", "arguments": "[1]"}))),
     ("unreadable tool call", "a number (3)", row(chosen=calling(3))),
     (
         "unreadable tool call",
-        "and another `function_call`",
+        "different `tool_calls` and `function_call`",
         row(chosen=[{**calling({"name": "f"})[0], "function_call": {"name": "g"}}]),
     ),
     ("unreadable tool call", "is empty", row(chosen=[{"from": "function_call", "value": " "}])),
@@ -93,11 +93,11 @@ BAD: list[tuple[str, str, Any]] = [
     ),
     (
         "tools in a message",
-        "give them in a column `tools`",
+        "use a column `tools`",
         row(prompt=[{"role": "system", "content": "s", "tools": [{"name": "f"}]}, USER]),
     ),
     ("unreadable tools", "the name null", row(tools=[{"description": "search"}])),
-    ("unreadable tools", "is no JSON", row(tools="search(query)")),
+    ("unreadable tools", "is not valid JSON", row(tools="search(query)")),
     ("unreadable tools", "a number (1)", row(tools=[1])),
     ("unreadable chat_template_kwargs", "is a list", row(chat_template_kwargs=["enable_thinking"])),
     (
@@ -112,19 +112,19 @@ BAD: list[tuple[str, str, Any]] = [
     ),
     (
         "key of another role",
-        "`tool_calls`, and has the role user",
+        "`tool_calls`, which the role user does not allow",
         row(prompt=[{**USER, "tool_calls": [{"name": "f"}]}]),
     ),
     (
         "key of another role",
-        "`thinking`, and has the role tool",
+        "`thinking`, which the role tool does not allow",
         row(prompt=[USER, {"role": "tool", "content": "x", "thinking": "y"}]),
     ),
     ("wrong type", "write the result as JSON", row(prompt=[USER, {"role": "tool", "content": {"a": 1}}])),
     ("wrong type", "`chosen[0].reasoning`", row(chosen=answer("x", reasoning={"effort": "low"}))),
     (
         "two texts of reasoning",
-        "`reasoning` and another in `thinking`",
+        "different reasoning in `reasoning` and `thinking`",
         row(chosen=answer("x", thinking="a", reasoning="b")),
     ),
     (
@@ -136,25 +136,25 @@ BAD: list[tuple[str, str, Any]] = [
     ("tool call", "'tool_use'", row(chosen=answer([{"type": "tool_use", "name": "f", "input": {}}]))),
     (
         "completion not by the assistant",
-        "ends in a message of the role tool",
+        "ends with a message of the role tool",
         row(chosen=[*calling({"name": "f"}), {"role": "tool", "content": "x"}]),
     ),
     (
         "completion not by the assistant",
-        "begins in a message of the role tool",
+        "begins with a message of the role tool",
         row(chosen=[{"role": "tool", "content": "x"}, *answer("y")]),
     ),
     (
         "empty completion",
-        "an assistant message with nothing",
+        "a blank assistant message",
         row(chosen=[*calling({"name": "f"}), {"role": "tool", "content": "x"}, *answer(" ")]),
     ),
-    ("empty completion", "an assistant message with nothing", row(chosen=[*answer("x"), *answer("")])),
+    ("empty completion", "a blank assistant message", row(chosen=[*answer("x"), *answer("")])),
     ("audio", "`audios`", row(audios=["cat.mp3"])),
     ("video", "`video`", row(video="cat.mp4")),
     (
         "prompt does not end in a user message",
-        "role assistant; expected a user's message or a tool's result",
+        "role assistant; expected user or tool",
         row(prompt=[USER, *calling({"name": "f"})]),
     ),
     (
@@ -179,12 +179,12 @@ BAD: list[tuple[str, str, Any]] = [
     ("empty prompt", "no user message", row(prompt=[])),
     ("empty prompt", "no user message", row(prompt=[{"role": "system", "content": "Be brief."}])),
     ("empty prompt", "no user message", row(prompt=[{"role": "user", "content": " "}])),
-    ("empty prompt", "white space", {"prompt": "\n", "chosen": "a", "rejected": "b"}),
-    ("no prompt", "share no first message", row(prompt=...)),
+    ("empty prompt", "`prompt` is blank", {"prompt": "\n", "chosen": "a", "rejected": "b"}),
+    ("no prompt", "first messages of `chosen` and `rejected` differ", row(prompt=...)),
     ("no prompt", "\\n\\nAssistant:", {"chosen": "The sky is blue", "rejected": "The sky is green"}),
     (
         "rendered by a chat template",
-        "Give the messages",
+        "Use the original messages",
         {"chosen": "<|im_start|>assistant\na", "rejected": "<|im_start|>assistant\nb"},
     ),
     ("several turns", "'Human:'", {"chosen": "\n\nAssistant: a\n\nHuman: more", "rejected": "\n\nAssistant: b"}),
@@ -216,10 +216,10 @@ BAD: list[tuple[str, str, Any]] = [
     ("invalid JSON", "Extra data", b'{"chosen": 1} {"chosen": 2}'),
     ("invalid JSON", "control character", b'{"chosen": "a\tb"}'),
     ("invalid JSON", "nested too deep", b'{"chosen": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
-    ("duplicate key", "'chosen' stands twice", b'{"prompt": "q", "chosen": "a", "chosen": "c", "rejected": "b"}'),
+    ("duplicate key", "'chosen' occurs twice", b'{"prompt": "q", "chosen": "a", "chosen": "c", "rejected": "b"}'),
     (
         "duplicate key",
-        "'role' stands twice",
+        "'role' occurs twice",
         b'{"prompt": [{"role": "a", "role": "user", "content": "q"}], "chosen": "a", "rejected": "b"}',
     ),
     ("wrong type", "a number (nan)", b'{"prompt": "q", "chosen": NaN, "rejected": "b"}'),
@@ -247,7 +247,7 @@ def line(bad: Any) -> bytes:
 
 
 @pytest.mark.parametrize(("reason", "detail", "bad"), BAD, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_bad_row_is_refused_with_file_row_line_reason_and_detail(
+def test_a_bad_row_is_reported_with_file_row_line_reason_and_detail(
     tmp_path: Path, reason: str, detail: str, bad: Any
 ) -> None:
     path = tmp_path / "pairs.jsonl"
@@ -255,10 +255,10 @@ def test_a_bad_row_is_refused_with_file_row_line_reason_and_detail(
     path.write_bytes(b"\n".join([good, b"", good, line(bad), good]) + b"\n")
     with pytest.raises(UserError) as caught:
         read_pairs(str(path))
-    # Row 2 from 0, as blank lines are no rows; line 4 from 1, as an editor shows it.
-    told = next(one for one in str(caught.value).splitlines() if one.startswith("  "))
-    assert told.startswith(f"  {path}: row 2 (line 4): {reason}: ")
-    assert detail in told
+    # Rows count from 0 without blank lines, lines from 1.
+    listed = next(one for one in str(caught.value).splitlines() if one.startswith("  "))
+    assert listed.startswith(f"  {path}: row 2 (line 4): {reason}: ")
+    assert detail in listed
     assert "1 of 4 rows" in str(caught.value)
 
     table = read_pairs(str(path), on_bad_row="skip")
@@ -288,7 +288,7 @@ def test_the_first_ten_are_listed_with_the_count_and_further_reasons_by_their_fi
     assert "--on-bad-row skip" in message
 
 
-def test_bad_rows_of_every_file_are_told_together(tmp_path: Path) -> None:
+def test_bad_rows_of_all_files_are_reported_together(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row()) + "\n" + json.dumps(row(chosen=None)))
     with pytest.raises(UserError) as caught:
@@ -300,7 +300,7 @@ def test_bad_rows_of_every_file_are_told_together(tmp_path: Path) -> None:
 def test_nothing_left_after_skipping_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(row(chosen=None)))
-    with pytest.raises(UserError, match="No pair is left of 1 rows: null chosen 1"):
+    with pytest.raises(UserError, match="No pair is left from 1 rows: null chosen 1"):
         read_pairs(str(path), on_bad_row="skip")
 
 
@@ -312,7 +312,7 @@ def test_a_file_without_the_columns_of_a_pair_names_its_own(tmp_path: Path) -> N
     assert "'prompt', 'chosen_response', 'rejected'" in str(caught.value)
 
 
-def test_null_and_empty_tool_calls_and_other_message_keys_are_no_fault(tmp_path: Path) -> None:
+def test_null_and_empty_tool_calls_and_other_message_keys_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     good = row(
         prompt=[{"name": "Ann", **USER, "weight": 1}],

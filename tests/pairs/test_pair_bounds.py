@@ -1,4 +1,4 @@
-"""Small files that unpack to gigabytes are refused in little memory, and files that are merely large or odd are read."""
+"""Small files that expand to gigabytes are rejected in little memory; valid large or unusual files are read."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ from mrpo_pipeline.pairs.sources import PairFile
 PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 MEGABYTE = "x" * (1 << 20)
 
-# A process of its own, so that its peak is the reader's.
+# A separate process, so that its peak memory is the reader's.
 READ = """
 import sys
 from mrpo_pipeline.errors import UserError
@@ -91,7 +91,7 @@ BOMBS = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_small_file_that_becomes_huge_is_refused_in_little_memory(tmp_path: Path, kind: str) -> None:
+def test_a_decompression_bomb_is_rejected_in_little_memory(tmp_path: Path, kind: str) -> None:
     path = tmp_path / kind
     bomb(path, kind)
     done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
@@ -101,15 +101,13 @@ def test_a_small_file_that_becomes_huge_is_refused_in_little_memory(tmp_path: Pa
     assert int(peak) < 300 << 10  # KiB
 
 
-def test_pages_are_measured_by_their_own_headers_as_the_footer_can_lie(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_page_sizes_come_from_page_headers_and_not_the_footer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "FREE_EXPANSION", 1 << 20)
     path = tmp_path / "pairs.parquet"
     parquet(path, {**sides(1), "x": [MEGABYTE * 2]}, use_dictionary=False)
 
     class Lying:
-        """The file's metadata with another size of every column."""
+        """The file's metadata with changed column sizes."""
 
         def __init__(self, real: Any) -> None:
             self._real = real
@@ -138,7 +136,7 @@ ENCODINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", ENCODINGS, ids=lambda one: ", ".join(one) or "as it comes")
-def test_sound_parquet_is_read_whatever_its_pages_are(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_valid_parquet_is_read_with_any_page_layout(tmp_path: Path, options: dict[str, Any]) -> None:
     path = tmp_path / "pairs.parquet"
     rows = [
         {
@@ -161,7 +159,7 @@ def test_sound_parquet_is_read_whatever_its_pages_are(tmp_path: Path, options: d
 def test_an_object_of_many_keys_is_read_in_linear_time(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     keys = {f"k{index}": index for index in range(100_000)}
-    # Quadratic, the search for the key that occurs twice takes minutes.
+    # A quadratic search for duplicate keys would take minutes.
     path.write_text(json.dumps({**PAIR, **keys})[:-1] + ', "k99999": 1}')
     done = subprocess.run(
         [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True, timeout=60
@@ -185,7 +183,7 @@ def test_row_groups_of_one_row_are_read_in_a_few_batches(
     assert len(batches) <= 6
 
 
-def test_a_list_of_one_long_text_again_and_again_is_no_small_row_group(tmp_path: Path) -> None:
+def test_a_list_that_repeats_a_long_text_is_not_a_small_row_group(tmp_path: Path) -> None:
     path = tmp_path / "pairs.parquet"
     row = {"prompt": ["x" * 1000] * 200, "chosen": "a", "rejected": "b"}
     pq.write_table(pa.Table.from_pylist([row] * 2), path, row_group_size=1)

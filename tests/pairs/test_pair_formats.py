@@ -1,4 +1,4 @@
-"""Every format gives the same table, and a file that cannot be read is named."""
+"""Every format gives the same table, and errors name the file."""
 
 import gzip
 import json
@@ -68,7 +68,7 @@ def test_every_format_gives_the_same_table(tmp_path: Path, kind: str) -> None:
     assert frame["pair_id"].n_unique() == 5
 
 
-def test_a_folder_a_glob_and_a_list_name_files_in_a_fixed_order(tmp_path: Path) -> None:
+def test_folders_globs_and_lists_give_files_in_a_fixed_order(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "deep").mkdir(parents=True)
     for name in ("b.jsonl", "a.jsonl", ".hidden.jsonl", "_tmp.jsonl", "notes.txt", "deep/c.jsonl"):
@@ -90,9 +90,9 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
     assert read_pairs(str(path)).rows == 5
 
 
-def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
+def test_a_file_listed_twice_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path, ".jsonl")
-    with pytest.raises(UserError, match="named twice"):
+    with pytest.raises(UserError, match="listed twice"):
         read_pairs([str(path), str(tmp_path / "*.jsonl")])
 
 
@@ -118,11 +118,11 @@ def test_urls_may_be_globs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("memory://nowhere/pairs.jsonl", "could not be read from this URL"),
-        ("memory://nowhere/*.jsonl", "no file of pairs matches"),
-        ("file:///nowhere/pairs.parquet", "could not be read from this URL"),
-        ("madeup://nowhere/pairs.jsonl", "could not be read from this URL"),
-        ("https://nowhere.invalid/", "cannot be read; expected .jsonl"),
+        ("memory://nowhere/pairs.jsonl", "this URL could not be read"),
+        ("memory://nowhere/*.jsonl", "no file matches"),
+        ("file:///nowhere/pairs.parquet", "this URL could not be read"),
+        ("madeup://nowhere/pairs.jsonl", "this URL could not be read"),
+        ("https://nowhere.invalid/", "unsupported file type (.invalid); expected .jsonl"),
     ],
 )
 def test_a_url_that_cannot_be_read_is_named(url: str, message: str) -> None:
@@ -134,26 +134,26 @@ def test_a_url_that_cannot_be_read_is_named(url: str, message: str) -> None:
 
 
 def damaged(folder: Path, kind: str) -> tuple[Path, str]:
-    """A file or folder that cannot be read, and what must be said of it."""
+    """A file or folder that cannot be read, and the expected message."""
     packed = gzip.compress(lines(ROWS * 1000))
     parquet = write(folder, ".parquet").read_bytes()
     content, name, message = {
         "missing": (None, "no.jsonl", "there is no such file"),
-        "missing folder": (None, "no/no.jsonl", "is not there either"),
-        "no match": (None, "no*.jsonl", "no file of pairs matches"),
-        "unknown kind": (b"a,b", "pairs.xlsx", "of this kind (.xlsx) cannot be read"),
+        "missing folder": (None, "no/no.jsonl", ", nor its folder"),
+        "no match": (None, "no*.jsonl", "no file matches"),
+        "unknown kind": (b"a,b", "pairs.xlsx", "unsupported file type (.xlsx)"),
         "empty": (b"", "empty.jsonl", "is empty"),
         "blank": (b"\n \r\n\t\n", "blank.jsonl", "is empty"),
         "empty list": (b" [ ]\n", "list.json", "is empty"),
         "empty gzip": (gzip.compress(b""), "empty.jsonl.gz", "is empty"),
         "no gzip": (lines(ROWS), "plain.jsonl.gz", "gzip file is damaged"),
-        "cut gzip": (packed[: len(packed) // 2], "cut.jsonl.gz", "gzip file is damaged or cut short"),
+        "cut gzip": (packed[: len(packed) // 2], "cut.jsonl.gz", "gzip file is damaged or truncated"),
         "spoilt gzip": (packed[:100] + b"\0" * 50 + packed[150:], "bad.jsonl.gz", "gzip file is damaged"),
         "cut parquet": (parquet[:-20], "cut.parquet", "Parquet file is damaged"),
         "spoilt parquet": (b"PAR1" + b"\xff" * 600 + parquet[604:], "bad.parquet", "Parquet file is damaged"),
         "empty parquet": (b"", "zero.parquet", "Parquet file is damaged"),
         "cut list": (json.dumps(ROWS).encode()[:-1], "cut.json", "never closed"),
-        "list and more": (b"[{}] []", "more.json", "stands after the end"),
+        "list and more": (b"[{}] []", "more.json", "text comes after the end"),
         "one object": (json.dumps(ROWS[0], indent=1).encode(), "one.json", "one JSON object over several lines"),
     }[kind]
     if content is not None:
@@ -179,9 +179,9 @@ def test_a_file_that_cannot_be_read_is_one_paragraph_that_names_it(tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
-def test_an_empty_folder_and_an_empty_list_are_refused(tmp_path: Path) -> None:
+def test_an_empty_folder_and_an_empty_list_are_errors(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="holds no file of pairs"):
+    with pytest.raises(UserError, match="contains no data file"):
         read_pairs(str(tmp_path))
     with pytest.raises(UserError, match="the list is empty"):
         read_pairs([])
@@ -216,7 +216,7 @@ def test_parquet_columns_without_a_json_form_are_kept_as_text(tmp_path: Path) ->
     assert second == {"bytes": "/wA=", "price": "1.50", "score": 0.5, "inner": {"x": [None, 1.0]}}
 
 
-def test_a_parquet_string_that_is_no_utf8_spoils_its_row_alone(tmp_path: Path) -> None:
+def test_invalid_utf8_in_parquet_affects_only_its_row(tmp_path: Path) -> None:
     path = tmp_path / "pairs.parquet"
     raw = pa.array([b"good", b"\xff\xfe", b"fine"], pa.binary())
     text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
@@ -226,11 +226,11 @@ def test_a_parquet_string_that_is_no_utf8_spoils_its_row_alone(tmp_path: Path) -
     assert read_pairs(str(path), on_bad_row="skip").frame["chosen"].to_list() == ["good", "fine"]
 
 
-def test_a_parquet_file_with_one_column_twice_is_refused(tmp_path: Path) -> None:
+def test_a_parquet_file_with_a_duplicate_column_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "pairs.parquet"
     columns = [pa.array(["x"])] * 4
     pq.write_table(pa.Table.from_arrays(columns, names=["prompt", "chosen", "rejected", "chosen"]), path)
-    with pytest.raises(UserError, match="the column 'chosen' stands twice"):
+    with pytest.raises(UserError, match="has the column 'chosen' twice"):
         read_pairs(str(path))
 
 

@@ -1,4 +1,4 @@
-"""A column that no pair needs refuses no row, whatever it holds; the same value in a column that is needed does."""
+"""Unusable values in extra columns do not reject a row; the same values in needed columns do."""
 
 import datetime
 import json
@@ -30,7 +30,7 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("kind", HARMLESS)
-def test_what_json_holds_beside_a_pair_refuses_no_row(tmp_path: Path, kind: str) -> None:
+def test_extra_json_columns_never_reject_a_row(tmp_path: Path, kind: str) -> None:
     text, kept = HARMLESS[kind]
     (tmp_path / "pairs.jsonl").write_text(f'{{{PAIR}, "other": {text}, "last": 7}}\n')
     frame = read_pairs(str(tmp_path / "pairs.jsonl")).frame
@@ -46,16 +46,14 @@ LEFT_OUT = {
 
 
 @pytest.mark.parametrize("kind", LEFT_OUT)
-def test_what_has_no_exact_value_is_left_out_and_reported_and_refused_where_it_is_needed(
-    tmp_path: Path, kind: str
-) -> None:
+def test_inexact_values_are_dropped_with_a_notice_and_are_errors_in_needed_columns(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "pairs.jsonl"
     harmless, needed = LEFT_OUT[kind]
     reason = kind.removesuffix(" of the row")
     path.write_text(f'{{{PAIR}, {harmless}, "last": 7}}\n')
     table = read_pairs(str(path))
     assert table.frame["extra"].to_list() == ['{"last":7}']
-    assert table.notices == (f"1 row: a column that no pair needs is left out, as its value cannot be kept: {reason}",)
+    assert table.notices == (f"1 row: an extra column is dropped, because its value cannot be kept: {reason}",)
     path.write_text(f'{{"prompt": "q", "rejected": "b", {needed}}}\n')
     with pytest.raises(UserError, match=f"row 0 .line 1.: {reason}: "):
         read_pairs(str(path))
@@ -65,7 +63,7 @@ def test_what_has_no_exact_value_is_left_out_and_reported_and_refused_where_it_i
     ("value", "read"), [(3.0, "3"), (-0.0, "0"), (2.0**53, "9007199254740992"), (float("nan"), None), (12, "12")]
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_an_id_that_pandas_made_a_float_is_the_whole_number_again(
+def test_an_id_that_pandas_made_a_float_becomes_an_integer(
     tmp_path: Path, value: Any, read: str | None, suffix: str
 ) -> None:
     path = tmp_path / f"pairs{suffix}"
@@ -95,7 +93,7 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_what_parquet_holds_beside_a_pair_refuses_no_row(tmp_path: Path, kind: str) -> None:
+def test_extra_parquet_columns_never_reject_a_row(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "pairs.parquet"
     sides = {"prompt": ["q"] * 2, "chosen": ["a"] * 2, "rejected": ["b"] * 2}
     pq.write_table(pa.table({**sides, "other": COLUMNS[kind], "last": [7, 8]}), path)

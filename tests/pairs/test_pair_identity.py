@@ -1,4 +1,4 @@
-"""Ids name content: the same whatever the file and order, different for different content."""
+"""Ids depend on content only: independent of file and order, different for different content."""
 
 import hashlib
 import json
@@ -17,8 +17,8 @@ def by_hand(*parts: str) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def test_ids_are_those_of_earlier_releases() -> None:
-    # Caches are keyed by these: a change here orphans every cache there is.
+def test_ids_do_not_change_between_releases() -> None:
+    # Caches are keyed by these ids: a change here orphans every cache.
     prompt = dump_prompt([{"role": "user", "content": "Tea? \u00e9"}])
     assert prompt == '[{"role":"user","content":"Tea? \u00e9"}]'
     assert completion_id(prompt, "yes") == by_hand("completion", prompt, "yes") == "83ddbbcfd536b5b8f45edee30076e754"
@@ -30,7 +30,7 @@ def test_key_order_and_other_keys_of_a_message_do_not_matter() -> None:
     assert dump_prompt([{"content": "a", "weight": 1, "role": "user"}]) == one
 
 
-def test_raw_text_and_messages_never_share_a_form() -> None:
+def test_raw_text_and_messages_have_different_forms() -> None:
     chat = dump_prompt([{"role": "user", "content": "a"}])
     raw = dump_prompt(chat)
     assert raw != chat
@@ -38,14 +38,14 @@ def test_raw_text_and_messages_never_share_a_form() -> None:
     assert completion_id(raw, "x") != completion_id(chat, "x")
 
 
-def test_kinds_and_sides_are_told_apart() -> None:
+def test_ids_distinguish_kinds_and_sides() -> None:
     assert pair_id('"p"', "a", "b") != pair_id('"p"', "b", "a")
     assert completion_id("ab", "c") != completion_id("a", "bc")
     assert pair_id("p", "ab", "c") != pair_id("p", "a", "bc")
 
 
 @given(st.one_of(TEXT, st.lists(st.fixed_dictionaries({"role": TEXT, "content": TEXT}))))
-def test_a_prompt_comes_back_as_it_was(prompt: str | list[dict[str, str]]) -> None:
+def test_a_prompt_round_trips(prompt: str | list[dict[str, str]]) -> None:
     text = dump_prompt(prompt)
     ordered = prompt if isinstance(prompt, str) else [{"role": m["role"], "content": m["content"]} for m in prompt]
     assert text == json.dumps(ordered, ensure_ascii=False, separators=(",", ":"))

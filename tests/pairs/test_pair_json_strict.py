@@ -1,4 +1,4 @@
-"""JSON is split and decoded without guessing: the traps of schema-inferring readers, long rows, chunk borders."""
+"""JSON is split and decoded without inference: late keys, mixed types, long rows, chunk borders."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from mrpo_pipeline.pairs.json_records import split_list
 GOOD = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 
 
-def test_a_key_that_appears_only_late_is_kept(tmp_path: Path) -> None:
+def test_a_key_that_appears_late_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     rows: list[dict[str, Any]] = [GOOD] * 5000 + [{**GOOD, "note": "late", "id": "x"}]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -73,7 +73,7 @@ def test_text_comes_through_unchanged(tmp_path: Path, ascii_only: bool, suffix: 
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
-def test_a_ten_megabyte_string_and_ten_thousand_messages_are_fine(tmp_path: Path, suffix: str) -> None:
+def test_a_ten_megabyte_string_and_ten_thousand_messages_are_read(tmp_path: Path, suffix: str) -> None:
     long = 'line "one"\n\\' * 800_000
     turns = [{"role": ("user", "assistant")[index % 2], "content": f"turn {index}"} for index in range(10_001)]
     rows = [{**GOOD, "chosen": long}, {"prompt": turns, "chosen": "a", "rejected": "b"}]
@@ -85,7 +85,7 @@ def test_a_ten_megabyte_string_and_ten_thousand_messages_are_fine(tmp_path: Path
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64])
-def test_a_list_is_split_the_same_wherever_chunks_end(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_splitting_a_list_does_not_depend_on_chunk_size(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(json_records, "_CHUNK", chunk)
     dice = random.Random(chunk)
 
@@ -106,7 +106,7 @@ def test_a_list_is_split_the_same_wherever_chunks_end(monkeypatch: pytest.Monkey
         assert [json.loads(data) for _, data in split] == elements
 
 
-def test_the_elements_of_a_list_are_rows_with_lines_and_are_bad_alone(tmp_path: Path) -> None:
+def test_list_elements_are_rows_with_lines_and_fail_independently(tmp_path: Path) -> None:
     path = tmp_path / "pairs.json"
     path.write_bytes(
         b'[\n{"prompt": "q",\n "chosen": "a", "rejected": "b"},\n{"prompt": "q", "chosen": "\xff", "rejected": "b"},\n'

@@ -1,4 +1,4 @@
-"""Random rows give the same table through every format, and the pair that a plain reading of the row gives."""
+"""Random rows give the same table in every format, equal to a direct reading of the row."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What a good row means: explicit and implicit prompts, repeated conversations, K-wise rows, mapped columns."""
+"""Row shapes: explicit and implicit prompts, repeated conversations, K-wise rows, mapped columns."""
 
 import json
 from itertools import combinations
@@ -43,7 +43,7 @@ CHAT = [SYSTEM, user("Hi"), assistant("Hello"), user("Tea?")]
         ({"prompt": CHAT, "chosen": [assistant("yes")], "rejected": [assistant("no")]}, CHAT),
         ({"prompt": CHAT, "chosen": "yes", "rejected": "no"}, CHAT),
         ({"prompt": "Tea?", "chosen": [assistant("yes")], "rejected": [assistant("no")]}, [user("Tea?")]),
-        # the whole conversation repeated
+        # the complete conversation repeated
         ({"prompt": CHAT, "chosen": [*CHAT, assistant("yes")], "rejected": [*CHAT, assistant("no")]}, CHAT),
         ({"prompt": "Tea?", "chosen": [*CHAT, assistant("yes")], "rejected": [*CHAT, assistant("no")]}, CHAT),
         ({"prompt": "Hi", "chosen": [*CHAT, assistant("yes")], "rejected": [*CHAT, assistant("no")]}, CHAT),
@@ -79,14 +79,14 @@ def test_prompt_and_completions_are_found(tmp_path: Path, row: dict[str, Any], p
         ("Below is a task.\n\n### Instruction:\nTea?\n\n### Response:", "\nyes", "\nno"),
         # a heading of another family in the shared words of the answer is content
         ("\n\nHuman: a template\n\nAssistant:", " Sure:\n### Response:\nx", " Sure:\n### Response:\ny"),
-        # an inner word is no marker
+        # a word in the text is not a marker
         ("\n\nHuman: q\n\nAssistant:", " My Assistant: Bob", " My Assistant: Eve"),
     ],
 )
 def test_a_transcript_is_split_at_the_last_shared_assistant_marker(
     tmp_path: Path, shared: str, chosen: str, rejected: str
 ) -> None:
-    # Both answers share opening words, which a bare common prefix would move into the prompt.
+    # Both answers begin with the same words, which a plain common prefix would move into the prompt.
     assert only(read(tmp_path, {"chosen": shared + chosen, "rejected": shared + rejected})) == (
         shared,
         chosen,
@@ -94,19 +94,19 @@ def test_a_transcript_is_split_at_the_last_shared_assistant_marker(
     )
 
 
-def test_a_marker_that_only_one_side_holds_is_no_seam(tmp_path: Path) -> None:
+def test_a_marker_on_one_side_does_not_end_the_prompt(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no prompt"):
         read(tmp_path, {"chosen": "Human: q\n\nAssistant: a", "rejected": "Human: q\n\nAssist: b"})
 
 
-def test_completions_that_quote_a_raw_prompt_keep_it_and_the_user_is_told(tmp_path: Path) -> None:
+def test_completions_that_repeat_a_raw_prompt_keep_it_with_a_notice(tmp_path: Path) -> None:
     table = read(tmp_path, {"prompt": "Hello", "chosen": "Hello! How are you?", "rejected": "Hello there"})
     assert only(table) == ("Hello", "Hello! How are you?", "Hello there")
     assert len(table.notices) == 1
-    assert "1 row: every completion begins with the whole prompt" in table.notices[0]
+    assert "1 row: every completion begins with the prompt string" in table.notices[0]
 
 
-def test_a_prompt_repeated_twice_is_taken_off_once(tmp_path: Path) -> None:
+def test_a_repeated_prompt_is_removed_once(tmp_path: Path) -> None:
     prompt = "\n\nHuman: echo\n\nAssistant:"
     row = {"prompt": prompt, "chosen": prompt + prompt + "a", "rejected": prompt + "b"}
     assert only(read(tmp_path, row)) == (prompt, prompt + "a", "b")
@@ -122,7 +122,7 @@ def test_the_last_message_of_the_shorter_side_is_never_prompt(tmp_path: Path) ->
         read(tmp_path, {"chosen": short, "rejected": [*short, user("c"), assistant("d")]})
 
 
-def test_strings_are_one_user_turn_and_one_assistant_turn_when_asked(tmp_path: Path) -> None:
+def test_strings_messages_reads_a_user_turn_and_an_assistant_turn(tmp_path: Path) -> None:
     row = {"prompt": "Tea?", "chosen": "yes", "rejected": "no"}
     assert only(read(tmp_path, row, strings="messages")) == ([user("Tea?")], "yes", "no")
     as_text, as_chat = read(tmp_path, row), read(tmp_path, row, strings="messages")
@@ -161,13 +161,13 @@ def test_seven_strict_completions_make_21_pairs(tmp_path: Path, columns: dict[st
 def test_ties_and_equal_completions_make_no_pair(tmp_path: Path) -> None:
     row = {"prompt": "Q", "completions": ["a", "b", "c", "a"], "ranks": [1, 1, 2, 2]}
     table = read(tmp_path, row)
-    # a = b > c = a: (a, c), (a, a) is no pair, (b, c), (b, a)
+    # a = b > c = a: (a, c), (a, a) is not a pair, (b, c), (b, a)
     assert table.frame.select("chosen", "rejected").rows() == [("a", "c"), ("b", "c"), ("b", "a")]
     assert table.frame["pair_in_row"].to_list() == [0, 1, 2]
     assert "two equal completions" in table.notices[0]
 
 
-def test_chosen_and_rejected_go_before_completions(tmp_path: Path) -> None:
+def test_chosen_and_rejected_take_precedence_over_completions(tmp_path: Path) -> None:
     row = {"prompt": "Q", "chosen": "a", "rejected": "b", "completions": ["c", "d"], "ranks": [1, 2]}
     frame = read(tmp_path, row).frame
     assert frame.height == 1
@@ -186,12 +186,12 @@ def test_columns_are_mapped_and_the_rest_is_kept(tmp_path: Path) -> None:
 def test_a_mapped_column_that_no_row_has_is_named_with_its_nearest(tmp_path: Path) -> None:
     row = {"instruction": "Q", "chosen": "a", "rejected": "b"}
     with pytest.raises(
-        UserError, match=r"'instructions', which `columns` maps 'prompt' to; did you mean 'instruction'"
+        UserError, match=r"'instructions', to which `columns` maps 'prompt'; did you mean 'instruction'"
     ):
         read(tmp_path, row, columns={"prompt": "instructions"})
-    with pytest.raises(UserError, match=r"no column of pairs; did you mean 'prompt'"):
+    with pytest.raises(UserError, match=r"not a column of pairs; did you mean 'prompt'"):
         read(tmp_path, row, columns={"promt": "instruction"})
-    with pytest.raises(UserError, match=r"there are: 'instruction', 'chosen', 'rejected'"):
+    with pytest.raises(UserError, match=r"available: 'instruction', 'chosen', 'rejected'"):
         read(tmp_path, row, columns={"prompt": "zzzz"}, on_bad_row="skip")
 
 
@@ -211,4 +211,4 @@ def test_repeated_pairs_are_kept_and_counted(tmp_path: Path) -> None:
     row = {"prompt": "Q", "chosen": "a", "rejected": "b"}
     table = read(tmp_path, row, row, {**row, "chosen": "c"})
     assert table.frame.height == 3
-    assert table.duplicates == 1
+    assert table.frame["pair_id"].n_unique() == table.frame.height - 1

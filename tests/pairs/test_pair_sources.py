@@ -1,4 +1,4 @@
-"""Sources beside JSON and Parquet: CSV, zstd, Arrow, and the folders that `datasets` saves."""
+"""Other sources: CSV, zstd, Arrow, and folders of `save_to_disk`."""
 
 import csv
 import json
@@ -54,7 +54,7 @@ def written(path: Path, suffix: str, encoding: str = "utf-8") -> Path:
 
 @pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("kind", [".jsonl", ".ndjson", ".json", ".csv", ".tsv"])
-def test_every_text_format_gives_the_same_rows_packed_or_not(tmp_path: Path, kind: str, packing: str) -> None:
+def test_every_text_format_gives_the_same_rows_with_any_compression(tmp_path: Path, kind: str, packing: str) -> None:
     frame = read_pairs(str(written(tmp_path, kind + packing))).frame
     assert frame["id"].to_list() == ["007", "1e5"]
     assert [json.loads(prompt) for prompt in frame["prompt"]] == [row["prompt"] for row in ROWS]
@@ -63,21 +63,21 @@ def test_every_text_format_gives_the_same_rows_packed_or_not(tmp_path: Path, kin
     assert [json.loads(extra) for extra in frame["extra"]] == [{"date": "2024-01-02"}, {"date": ""}]
 
 
-def test_a_mark_of_order_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:
     assert read_pairs(str(written(tmp_path, ".csv", "utf-8-sig"))).frame["id"].to_list() == ["007", "1e5"]
 
 
-def test_bad_rows_of_csv_are_refused_by_their_number(tmp_path: Path) -> None:
+def test_bad_csv_rows_are_reported_by_number(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_bytes(
         b'prompt,chosen,rejected\nq,"a\nb",c\nq,a\n\nq,a,b,c\nq,"a"x,b\nq,\xff,b\nq,good,bad\nq,a,"never closed\n'
     )
     with pytest.raises(UserError) as caught:
         read_pairs(str(path))
-    told = [
+    listed = [
         ": ".join(one.strip().removeprefix(f"{path}: ").split(": ")[:2]) for one in str(caught.value).splitlines()[1:-1]
     ]
-    assert told == [
+    assert listed == [
         "row 1 (line 4): wrong number of fields",
         "row 2 (line 6): wrong number of fields",
         "row 3 (line 7): invalid CSV",
@@ -98,21 +98,21 @@ def test_bad_rows_of_csv_are_refused_by_their_number(tmp_path: Path) -> None:
         ("prompt,chosen,rejected\nq,a,b\n".encode("utf-16"), "the header of this file cannot be read"),
     ],
 )
-def test_a_csv_file_without_a_sound_header_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+def test_an_invalid_csv_header_is_an_error(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "pairs.csv").write_bytes(data)
     with pytest.raises(UserError, match=message):
         read_pairs(str(tmp_path / "pairs.csv"))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.zst", ".csv.zst"])
-def test_a_zstd_file_that_is_cut_short_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_zstd_file_is_an_error(tmp_path: Path, suffix: str) -> None:
     path = written(tmp_path, suffix)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match="zstd file is damaged or cut short"):
+    with pytest.raises(UserError, match="zstd file is damaged or truncated"):
         read_pairs(str(path))
 
 
-def test_a_quote_that_is_never_closed_is_bounded(tmp_path: Path) -> None:
+def test_an_unclosed_quote_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv.zst"
     path.write_bytes(pa.compress(b'prompt,chosen,rejected\nq,"' + b"a\n" * (2 << 20), "zstd", asbytes=True))
     with pytest.raises(UserError, match="more than 64 MiB"):
@@ -135,28 +135,28 @@ def test_a_saved_data_set_is_read_by_its_split_and_the_split_is_reported(
     assert "reading the split train (of " in caplog.text
     assert read_pairs(str(several), held_out=True).frame["id"].to_list() == ["test"] * 2
     assert read_pairs(str(several), split="more").frame["id"].to_list() == ["more"] * 2
-    with pytest.raises(UserError, match=r"no split 'no'; expected one of train, test, more.*--split"):
+    with pytest.raises(UserError, match=r"the split 'no' does not exist; expected one of train, test, more.*--split"):
         read_pairs(str(several), split="no")
 
 
-def test_a_split_that_is_not_plain_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_an_ambiguous_split_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
     several = saved(tmp_path / "several", "train_prefs", "train_sft", "test", "validation")
     with pytest.raises(UserError, match=r"train_prefs, train_sft, test, validation.*--split"):
         read_pairs(str(several))
     with pytest.raises(UserError, match="--eval-split"):
         read_pairs(str(several), held_out=True)
-    with pytest.raises(UserError, match="holds one split"):
+    with pytest.raises(UserError, match="one unnamed split; expected 'train'"):
         read_pairs(str(saved(tmp_path / "one", "x")), split="train")
-    with pytest.raises(UserError, match=r"the split 'train' cannot be taken"):
+    with pytest.raises(UserError, match=r"the split 'train' is requested, but this source has no splits"):
         read_pairs(str(written(tmp_path, ".csv")), split="train")
 
 
-def test_a_saved_folder_leads_to_no_file_outside_it(tmp_path: Path) -> None:
+def test_a_saved_folder_cannot_name_files_outside_it(tmp_path: Path) -> None:
     folder = saved(tmp_path / "one", "x")
     state = json.loads((folder / "state.json").read_text())
     for names in (["../pairs.arrow"], [], ["none.arrow"]):
         (folder / "state.json").write_text(json.dumps({**state, "_data_files": [{"filename": one} for one in names]}))
-        with pytest.raises(UserError, match=r"names no Arrow files|is missing"):
+        with pytest.raises(UserError, match=r"lists no Arrow files|is missing"):
             read_pairs(str(folder))
     with pytest.raises(UserError, match="must be a list of names"):
         saved_datasets._names(str(folder), "state.json", "_fingerprint")
@@ -171,7 +171,7 @@ def test_metadata_in_a_folder_is_not_read_as_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", ["uncompressed", "lz4", "zstd"])
-def test_arrow_files_are_read_packed_or_not(tmp_path: Path, compression: str) -> None:
+def test_compressed_and_uncompressed_arrow_files_are_read(tmp_path: Path, compression: str) -> None:
     path = tmp_path / "pairs.arrow"
     feather.write_feather(pa.Table.from_pylist(ROWS * 900), str(path), compression=compression, chunksize=700)
     frame = read_pairs(str(path)).frame
@@ -179,9 +179,7 @@ def test_arrow_files_are_read_packed_or_not(tmp_path: Path, compression: str) ->
     assert frame["row"].to_list() == list(range(1800))
 
 
-def test_arrow_files_that_are_damaged_or_unpack_to_too_much_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_or_oversized_arrow_files_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "pairs.arrow"
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}
     feather.write_feather(pa.Table.from_pylist([{**row, "x": "y" * (4 << 20)}]), str(path), compression="zstd")

@@ -1,4 +1,4 @@
-"""Splits are by prompt, by hash: whatever the order, never one prompt on both sides."""
+"""Splits by the hash of the prompt: independent of order, and no prompt on both sides."""
 
 import polars as pl
 import pytest
@@ -41,7 +41,7 @@ def test_salts_split_independently() -> None:
 
 @pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
 @pytest.mark.parametrize("prompts", [2, 3, 5])
-def test_a_small_set_has_something_on_both_sides(prompts: int, fraction: float) -> None:
+def test_both_sides_of_a_small_split_are_non_empty(prompts: int, fraction: float) -> None:
     for start in range(20):
         few = pl.DataFrame({"prompt": [f'"{start}-{index}"' for index in range(prompts)]})
         rest, held_out = split_by_prompt(few, fraction)
@@ -57,8 +57,8 @@ def test_fraction_zero_holds_out_nothing() -> None:
     assert held_out.schema == rest.schema
 
 
-def test_what_cannot_be_split_is_refused() -> None:
-    with pytest.raises(UserError, match="hold 1 of them"):
+def test_impossible_splits_are_errors() -> None:
+    with pytest.raises(UserError, match=r"two or more distinct prompts.*found 1"):
         split_by_prompt(frame(1), 0.5)
     for fraction in (-0.1, 1, 1.5, float("nan")):
         with pytest.raises(UserError, match="expected 0 or more and less than 1"):

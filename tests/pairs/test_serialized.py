@@ -1,4 +1,4 @@
-"""Strings that hold a conversation as JSON, as Python text, or as a chat template's rendering: never read as plain text."""
+"""Strings that hold a conversation as JSON, as Python text, or as a chat template's rendering: not read as plain text."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,9 @@ def answer(text: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("write", [json.dumps, repr, lambda value: json.dumps(value, indent=2)])
 @pytest.mark.parametrize("one", [False, True])
-def test_messages_in_strings_are_refused_in_any_row_and_read_when_asked(tmp_path: Path, write: Any, one: bool) -> None:
+def test_messages_in_strings_are_errors_in_any_row_unless_parsing_is_enabled(
+    tmp_path: Path, write: Any, one: bool
+) -> None:
     sides = {
         name: write(answer(text) if one else [answer(text)]) for name, text in (("chosen", "a"), ("rejected", "b"))
     }
@@ -37,15 +39,15 @@ def test_messages_in_strings_are_refused_in_any_row_and_read_when_asked(tmp_path
     assert parse_prompt(read(tmp_path, row, serialized="text").frame["prompt"][0]) == row["prompt"]
 
 
-def test_what_numpy_prints_is_recognised_though_nothing_reads_it(tmp_path: Path) -> None:
+def test_numpy_reprs_of_messages_are_detected(tmp_path: Path) -> None:
     text = "[{'content': 'Q', 'role': 'user'}\n {'content': 'a', 'role': 'assistant'}]"
     with pytest.raises(UserError, match="messages in a string"):
         read(tmp_path, {"chosen": text, "rejected": text.replace("'a'", "'b'")})
-    with pytest.raises(UserError, match="neither JSON nor a Python list"):
+    with pytest.raises(UserError, match="neither valid JSON nor a Python list"):
         read(tmp_path, {"chosen": text, "rejected": text.replace("'a'", "'b'")}, serialized="parse")
 
 
-def test_lists_and_layouts_in_strings_are_read_when_asked(tmp_path: Path) -> None:
+def test_lists_and_layouts_in_strings_are_parsed_when_enabled(tmp_path: Path) -> None:
     ranked = {"prompt": "Q", "completions": json.dumps(["a", "b"]), "ranks": "[2, 1]"}
     assert read(tmp_path, ranked, serialized="parse").frame["chosen"].to_list() == ["b"]
     nectar = {"prompt": "Q", "answers": json.dumps([{"answer": "a", "rank": 2.0}, {"answer": "b", "rank": 1.0}])}
@@ -79,7 +81,7 @@ RENDERED = {
 
 
 @pytest.mark.parametrize("family", list(RENDERED))
-def test_a_rendered_prompt_is_refused_in_any_row_and_form(tmp_path: Path, family: str) -> None:
+def test_a_rendered_prompt_is_an_error_in_any_row_and_format(tmp_path: Path, family: str) -> None:
     text = RENDERED[family]
     rendered = [
         {**ROW, "prompt": text},
@@ -96,8 +98,8 @@ def test_a_rendered_prompt_is_refused_in_any_row_and_form(tmp_path: Path, family
     assert read(tmp_path, *[ROW] * 20, rendered[0], serialized="text").frame.height == 21
 
 
-def test_end_tokens_on_every_answer_are_refused_and_quotations_are_text(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="ends in an end-of-turn token, as every answer"):
+def test_end_tokens_on_every_answer_are_errors_and_quoted_ones_are_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="every answer of the row ends with an end-of-turn token"):
         read(tmp_path, {**ROW, "chosen": "The Loire.<|im_end|>\n", "rejected": "A hill.<|im_end|>\n"})
     quoted = "What is <|im_start|>user for, and <|im_end|>"
     row = {"prompt": quoted, "chosen": "It ends a turn: <|im_end|>", "rejected": "Nothing. [INST] <s>"}

@@ -1,4 +1,4 @@
-"""Completions of several messages: where the prompt ends, what a completion may hold, and how it is cut and shown."""
+"""Completions of several messages: end of the prompt, allowed contents, truncation and display."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def only(table: PairTable) -> tuple[Any, Any, Any]:
 
 LONG = [ASK, result("12"), says("12 °C.")]
 SHORT = [says("No idea.")]
-# (prompt, chosen, rejected) behind what the row has in common
+# (prompt, chosen, rejected) after the common part of the row
 CASES: list[tuple[list[Any], list[Any], list[Any]]] = [
     ([USER], LONG, SHORT),
     ([USER], [says("I look."), *LONG], [OTHER_ASK, result("9"), says("9 °C.")]),
@@ -64,7 +64,7 @@ CASES: list[tuple[list[Any], list[Any], list[Any]]] = [
 
 @pytest.mark.parametrize("form", ["explicit", "implicit", "repeated", "a string", "ranked"])
 @pytest.mark.parametrize(("prompt", "chosen", "rejected"), CASES)
-def test_the_prompt_ends_where_the_assistant_has_to_speak(
+def test_the_prompt_ends_before_the_assistant_turn(
     tmp_path: Path, form: str, prompt: list[Any], chosen: list[Any], rejected: list[Any]
 ) -> None:
     whole = [*prompt, *chosen], [*prompt, *rejected]
@@ -88,9 +88,9 @@ def test_a_user_inside_a_completion_is_refused(tmp_path: Path) -> None:
         read(tmp_path, row)
 
 
-def test_a_begun_answer_goes_on_in_the_first_message(tmp_path: Path) -> None:
-    begun = says("Well, ", thinking="hm")
-    row = {"prompt": [USER, begun], "chosen": [says("no."), *LONG], "rejected": SHORT}
+def test_an_answer_prefix_is_prepended_to_the_first_message(tmp_path: Path) -> None:
+    answer_prefix = says("Well, ", thinking="hm")
+    row = {"prompt": [USER, answer_prefix], "chosen": [says("no."), *LONG], "rejected": SHORT}
     prompt, chosen, rejected = only(read(tmp_path, row))
     assert (prompt, chosen[0]["content"], chosen[0]["reasoning_content"]) == ([USER], "Well, no.", "hm")
     assert (chosen[1:], rejected) == (LONG, [says("Well, No idea.", reasoning_content="hm")])
@@ -99,7 +99,7 @@ def test_a_begun_answer_goes_on_in_the_first_message(tmp_path: Path) -> None:
             read(tmp_path, one)
 
 
-def test_sides_that_differ_in_their_structure_alone_are_a_pair(tmp_path: Path) -> None:
+def test_sides_that_differ_only_in_structure_are_a_pair(tmp_path: Path) -> None:
     row = {"prompt": [USER], "chosen": [says("b", thinking="a")], "rejected": [says("ab")]}
     frame = read(tmp_path, row).frame
     assert completion_text(frame["chosen"][0]) == completion_text(frame["rejected"][0]) == "ab"
@@ -121,7 +121,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def test_keys_that_arrow_fills_with_null_are_absent(tmp_path: Path) -> None:
-    """Structs have every key of every row; JSON columns have what was written."""
+    """Structs have the keys of all rows; JSON columns only those that were written."""
     rows = [{**row, **{side: [*map(filled, row[side])] for side in ("chosen", "rejected")}} for row in ROWS]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "structs.parquet")
     texts = {"prompt": pa.list_(pa.json_()), "chosen": pa.list_(pa.json_()), "rejected": pa.list_(pa.json_()),
@@ -165,7 +165,7 @@ def test_messages_written_as_text_in_a_parquet_file_keep_their_nulls(tmp_path: P
 
 
 def filled(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as TRL's data have it: every key, and arguments as an object of its own."""
+    """A message with all keys and arguments as an object, as in TRL's data."""
     calls = message.get("tool_calls")
     forms = calls and [{"type": "function", "id": None, "function": call} for call in calls]
     return {"thinking": None, "reasoning_content": None, **message, "tool_calls": forms, "name": None}
@@ -186,7 +186,7 @@ def test_a_map_of_arrow_is_the_object_of_arguments(tmp_path: Path) -> None:
     assert [call["arguments"] for call in chosen[0]["tool_calls"]] == [{"city": "Paris"}, {}]
 
 
-def test_a_cut_takes_whole_calls_and_no_result_that_nothing_follows() -> None:
+def test_a_cut_keeps_complete_calls_and_drops_trailing_results() -> None:
     completion = dump_completion(
         [says("é!", reasoning_content="hm", tool_calls=ASK["tool_calls"]), result("12"), says("cold")]
     )
@@ -204,7 +204,7 @@ def test_a_cut_takes_whole_calls_and_no_result_that_nothing_follows() -> None:
     assert text_bytes(pl.Series([completion, "é", completion])).to_list() == [9 + calls, 2, 9 + calls]
 
 
-def test_a_person_reads_every_part(tmp_path: Path) -> None:
+def test_the_readable_form_shows_every_part(tmp_path: Path) -> None:
     table = read(
         tmp_path, {**ROWS[0], "chosen": [says("I look.", thinking="hm", tool_calls=ASK["tool_calls"]), *LONG[1:]]}
     )

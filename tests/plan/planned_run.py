@@ -1,4 +1,4 @@
-"""Small runs to plan: tiny references on disk, and pairs of words drawn by chance."""
+"""Small runs to plan: tiny references on disk, and pairs of random words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def text(draw: random.Random, words: int) -> str:
 
 
 def made_pairs(count: int, *, seed: int = 0, longest: int = 60) -> list[dict[str, Any]]:
-    """Pairs of uneven lengths, some prompts with several of them, some completions in two."""
+    """Pairs of varied lengths; some prompts have several pairs, some completions are in two pairs."""
     draw = random.Random(seed)
     rows: list[dict[str, Any]] = []
     while len(rows) < count:
@@ -34,7 +34,7 @@ def made_pairs(count: int, *, seed: int = 0, longest: int = 60) -> list[dict[str
 
 
 def run(folder: Path, rows: list[dict[str, Any]], *, references: int = 1, **settings: Any) -> Recipe:
-    """A recipe over these pairs; the policy is the first reference."""
+    """A recipe for these pairs whose policy is the first reference."""
     made = [
         reference(folder / kind, kind, tokenizer)
         for kind, tokenizer in (("llama", "llama3"), ("qwen3", "qwen"))[:references]

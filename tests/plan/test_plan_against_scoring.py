@@ -1,4 +1,4 @@
-"""What a plan says, against what scoring then did: every figure of stage one, counted and not estimated."""
+"""The plan of stage one against what scoring then does: exact counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mrpo_pipeline.scoring import score_references
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """``plan_run``, while whatever reads weights fails."""
+    """``plan_run`` with every function that reads weights patched to fail."""
     import safetensors
     import transformers
 
@@ -46,11 +46,11 @@ def test_tokens_counts_and_bytes_are_those_of_scoring(tmp_path: Path, planned: C
         assert one.tokens.error == 0 < one.cache_bytes.error
         stats = ReferenceCache.open(recipe.cache, one.name).stats()
         assert one.completion_tokens.value == stats.tokens
-        # An untrained model's log-probs compress best of all; a trained one's are within 2%.
+        # The log-probs of an untrained model compress better than a trained one's.
         assert one.cache_bytes.value == pytest.approx(stats.size, rel=0.08)
 
 
-def test_what_is_cached_is_told_apart_from_what_is_left(tmp_path: Path, planned: Callable[..., Any]) -> None:
+def test_cached_completions_are_not_counted_again(tmp_path: Path, planned: Callable[..., Any]) -> None:
     rows = made_pairs(120)
     score_references(run(tmp_path, rows[:60]))
     recipe = run(tmp_path, rows)
@@ -67,11 +67,11 @@ def test_of_seven_completions_in_21_pairs_seven_are_scored(tmp_path: Path, plann
     recipe = run(tmp_path, [row])
     plan = planned(recipe)
     assert (plan.data.pairs, plan.data.completions.value, plan.references[0].to_score.value) == (21, 7, 7)
-    assert "7 distinct completions to score for each reference, where the pairs have 42 sides" in plan.table()
+    assert "7 distinct completions to score per reference (42 sides of pairs)" in plan.table()
     assert score_references(recipe)[0].scored == 7
 
 
-def test_what_does_not_fit_a_context_is_counted_and_its_pairs_are_not_trained_on(
+def test_completions_beyond_the_context_are_counted_and_their_pairs_dropped(
     tmp_path: Path, planned: Callable[..., Any]
 ) -> None:
     rows = [pair("q", "word " * 300, "short"), *made_pairs(20, longest=10)]
@@ -81,7 +81,7 @@ def test_what_does_not_fit_a_context_is_counted_and_its_pairs_are_not_trained_on
     assert plan.references[0].unfit.value == report.unfit == 1
     assert plan.references[0].tokens.value == report.tokens
     assert plan.training.pairs.value == 20
-    # Once it is recorded, it is told without being looked at again.
+    # Scoring has recorded it: the plan reads the record.
     assert planned(recipe).references[0].unfit.value == 1
 
 
@@ -107,17 +107,17 @@ def test_a_cache_of_another_reference_is_refused(tmp_path: Path, planned: Callab
         planned(recipe)
 
 
-def test_without_weights_all_but_their_content_is_told(tmp_path: Path, planned: Callable[..., Any]) -> None:
+def test_a_plan_needs_no_weight_files(tmp_path: Path, planned: Callable[..., Any]) -> None:
     recipe = run(tmp_path, made_pairs(30))
-    whole = planned(recipe)
+    complete = planned(recipe)
     (tmp_path / "llama" / "model.safetensors").unlink()
     bare = planned(recipe)
     for name in ("tokens", "completion_tokens", "cache_bytes", "parameters", "memory", "flops", "hours"):
-        assert getattr(bare.references[0], name) == getattr(whole.references[0], name)
-    assert bare.training == whole.training
+        assert getattr(bare.references[0], name) == getattr(complete.references[0], name)
+    assert bare.training == complete.training
 
 
-def test_a_reference_that_can_not_be_had_is_unknown_and_the_others_are_told(
+def test_an_unavailable_reference_is_unknown_and_the_others_are_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -143,7 +143,7 @@ def test_as_json_it_is_plain_numbers_with_units_in_their_names(tmp_path: Path, p
     recipe = run(tmp_path, made_pairs(20), pairs={"eval_fraction": 0.3})
     document = json.loads(json.dumps(planned(recipe).as_dict()))
     assert set(document) == {
-        "data", "references", "training", "gpu", "cpu", "device", "seconds", "notices", "short_contexts", "pairs_left",
+        "data", "references", "training", "gpu", "cpu", "device", "notices", "short_contexts", "pairs_left",
     }  # fmt: skip
     assert set(document["data"]["splits"]) == {"train", "eval"}
     (base,) = document["references"]
@@ -151,7 +151,10 @@ def test_as_json_it_is_plain_numbers_with_units_in_their_names(tmp_path: Path, p
     assert isinstance(document["training"]["memory"]["peak_bytes"], int)
     assert document["gpu"] is None and document["device"] == "cpu"
     assert document["cpu"]["gflops"]["float32"] > 0 and document["training"]["hours"] > 0
-    assert "Hours are for this machine's CPU, 1 thread, at 55% of its matrix products" in planned(recipe).table()
+    assert (
+        "Hours are for this machine's CPU when idle, 1 thread at 55% of the measured matrix-product speed"
+        in planned(recipe).table()
+    )
 
 
 def test_hours_are_for_the_gpu_that_is_named(tmp_path: Path, planned: Callable[..., Any]) -> None:
@@ -167,7 +170,7 @@ def test_hours_are_for_the_gpu_that_is_named(tmp_path: Path, planned: Callable[.
     none = planned(recipe, gpu="none")
     assert none.gpu is None and none.references[0].hours is None and none.references[0].flops is not None
     for wrong in ({"gpu": "abacus"}, {"efficiency": 0.0}, {"efficiency": 1.5}, {"gpus": 0}):
-        with pytest.raises(UserError, match=r"Take the nearest|Correct it"):
+        with pytest.raises(UserError, match="expected"):
             planned(recipe, **wrong)
 
 

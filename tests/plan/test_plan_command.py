@@ -1,4 +1,4 @@
-"""`mrpo plan` as a user meets it."""
+"""The `mrpo plan` command."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def test_the_command_prints_the_plan_as_a_table_and_as_json(tmp_path: Path) -> N
     assert not (tmp_path / "cache").exists() and not (tmp_path / "output").exists()
 
 
-def test_what_is_wrong_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_recipe_without_a_policy_is_one_sentence(tmp_path: Path) -> None:
     found = mrpo("plan", "--train-file", "nothing.jsonl", "--reference", "a=b", cwd=tmp_path)
     assert found.returncode == 2 and "names no policy" in found.stderr and "Traceback" not in found.stderr
 
 
-def test_help_loads_no_library_that_takes_its_time(tmp_path: Path) -> None:
+def test_help_imports_no_heavy_library(tmp_path: Path) -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from mrpo_cli.commands import app; "
         "print(CliRunner().invoke(app, ['plan', '--help']).output); "

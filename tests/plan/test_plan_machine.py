@@ -1,4 +1,4 @@
-"""What a plan's hours and memory are for: the GPU by its driver's name, or the CPU by its measured speed."""
+"""The device of a plan: a GPU by its driver's name, or the CPU by its measured speed."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def test_hours_of_a_cpu_follow_its_measured_speed(monkeypatch: pytest.MonkeyPatc
     assert 1e8 < cpu_flops("float32") < 1e15
     monkeypatch.setattr(hardware, "cpu_flops", lambda dtype: {"float32": 1e11, "float16": 1e9}[dtype])
     here = choose_machine(None, 1, 0.5)
-    assert here.device == "cpu" and here.describe() is None
+    assert here.device == "cpu" and here.describe_gpu() is None
     hours = here.hours(Estimate(3.6e14), "float32")
     assert hours is not None and hours.value == pytest.approx(2.0)
     slow = here.hours(Estimate(3.6e14), "float16")
     assert slow is not None and slow.value == pytest.approx(200.0)
     assert here.hours(Estimate(3.6e14), None) is None
     cpu = here.describe_cpu(["float32", "float32"])
-    assert cpu is not None and cpu.gflops == {"float32": 100.0} and cpu.threads == torch.get_num_threads()
+    assert cpu is not None and cpu["gflops"] == {"float32": 100.0} and cpu["threads"] == torch.get_num_threads()
     none = choose_machine("none", 1)
     assert none.hours(Estimate(3.6e14), "float32") is None and none.describe_cpu(["float32"]) is None

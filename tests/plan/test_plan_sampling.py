@@ -1,4 +1,4 @@
-"""What is estimated from a sample of prompts, against everything counted."""
+"""Estimates from a sample of prompts against exact counts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mrpo_pipeline.recipe import Pairs
 
 @pytest.fixture
 def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling_module, "MOST_PAIRS", 1000)
+    monkeypatch.setattr(sampling_module, "MAX_PAIRS", 1000)
 
 
-def test_tokens_and_bytes_of_a_sample_are_within_two_percent_and_within_what_is_stated(
+def test_sampled_tokens_and_bytes_are_within_two_percent_and_the_stated_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling_module, "MOST_PAIRS", 2000)
+    monkeypatch.setattr(sampling_module, "MAX_PAIRS", 2000)
     recipe = run(tmp_path, made_pairs(3000, longest=30), pairs={"eval_fraction": 0.1})
     found, truth = plan_run(recipe), plan_run(recipe, exact=True)
     assert found.data.sampled_share < 1 == truth.data.sampled_share
@@ -48,9 +48,9 @@ def test_tokens_and_bytes_of_a_sample_are_within_two_percent_and_within_what_is_
         assert abs(estimate.value - exact.value) < min(0.02 * exact.value, 1.6 * estimate.error)
     assert found.references[0].cache_bytes.value == pytest.approx(truth.references[0].cache_bytes.value, rel=0.04)
     assert (
-        "tokens an epoch" in found.table()
-        and "of one prompt in 4 (95%" in found.table()
-        and "(95%" not in truth.table()
+        "tokens per epoch" in found.table()
+        and "one prompt in 4;" in found.table()
+        and "(95% interval)" not in truth.table()
     )
     assert found.as_dict()["references"][0]["tokens_error"] > 0
 
@@ -66,9 +66,10 @@ def test_a_sample_is_of_whole_prompts_and_the_longest_pairs_are_known(tmp_path: 
         pl.col("chosen").str.len_bytes(), pl.col("rejected").str.len_bytes()
     )
     longest, lengths = (frame.select(length).to_series() for frame in (found.longest("train"), everything))
-    assert (
-        longest.sort(descending=True).to_list() == lengths.sort(descending=True).head(sampling_module.LONGEST).to_list()
-    )
+    expected = lengths.sort(descending=True).head(sampling_module.LONGEST)
+    assert longest.sort(descending=True).head(sampling_module.LONGEST).to_list() == expected.to_list()
+    prompts = found.longest("train")["prompt"]  # each with all of its pairs
+    assert len(prompts) == everything["prompt"].is_in(prompts.unique().implode()).sum()
 
 
 @pytest.mark.usefixtures("small_sample")
@@ -82,13 +83,13 @@ def test_splits_are_those_of_every_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_sample")
-def test_of_few_prompts_everything_is_counted_whatever_else_there_is(tmp_path: Path) -> None:
+def test_few_prompts_are_all_counted(tmp_path: Path) -> None:
     rows = [pair(f"prompt {i % 20}", f"one {i}", f"two {i}") for i in range(1500)]
     few = write_pairs(tmp_path / "few.jsonl", rows)
     many = write_pairs(tmp_path / "many.jsonl", made_pairs(1500, longest=6))
     assert read_population(Pairs(train=str(few))).step == 1
     assert read_population(Pairs(train=str(few), eval=str(many))).step == 1
-    # Held-out pairs decide nothing that has to be known well.
+    # Held-out pairs do not limit the sample.
     assert read_population(Pairs(train=str(many), eval=str(few))).step == 4
 
 
@@ -105,11 +106,11 @@ def test_a_bad_row_is_named_as_every_command_names_it(tmp_path: Path) -> None:
     assert (skipped.rows, skipped.skipped) == (40, {"wrong type": 1})
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_truth_about_95_percent_of_the_time() -> None:
     draw = np.random.default_rng(0)
     prompts = np.repeat(np.arange(3000), draw.integers(1, 6, 3000))
     sizes = draw.lognormal(6, 1, len(prompts)).astype(int) + 1
-    # Tokens about in proportion to bytes, cut at some length, and alike within a prompt.
+    # Tokens about proportional to bytes, truncated at 600, and correlated within a prompt.
     values = np.minimum(sizes * (0.25 + draw.normal(0, 0.04, 3000)[prompts]), 600)
     hits, gaps, stated = 0, [], []
     for trial in range(100):
@@ -128,8 +129,8 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         stated.append(found.relative_error)
     assert 0.9 <= hits / 100 <= 0.99
     assert abs(np.mean(gaps)) < 0.003
-    # Without the bytes, 375 prompts of so uneven lengths would tell it to about ±13%.
-    assert np.mean(stated) < 0.03
+    # A plain mean over 375 prompts of such varied lengths has an error of about ±13%.
+    assert np.mean(stated) < 0.045
 
 
 def test_a_completion_of_several_pairs_counts_once_among_completions_and_each_time_among_pairs() -> None:
@@ -146,7 +147,7 @@ def test_a_completion_of_several_pairs_counts_once_among_completions_and_each_ti
     assert completions.total(np.ones(3 * len(own)), NUMBER).error == pytest.approx(0)
 
 
-def test_everything_looked_at_is_a_sum_without_error() -> None:
+def test_without_a_sample_the_total_is_an_exact_sum() -> None:
     found = Extrapolation([], 1, pl.Series(["a", "b"]), distinct=True)
     total = found.total(np.array([2.0, 4.0]))
     assert (total.value, total.error, found.count(np.array([True, False])).value) == (6.0, 0.0, 1.0)

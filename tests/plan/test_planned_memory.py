@@ -1,7 +1,8 @@
-"""Memory of stage two without memory: what is alive, against hand-worked sums and against real tensors."""
+"""Traced memory of stage two against hand-worked sums and real tensors."""
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ import tiny_models
 import torch
 from torch import nn
 
-from mrpo_pipeline.models.source import ModelSource
-from mrpo_pipeline.plan import training_memory
+from mrpo_pipeline.dataset.examples import PreferenceExamples
+from mrpo_pipeline.plan import training_memory as training_memory_module
 from mrpo_pipeline.plan.activation_memory import LiveBytes, on_fake_device
-from mrpo_pipeline.plan.training_memory import optimizer_bytes, policy_figures
+from mrpo_pipeline.plan.architecture import architecture_of
+from mrpo_pipeline.plan.training_memory import TrainingMemory, optimizer_bytes, training_memory
 from mrpo_pipeline.plan.worst_batch import PairLengths, heaviest
+from mrpo_pipeline.policy.arguments import fast_paths, training_arguments
 from mrpo_pipeline.policy.model import load_policy
-from mrpo_pipeline.recipe import Lora, Policy
+from mrpo_pipeline.policy.trainer import PreferenceTrainer
+from mrpo_pipeline.recipe import Lora, Method, Policy
 
 
-def test_what_autograd_keeps_and_makes_is_counted_by_hand() -> None:
+def test_live_bytes_of_forward_and_backward_match_a_hand_count() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))
     live = LiveBytes()
@@ -39,7 +43,7 @@ def test_what_autograd_keeps_and_makes_is_counted_by_hand() -> None:
     assert live.peak > live.now
 
 
-def test_a_tensor_that_nothing_refers_to_any_more_is_not_alive() -> None:
+def test_freed_tensors_are_not_live() -> None:
     live = LiveBytes()
     with torch.device("meta"), live:
         a = torch.empty(1000)
@@ -54,38 +58,37 @@ def test_a_tensor_that_nothing_refers_to_any_more_is_not_alive() -> None:
 LENGTHS = PairLengths(*(np.array(one) for one in ([40, 60, 20, 30], [50, 90, 30, 10], [20, 80, 60, 30])))
 
 
-def figures(kind: str = "llama", lengths: PairLengths = LENGTHS, lora: Any = None, **training: Any) -> Any:
-    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, **training}
-    return policy_figures(
-        ModelSource(model="none").named("policy"), tiny_models.build_config(kind, num_hidden_layers=4),
-        lora or Lora(r=4, target_modules="all-linear"), settings, lengths,
-        dtype="float32", on_cpu=True, world_size=1,
-    )  # fmt: skip
+LORA = Lora(r=4, target_modules="all-linear")
+SETTINGS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+
+
+def figures(kind: str = "llama", lengths: PairLengths = LENGTHS, **training: Any) -> TrainingMemory:
+    layers = {"n_layer": 4} if kind == "gpt2" else {"num_hidden_layers": 4}
+    architecture = architecture_of(tiny_models.build_config(kind, **layers))
+    policy = Policy(model="nobody/has-this", lora=LORA)
+    return training_memory(policy, architecture, {**SETTINGS, **training}, lengths, dtype="float32", device="cpu")
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma2", "phi3"])
 def test_trainable_parameters_are_those_of_the_policy_that_is_trained(tmp_path: Path, kind: str) -> None:
     folder = tiny_models.build(kind, tmp_path, **({"n_layer": 4} if kind == "gpt2" else {"num_hidden_layers": 4}))
-    lora = Lora(r=4, target_modules="all-linear")
-    policy = load_policy(Policy(model=str(folder), lora=lora))
-    found = figures(kind, lora=lora) if kind != "gpt2" else None
-    expected = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
-    if found is None:
-        found = policy_figures(
-            ModelSource(model="none").named("policy"), tiny_models.build_config(kind, n_layer=4), lora,
-            {"per_device_train_batch_size": 2}, LENGTHS, dtype="float32", on_cpu=True, world_size=1,
-        )  # fmt: skip
-    assert found.trainable == expected
-    assert found.activation_bytes, found.reason
+    policy = load_policy(Policy(model=str(folder), lora=LORA))
+    found = figures(kind)
+    assert found.trainable_parameters == sum(one.numel() for one in policy.parameters() if one.requires_grad)
+    assert found.activation_bytes, found.untraced
+    assert found.weights_bytes == sum(4 * one.numel() for one in policy.parameters() if not one.requires_grad)
+    states = 4 * 4 * found.trainable_parameters  # weights, gradients, and AdamW's two states
+    assert found.peak_bytes == found.weights_bytes + states + found.activation_bytes
 
 
-def alive_in_training(folder: Path, found: Any, **training: Any) -> int:
-    """Bytes alive at the peak of the same micro-batch on real tensors, counted by what each operation gives."""
+def alive_in_training(folder: Path, shared: bool, **training: Any) -> int:
+    """Peak live bytes of the same micro-batch on real tensors."""
     from mrpo_pipeline.models.head import Head
     from mrpo_pipeline.plan.worst_batch import run_through
 
     torch.manual_seed(0)
-    policy = load_policy(Policy(model=str(folder), lora=Lora(r=4, target_modules="all-linear")))
+    policy = load_policy(Policy(model=str(folder), lora=LORA))
+    pairs, _ = heaviest(LENGTHS, {**SETTINGS, **training}, shared=shared, world_size=1, on_cpu=True)
     head = Head.of(policy.get_base_model())
     if training.get("gradient_checkpointing"):
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -93,18 +96,77 @@ def alive_in_training(folder: Path, found: Any, **training: Any) -> int:
     live = LiveBytes()
     live.hold(policy)
     with live:
-        run_through(policy, head, found.pairs, training)
+        run_through(policy, head, pairs, training)
     return live.peak - live.held
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_without_memory_as_much_is_alive_as_with_it(tmp_path: Path, checkpointing: bool) -> None:
+def test_the_traced_peak_is_that_of_real_tensors(tmp_path: Path, checkpointing: bool) -> None:
     folder = tiny_models.build("llama", tmp_path, num_hidden_layers=4)
     training = {"gradient_checkpointing": checkpointing}
     found = figures(**training)
-    real = alive_in_training(folder, found, **training)
-    gradients = 4 * found.trainable
+    real = alive_in_training(folder, found.shared_prompt, **training)
+    gradients = 4 * found.trainable_parameters
     assert found.activation_bytes == pytest.approx(real, abs=2 * gradients)
+
+
+def ranked_examples() -> PreferenceExamples:
+    """All pairs of 3 to 7 answers to each of 8 prompts, shuffled."""
+    draw = np.random.default_rng(0)
+
+    def ids(least: int, most: int) -> np.ndarray:
+        return draw.integers(3, 300, draw.integers(least, most + 1)).astype(np.int32)
+
+    rows = []
+    for answers in (7, 3, 4, 7, 5, 3, 6, 4):
+        prompt, completions = ids(10, 90), [ids(5, 60) for _ in range(answers)]
+        rows += [(prompt, one, other) for one, other in combinations(completions, 2)]
+    prompts, chosen, rejected = zip(*(rows[at] for at in draw.permutation(len(rows))), strict=True)
+    sums = np.full((len(rows), 1), -9.0)
+    return PreferenceExamples(
+        pair_ids=[str(at) for at in range(len(rows))], prompt_ids=prompts, chosen_ids=chosen, rejected_ids=rejected,
+        reference_chosen=sums, reference_rejected=sums, weights=np.ones_like(sums), anchor_chosen=sums[:, 0],
+        anchor_rejected=sums[:, 0],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("share_prompt", "size"), [(True, 8), (False, 8), (True, 21)])
+def test_the_planned_peak_of_ranked_answers_is_that_of_the_trainers_heaviest_micro_batch(
+    tmp_path: Path, share_prompt: bool, size: int
+) -> None:
+    examples = ranked_examples()
+    settings = {"per_device_train_batch_size": size, "share_prompt": share_prompt, "seed": 3}
+    folder = tiny_models.build("llama", tmp_path / "model", num_hidden_layers=4)
+    policy = load_policy(Policy(model=str(folder), lora=LORA))
+    trainer = PreferenceTrainer(
+        policy,
+        training_arguments(settings | {"use_cpu": True}, tmp_path, dtype="float32", evaluates=False),
+        Method(),
+        examples,
+        fast=fast_paths(settings | {"group_by_prompt": True}),
+    )
+    batches = [batch for step in trainer.get_train_dataloader() for batch in step]
+    laid = [trainer.policy_forward.inputs(batch) for batch in batches]
+    peaks = []
+    policy.train()
+    for batch in batches:
+        live = LiveBytes()
+        live.hold(policy)
+        with live:
+            trainer.compute_loss(policy, batch).backward()
+        trainer.policy_forward.release()
+        peaks.append(live.peak - live.held)
+        policy.zero_grad()
+    grouped = figures(lengths=PairLengths.of(examples, grouped=True), **settings)
+    alone = figures(lengths=PairLengths.of(examples, grouped=False), **settings)
+    assert grouped.batch_pairs == len(batches[int(np.argmax([one["input_ids"].numel() for one in laid]))]["prompts"])
+    if share_prompt:
+        assert grouped.activation_bytes == pytest.approx(max(peaks), abs=2 * 4 * grouped.trainable_parameters)
+    else:  # padded rows: the traced peak is above the real one
+        assert max(peaks) < grouped.activation_bytes < 1.2 * max(peaks)
+    assert not share_prompt or alone.activation_bytes != pytest.approx(
+        max(peaks), rel=0.2
+    )  # pairs one by one are another micro-batch
 
 
 def test_memory_grows_with_length_and_shrinks_with_gradient_checkpointing() -> None:
@@ -134,15 +196,15 @@ def test_the_optimizer_keeps_its_states_for_each_trained_parameter(name: str, ea
     assert optimizer_bytes({}, 1000) == 8000
 
 
-def test_what_malloc_holds_is_added_on_a_cpu_alone_and_not_where_it_gives_blocks_back(
+def test_malloc_overhead_applies_only_on_a_cpu_whose_malloc_keeps_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training_memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(training_memory_module.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
     plain, checkpointed = (
-        training_memory.resident_bytes(1000, device="cpu", checkpointing=kind) for kind in (False, True)
+        training_memory_module.resident_bytes(1000, device="cpu", checkpointing=kind) for kind in (False, True)
     )
     assert 1000 < plain < checkpointed
-    assert training_memory.resident_bytes(1000, device="gpu", checkpointing=True) == 1000
+    assert training_memory_module.resident_bytes(1000, device="gpu", checkpointing=True) == 1000
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
-    assert training_memory.resident_bytes(1000, device="cpu", checkpointing=True) == 1000
+    assert training_memory_module.resident_bytes(1000, device="cpu", checkpointing=True) == 1000

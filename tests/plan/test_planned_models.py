@@ -1,4 +1,4 @@
-"""Sizes of models that are not loaded, against the models themselves."""
+"""Parameter counts of unloaded models against the real models."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def test_parameters_and_bytes_are_those_of_the_model(tmp_path: Path, kind: str) 
     assert weight_bytes(ModelSource(model="nobody/has-this").named("m"), found, "bfloat16") == 2 * parameters
 
 
-def test_of_a_mixture_of_experts_a_token_goes_through_those_that_are_chosen() -> None:
+def test_active_parameters_of_a_mixture_of_experts() -> None:
     found = described("mixtral")
     # Two layers of 4 experts, 2 for each token, each of three matrices of 64 by 96.
     experts = 2 * 4 * 3 * 64 * 96
     assert found.active == found.parameters - experts // 2
 
 
-def test_every_token_is_multiplied_with_the_body_and_the_table_only_looked_up() -> None:
+def test_forward_flops_count_the_body_and_not_the_embedding_table() -> None:
     tied, untied = described("qwen2"), described("llama")
     assert tied.head == untied.head == 320 * 64
     assert (tied.table, untied.table) == (0, 320 * 64)
@@ -49,7 +49,7 @@ def test_every_token_is_multiplied_with_the_body_and_the_table_only_looked_up() 
     assert untied.forward_flops(10, 16 + 36, 3) == expected
 
 
-def test_quantized_weights_are_those_of_linear_layers_but_the_head() -> None:
+def test_linear_layers_except_the_head_are_quantized() -> None:
     found = described("llama")
     linear = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96)
     assert found.linear == linear

@@ -1,4 +1,4 @@
-"""What test_processes starts under torchrun: small runs, one after another, or one that a process is killed in.
+"""Script that test_processes starts under torchrun: small runs, one after another, or one in which a process is killed.
 
 torchrun --nproc-per-node 2 many_processes.py MODEL FOLDER whole | killed | resumed
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 import step_scoped_run
 from training_run import run
 
-# One pair at a time in each of two processes is what two at a time are in one.
+# One pair at a time in each of two processes is the same as two at a time in one.
 TWO = {"per_device_train_batch_size": 1}
-# What is carried from step to step must be the same on every process.
+# State carried from step to step must be the same on every process.
 CARRYING = ("sliding-window", "thompson", "mpo")
 SHARDED = {"fsdp": True, "save_total_limit": None}
 
@@ -35,7 +35,7 @@ def main() -> None:
         place = PreferenceTrainer.save_model
 
         def save_model(self, *args, **kwargs):
-            # Embeddings and head stay together after a forward pass, as accelerate has it.
+            # Embeddings and head stay gathered after a forward pass, as in accelerate.
             layers = [p for name, p in self.model.named_parameters() if ".layers." in name]
             sizes = [[p.numel(), p.to_local().numel()] for p in layers]
             here = sum(local for _, local in sizes) / sum(whole for whole, _ in sizes)

@@ -1,4 +1,4 @@
-"""Small training runs whose targets, or whose loss, follow from the steps before."""
+"""Small training runs whose targets or loss depend on earlier steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mrpo_pipeline.targets.weights import adaptive
 NAMES = ["base", "other", "third"]
 TRAINING = {**training_run.TRAINING, "save_total_limit": None}
 STEPS = training_run.STEPS
-# How a run is made: the weights, and the loss.
+# The weights and the loss of each kind of run.
 KINDS: dict[str, dict[str, Any]] = {
     "sliding-window": {"weights": "sliding-window", "window": 5},
     "sliding-window-multi": {
@@ -26,7 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "thompson": {"weights": "thompson", "pairs": 6},
     "thompson-every-2": {"weights": "thompson", "pairs": 6, "every": 2, "floor": 0.1},
     "minor-dpo": {"loss": "minor-dpo"},
-    "mpo": {"loss": "mpo"},
+    "mpo": {"loss": {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}},
     "modpo": {"loss": "modpo", "modpo": {"other": {"weight": 0.4}}},
 }  # fmt: skip
 
@@ -42,7 +42,7 @@ def examples_of(kind: str, count: int = 10, seed: int = 0) -> PreferenceExamples
         examples.step_references = NAMES
         examples.weights = adaptive(examples.reference_chosen - examples.reference_rejected)
         if method.weights == "thompson":
-            # What is trained on, so that the share ranked rightly rises.
+            # Trained so that the share of correctly ranked pairs rises.
             examples.judges = make_examples(10)
     if method.loss == "modpo":
         examples.margins = 2.0 * (examples.chosen_lengths - examples.rejected_lengths) / 10

@@ -1,7 +1,7 @@
-"""Side by side with TRL's DPOTrainer on pairs that need no cut: the same ids, the same log-probs, the same training.
+"""Comparison with TRL's DPOTrainer on pairs without cuts: the same ids, log-probs and training.
 
-The first loss alone proves nothing, for it is ln 2 whatever was read and scored; the later ones follow from every earlier
-step's ids, log-probs, gradients, clipping, optimizer and schedule.
+The first loss alone proves nothing, because it is ln 2 for any ids. The later ones depend on the ids, log-probs, gradients,
+clipping, optimizer and schedule of every earlier step.
 """
 
 from __future__ import annotations
@@ -62,11 +62,9 @@ TEMPLATE = (
 
 
 def preference_pairs() -> list[dict[str, Any]]:
-    """One pair for each place in each batch, of uneven lengths: single and several turns, system messages, hard text.
-
-    Left out is what the two read differently on purpose: a control token written in the text, and text that would merge
-    with the line break before it.
-    """
+    """One pair for each place in each batch, of different lengths: single and several turns, system messages, hard text.
+    Left out is text that the two read differently on purpose: control tokens as text, and text that would merge with the
+    line break before it."""
     hard = [text for text in HARD_TEXTS if "<|" not in text and not text[0].isspace()]
     words = SENTENCE.split()
     rows = []
@@ -84,7 +82,7 @@ def preference_pairs() -> list[dict[str, Any]]:
 
 @dataclass
 class SideBySide:
-    """Both trainers after the same run, and the per-pair sums (2, N) of each before and after it."""
+    """Both trainers after the same run, and the sums (2, N) of each before and after it."""
 
     ours: PreferenceTrainer
     theirs: Any
@@ -99,7 +97,7 @@ class SideBySide:
 
 
 def our_trainer(folder: Path, model: Path, pairs: Path) -> PreferenceTrainer:
-    """Stage one, the anchor as the one reference, then stage two up to the first step."""
+    """Stage one, with the anchor as the only reference, and stage two up to the first step."""
     recipe = parse_recipe(
         {
             "pairs": {"train": str(pairs)},
@@ -119,8 +117,8 @@ def our_trainer(folder: Path, model: Path, pairs: Path) -> PreferenceTrainer:
     score_references(recipe)
     caches = open_caches(recipe)
     split = load_splits(recipe, caches, "train")["train"]
-    assert split.counts()["pairs out"] == STEPS * BATCH
-    assert split.counts()["pairs with a cut prompt"] == split.counts()["completions cut"] == 0
+    assert split.counts.used == STEPS * BATCH
+    assert split.counts.cut_prompts == split.counts.cut_completions == 0
     examples, _ = examples_of(split, recipe.method)
     torch.manual_seed(0)
     policy = load_policy(recipe.required_policy())
@@ -129,7 +127,7 @@ def our_trainer(folder: Path, model: Path, pairs: Path) -> PreferenceTrainer:
 
 
 def their_trainer(folder: Path, model: Path, rows: list[dict[str, Any]], start: dict[str, torch.Tensor]) -> Any:
-    """TRL's DPOTrainer over the same files, its adapter's weights put to the same start."""
+    """TRL's DPOTrainer on the same files, with the same initial adapter weights."""
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
@@ -156,7 +154,7 @@ def our_sums(trainer: PreferenceTrainer) -> np.ndarray:
 
 
 def their_sums(trainer: Any) -> np.ndarray:
-    """TRL's own way to a reference's sums, with the policy as it stands put in the reference's place."""
+    """TRL's own computation of a reference's sums, with the current policy as the reference."""
     trainer.model.eval()
     trainer.ref_model = trainer.model
     try:
@@ -199,7 +197,7 @@ def test_both_read_the_same_token_ids(both: SideBySide) -> None:
 def test_both_give_every_pair_the_same_logps(both: SideBySide, when: str) -> None:
     ours, theirs = both.sums[when]
     assert ours.shape == (2, STEPS * BATCH)
-    assert ours.std() > 10  # nats: they do differ from pair to pair
+    assert ours.std() > 10  # nats: they differ between pairs
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
 
 

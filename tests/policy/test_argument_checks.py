@@ -1,4 +1,4 @@
-"""Settings under `training` that cannot be are found before a model loads, and named; what can be is let through."""
+"""Unsupported settings under `training` are found before a model loads, and named; supported ones pass."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from transformers.training_args import OptimizerNames
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.arguments import training_arguments
-from mrpo_pipeline.policy.metrics import EVALUATED
-from mrpo_pipeline.policy.run import train_recipe
+from mrpo_pipeline.policy.metrics import EVAL_METRICS
+from mrpo_pipeline.policy.run import check_training, train_recipe
 from mrpo_pipeline.recipe import parse_recipe
 from mrpo_pipeline.recipe.training import REFUSED
 from mrpo_pipeline.recipe.training_bounds import UNREAD
 from mrpo_pipeline.recipe.without_effect import ignored_settings
 
-# Optimizers that torch and transformers bring along.
+# Optimizers that torch and transformers include.
 PLAIN = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
-# Schedules that need something named.
+# Schedules with required options.
 NEEDS = {
     "cosine_with_min_lr": {"min_lr": 1e-6}, "cosine_warmup_with_min_lr": {"min_lr": 1e-6},
     "warmup_stable_decay": {"num_decay_steps": 2},
@@ -32,10 +32,32 @@ NEEDS = {
 ALONG = {"eval_strategy": "steps", "eval_steps": 1}
 
 
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [
+        ({}, r"micro_batch_tokens is 'auto'"),
+        ({"micro_batch_tokens": 512}, "micro_batch_tokens is 512"),
+        ({"micro_batch_tokens": "off", "per_device_train_batch_size": 1}, "of one pair it is the sigmoid loss"),
+        ({"micro_batch_tokens": "off", "per_device_train_batch_size": 2}, None),
+    ],
+)
+def test_a_loss_that_sorts_its_batch_asks_for_micro_batches_of_a_number_of_pairs(
+    tmp_path: Path, training: dict[str, Any], says: str | None
+) -> None:
+    recipe = parse_recipe(
+        {"method": {"loss": {"sigmoid": 1.0, "aot": 1.0}}, "training": training, "output_dir": str(tmp_path)}
+    )
+    if says is None:
+        check_training(recipe)
+    else:
+        with pytest.raises(UserError, match=says):
+            check_training(recipe)
+
+
 def arguments(folder: Path, evaluates: bool = True, **training: Any) -> Any:
-    """As the recipe's checks and those of the machine have them."""
+    """Arguments after the checks of the recipe and the machine."""
     recipe = parse_recipe({"training": training})
-    return training_arguments(recipe.training_arguments(), folder, dtype="float32", evaluates=evaluates)
+    return training_arguments(recipe.training, folder, dtype="float32", evaluates=evaluates)
 
 
 def refusal(folder: Path, **training: Any) -> str:
@@ -76,7 +98,7 @@ def test_a_schedule_has_what_it_needs_or_is_refused(name: str, tmp_path: Path) -
     if needs:
         with pytest.raises(UserError, match=f"training.lr_scheduler_type is '{name}'"):
             arguments(tmp_path, lr_scheduler_type=name)
-    if name not in ("constant", "constant_with_warmup"):  # which read none
+    if name not in ("constant", "constant_with_warmup"):  # for methods that read no cache
         with pytest.raises(UserError, match=r"training\.lr_scheduler_type.*lr_scheduler_kwargs"):
             arguments(
                 tmp_path, lr_scheduler_type=name, lr_scheduler_kwargs={"no_such": 1, **NEEDS.get(name, {})}, **along
@@ -159,7 +181,7 @@ def test_what_can_be_is_let_through(tmp_path: Path) -> None:
 
 
 def test_every_key_of_transformers_is_known_here() -> None:
-    """Ignored keys are reported; the tables name keys that exist."""
+    """Ignored keys are reported; the tables name existing keys."""
     import dataclasses
 
     from transformers import TrainingArguments
@@ -190,7 +212,7 @@ def test_what_evaluation_logs_is_what_may_be_chosen_by(scored: Any, tmp_path: Pa
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     logged = next(entry for entry in history if "eval_loss" in entry)
     timing = {"runtime", "samples_per_second", "steps_per_second"}
-    assert {name.removeprefix("eval_") for name in logged if name.startswith("eval_")} - timing == set(EVALUATED)
+    assert {name.removeprefix("eval_") for name in logged if name.startswith("eval_")} - timing == set(EVAL_METRICS)
 
 
 def test_fewer_pairs_than_a_step_are_not_dropped_in_silence(scored: Any, tmp_path: Path) -> None:
@@ -206,16 +228,16 @@ def test_an_earlier_run_in_the_folder_is_reported(
 ) -> None:
     run = trained(scored, tmp_path, save_strategy="steps", save_steps=1)
     train_recipe(run)
-    assert "This one starts anew" not in caplog.text
+    assert "This one starts again" not in caplog.text
     (tmp_path / "train_results.json").unlink()
     train_recipe(run)
-    assert "holds an interrupted run. This one starts anew" in caplog.text
+    assert "holds an interrupted run. This one starts again" in caplog.text
     assert "--resume would continue from checkpoint-3" in caplog.text
     caplog.clear()
     train_recipe(run, resume=True)
-    assert "starts anew" not in caplog.text
+    assert "starts again" not in caplog.text
     train_recipe(trained(scored, tmp_path))
-    assert "holds a finished run. This one starts anew" in caplog.text
+    assert "holds a finished run. This one starts again" in caplog.text
 
 
 def test_a_terminal_gets_the_lines_that_a_pipe_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

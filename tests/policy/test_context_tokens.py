@@ -1,4 +1,4 @@
-"""Completions with context inside, and sides whose prompts differ: sums, losses and gradients against full logits and a mask."""
+"""Completions with context inside, and sides whose prompts differ: sums, losses and gradients against full logits with a mask."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.ragged_ids import MaskRows
 from mrpo_pipeline.losses.settings import LossSettings
 from mrpo_pipeline.models.attention import exact_attention
+from mrpo_pipeline.models.completion_rows import plain_rows, shared_row
 from mrpo_pipeline.models.head import Head
-from mrpo_pipeline.policy.checkpoints import examples_digest
-from mrpo_pipeline.policy.collate import shared_row, two_rows
+from mrpo_pipeline.models.shared_prompt_attention import SharedPromptAttention
+from mrpo_pipeline.policy.collate import lay_out_pairs
 from mrpo_pipeline.policy.forward import PolicyForward
 from mrpo_pipeline.policy.metrics import pair_losses
-from mrpo_pipeline.policy.prompt_sharing_check import share_prompts
-from mrpo_pipeline.policy.shared_prompt_attention import PairAttention
+from mrpo_pipeline.policy.run_identity import examples_digest
+from mrpo_pipeline.policy.share_prompts import share_prompts
 
 T, F = True, False
 
 
 def with_context(seed: int = 0, longest: int = 24) -> PreferenceExamples:
-    """Pairs 0 to 5 of uneven lengths: plain, context inside, at the start and at the end, no prompt in common, one side alone."""
+    """Pairs 0 to 5 of different lengths: plain, context inside, at the start and at the end, no shared prompt, one side only."""
     examples = make_examples(6, seed=seed, longest=longest)
     draw = np.random.default_rng(seed)
 
@@ -82,25 +83,25 @@ def gradient(model, loss: torch.Tensor) -> torch.Tensor:
 
 
 def forward_of(model, *, shared: bool, **options) -> PolicyForward:
-    """In float64 from then on, in which 1e-6 is far from rounding."""
+    """In float64, where 1e-6 is far above rounding."""
     head = Head.of(model.get_base_model())
     assert head.notice is None
     model.double()
-    return PolicyForward(head, PairAttention(head.model) if shared else None, **options)
+    return PolicyForward(head, SharedPromptAttention(head.model) if shared else None, **options)
 
 
 @pytest.mark.parametrize("chunked_head", [True, False])
-@pytest.mark.parametrize("layout", [two_rows, shared_row])
+@pytest.mark.parametrize("layout", [plain_rows, shared_row])
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "mistral"])
 def test_sums_and_gradients_are_those_of_full_logits_and_a_mask(kind, layout, chunked_head):
-    # Rows longer than the sliding window of 16, which gemma2 and mistral have here.
+    # Rows longer than the sliding window of 16 of gemma2 and mistral.
     examples, picked = with_context(), [5, 0, 3, 1, 2, 4]
     model = policy(kind)
     forward = forward_of(model, shared=layout is shared_row, chunked_head=chunked_head)
     weights = torch.linspace(-1, 2, 2 * len(picked), dtype=torch.float64)
     expected = masked_sums(model, examples, picked)
     by_expected = gradient(model, (expected * weights).sum())
-    found = forward(**layout(examples.__getitems__(picked)))
+    found = forward(**lay_out_pairs(examples.__getitems__(picked), layout))
     by_found = gradient(model, (found * weights).sum())
     forward.release()
     scale = expected.detach().abs().max()
@@ -108,7 +109,7 @@ def test_sums_and_gradients_are_those_of_full_logits_and_a_mask(kind, layout, ch
     assert float((by_found - by_expected).norm() / by_expected.norm()) <= 1e-6
 
 
-@pytest.mark.parametrize("layout", [two_rows, shared_row])
+@pytest.mark.parametrize("layout", [plain_rows, shared_row])
 def test_losses_that_divide_by_tokens_divide_by_those_that_are_scored(layout):
     examples, picked = with_context(seed=1), [3, 5, 1]
     examples.chosen_units = examples.chosen_counts.astype(np.float64)
@@ -130,7 +131,7 @@ def test_losses_that_divide_by_tokens_divide_by_those_that_are_scored(layout):
         expected = expected + (up - down - 1 / (2 * 0.3)) ** 2 - 0.7 * chosen[at] / counts[0][pair]
     batch = examples.__getitems__(picked)
     by_expected = gradient(model, expected)
-    sums = forward(**layout(batch)).chunk(2)
+    sums = forward(**lay_out_pairs(batch, layout)).chunk(2)
     found = pair_losses(*sums, batch["lengths"], batch, LossSettings(loss="ipo", beta=0.3, sft_weight=0.7)).losses.sum()
     by_found = gradient(model, found)
     forward.release()
@@ -146,7 +147,7 @@ def test_context_takes_room_and_is_not_counted_as_scored():
     assert examples.shared_lengths[3] == 5 + 3
     assert batch["lengths"].tolist() == [2, 3, len(examples.chosen_ids[0]), 3, 1, len(examples.rejected_ids[0])]
     assert batch["tokens"] == 2 * len(examples.prompt_ids[5]) + lengths[0] + lengths[1] + lengths[3] + lengths[4]
-    for laid in (two_rows(batch), shared_row(batch)):
+    for laid in (lay_out_pairs(batch, plain_rows), lay_out_pairs(batch, shared_row)):
         assert len(laid["targets"]) == len(laid["sources"]) == len(laid["completions"]) == int(batch["lengths"].sum())
         assert int(laid["sources"].min()) >= 0
     assert examples.__getitems__([0])["scored"] is None

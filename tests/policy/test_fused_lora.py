@@ -1,4 +1,4 @@
-"""A layer and its adapter in one operation: peft's numbers, and peft's own way wherever something is out of the ordinary."""
+"""A fused layer and adapter: peft's numbers, and peft's own forward for every unusual case."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def run(model, x, *, mixed=False):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often the one operation is used."""
+    """The number of fused calls."""
     used = []
     plain = fused_lora._LinearWithAdapter.apply
     monkeypatch.setattr(fused_lora._LinearWithAdapter, "apply", lambda *args: used.append(1) or plain(*args))
@@ -107,7 +107,7 @@ def test_no_more_than_the_input_and_a_thin_product_is_kept_for_the_backward_pass
     assert sorted(shape for shape in kept if shape[0] == 50) == [(50, 4), (50, 12)]
 
 
-def test_layers_of_a_whole_weight_that_is_trained_are_left_alone():
+def test_layers_with_trained_base_weights_are_not_fused():
     torch.manual_seed(0)
     model = get_peft_model(Layers(), LoraConfig(r=4, target_modules=["first", "second"]))
     model.base_model.model.first.base_layer.weight.requires_grad_(True)

@@ -30,9 +30,9 @@ MULTIMODAL = {
         "mm_tokens_per_image": 4,
         "image_token_index": 5,
     },
-    # Its projector is one linear module beside the layers, and no tower.
+    # Its projector is one linear module beside the layers.
     "fuyu": {"text_config": TEXT | {"model_type": "persimmon"}, "patch_size": 4, "pad_token_id": 0},
-    # Its layers of cross-attention have the names of its layers of self-attention, and images alone run through them.
+    # Its cross-attention layers have the names of its self-attention layers, and only images run through them.
     "mllama": {
         "text_config": TEXT | {"cross_attention_layers": [1]},
         "vision_config": {
@@ -61,14 +61,14 @@ def test_an_adapter_stays_inside_the_language_model(gemma3, tmp_path, targets):
     assert len(names) == 2 * 2 * (7 if targets == "all-linear" else 2)
     assert all(".language_model.layers." in name for name in names)
 
-    # Plain peft puts it on the same base, in the same places.
+    # Plain peft adds it to the same modules of the same base.
     served = PeftModel.from_pretrained(load_base(gemma3), tmp_path)
     assert {name for name, _ in served.named_parameters() if "lora_" in name} == {
         name for name, _ in policy.named_parameters() if "lora_" in name
     }
 
 
-def test_a_module_that_is_outside_the_language_model_alone_is_refused(gemma3):
+def test_a_module_only_outside_the_language_model_is_refused(gemma3):
     with pytest.raises(
         UserError, match=r"names out_proj, .*outside its language model alone \(.*vision_tower"
     ) as caught:
@@ -92,7 +92,7 @@ def test_a_plan_that_runs_nothing_counts_the_same_modules(gemma3):
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model.config)
     assert target_modules(empty, "all-linear") == target_modules(model, "all-linear")
-    empty.forward = None  # an architecture that does not run on shapes alone
+    empty.forward = None  # an architecture that does not run on the meta device
     assert target_modules(empty, "all-linear") == target_modules(model, "all-linear")
 
 

@@ -1,4 +1,4 @@
-"""`mrpo merge`: the folder that it leaves loads by itself and is the adapted model, or there is no folder."""
+"""`mrpo merge`: its folder loads by itself and is the adapted model, or there is no folder."""
 
 import json
 import os
@@ -27,7 +27,7 @@ RECIPE = "pairs: {train: pairs.jsonl}\npolicy: {model: base%s}\nreferences: {bas
 
 
 def train(folder: Path, kind: str = "llama", *, lora: Lora | None = None, base: Path | None = None, **changes):
-    """A base, and a run's folder with an adapter that changes log-probs by nats; the adapted model."""
+    """A base, a run's folder with an adapter that changes log-probs by nats, and the adapted model."""
     base = base or write_policy(folder / "base", kind, **changes)
     settings = Policy(model=str(base), lora=lora or Lora())
     torch.manual_seed(0)
@@ -49,7 +49,7 @@ def train(folder: Path, kind: str = "llama", *, lora: Lora | None = None, base: 
         ("gpt2", Lora(target_modules=["c_attn"])),
     ],
 )
-def test_merged_and_unmerged_log_probs_agree_and_the_folder_alone_suffices(tmp_path, kind, lora):
+def test_merged_and_unmerged_log_probs_agree_and_the_folder_loads_by_itself(tmp_path, kind, lora):
     policy = train(tmp_path, kind, lora=lora)
     merged = merge_adapter(tmp_path / "out", tmp_path / "new" / "merged")
     examples = make_examples(4)
@@ -92,7 +92,7 @@ def test_every_file_that_a_loader_needs_travels_byte_for_byte_and_no_other(tmp_p
     train(tmp_path, base=base)
     (tmp_path / "out" / "chat_template.jinja").write_text("{{ messages }} of the run")
     merged = merge_adapter(tmp_path / "out", tmp_path / "merged").folder
-    del files["chat_template.json"]  # the run's template holds
+    del files["chat_template.json"]  # the run's template
     assert {name: (merged / name).read_text() for name in files} == files
     assert not any((merged / name).exists() for name in left_out)
     assert (merged / "chat_template.jinja").read_text() == "{{ messages }} of the run"
@@ -135,8 +135,8 @@ def test_an_adapter_that_16_bits_round_away_is_reported(tmp_path):
     ("nothing", "", None),
 ])  # fmt: skip
 def test_a_checkpoint_has_the_tokenizer_and_template_of_its_run(tmp_path, left, policy, template):
-    """Of a run that has ended, of one that was interrupted, whose recipe tells, and of none: the base's."""
-    from mrpo_pipeline.rendering.template_text import PLAIN_TEMPLATE
+    """For a finished run, an interrupted one whose recipe names them, and none: the base's."""
+    from mrpo_pipeline.rendering.template_source import PLAIN_TEMPLATE
 
     train(tmp_path)
     checkpoint = tmp_path / "out" / "checkpoint-4"
@@ -208,7 +208,7 @@ def test_input_that_cannot_be_merged_is_named(tmp_path):
     (tmp_path / "out" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     with pytest.raises(UserError, match=r"names no base model.*--base"):
         merge_adapter(tmp_path / "out", tmp_path / "merged")
-    (tmp_path / "merged").mkdir()  # an empty one may be there
+    (tmp_path / "merged").mkdir()  # an empty folder is allowed
     assert (
         merge_adapter(tmp_path / "out", tmp_path / "merged", base=str(tmp_path / "elsewhere")).folder / "config.json"
     ).is_file()

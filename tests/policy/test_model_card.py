@@ -1,4 +1,4 @@
-"""The model card: a header that the hub takes, and ten figures."""
+"""The model card: a header that the hub accepts, and ten metrics."""
 
 from __future__ import annotations
 

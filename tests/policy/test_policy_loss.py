@@ -1,4 +1,4 @@
-"""The loss, its gradient and the metrics as the real Trainer makes them, against full logits of unpadded rows."""
+"""The loss, its gradient and the metrics of the real Trainer, against full logits of unpadded rows."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def trainer_for(
     torch.manual_seed(1)
     model = load_policy(Policy(model=str(folder), lora=lora))
     with torch.no_grad():
-        # A new adapter's output is 0; away from there, everything it does shows.
+        # A new adapter's output is 0; with other weights, all its effects are visible.
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, moved)
@@ -42,7 +42,7 @@ def trainer_for(
 
 
 def plain_loss(chosen, rejected, examples, settings):
-    """Mean over pairs of Σ_k α_k L(z_k), written out again, from (N,) sums of the policy as tensors."""
+    """Mean over pairs of Σ_k α_k L(z_k), computed independently from the policy's (N,) sums."""
     total = 0.0
     for i in range(len(examples)):
         lengths = len(examples.chosen_ids[i]), len(examples.rejected_ids[i])
@@ -194,7 +194,7 @@ def test_with_its_own_sums_as_the_reference_the_loss_starts_at_ln_2_and_margins_
     for loss, prefix, entry in ((first["loss"], "", first), (evaluation["eval_loss"], "eval_", evaluation)):
         assert loss == pytest.approx(math.log(2), abs=1e-4)
         assert entry[f"{prefix}rewards/margins"] == pytest.approx(0, abs=1e-4)
-        # Nothing is ahead of anything: every pair is a tie, which counts one half.
+        # Every pair is a tie, which counts one half.
         assert entry[f"{prefix}rewards/accuracies"] == 0.5
         assert entry[f"{prefix}accuracy/anchor"] == 0.5
     assert evaluation["eval_accuracy/anchor_ties"] == 1

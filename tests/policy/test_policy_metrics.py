@@ -9,7 +9,7 @@ from mrpo_pipeline.recipe import Method
 
 def test_ties_count_one_half_and_are_counted_apart():
     examples = make_examples(4)
-    # Ahead, behind, equal, and equal but for float32's last digits.
+    # Ahead, behind, equal, and equal within float32's resolution.
     chosen = torch.tensor([-10.0, -30.0, -20.0, -1000.0], dtype=torch.float64)
     rejected = torch.tensor([-20.0, -20.0, -20.0, -1000.0001], dtype=torch.float64)
     metrics = evaluation_metrics(chosen, rejected, examples, Method())

@@ -1,4 +1,4 @@
-"""Two processes (gloo on the CPU) against one: the same losses, one set of results, and an end that can be gone on from."""
+"""Two processes (gloo on the CPU) against one: the same losses, one set of results, and a run that can be resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training_run import STEPS, run
 
 from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.policy.distributed import explain_lost_processes
-from mrpo_pipeline.policy.method_state import read_figures
+from mrpo_pipeline.policy.method_state import read_snapshot
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def launch(model: Path, folder: Path, mode: str) -> subprocess.CompletedProcess[
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One process, then two: left alone (DDP, DDP with dropout, FSDP), killed, and gone on with."""
+    """Runs in one process, then in two: undisturbed (DDP, DDP with dropout, FSDP), killed, and resumed."""
     folder = tmp_path_factory.mktemp("processes")
     model = write_policy(folder / "model")
     run(model, folder / "one", dropout=0.0)
@@ -51,6 +51,7 @@ def runs(tmp_path_factory):
     shutil.copytree(folder / "fsdp", folder / "fsdp-left-alone")
     for step in (6, 8, 9):
         shutil.rmtree(folder / "fsdp" / f"checkpoint-{step}")
+    (folder / "fsdp" / "complete.json").unlink()
     done["killed"] = launch(model, folder, "killed")
     done["left"] = sorted(path.name for path in (folder / "killed").glob("checkpoint-*"))
     done["resumed"] = launch(model, folder, "resumed")
@@ -86,15 +87,15 @@ def test_two_processes_carry_what_one_carries_from_step_to_step(runs, kind):
         for name, value in expected.items():
             if name.startswith(("loss", "rewards", "refs")):
                 assert two[step][name] == pytest.approx(value, abs=1e-5, rel=1e-5), (step, name)
-    carried = [read_figures(folder / name) for name in (f"{kind}-one", kind)]
-    assert carried[1].reward_mean == pytest.approx(carried[0].reward_mean, rel=1e-6)
+    snapshots = [read_snapshot(folder / name) for name in (f"{kind}-one", kind)]
+    assert snapshots[1].reward_mean == pytest.approx(snapshots[0].reward_mean, rel=1e-6)
     if kind != "mpo":
-        assert carried[1].weights.tolist() == carried[0].weights.tolist()
+        assert snapshots[1].weights.tolist() == snapshots[0].weights.tolist()
         histories = [(folder / name / "weights.parquet").read_bytes() for name in (f"{kind}-one", kind)]
         assert histories[0] == histories[1]
 
 
-def test_under_fsdp_each_process_holds_half_of_the_weights_and_the_adapter_is_whole(runs):
+def test_under_fsdp_each_process_holds_half_of_the_weights_and_the_adapter_is_complete(runs):
     folder, model, _ = runs
     shares = [json.loads((folder / f"share-{rank}.json").read_text()) for rank in (0, 1)]
     assert sum(shares) == pytest.approx(1) and max(shares) < 0.6
@@ -108,7 +109,7 @@ def test_under_fsdp_each_process_holds_half_of_the_weights_and_the_adapter_is_wh
     assert results["eval_logps/chosen"] == pytest.approx(chosen.mean(), rel=1e-5)
 
 
-def test_what_a_user_is_told_is_said_once(runs):
+def test_messages_for_the_user_are_logged_once(runs):
     folder, _, done = runs
     said = done["whole"].stderr.splitlines()
     runs_made = ("ddp", "dropout", "fsdp", *CARRYING)
@@ -118,7 +119,7 @@ def test_what_a_user_is_told_is_said_once(runs):
     assert sum("of 9 steps" in line for line in said) == 3
 
 
-def test_when_a_process_is_killed_the_others_end_and_say_what_to_do(runs):
+def test_when_a_process_is_killed_the_others_end_with_a_remedy(runs):
     folder, _, done = runs
     assert done["killed"].returncode != 0
     told = (folder / "told.txt").read_text()
@@ -126,14 +127,14 @@ def test_when_a_process_is_killed_the_others_end_and_say_what_to_do(runs):
     assert done["left"] == ["checkpoint-4"]
 
 
-def test_a_killed_run_that_is_resumed_goes_on_exactly(runs):
+def test_a_killed_run_resumes_exactly(runs):
     folder, _, _ = runs
     assert losses(folder / "killed") == losses(folder / "dropout")
     one, other = (load_file(folder / name / "adapter_model.safetensors") for name in ("killed", "dropout"))
     assert all((one[name] == other[name]).all() for name in one)
 
 
-def test_a_run_under_fsdp_goes_on_from_its_checkpoint(runs):
+def test_a_run_under_fsdp_resumes_from_its_checkpoint(runs):
     folder, _, _ = runs
     resumed, alone = losses(folder / "fsdp"), losses(folder / "fsdp-left-alone")
     assert (folder / "fsdp" / "checkpoint-9").is_dir()
@@ -148,7 +149,7 @@ def test_the_launchers_signal_is_explained_as_a_lost_process(monkeypatch):
     try:
         with pytest.raises(RunError, match=r"Process 1 of 2 stops.*--resume"), explain_lost_processes():
             signal.raise_signal(signal.SIGTERM)
-        # A second signal comes while the message is printed, and must not cut it off.
+        # A second signal during the message must not cut it off.
         signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)

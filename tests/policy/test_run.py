@@ -1,4 +1,4 @@
-"""Stage two from a recipe: the start is the anchor, K = 1 is DPO, and what is left serves without this project."""
+"""Stage two from a recipe: the start is the anchor, K = 1 is DPO, and the results work without this project."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_training_needs_no_reference_but_the_policy_on_the_disk(tmp_path: Path) 
     assert losses(run) == with_files
 
 
-def test_a_completion_that_is_not_scored_is_told_with_the_command(tmp_path: Path) -> None:
+def test_a_completion_that_is_not_scored_is_an_error_that_names_the_command(tmp_path: Path) -> None:
     base = reference(tmp_path / "base", "llama", "qwen")
     run = run_of(tmp_path, {"base": base})
     write_pairs(tmp_path / "pairs.jsonl", plain_pairs(14))
@@ -83,7 +83,7 @@ def test_a_completion_that_is_not_scored_is_told_with_the_command(tmp_path: Path
 
 
 def test_cut_sides_count_alike_for_every_reference(tmp_path: Path) -> None:
-    """The sums of a cut completion are those of its tokens up to the cut, whatever the tokenizer."""
+    """The sums of a cut completion are those of its tokens up to the cut, for any tokenizer."""
     import pyarrow.parquet as pq
 
     from mrpo_pipeline.dataset.prepare import prepare_splits
@@ -137,9 +137,10 @@ def test_two_processes_train_from_a_recipe_as_one_does_and_speak_once(tmp_path: 
     assert found["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
     assert found["eval_refs/effective_k"] == expected["eval_refs/effective_k"]
     assert (tmp_path / "two" / "recipe.yaml").is_file()
-    assert "pairs out" in (tmp_path / "two" / "README.md").read_text()
-    for words in ("agrees with the cached anchor", "of 3 steps", "eval: 4 pairs read,", "eval: 4 pairs read ="):
-        assert sum(words in line for line in done.stderr.splitlines()) == 1, (words, done.stderr)
+    assert "4 pairs read = 4 used" in (tmp_path / "two" / "README.md").read_text()
+    # The counts are logged when the pairs are read, and again at the end.
+    for words, times in (("agrees with the cached anchor", 1), ("of 3 steps", 1), ("eval: 4 pairs read =", 2)):
+        assert sum(words in line for line in done.stderr.splitlines()) == times, (words, done.stderr)
     assert done.stderr.count("Results: ") == done.stderr.count("Next: mrpo evaluate") == 1
     assert not list((tmp_path / "temporary").glob("mrpo-pairs-*"))
 
@@ -206,7 +207,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[
     return base, Path(run.output_dir), json.loads(found.stdout.splitlines()[-1])
 
 
-def test_the_adapter_loads_with_peft_alone(trained: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_the_adapter_loads_with_peft_only(trained: tuple[Path, Path, dict[str, Any]]) -> None:
     assert trained[2]["moved"] > 1e-2
 
 

@@ -1,4 +1,4 @@
-"""Training goes on from an adapter with added tokens, and what it leaves holds them still."""
+"""Training continues from an adapter with added tokens, and its result still has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step-scoped weights and the further losses in real training: what each step had, packing, and resuming after a kill."""
+"""Step-scoped weights and the further losses in real training: weights of each step, packing, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny_policy import load_base, plain_sums, write_policy
 
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.policy.method_state import AT_START, read_figures
+from mrpo_pipeline.policy.method_state import AT_START, read_snapshot
 from mrpo_pipeline.policy.metrics import evaluation_metrics
 from mrpo_pipeline.policy.sampler import epoch_steps
 from mrpo_pipeline.policy.trainer import PreferenceTrainer
@@ -21,14 +21,14 @@ from mrpo_pipeline.policy.trainer import PreferenceTrainer
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Every kind, left alone."""
+    """A run of every kind, undisturbed."""
     folder = tmp_path_factory.mktemp("step-scoped")
     model = write_policy(folder / "model")
     return model, {kind: (folder / kind, run(model, folder / kind, kind)) for kind in KINDS}
 
 
 class BrokenOffError(Exception):
-    """What ends a run in the middle of a step."""
+    """Ends a run in the middle of a step."""
 
 
 def history(folder):
@@ -36,22 +36,22 @@ def history(folder):
 
 
 def order(examples):
-    """The pairs of every step, as the trainer's seed has them."""
+    """The pairs of every step, from the trainer's seed."""
     return [
         step for epoch in range(3) for step in epoch_steps(examples.lengths, 4, seed=0, epoch=epoch, order="random")
     ]
 
 
 @pytest.mark.parametrize("kind", ["sliding-window", "thompson", "thompson-every-2", "mpo"])
-def test_a_run_broken_off_and_resumed_has_the_losses_and_weights_of_one_left_alone(runs, tmp_path, monkeypatch, kind):
-    """Broken off in the sixth step: what the fifth had, and what it was judged to be worth, is done again."""
+def test_a_run_stopped_and_resumed_has_the_losses_and_weights_of_an_undisturbed_one(runs, tmp_path, monkeypatch, kind):
+    """Stopped in the sixth step: the state after the fifth is restored."""
     model, done = runs
     folder, results = done[kind]
     with monkeypatch.context() as patch:
         original = PreferenceTrainer._micro_step
 
         def micro_step(self, *args, **kwargs):
-            if self.state.global_step == 5 and self._step:
+            if self.state.global_step == 5 and self._watch._batches:
                 raise BrokenOffError
             return original(self, *args, **kwargs)
 
@@ -69,7 +69,7 @@ def test_a_run_broken_off_and_resumed_has_the_losses_and_weights_of_one_left_alo
 
 
 def test_every_step_of_the_sliding_window_had_the_mean_of_the_last_five_others(runs):
-    """Worked out again from the order of training and each pair's |Δ|, pair by pair."""
+    """Computed independently from the order of training and each pair's |Δ|."""
     _, done = runs
     examples = examples_of("sliding-window")
     sizes = np.abs(examples.reference_chosen - examples.reference_rejected)
@@ -95,7 +95,7 @@ def test_every_step_of_the_sliding_window_had_the_mean_of_the_last_five_others(r
 
 
 def test_a_steps_loss_is_that_of_its_own_weights(runs, tmp_path):
-    """The first two steps by full logits, written out: uniform weights, then those of the window, in the harmonic mean."""
+    """The first two steps by full logits: uniform weights, then those of the window, in the harmonic mean."""
     model, _ = runs
     run(model, tmp_path, "sliding-window", dropout=0.0, max_steps=2, learning_rate=1e-12)
     examples = examples_of("sliding-window")
@@ -119,7 +119,7 @@ def test_a_steps_loss_is_that_of_its_own_weights(runs, tmp_path):
 
 
 def test_thompson_counts_a_success_where_the_policy_ranks_more_of_the_judging_pairs_rightly(runs):
-    """Each step's outcome against accuracies measured by full logits from the adapters of its checkpoints."""
+    """The outcome of each step against accuracies measured by full logits from the adapters of its checkpoints."""
     from peft import PeftModel
 
     model, done = runs
@@ -143,7 +143,7 @@ def test_thompson_counts_a_success_where_the_policy_ranks_more_of_the_judging_pa
     for step in (2, 4, 6, 8, 9):
         state = json.loads((folder / f"checkpoint-{step}" / "carried.json").read_text())
         assert state["thompson"]["accuracy"] == pytest.approx(accuracy[step])
-    # The one that gained a count is the one that was drawn.
+    # The reference whose count rose is the one that was drawn.
     before = np.zeros(3)
     for step in range(1, STEPS + 1):
         here = table.filter(pl.col("step") == step)
@@ -163,7 +163,7 @@ def test_a_reference_is_drawn_for_two_steps_and_judged_then(runs):
 
 @pytest.mark.parametrize("kind", ["sliding-window-multi", "mpo", "thompson"])
 def test_a_run_is_the_same_however_its_steps_are_packed(runs, tmp_path, kind):
-    """Four pairs at a time, one at a time, or two processes' worth of accumulation: no dropout, for its draws differ."""
+    """Four pairs at a time, one at a time, or two processes' worth of accumulation; without dropout, whose draws differ."""
     model, _ = runs
     results = []
     for number, changes in enumerate(
@@ -173,19 +173,19 @@ def test_a_run_is_the_same_however_its_steps_are_packed(runs, tmp_path, kind):
         )
     ):
         run(model, tmp_path / str(number), kind, dropout=0.0, max_steps=5, **changes)
-        results.append((losses(tmp_path / str(number)), read_figures(tmp_path / str(number))))
-    (one, carried), (other, carried_too) = results
+        results.append((losses(tmp_path / str(number)), read_snapshot(tmp_path / str(number))))
+    (one, snapshot), (other, other_snapshot) = results
     for step, expected in one.items():
         for name, value in expected.items():
             if name.startswith(("loss", "rewards", "refs")):
                 assert other[step][name] == pytest.approx(value, rel=1e-5, abs=1e-6), (step, name)
-    assert carried.reward_mean == pytest.approx(carried_too.reward_mean, rel=1e-5)
+    assert snapshot.reward_mean == pytest.approx(other_snapshot.reward_mean, rel=1e-5)
     if kind != "mpo":
-        np.testing.assert_allclose(carried.weights, carried_too.weights, rtol=1e-12)
+        np.testing.assert_allclose(snapshot.weights, other_snapshot.weights, rtol=1e-12)
 
 
 def test_the_running_mean_of_mpo_is_that_of_all_rewards_of_earlier_steps(runs):
-    """From what was logged: mean rewards of steps of 4, 4 and 2 pairs; δ after step n is logged with it."""
+    """From the log: mean rewards of steps of 4, 4 and 2 pairs; δ after step n is logged with it."""
     folder, results = runs[1]["mpo"]
     logged = losses(folder)
     sizes = [4, 4, 2] * 3
@@ -194,12 +194,16 @@ def test_the_running_mean_of_mpo_is_that_of_all_rewards_of_earlier_steps(runs):
         total += size * (logged[step]["rewards/chosen"] + logged[step]["rewards/rejected"])
         count += 2 * size
         assert logged[step]["rewards/running_mean"] == pytest.approx(total / count, rel=1e-9)
-    assert results["rewards/running_mean"] == read_figures(folder).reward_mean == pytest.approx(total / count, rel=1e-9)
+        parts = [logged[step][f"loss/{name}"] for name in ("sigmoid", "bco", "sft")]
+        assert logged[step]["loss"] == pytest.approx(np.dot([0.8, 0.2, 1.0], parts), rel=1e-5)
+    assert (
+        results["rewards/running_mean"] == read_snapshot(folder).reward_mean == pytest.approx(total / count, rel=1e-9)
+    )
 
 
 @pytest.mark.parametrize("kind", ["sliding-window", "thompson", "mpo"])
 def test_held_out_pairs_are_measured_with_what_training_has_come_to(runs, kind):
-    """The last evaluation, from the adapter and ``carried.json`` alone."""
+    """The last evaluation, from the adapter and ``carried.json`` only."""
     import torch
     from peft import PeftModel
 
@@ -208,18 +212,18 @@ def test_held_out_pairs_are_measured_with_what_training_has_come_to(runs, kind):
     policy = PeftModel.from_pretrained(load_base(model), str(folder)).eval()
     examples = examples_of(kind, 5, seed=3)
     sums = [torch.from_numpy(side) for side in plain_sums(policy, examples)]
-    carried = read_figures(folder)
-    metrics = evaluation_metrics(*sums, examples, method_of(kind), carried)
+    snapshot = read_snapshot(folder)
+    metrics = evaluation_metrics(*sums, examples, method_of(kind), snapshot)
     for name in ("loss", "rewards/chosen", "rewards/margins"):
         assert metrics[name] == pytest.approx(results[f"eval_{name}"], rel=1e-5), name
     assert evaluation_metrics(*sums, examples, method_of(kind), AT_START)["loss"] != pytest.approx(metrics["loss"])
     if kind == "sliding-window":
         seen = np.concatenate(order(examples_of(kind)))[-5:]
-        np.testing.assert_allclose(carried.weights, examples_of(kind).weights[seen].mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(snapshot.weights, examples_of(kind).weights[seen].mean(axis=0), rtol=1e-12)
     elif kind == "thompson":
         last = history(folder).tail(3)
         means = (1 + last["successes"]) / (2 + last["successes"] + last["failures"])
-        np.testing.assert_allclose(carried.weights, (means / means.sum()).to_numpy(), rtol=1e-12)
+        np.testing.assert_allclose(snapshot.weights, (means / means.sum()).to_numpy(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["minor-dpo", "mpo", "modpo", "sliding-window-multi"])
@@ -243,15 +247,16 @@ def test_where_the_best_checkpoint_is_loaded_held_out_pairs_are_measured_with_wh
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     name = state["best_model_checkpoint"].rsplit("/", 1)[-1]
     assert name != "checkpoint-9"
-    carried = read_figures(tmp_path / name)
-    assert read_figures(tmp_path) == carried != read_figures(tmp_path / "checkpoint-9")
+    snapshot = read_snapshot(tmp_path / name)
+    assert read_snapshot(tmp_path) == snapshot != read_snapshot(tmp_path / "checkpoint-9")
     there = next(e for e in state["log_history"] if "eval_loss" in e and e["step"] == int(name.split("-")[1]))
     assert results["eval_loss"] == pytest.approx(there["eval_loss"], rel=1e-6)
 
 
-def test_a_resumed_run_that_would_begin_its_epoch_anew_is_refused(runs, tmp_path):
+def test_a_resumed_run_that_would_restart_its_epoch_is_refused(runs, tmp_path):
     model, _ = runs
     run(model, tmp_path, "sliding-window", max_steps=2)
+    (tmp_path / "complete.json").unlink()  # as of a run that was killed after its last checkpoint
     with pytest.raises(UserError, match=r"training\.ignore_data_skip"):
         run(model, tmp_path, "sliding-window", max_steps=2, resume=True, ignore_data_skip=True)
 
@@ -265,7 +270,7 @@ def test_another_window_is_another_run(runs, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["thompson", "modpo"])
-def test_examples_that_are_written_down_for_other_processes_come_back_whole(tmp_path, kind):
+def test_examples_written_for_other_processes_read_back_completely(tmp_path, kind):
     examples = examples_of(kind)
     examples.write(tmp_path)
     opened = PreferenceExamples.open(tmp_path)

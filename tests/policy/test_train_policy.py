@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.train import read_results, train_policy
 from mrpo_pipeline.recipe import Method, Policy
-from mrpo_pipeline.rendering.template_text import PLAIN_TEMPLATE
+from mrpo_pipeline.rendering.template_source import PLAIN_TEMPLATE
 
 HERE = Path(__file__).parent
 METRICS = {
@@ -37,7 +37,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(model, tmp_path_factory):
-    """A run in a process of its own, which tells what it loaded."""
+    """A run in its own process, which reports the modules it loaded."""
     output_dir = tmp_path_factory.mktemp("trained")
     command = [sys.executable, str(HERE / "training_run.py"), str(model), str(output_dir), "count"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -83,7 +83,7 @@ def test_the_loss_falls(trained):
     assert losses[-1] < losses[0]
 
 
-def test_the_adapter_loads_with_peft_alone_and_scores_as_the_trainer_did(model, trained):
+def test_the_adapter_loads_with_peft_only_and_scores_as_the_trainer_did(model, trained):
     output_dir, told, _ = trained
     policy = PeftModel.from_pretrained(load_base(model), str(output_dir)).eval()
     chosen, rejected = plain_sums(policy, make_examples(5, seed=3, references=2))
@@ -91,7 +91,7 @@ def test_the_adapter_loads_with_peft_alone_and_scores_as_the_trainer_did(model, 
     assert told["results"]["eval_accuracy/policy"] == (chosen > rejected).mean()
 
 
-def test_nothing_is_said_that_a_user_cannot_act_on(trained):
+def test_no_message_is_logged_that_a_user_cannot_act_on(trained):
     _, _, done = trained
     said = [line for line in (done.stderr + done.stdout).splitlines()[:-1] if line.strip()]
     assert all(line.startswith(("training: ", "held-out pairs after step ")) for line in said), said

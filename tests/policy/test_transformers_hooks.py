@@ -1,7 +1,7 @@
-"""What the trainer overrides in transformers is there, takes what it took, and is called in a run.
+"""The hooks of transformers that the trainer overrides exist, have the same parameters, and are called in a run.
 
-A hook that a release renames would be defined here and called by nobody: losses divided by the wrong count, checkpoints
-without a marker, and no error.
+If a release renamed a hook, ours would never be called: losses divided by the wrong count, checkpoints without a marker,
+and no error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HOOKS = sorted(
     for name, value in vars(PreferenceTrainer).items()
     if callable(value) and not name.startswith("__") and name not in OWN
 )
-# Every hook of transformers that this trainer overrides. A name that leaves transformers leaves HOOKS, and is missed here.
+# Every hook of transformers that this trainer overrides. A hook that transformers removes must be removed here.
 EXPECTED = {
     "_get_grad_norm",
     "_get_num_items_in_batch",

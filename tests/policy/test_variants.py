@@ -1,4 +1,4 @@
-"""Every kind of adapter and of start trains as peft alone would have it: fast paths on, fast paths off, the same losses."""
+"""Every kind of adapter and of start trains like peft alone: fast paths on or off, the same losses."""
 
 import json
 
@@ -15,7 +15,13 @@ from mrpo_pipeline.policy.train import train_policy
 from mrpo_pipeline.recipe import Lora, Method, Policy
 from mrpo_pipeline.recipe.training import FastPaths
 
-SLOW = {"share_prompt": False, "micro_batch_tokens": "off", "fused_lora": False, "chunked_head": False}
+SLOW = {
+    "share_prompt": False,
+    "group_by_prompt": False,
+    "micro_batch_tokens": "off",
+    "fused_lora": False,
+    "chunked_head": False,
+}
 QUICK = {"max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}
 QUICK |= {"learning_rate": 1e-2, "save_strategy": "no"}
 
@@ -50,7 +56,7 @@ def test_every_kind_of_adapter_trains_as_without_the_fast_paths(llama, tmp_path,
     assert fast == pytest.approx(plain, rel=2e-5)
 
 
-def test_a_start_from_an_adapter_says_what_base_and_adapter_merged_say(llama, tmp_path):
+def test_a_start_from_an_adapter_scores_like_the_merged_model(llama, tmp_path):
     moved = add_adapter(load_base(llama), Lora(r=3, alpha=6, target_modules=["k_proj", "up_proj"]))
     with torch.no_grad():
         for name, parameter in moved.named_parameters():
@@ -63,7 +69,7 @@ def test_a_start_from_an_adapter_says_what_base_and_adapter_merged_say(llama, tm
     found = losses(start, tmp_path / "out", examples, anchor=AnchorStart())
     assert found[0] == pytest.approx(0.6931472, abs=1e-5)
     assert found[2] < found[0] - 1e-3
-    # What was saved is that adapter trained on, over the base and not over the merged model.
+    # The saved adapter is the trained one over the base, not over the merged model.
     after = load_policy(Policy(model=str(llama), adapter=str(tmp_path / "out")))
     assert set(after.active_peft_config.target_modules) == {"k_proj", "up_proj"}
     chosen, _ = plain_sums(after, examples)
@@ -80,7 +86,7 @@ def test_a_bfloat16_base_trains_with_a_float32_adapter_near_the_float32_losses(l
         )
         for dtype in ("float32", "bfloat16")
     }
-    # Eight significant bits: sums of some 20 tokens of some nats each are off by tenths.
+    # Eight significant bits: sums of about 20 tokens are off by tenths.
     assert runs["bfloat16"] == pytest.approx(runs["float32"], abs=0.1)
     assert runs["bfloat16"] != runs["float32"]
 

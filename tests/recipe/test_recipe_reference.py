@@ -1,4 +1,4 @@
-"""docs/recipes.md is what the settings say, and every key says what it is for."""
+"""docs/recipes.md matches the settings, and every key is described."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def test_the_page_is_not_stale() -> None:
     )
 
 
-def test_every_key_is_described_and_stands_on_the_page() -> None:
+def test_every_key_is_described_and_on_the_page() -> None:
     page = recipe_reference()
     found = dict(keys())
     assert [key for key, field in found.items() if not field.description] == []
     assert [key for key in found if f"| `{key}` |" not in page] == []
-    # Keys of each kind, named here so that a walk that misses a kind is seen.
+    # Keys of each kind, so that a walk that misses a kind fails.
     assert {
         "cache", "method.trust_region.epsilon", "policy.lora.r", "references.NAME.scoring", "method.modpo.NAME.weight",
         "compare.sweep.beta", "limits.max_length", "evaluation.tasks",
     } <= found.keys()  # fmt: skip
 
 
-def test_types_bounds_and_defaults_are_told_in_words() -> None:
+def test_types_bounds_and_defaults_are_described_in_words() -> None:
     page = recipe_reference()
     rows = {line.split(" | ")[0].strip("| `"): line for line in page.splitlines() if line.startswith("| `")}
     assert "number, > 0 | `0.1` |" in rows["method.beta"]
@@ -38,5 +38,5 @@ def test_types_bounds_and_defaults_are_told_in_words() -> None:
     assert "`true` |" in rows["training.share_prompt"] and "training.micro_batch_tokens" in rows
 
 
-def test_the_strings_under_the_keys_do_not_stand_in_a_dumped_recipe() -> None:
+def test_the_descriptions_of_keys_are_not_in_a_dumped_recipe() -> None:
     assert "Rank." not in Recipe().dump()

@@ -1,4 +1,4 @@
-"""The recipe beside a result reproduces it: what is written loads to the same recipe, whatever it holds."""
+"""The recipe beside a result reproduces it: a written recipe loads to the same recipe, for any content."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_nulls_and_texts_like_numbers_come_back(document: dict[str, Any], tmp_pa
     recipe = parse_recipe({**document, "output_dir": str(tmp_path)})
     recipe.write(tmp_path)
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
-    check_output_folder(recipe)  # the file is known as one that this program wrote
+    check_output_folder(recipe)  # the file is recognized as written by this program
 
 
 def test_no_limit_stays_no_limit(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A setting that changes nothing is refused where it was asked for by name, and reported where a recipe holds it."""
+"""A setting without effect is refused on the command line, and reported in a recipe."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import pytest
 
 from mrpo_pipeline.compare import contenders
 from mrpo_pipeline.errors import UserError
+from mrpo_pipeline.losses.settings import LossSettings
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.recipe.without_effect import ignored_settings, refuse_ignored
 from mrpo_pipeline.targets.compute import compute_targets
+from mrpo_pipeline.targets.spans import PairSpans, Spans
 
 MODELS = {"base": {"model": "m"}, "other": {"model": "n"}}
 
@@ -18,6 +20,8 @@ MODELS = {"base": {"model": "m"}, "other": {"model": "n"}}
 def recipe(**parts: Any) -> Recipe:
     return parse_recipe({"policy": {"model": "m"}, "references": MODELS, **parts})
 
+
+COLUMN = {"column": "domain", "code": "other", "other": "base"}
 
 IGNORED: list[tuple[dict[str, Any], str]] = [
     ({"trust_region": {"kind": "off", "epsilon": 0.2}}, "method.trust_region.epsilon"),
@@ -28,13 +32,24 @@ IGNORED: list[tuple[dict[str, Any], str]] = [
     ({"aggregate": "single:other", "weights": [0.5, 0.5]}, "method.weights"),
     ({"aggregate": "single:other", "weights_options": {"floor": 0.1}}, "method.weights_options.floor"),
     ({"name": "multi-dpo", "aggregate": "arithmetic"}, "method.aggregate"),
+    ({"name": "multi-dpo", "aggregate_over": "span"}, "method.aggregate_over"),
+    ({"name": "dpo", "aggregate_over": "span"}, "method.aggregate_over"),
+    ({"aggregate": "single:other", "aggregate_over": "span"}, "method.aggregate_over"),
+    ({"aggregate": "geometric", "aggregate_over": "span"}, "method.aggregate_over"),
     ({"weights": "uniform", "weights_options": {"temperature": 2.0}}, "method.weights_options.temperature"),
     ({"weights": "uniform", "weights_options": {"floor": 0.2}}, "method.weights_options.floor"),
+    ({"weights": COLUMN, "weights_options": {"temperature": 2.0}}, "method.weights_options.temperature"),
+    ({"weights": COLUMN, "weights_options": {"pairs": 2}}, "method.weights_options.pairs"),
+    ({"weights": COLUMN, "aggregate": "arithmetic"}, "method.aggregate"),
+    ({"weights": COLUMN, "aggregate_over": "span"}, "method.aggregate_over"),
+    ({"name": "dpo", "weights": COLUMN}, "method.weights"),
     ({"weights": [0.7, 0.3], "weights_options": {"window": 9}}, "method.weights_options.window"),
     ({"weights_options": {"window": 9}}, "method.weights_options.window"),
     ({"weights_options": {"prior": 2.0}}, "method.weights_options.prior"),
     ({"weights": "sliding-window", "weights_options": {"every": 2}}, "method.weights_options.every"),
-    ({"mpo": {"quality": 0.5}}, "method.mpo.quality"),
+    ({"simpo_gamma": 0.5}, "method.simpo_gamma"),
+    ({"loss": {"hinge": 1.0, "sft": 1.0}, "discopop_tau": 0.1}, "method.discopop_tau"),
+    ({"f_alpha_divergence_coef": 0.7}, "method.f_alpha_divergence_coef"),
     ({"modpo": {"short": {"weight": 0.5, "chosen": "a", "rejected": "b"}}}, "method.modpo"),
 ]
 
@@ -53,8 +68,14 @@ USED: list[tuple[dict[str, Any], str]] = [
     ({"weights": [0.7, 0.3], "weights_options": {"floor": 0.2}}, "method.weights_options.floor"),
     ({"weights_options": {"temperature": 2.0}}, "method.weights_options.temperature"),
     ({"name": "multi-dpo", "weights": "uniform"}, "method.weights"),
+    ({"aggregate_over": "span"}, "method.aggregate_over"),
+    ({"aggregate": "arithmetic", "aggregate_over": "span"}, "method.aggregate_over"),
     ({"name": "multi-dpo", "trust_region": {"epsilon": 0.3}}, "method.trust_region.epsilon"),
-    ({"loss": "mpo", "mpo": {"quality": 0.5}}, "method.mpo.quality"),
+    ({"weights": COLUMN}, "method.weights"),
+    ({"name": "multi-dpo", "weights": COLUMN}, "method.weights"),
+    ({"weights": COLUMN, "weights_options": {"floor": 0.1}}, "method.weights_options.floor"),
+    ({"loss": "mpo", "bco_shift": "zero"}, "method.bco_shift"),
+    ({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7}, "method.f_alpha_divergence_coef"),
     ({"name": "dpo", "trust_region": {"kind": "off"}}, "method.trust_region.kind"),
     ({"name": "dpo", "beta": 0.3}, "method.beta"),
 ]
@@ -68,19 +89,24 @@ def test_what_has_an_effect_is_not_refused(method: dict[str, Any], key: str) -> 
 
 
 def test_the_table_agrees_with_the_targets_themselves() -> None:
-    """Of settings of the targets: reported as without effect exactly where the targets are the same with the default."""
+    """Settings of the targets are reported as without effect exactly if the default gives the same targets."""
     import numpy as np
 
     chosen, rejected = np.array([[-5.0, -9.0], [-7.0, -3.0]]), np.array([[-6.0, -4.0], [-8.0, -9.0]])
+    # Each completion in two spans of one and three quarters.
+    halves = [Spans(np.array([2, 2]), np.repeat(side.T / 4, 2, axis=1) * [1, 3, 1, 3]) for side in (chosen, rejected)]
+
+    more: dict[str, Any] = {"chosen_references": [1, 0]}
 
     def targets(method: Any) -> Any:
-        made = compute_targets(chosen, rejected, method, list(MODELS)).loss_inputs()
+        more["spans"] = [PairSpans(*halves)]
+        made = compute_targets(chosen, rejected, method, list(MODELS), **more).loss_inputs()
         return np.concatenate([np.ravel(one) for one in (made.reference_chosen, made.reference_rejected, made.weights)])
 
     for method, key in [*IGNORED, *USED]:
         path = key.split(".")[1:]
         offline = method.get("weights", "adaptive") not in ("sliding-window", "thompson")
-        if path[0] in ("mpo", "modpo", "beta") or not offline:
+        if path[0] in LossSettings.model_fields or not offline:
             continue
         document: dict[str, Any] = {"method": {**method}}
         place = document["method"]
@@ -125,3 +151,10 @@ def test_a_plain_recipe_has_none() -> None:
     assert ignored_settings(recipe()) == {}
     again = parse_recipe(recipe().model_dump(mode="json"))
     assert ignored_settings(again) == {}
+
+
+def test_with_one_reference_it_is_reported_that_spans_change_nothing() -> None:
+    alone = parse_recipe(
+        {"policy": {"model": "m"}, "references": {"base": {"model": "m"}}, "method": {"aggregate_over": "span"}}
+    )
+    assert ignored_settings(alone) == {"method.aggregate_over": "the recipe has one reference"}

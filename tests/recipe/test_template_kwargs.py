@@ -1,4 +1,4 @@
-"""Arguments of a chat template in a recipe: which are taken, and how a wrong one is reported."""
+"""Arguments of a chat template in a recipe: valid ones, and the errors for others."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Keys of `transformers.TrainingArguments` as its source gives them are those that importing it gives."""
+"""Keys of `transformers.TrainingArguments` parsed from its source equal those of the imported class."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_value_is_taken_by_both_or_by_neither(imported: dict[str, read.Trainin
             return False
         return True
 
-    lists_of_words = {"debug"}  # of an enumeration of transformers, which plain data has as words
+    lists_of_words = {"debug"}  # an enumeration of transformers, which is text in plain data
     for name, one in read._read():
         for value in SAMPLES:
             if name not in lists_of_words:

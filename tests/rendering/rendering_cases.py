@@ -1,4 +1,4 @@
-"""Texts and templates the rendering tests share."""
+"""Shared texts and templates of the rendering tests."""
 
 from hypothesis import strategies as st
 from tiny_tokenizers import CHATML, GEMMA, KINDS, LLAMA2, LLAMA3, MISTRAL, PHI3, QWEN3, VICUNA
@@ -6,7 +6,7 @@ from tiny_tokenizers import CHATML, GEMMA, KINDS, LLAMA2, LLAMA3, MISTRAL, PHI3,
 from mrpo_pipeline.pairs.identity import dump_prompt
 from mrpo_pipeline.rendering import PLAIN_TEMPLATE
 
-# What each template writes behind the last answer, up to and with the token that ends the turn.
+# Output of each template after the last answer, up to and including the end-of-turn token.
 TURN_ENDS = {
     CHATML: "<|im_end|>",
     QWEN3: "<|im_end|>",
@@ -89,7 +89,7 @@ def user(text: str) -> list[dict[str, str]]:
 
 
 def chat(*texts: str) -> str:
-    """Canonical prompt of user and assistant messages in turn."""
+    """Canonical prompt of alternating user and assistant messages."""
     roles = ("user", "assistant")
     return dump_prompt([{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)])
 

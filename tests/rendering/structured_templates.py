@@ -1,6 +1,6 @@
-"""Small chat templates with the traits of those that write reasoning, tool calls and their results."""
+"""Small chat templates with the traits of real ones for reasoning, tool calls and tool results."""
 
-# Qwen3's kind: think blocks in the last turn alone, calls as JSON in tags, results as a user's.
+# Like Qwen3: think blocks in the last turn only, calls as JSON in tags, results as user messages.
 QWEN3_TOOLS = (
     "{%- if tools %}{{- '<|im_start|>system\\n# Tools\\n' }}{%- for tool in tools %}{{- tool | tojson + '\\n' }}{%- endfor %}"
     "{{- '<|im_end|>\\n' }}{%- endif %}"
@@ -27,7 +27,7 @@ QWEN3_TOOLS = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
     "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
 )
-# gpt-oss's kind: channels; another end for each kind of message; reasoning of calls dropped once an answer follows; one call a message.
+# Like gpt-oss: channels, a different end for each kind of message, reasoning of calls dropped if an answer follows, one call per message.
 HARMONY = (
     "{{- '<|start|>system<|message|>Reasoning: ' + (reasoning_effort or 'medium') + '<|end|>' }}"
     "{%- if tools %}{{- '<|start|>developer<|message|>' + tools | tojson + '<|end|>' }}{%- endif %}"
@@ -50,7 +50,7 @@ HARMONY = (
     "{%- else %}{{- '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}"
 )
-# Mistral's kind: ids of nine characters, calls as one JSON list, no generation prompt of its own.
+# Like Mistral: ids of nine characters, calls as one JSON list, no generation prompt.
 MISTRAL_TOOLS = (
     "{{- bos_token }}{%- for m in messages %}"
     "{%- if m.role == 'user' %}{%- if tools and loop.last %}{{- '[AVAILABLE_TOOLS]' + tools|tojson + '[/AVAILABLE_TOOLS]' }}{%- endif %}"
@@ -63,7 +63,7 @@ MISTRAL_TOOLS = (
     "{{- '[TOOL_RESULTS]{\"content\": ' + m.content + ', \"call_id\": \"' + m.tool_call_id + '\"}[/TOOL_RESULTS]' }}"
     "{%- else %}{{- m.content + eos_token }}{%- endif %}{%- endfor %}"
 )
-# DeepSeek's first kind: arguments are put together as text, and a message of calls has no content.
+# Like early DeepSeek: arguments are concatenated as text, and a message of calls has no content.
 DEEPSEEK = (
     "{{- bos_token }}{%- for m in messages %}"
     "{%- if m.role == 'user' %}{{- '<|User|>' + m.content }}"
@@ -74,7 +74,7 @@ DEEPSEEK = (
     "{%- elif m.role == 'tool' %}{{- '<|output|>' + m.content + '<|output_end|>' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|Assistant|>' }}{%- endif %}"
 )
-# GLM's kind: arguments as tags, and nothing ends a message but the header of the next.
+# Like GLM: arguments as tags, and only the next header ends a message.
 GLM_XML = (
     "[gMASK]<sop>{%- for m in messages %}"
     "{%- if m.role == 'assistant' %}{{- '<|assistant|>\\n<think>' + (m.reasoning_content or '') + '</think>' }}"
@@ -87,7 +87,7 @@ GLM_XML = (
     "{%- else %}{{- '<|' + m.role + '|>\\n' + m.content }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
 )
-# Magistral's kind: reasoning as parts of the content.
+# Like Magistral: reasoning as parts of the content.
 MAGISTRAL = (
     "{{- bos_token }}{%- for m in messages %}"
     "{%- if m.role == 'user' %}{{- '[INST]' + m.content + '[/INST]' }}"
@@ -95,7 +95,7 @@ MAGISTRAL = (
     "{{- '[THINK]' + part.thinking + '[/THINK]' if part.type == 'thinking' else part.text }}{%- endfor %}{%- endif %}"
     "{{- eos_token }}{%- endif %}{%- endfor %}"
 )
-# Kimi K2 Thinking's kind: a call is written by its id, and reasoning is kept before calls that no answer follows.
+# Like Kimi K2 Thinking: a call is written by its id, and reasoning is kept before calls without a following answer.
 KIMI = (
     "{%- set ns = namespace(last=-1) %}{%- for m in messages %}{%- if m.role == 'assistant' and not m.tool_calls %}"
     "{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
@@ -108,7 +108,7 @@ KIMI = (
     "{%- else %}{{- '<|im_start|>' + m.role + '\\n' + m.content }}{%- endif %}{{- '<|im_end|>' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-# Command-R7B's kind: the header of the next turn is always written, another token ends an answer than a turn.
+# Like Command-R7B: the next header is always written, and answers and turns end with different tokens.
 RESPONSE_TOOLS = (
     "{%- for m in messages %}"
     "{%- if m.role == 'assistant' and m.tool_calls %}{{- '<|ACTION|>' }}{%- for call in m.tool_calls %}"

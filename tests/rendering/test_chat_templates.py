@@ -1,4 +1,4 @@
-"""A completion is found in the full rendering, whatever the template does round it."""
+"""A completion is located in the full rendering of any template."""
 
 import pytest
 from hypothesis import given, settings
@@ -9,8 +9,8 @@ from tiny_tokenizers import CHATML, GEMMA, LLAMA2, LLAMA3, MISTRAL, QWEN3, gemma
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.identity import dump_prompt
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.placing import Frame
-from mrpo_pipeline.rendering.templates import ChatTemplate
+from mrpo_pipeline.rendering.chat_template import ChatTemplate
+from mrpo_pipeline.rendering.content_location import Frame
 
 
 def located(template: str, prompt: str, completion: str) -> tuple[str, str, str, int]:
@@ -23,11 +23,11 @@ def located(template: str, prompt: str, completion: str) -> tuple[str, str, str,
 CHATML_HEAD = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_content_as_given() -> None:
+def test_unchanged_content_is_located() -> None:
     assert located(CHATML, "hi", " fine\n") == (CHATML_HEAD, " fine\n", "<|im_end|>\n", 0)
 
 
-def test_trimmed_content_knows_where_it_starts() -> None:
+def test_trimmed_content_has_its_start_index() -> None:
     template = CHATML.replace("m['content']", "m['content'] | trim")
     assert located(template, "hi", " \n fine \n") == (CHATML_HEAD, "fine", "<|im_end|>\n", 3)
     assert located(template, "hi", " \n ") == (CHATML_HEAD, "", "<|im_end|>\n", 0)
@@ -39,7 +39,7 @@ def test_trimmed_content_knows_where_it_starts() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(plain_text, st.sampled_from(["m['content']", "m['content'] | trim", "m['content'].rstrip()"]))
-def test_what_is_located_is_a_part_of_the_completion_and_of_the_rendering(completion: str, way: str) -> None:
+def test_the_located_content_is_in_the_completion_and_the_rendering(completion: str, way: str) -> None:
     template = CHATML.replace("m['content']", way)
     prefix, content, suffix, start = located(template, "hi", completion)
     assert completion[start : start + len(content)] == content
@@ -66,52 +66,52 @@ def test_a_completion_with_its_own_think_block_is_content_from_the_block_on() ->
     assert located(QWEN3, "hi", completion) == (CHATML_HEAD, completion, "<|im_end|>\n", 0)
 
 
-def test_a_completion_the_template_rewrites_is_refused_by_the_templates_name() -> None:
+def test_a_rewritten_completion_is_an_error_that_names_the_template() -> None:
     with pytest.raises(UserError, match=r"chat template of tiny.*fine</think>no"):
         located(QWEN3, "hi", "fine</think>no")
     made = ChatTemplate(qwen(CHATML.replace("+ m['content'] +", "+ m['content'].replace('!', '.') +")), "auto", "tiny")
     assert made.locate(user("hi"), "fine", made.frame(user("hi"))).content == "fine"
-    with pytest.raises(UserError, match="does not write"):
+    with pytest.raises(UserError, match="changes the completion"):
         made.locate(user("hi"), "fine!", made.frame(user("hi")))
 
 
-def test_a_template_that_writes_the_answer_twice_or_never_is_refused() -> None:
+def test_a_template_that_writes_the_answer_twice_or_never_is_an_error() -> None:
     for template, times in (("{{ messages[0]['content'] }}", 0), (CHATML + CHATML, 2)):
         with pytest.raises(UserError, match=f"{times} times"):
             ChatTemplate(qwen(template), "auto", "tiny")
 
 
-def test_alternation_is_asked_for_in_the_templates_own_words() -> None:
+def test_the_templates_own_error_is_reported() -> None:
     renderer = Renderer(mistral(MISTRAL), name="mist")
     prompt = dump_prompt([*user("a"), *user("b")])
     with pytest.raises(UserError, match=r"mist.*roles must alternate"):
         renderer.render([(prompt, "x")])
 
 
-def test_a_template_with_a_fault_is_a_users_error() -> None:
+def test_a_broken_template_is_a_user_error() -> None:
     for template in ("{{ messages[0]['content'] + 1 }}", "{% for %}", "{{ nothing.at.all }}"):
         with pytest.raises(UserError, match="tiny"):
             ChatTemplate(qwen(template), "auto", "tiny")
 
 
 @pytest.mark.parametrize(("make", "template"), [(gemma, GEMMA), (mistral, MISTRAL)])
-def test_a_refused_system_message_goes_into_the_first_user_message(make: object, template: str) -> None:
+def test_a_rejected_system_message_is_merged_into_the_first_user_message(make: object, template: str) -> None:
     renderer = Renderer(make(template), name="tiny")  # type: ignore[operator]
     with_system = dump_prompt([{"role": "system", "content": "Be brief."}, *user("hi")])
     first = renderer.render([(with_system, "fine"), (with_system, "so"), (chat("Be brief.\n\nhi"), "fine")])
     assert first[0].prompt_ids.tolist() == first[2].prompt_ids.tolist()
     assert len(renderer.notices) == 1
-    assert "refuses" in renderer.notices[0]
+    assert "rejects" in renderer.notices[0]
     assert "tiny" in renderer.notices[0]
 
 
-def test_a_template_that_leaves_system_messages_out_gets_them_in_the_first_user_message() -> None:
+def test_a_dropped_system_message_is_merged_into_the_first_user_message() -> None:
     template = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
     renderer = Renderer(qwen(template), name="tiny")
     assert renderer.notices == []
     got = renderer.render([(dump_prompt([{"role": "system", "content": "Be brief."}, *user("hi")]), "fine")])[0]
     assert "Be brief.\n\nhi" in qwen().decode(got.prompt_ids)
-    assert "leaves it out" in renderer.notices[0]
+    assert "drops it" in renderer.notices[0]
 
 
 def test_a_system_message_alone_becomes_a_user_message() -> None:
@@ -120,7 +120,7 @@ def test_a_system_message_alone_becomes_a_user_message() -> None:
     assert alone.prompt_ids.tolist() == same.prompt_ids.tolist()
 
 
-def test_system_messages_a_template_takes_stay_where_they_are() -> None:
+def test_supported_system_messages_stay_in_place() -> None:
     renderer = Renderer(llama3(LLAMA3))
     got = renderer.render([(dump_prompt([{"role": "system", "content": "Be brief."}, *user("hi")]), "fine")])[0]
     assert "\n\nBe brief.<|eot_id|>" in llama3().decode(got.prompt_ids)

@@ -1,4 +1,4 @@
-"""Control strings in the data are text: they never become control tokens, and the rest is as it would be."""
+"""Control strings in the data are text and never become control tokens; other text is unaffected."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from tiny_tokenizers import CHATML, LLAMA3_SPLIT, byte_level, llama3, phi3, qwen
 
 from mrpo_pipeline.pairs.identity import dump_prompt
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.escaped_tokenizer import CloneSet
+from mrpo_pipeline.rendering.escaped_tokenizer import EscapedTokenizers
 
 
 @lru_cache
@@ -22,7 +22,7 @@ def renderer(kind: str) -> Renderer:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of control tokens, but for the unknown token, which unknown characters do give."""
+    """Ids of control tokens except the unknown token, which unknown characters produce."""
     marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     unknown = {tokenizer.unk_token_id} if tokenizer.unk_token else set()
     return (marked | set(tokenizer.all_special_ids)) - unknown
@@ -37,7 +37,7 @@ def test_content_never_holds_a_control_token(kind: str, prompt: str, completion:
     controls = special_ids(tokenizer)
     assert not controls & set(got.completion_ids[:-1].tolist())
     assert got.completion_ids[-1] == calm.completion_ids[-1]
-    # The prompt has the template's control tokens and no more.
+    # The prompt has only the template's control tokens.
     assert [i for i in got.prompt_ids.tolist() if i in controls] == [
         i for i in calm.prompt_ids.tolist() if i in controls
     ]
@@ -62,7 +62,7 @@ def test_a_control_string_reads_back_as_text(text: str, where: str) -> None:
 
 
 def test_a_control_string_is_read_as_the_model_without_that_token_would() -> None:
-    """Oracle: the same vocabulary, its control tokens never added."""
+    """Oracle: the same vocabulary without added control tokens."""
     bare = byte_level(LLAMA3_SPLIT, [])
     content = "see <|eot_id|> and <|begin_of_text|>, <|end_header_id|>"
     got = renderer("llama3").render([(chat("hi"), content)])[0]
@@ -80,8 +80,8 @@ def test_added_tokens_that_are_not_control_tokens_are_parsed_in_content() -> Non
     assert qwen().convert_ids_to_tokens(got.completion_ids.tolist()) == ["<think>", "x", "</think>", "<|im_end|>"]
 
 
-def test_turn_markers_that_are_not_marked_special_are_control_tokens_all_the_same() -> None:
-    """DeepSeek's `<｜User｜>` and Phi-3's `<|end|>` would let a message end itself."""
+def test_turn_markers_that_are_not_special_are_control_tokens() -> None:
+    """DeepSeek's `<｜User｜>` and Phi-3's `<|end|>` would let content end its message."""
     markers = ["<｜User｜>", "<｜Assistant｜>", "<tool>"]
     tokenizer = wrap(byte_level(LLAMA3_SPLIT, [special("<eos>")], plain=markers), eos_token="<eos>")
     tokenizer.chat_template = (
@@ -98,21 +98,21 @@ def test_turn_markers_that_are_not_marked_special_are_control_tokens_all_the_sam
     assert "<|end|>" in Renderer(phi3()).control_strings("<|end|>")
 
 
-def test_control_strings_are_named_in_order_each_once() -> None:
+def test_control_strings_are_distinct_and_in_order() -> None:
     assert renderer("qwen").control_strings("a<|im_end|>b<|im_start|><|im_end|>") == ["<|im_end|>", "<|im_start|>"]
     assert renderer("qwen").control_strings("nothing <| im_end |> <think>") == []
 
 
 def test_a_control_token_of_one_character_stays_text() -> None:
-    """A newline as EOS: taking newlines from the data would be worse."""
+    """A newline as EOS: removing newlines from the data would be worse."""
     tokenizer = wrap(byte_level(LLAMA3_SPLIT, [special("<x>")]), eos_token="Ċ")
     tokenizer.chat_template = None
     assert Renderer(tokenizer).control_strings("a\nb<x>Ċ") == ["<x>"]
 
 
 @pytest.mark.parametrize("kind", ["qwen", "llama2", "gemma"])
-def test_the_clones_own_characters_in_the_data_are_text(kind: str) -> None:
-    """Private-use characters of the first clone's block stand in the text: another clone, the same ids."""
+def test_private_use_characters_in_the_data_are_text(kind: str) -> None:
+    """Text with private-use characters of the first block uses another copy and gives the same ids."""
     tokenizer = KINDS[kind]()
     block = "".join(chr(0x100000 + i) for i in range(20))
     got = renderer(kind).render([(chat(block), block)])[0]
@@ -122,7 +122,7 @@ def test_the_clones_own_characters_in_the_data_are_text(kind: str) -> None:
     assert got.completion_ids[-1] == calm.completion_ids[-1]
 
 
-def test_bpe_dropout_is_off_in_the_clone() -> None:
+def test_bpe_dropout_is_off_in_the_escaped_tokenizer() -> None:
     backend = byte_level(LLAMA3_SPLIT, [special("<|im_end|>"), special("<|im_start|>")])
     backend.model.dropout = 0.5
     tokenizer = wrap(backend, eos_token="<|im_end|>")
@@ -137,33 +137,33 @@ def test_bpe_dropout_is_off_in_the_clone() -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 @settings(max_examples=15, deadline=None)
 @given(text=st.lists(st.sampled_from(["fine", " ", "日", "\n", "½", *CONTROLS]), max_size=10).map("".join))
-def test_a_clones_ids_are_the_originals_where_its_names_are_used(kind: str, text: str) -> None:
-    """All text taken for scaffold: then every control string is a control token, as the original has it."""
+def test_escaped_ids_map_to_the_original_ids(kind: str, text: str) -> None:
+    """If all text is scaffold, every control string is a control token, as in the original."""
     tokenizer = KINDS[kind]()
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     controls = {token["content"] for token in backend["added_tokens"] if token["special"]}
-    clone = CloneSet(backend, controls).clone_for(text)
+    clone = EscapedTokenizers(backend, controls).for_texts(text)
     ids = clone.backend.encode(clone.rename(text), add_special_tokens=False).ids
     assert clone.original_ids[ids].tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_ids_of_added_tokens_are_found_by_name_whatever_the_clone_calls_them() -> None:
+def test_original_ids_of_added_tokens_are_found_by_name() -> None:
     backend = json.loads(qwen().backend_tokenizer.to_str())
     for token in backend["added_tokens"]:
         token["id"] = 5000 - token["id"]  # ids as a tokenizer with holes and another order would have them
-    clone = CloneSet(backend, ["<|im_end|>", "<|im_start|>"]).clone_for("")
+    clone = EscapedTokenizers(backend, ["<|im_end|>", "<|im_start|>"]).for_texts("")
     ids = clone.backend.encode(clone.rename("<|im_end|>a<think><|im_start|>"), add_special_tokens=False).ids
     expected = [5000 - i if i > 256 else i for i in qwen()("<|im_end|>a<think><|im_start|>")["input_ids"]]
     assert clone.original_ids[ids].tolist() == expected
 
 
-def test_rendered_ids_are_the_originals_not_the_clones() -> None:
+def test_rendered_ids_are_original_ids() -> None:
     made = Renderer(qwen())
     [plain] = made.render([(chat("x"), "yx")])
     x, y = (qwen().convert_tokens_to_ids(token) for token in "xy")
-    original_ids = made._clones.clone_for("").original_ids
+    original_ids = made._escaped.for_texts("").original_ids
     original_ids[[x, y]] = [y, x]  # as if the clone had numbered the two the other way round
-    made._proving = False  # it would see that these are not the tokenizer's
+    made._checking = False  # it would see that these are not the tokenizer's
     [swapped] = made.render([(chat("x"), "yx")])
     assert [{x: y, y: x}.get(i, i) for i in plain.completion_ids.tolist()] == swapped.completion_ids.tolist()
     assert [{x: y, y: x}.get(i, i) for i in plain.prompt_ids.tolist()] == swapped.prompt_ids.tolist()
@@ -176,7 +176,7 @@ def test_building_leaves_the_tokenizer_as_it_was() -> None:
 
 
 def marked_special(tokenizer: Any, *contents: str) -> Any:
-    """The tokenizer with pieces of its vocabulary listed among the special added tokens, ids unchanged."""
+    """The tokenizer with vocabulary pieces added as special tokens, ids unchanged."""
     made = copy.deepcopy(tokenizer)
     made.add_tokens([special(content) for content in contents], special_tokens=True)
     assert len(made) == len(tokenizer)
@@ -188,7 +188,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 @pytest.mark.parametrize("kind", ["llama2", "mistral", "metaspace_always", "gemma", "phi3"])
 def test_byte_tokens_listed_as_special_are_read_as_bytes(kind: str) -> None:
-    """Oracle: the same tokenizer whose byte tokens are not listed."""
+    """Oracle: the same tokenizer without them."""
     made = Renderer(marked_special(KINDS[kind](), *BYTES))
     for text in TEXTS:
         items = [(chat(f"ask {text}"), text), (dump_prompt(text), text)]

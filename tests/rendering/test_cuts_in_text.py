@@ -1,4 +1,4 @@
-"""Cuts: prompts lose their oldest part, completions end at one character for every model."""
+"""Truncation: prompts lose their oldest part, completions end at the same character for every model."""
 
 import json
 from functools import lru_cache
@@ -32,7 +32,7 @@ def test_a_prompt_that_fits_is_the_same_text() -> None:
     assert cut_prompt(renderer("qwen"), prompt, length(prompt)) is prompt
 
 
-def test_oldest_turns_go_first_with_their_answers_and_the_system_message_stays() -> None:
+def test_oldest_turns_are_dropped_first_and_the_system_message_is_kept() -> None:
     system = {"role": "system", "content": "Be brief."}
     turns = json.loads(chat(*(f"turn number {i} of the talk" for i in range(7))))
     for kept in (1, 3, 5):
@@ -42,7 +42,7 @@ def test_oldest_turns_go_first_with_their_answers_and_the_system_message_stays()
             assert cut_prompt(renderer("qwen"), dump_prompt([system, *turns]), budget) == wanted
 
 
-def test_then_the_start_of_the_first_message_left_is_cut() -> None:
+def test_then_the_start_of_the_first_remaining_message_is_cut() -> None:
     long = " ".join(TEXT)
     system = {"role": "system", "content": "Be brief."}
     prompt = dump_prompt([system, *json.loads(chat("old", "answer", long))])
@@ -70,7 +70,7 @@ def test_the_longest_end_that_fits_is_kept(kind: str, text: str, spare: int, raw
         return
     got = json.loads(cut) if raw else json.loads(cut)[0]["content"]
     assert length(cut, kind) <= budget
-    # A longer end may fit by chance where a word was cut apart far off; within one token's reach none does.
+    # A much longer end may fit by chance if a word was split; within one token's length none does.
     assert text.endswith(got)
     assert len(fitting[0]) - len(got) <= 2
 
@@ -86,14 +86,14 @@ def test_few_renderings_are_made_for_a_long_text(monkeypatch: pytest.MonkeyPatch
     assert sum(calls) < 60
 
 
-def test_what_cannot_fit_is_none() -> None:
+def test_a_prompt_that_cannot_fit_gives_none() -> None:
     system = {"role": "system", "content": "Be brief. " * 20}
     assert cut_prompt(renderer("qwen"), dump_prompt([system, *json.loads(chat("hi"))]), 20) is None
     assert cut_prompt(renderer("qwen"), dump_prompt([system]), 20) is None
     assert cut_prompt(renderer("llama3"), dump_prompt("some text"), 1) is None
 
 
-def test_a_talk_that_starts_with_an_answer_loses_the_answer_first() -> None:
+def test_a_conversation_that_starts_with_an_answer_loses_it_first() -> None:
     prompt = dump_prompt(
         [{"role": "assistant", "content": "Welcome to this place."}, {"role": "user", "content": "hi"}]
     )
@@ -115,7 +115,7 @@ def test_a_cut_leaves_at_most_the_budget_and_no_end_of_turn(kind: str, text: str
         assert tokens_counted(got.byte_ends, True, offset) <= budget
         assert offset >= before
         before = offset
-        # No further character would do: it lies behind the last token that fits, or too many tokens end with it.
+        # No further character fits: it is after the last fitting token, or too many tokens end with it.
         after = next((edge for edge in edges if edge > offset), None)
         if after is not None and budget > 0:
             too_many = tokens_counted(got.byte_ends, True, after) > budget
@@ -137,7 +137,7 @@ def test_tokens_of_one_character_count_together() -> None:
     assert tokens_to_score(rendered.byte_ends, 2) == 3
 
 
-def test_context_between_messages_takes_room_and_is_never_scored() -> None:
+def test_context_between_messages_counts_and_is_not_scored() -> None:
     scored = np.array([True, True, True, False, False, True, True, True])
     rendered = Rendered(
         ends(1), ends(*range(10, 18)), ends(1, 2, 2, 2, 2, 3, 5, 5), scored
@@ -155,7 +155,7 @@ def test_context_between_messages_takes_room_and_is_never_scored() -> None:
     assert rendered.scored_within(5) == 3 and rendered.scored_within(-1) == 0
 
 
-def test_a_row_scored_for_a_cut_reaches_it_and_serves_it() -> None:
+def test_a_row_scored_for_a_cut_reaches_the_cut() -> None:
     for kind in KINDS:
         for text in TEXTS:
             byte_ends = renderer(kind).render([(chat("hi"), text)])[0].byte_ends

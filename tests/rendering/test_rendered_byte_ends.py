@@ -1,4 +1,4 @@
-"""byte_ends: where tokens end in the completion's bytes, against oracles that look at token strings alone."""
+"""byte_ends against oracles that use token strings only."""
 
 import itertools
 import re
@@ -56,7 +56,7 @@ def test_byte_level_tokens_end_where_their_bytes_do_in_any_text(kind: str, text:
 @given(st.sampled_from(FALLBACK), plain_text)
 @example("llama2", "? ")
 def test_byte_fallback_tokens_end_where_their_bytes_do(kind: str, text: str) -> None:
-    """Neither form normalises: pieces are the text's bytes, but for one space put or kept in front of the first."""
+    """Neither tokenizer normalizes: pieces are the bytes of the text, except one space before the first."""
     content = text.strip() if kind in ("llama2", "metaspace_always") else text
     got = renderer(kind).render([(chat("hi"), text)])[0]
     pieces = strings(kind, got)
@@ -91,13 +91,13 @@ def test_characters_that_normalisation_changes_end_at_the_next_later_start() -> 
     assert got.byte_ends.tolist() == [3, 4, 4]
 
 
-def test_trimmed_space_counts_in_the_completion_as_given() -> None:
+def test_trimmed_space_counts_in_the_completion() -> None:
     got = renderer("llama3").render([(chat("hi"), " \n\u3000fine \n")])[0]
     assert strings("llama3", got) == ["f", "in", "e"]
     assert got.byte_ends.tolist() == [6, 8, 11, 11]
 
 
-def test_nothing_left_after_trimming_is_the_end_of_turn_alone() -> None:
+def test_a_completion_trimmed_to_nothing_has_only_the_end_of_turn() -> None:
     got = renderer("llama3").render([(chat("hi"), " \n ")])[0]
     assert KINDS["llama3"]().convert_ids_to_tokens(got.completion_ids.tolist()) == ["<|eot_id|>"]
     assert got.byte_ends.tolist() == [3]
@@ -117,7 +117,7 @@ def test_ends_never_decrease_and_the_last_two_are_all_bytes(kind: str, prompt: s
 
 
 def by_the_rule(content: str, spans: list[tuple[int, int]], total: int) -> list[int]:
-    """The contract's words, token by token: the start of the next later-starting token."""
+    """The documented rule per token: the start of the next later-starting token."""
     ends = []
     for i, (start, _) in enumerate(spans):
         later = [s for s, _ in spans[i + 1 :] if s > start]

@@ -1,4 +1,4 @@
-"""The ids a model gets: those of its own tokenizer on the whole conversation, parted where the content starts."""
+"""Rendered ids equal those of the model's own tokenizer on the complete conversation, split at the content."""
 
 import copy
 import unicodedata
@@ -42,20 +42,20 @@ def whole(kind: str, prompt: str, completion: str) -> tuple[list[int], list[tupl
 
 
 def assert_ids(kind: str, prompt: str, completion: str) -> None:
-    """Against the original tokenizer: in one piece, or with a clean break at the seam."""
+    """Compare with the original tokenizer: in one piece, or split at the boundary."""
     tokenizer = KINDS[kind]()
-    ids, offsets, text, seam = whole(kind, prompt, completion)
+    ids, offsets, text, boundary = whole(kind, prompt, completion)
     got = renderer(kind).render([(chat(prompt), completion)])[0]
     end = TURN_ENDS[tokenizer.chat_template].strip()
     assert tokens(tokenizer, got.completion_ids)[-1] == end
     together = [*got.prompt_ids.tolist(), *got.completion_ids.tolist()]
-    first = text[seam : seam + 1]
+    first = text[boundary : boundary + 1]
     mark = bool(first) and unicodedata.combining(first) > 0
-    straddle = mark or any(start < seam < stop for start, stop in offsets)
+    straddle = mark or any(start < boundary < stop for start, stop in offsets)
     if not straddle or tokenizer.chat_template == LLAMA2:
         assert together == ids[: len(together)]
     else:
-        assert got.prompt_ids.tolist() == tokenizer(text[:seam], add_special_tokens=False)["input_ids"]
+        assert got.prompt_ids.tolist() == tokenizer(text[:boundary], add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize("kind", templated_kinds())
@@ -85,20 +85,20 @@ def test_byte_level_tokens_are_the_bytes_of_the_content(kind: str, prompt: str, 
     assert read == (unicodedata.normalize("NFC", content) if kind == "qwen" else content).encode()
 
 
-def test_end_of_turn_is_kept_and_the_newline_behind_it_is_not() -> None:
+def test_end_of_turn_is_kept_and_the_newline_after_it_is_not() -> None:
     got = render(qwen(), chat("hi"), "fine")
     assert tokens(qwen(), got.completion_ids) == ["f", "in", "e", "<|im_end|>"]
     assert tokens(qwen(), got.prompt_ids)[-5:] == ["<|im_start|>", "a", "s", "sist", "ant", "Ċ"][-5:]
 
 
-def test_what_stands_between_content_and_end_of_turn_is_kept() -> None:
+def test_text_between_content_and_end_of_turn_is_kept() -> None:
     got = render(llama2(), chat("hi"), "fine ")
     assert tokens(llama2(), got.completion_ids) == ["▁fin", "e", "▁", "</s>"]
     assert got.byte_ends.tolist() == [3, 5, 5, 5]
 
 
-def test_the_space_a_model_writes_before_its_first_word_is_in_that_words_token() -> None:
-    """Llama-2 goes on after `[/INST]`: the template's space before the answer is its own, as TRL has it."""
+def test_the_space_before_the_first_word_is_in_its_token() -> None:
+    """Llama-2 continues after `[/INST]`: the template's space before the answer belongs to the answer, as in TRL."""
     got = render(llama2(), chat("hi"), "fine")
     given_prompt = llama2().apply_chat_template(user("hi"), add_generation_prompt=True)["input_ids"]
     assert got.prompt_ids.tolist() == given_prompt
@@ -107,8 +107,8 @@ def test_the_space_a_model_writes_before_its_first_word_is_in_that_words_token()
 
 @pytest.mark.parametrize("kind", templated_kinds())
 @pytest.mark.parametrize("completion", ["fine", "1. fine", "日本", '"fine"', "🎉 fine", "é", "½"])
-def test_prompts_are_parted_where_trl_parts_them(kind: str, completion: str) -> None:
-    """TRL 1.16 (`DPOTrainer._prepare_dataset`): the common start of the prompt's ids and of those of the whole."""
+def test_prompts_are_split_where_trl_splits_them(kind: str, completion: str) -> None:
+    """TRL 1.16 (`DPOTrainer._prepare_dataset`): common prefix of the prompt's ids and those of the conversation."""
     tokenizer = KINDS[kind]()
     options = {"strftime_now": lambda _: "26 Jul 2024"}
     prompt = tokenizer.apply_chat_template(user("How are you?"), add_generation_prompt=True, **options)["input_ids"]
@@ -117,11 +117,11 @@ def test_prompts_are_parted_where_trl_parts_them(kind: str, completion: str) -> 
     parted = next(i for i in range(len(prompt) + 1) if i == len(prompt) or prompt[i] != full[i])
     got = renderer(kind).render([(chat("How are you?"), completion)])[0]
     assert got.prompt_ids.tolist() == full[:parted]
-    # TRL also scores what the template writes behind the end of the turn.
+    # TRL also scores the template's output after the end of the turn.
     assert got.completion_ids.tolist() == full[parted : parted + len(got.completion_ids)]
 
 
-def test_the_space_of_a_vicuna_template_goes_the_same_way() -> None:
+def test_the_space_of_a_vicuna_template_belongs_to_the_answer() -> None:
     tokenizer = gpt2(VICUNA)
     got = render(tokenizer, chat("hi"), "fine")
     assert tokens(tokenizer, got.completion_ids) == ["Ġfine", "<|endoftext|>"]
@@ -159,11 +159,11 @@ def test_white_space_that_a_control_token_would_swallow_is_kept() -> None:
 
 @pytest.mark.parametrize("kind", ["llama2", "metaspace_always", "prefixed_gpt2", "t5"])
 @pytest.mark.parametrize("content", ["bar", "\nfoo", ".x", "日本", " b"])
-def test_no_space_is_invented_at_a_seam_in_a_word(kind: str, content: str) -> None:
-    """These put a space before every stretch of text, so a plain break at the seam would add one."""
+def test_no_space_is_invented_at_a_boundary_in_a_word(kind: str, content: str) -> None:
+    """These prepend a space to every section of text, so a plain split would add one."""
     tokenizer = KINDS[kind]()
     got = render(tokenizer, dump_prompt("foo"), content)
-    # The control: behind a control token the same text does get a space of its own.
+    # Control: after a control token, the same text does get a space.
     text = "".join(tokens(tokenizer, got.completion_ids[:-1]))
     assert not text.startswith(("▁", "Ġ")) or content.startswith(" ")
     assert got.prompt_ids[-1] == tokenizer("foo", add_special_tokens=False)["input_ids"][-1]
@@ -188,24 +188,24 @@ def test_an_empty_raw_prompt_has_one_token_of_context() -> None:
 
 
 @pytest.mark.parametrize("template", [LLAMA3, LLAMA3.replace("{{- bos_token }}", "")])
-def test_bos_stands_exactly_once(template: str) -> None:
+def test_bos_occurs_exactly_once(template: str) -> None:
     got = render(llama3(template), chat("hi"), "fine")
     assert tokens(llama3(), got.prompt_ids).count("<|begin_of_text|>") == 1
     assert tokens(llama3(), got.prompt_ids)[0] == "<|begin_of_text|>"
 
 
-def test_bos_in_the_data_is_no_bos() -> None:
+def test_bos_in_the_data_is_text() -> None:
     got = render(llama3(), dump_prompt("<|begin_of_text|>hi"), "fine")
     assert tokens(llama3(), got.prompt_ids)[:2] == ["<|begin_of_text|>", "<"]
 
 
-def test_a_tokenizer_that_adds_an_end_of_its_own_gets_one_end() -> None:
+def test_a_tokenizer_that_adds_eos_gets_one_end() -> None:
     got = render(t5(), chat("hi"), "fine")
     assert tokens(t5(), got.completion_ids).count("</s>") == 1
     assert "</s>" not in tokens(t5(), got.prompt_ids)
 
 
-def test_no_template_gives_the_plain_one() -> None:
+def test_without_a_template_the_plain_one_is_used() -> None:
     got = render(gpt2(), chat("hi", "yes", "and?"), "fine")
     text = gpt2().decode(got.prompt_ids)
     assert text == "User:\nhi\n\nAssistant:\nyes<|endoftext|>\n\nUser:\nand?\n\nAssistant:\n"
@@ -224,7 +224,7 @@ def test_a_template_file_is_read_and_a_missing_one_is_named(tmp_path: Any) -> No
         Renderer(qwen(), template=str(tmp_path / "missing.jinja"))
 
 
-def test_a_template_without_an_end_gets_the_tokenizers() -> None:
+def test_a_template_without_an_end_uses_the_tokenizers_eos() -> None:
     template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n\\n' }}{% endfor %}"
     got = render(gpt2(template), chat("hi"), "fine.")
     assert tokens(gpt2(), got.completion_ids)[-2:] == [".", "<|endoftext|>"]
@@ -234,7 +234,7 @@ def test_a_template_without_an_end_gets_the_tokenizers() -> None:
         Renderer(nameless)
 
 
-def test_slow_tokenizers_are_refused_by_name() -> None:
+def test_slow_tokenizers_are_errors() -> None:
     class Slow:
         is_fast = False
 

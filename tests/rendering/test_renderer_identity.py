@@ -1,4 +1,4 @@
-"""The identity changes with the ids, and with nothing else."""
+"""The identity changes if and only if the ids do."""
 
 import copy
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_saving_and_loading_keeps_it(tmp_path: Path) -> None:
         assert Renderer.from_pretrained(str(tmp_path / str(i))).identity() == Renderer(make()).identity()
 
 
-def test_padding_truncation_side_and_name_are_no_part_of_it() -> None:
+def test_padding_truncation_side_and_name_are_not_part_of_it() -> None:
     other = copy.deepcopy(qwen())
     other.padding_side = "left"
     other.model_max_length = 7
@@ -37,7 +37,7 @@ def test_padding_truncation_side_and_name_are_no_part_of_it() -> None:
     assert made.render(items)[0].completion_ids.tolist() == Renderer(qwen()).render(items)[0].completion_ids.tolist()
 
 
-def test_another_pad_token_is_no_part_of_it() -> None:
+def test_the_pad_token_is_not_part_of_it() -> None:
     other = copy.deepcopy(qwen())
     other.pad_token = "<|im_end|>"
     assert Renderer(other).identity() == Renderer(qwen()).identity()
@@ -62,7 +62,23 @@ def test_each_change_shows_in_its_field() -> None:
     assert changed(before, unended) == {"template", "end_of_turn"}
 
 
-def test_bos_put_first_shows() -> None:
+def test_the_tool_template_and_its_variables_are_part_of_it() -> None:
+    with_tools = "{%- for tool in tools -%}{{ tool['function']['name'] if brief else tool }}{%- endfor -%}" + CHATML
+
+    def identity(template: object, **arguments: object) -> dict[str, str]:
+        tokenizer = copy.deepcopy(qwen())
+        tokenizer.chat_template = template
+        return Renderer(tokenizer, template_kwargs=arguments).identity()
+
+    named = {"default": CHATML, "tool_use": with_tools}
+    before = identity(named)
+    assert changed(identity({"default": CHATML}), before) == {"template"}
+    assert changed(before, identity({**named, "tool_use": with_tools + " "})) == {"template"}
+    assert changed(before, identity(named, brief=True)) == {"template"}
+    assert identity(named, wordy=True) == before
+
+
+def test_a_prepended_bos_is_part_of_it() -> None:
     other = copy.deepcopy(llama3(LLAMA3))
     other.backend_tokenizer.post_processor = qwen().backend_tokenizer.post_processor
     if other("x")["input_ids"] == llama3()("x")["input_ids"]:

@@ -84,7 +84,7 @@ def test_scored_by_three_families_trained_on_verified_and_exported_as_trl_reads_
     rows = [row for row in ROWS if row["chosen"] != [THOUGHT] or row["rejected"] != [PLAIN]]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     write_recipe(tmp_path, list(FAMILIES))
-    # The Mistral-like template has no place for reasoning: its name is in the refusal, and skipping counts the rows.
+    # The Mistral-like template does not support reasoning: the error names it, and skipping counts the rows.
     refused = ran("score-refs", "r.yaml", cwd=tmp_path, code=2)
     assert "mistral" in refused and "reasoning" in refused
     scored = ran("score-refs", "r.yaml", "--on-bad-row", "skip", cwd=tmp_path)
@@ -101,7 +101,7 @@ def test_scored_by_three_families_trained_on_verified_and_exported_as_trl_reads_
     ran("targets", "r.yaml", "--for", "trl", "--output", "targets.parquet", cwd=tmp_path)
     frame = pl.read_parquet(tmp_path / "targets.parquet")
     ours = frame.select("prompt_ids", "chosen_ids", "rejected_ids").to_dicts()
-    # TRL has no unscored tokens within a completion: the rows with a tool's result and with reasoning on one side stay out.
+    # TRL has no unscored tokens within a completion: rows with tool results or reasoning on one side are not exported.
     kept = [row for row in rows if RESULT not in row["chosen"]]
     assert len(ours) == len(kept)
     config = trl.DPOConfig(str(tmp_path / "trl"), max_length=None, bf16=False, use_cpu=True, report_to="none")

@@ -1,4 +1,4 @@
-"""Reasoning, tool calls, results and several messages: what is read and scored, by templates of every kind in use."""
+"""Reasoning, tool calls, results and several messages: ids and scored tokens for templates of every kind in use."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.completion import completion_text, dump_completion
 from mrpo_pipeline.pairs.identity import Message, PromptSettings, dump_prompt
 from mrpo_pipeline.rendering import Rendered, Renderer, cut_offset, cut_prompt, tokens_counted
+from mrpo_pipeline.rendering.message_formats import nine_characters
+from mrpo_pipeline.rendering.token_view import view
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer
-from mrpo_pipeline.rendering.tool_forms import nine
-from mrpo_pipeline.rendering.view import view
 
 USER: Message = {"role": "user", "content": "How is the weather?"}
 ARGUMENTS = {"city": 'Zürich "x"\n', "deep": {"flag": True, "none": None}, "n": 3}
@@ -37,7 +37,7 @@ TOOLS_PLAIN = [{"type": "function", "function": {"name": "look", "description": 
 
 @dataclass
 class Model:
-    """A tokenizer, its template, and the form in which the template takes messages."""
+    """A tokenizer, its template, and the message format of the template."""
 
     tokenizer: Any
     stops: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ def rendered(
 
 
 def wrapped(message: Message, *, ids: bool = True, text: str | None = None, content: object = "") -> dict[str, Any]:
-    """A call as OpenAI's form has it."""
+    """A call in OpenAI's format."""
     calls = []
     for call in message["tool_calls"]:
         function = {"name": call["name"], "arguments": call["arguments"] if text is None else text}
@@ -137,10 +137,8 @@ def wrapped(message: Message, *, ids: bool = True, text: str | None = None, cont
         ),
     ],
 )
-def test_the_rest_of_the_text_behind_the_generation_prompt_is_scored_as_trl_has_it(
-    completion: list[Message], theirs: list[Any]
-) -> None:
-    """As the installed TRL's DPO trainer tokenizes the same row."""
+def test_the_text_after_the_generation_prompt_is_scored_as_in_trl(completion: list[Message], theirs: list[Any]) -> None:
+    """The same row tokenized by the installed TRL's DPO trainer."""
     from trl.data_utils import _tokenize, common_prefix_length
 
     model = QWEN3_LIKE
@@ -153,10 +151,10 @@ def test_the_rest_of_the_text_behind_the_generation_prompt_is_scored_as_trl_has_
         renderer = model.renderer()
         one = rendered(renderer, [USER], completion, PromptSettings(tools, arguments or None))
         assert one.prompt_ids.tolist() == prompt_ids
-        # The line break behind the end of the turn is no part of it.
+        # The line break after the end of the turn is not part of it.
         assert one.completion_ids.tolist() == full[split : max(i for i, t in enumerate(full) if t == model.end) + 1]
         assert (one.scored is None) == (len(completion) == 1)
-        assert renderer.proof.counts == {"exact": 1}
+        assert renderer.check.counts == {"exact": 1}
 
 
 def test_the_assistants_parts_of_several_messages_are_scored_and_the_results_are_not() -> None:
@@ -193,7 +191,7 @@ def test_bytes_of_calls_end_together_and_a_cut_never_falls_into_one() -> None:
         assert tokens_counted(one.byte_ends, True, cut) <= budget or cut == 0  # a side that is empty is left out
 
 
-def test_harmony_channels_are_read_as_the_model_is_given_them() -> None:
+def test_harmony_channels_follow_the_generation_prompt() -> None:
     model, renderer = HARMONY_LIKE, HARMONY_LIKE.renderer()
     one = rendered(renderer, [USER], [THOUGHT])
     thinking = {"role": "assistant", "content": "It is fine.", "thinking": THOUGHT["reasoning_content"]}
@@ -202,7 +200,7 @@ def test_harmony_channels_are_read_as_the_model_is_given_them() -> None:
     called = {**CALL, "reasoning_content": "Look first."}
     one = rendered(renderer, [USER], [called])
     assert model.tokenizer.decode(one.completion_ids[-1:]) == "<|call|>"
-    # Its reasoning is dropped from the complete text once an answer follows, but not from what the answer is given to.
+    # The complete text drops its reasoning when an answer follows, but the generation prompt keeps it.
     one = rendered(renderer, [USER], [called, RESULT, THOUGHT])
     before = [USER, {**wrapped(called), "thinking": "Look first."}, RESULT]
     asked = model.text(before, add_generation_prompt=True)
@@ -211,11 +209,11 @@ def test_harmony_channels_are_read_as_the_model_is_given_them() -> None:
     assert one.scored is not None
     assert model.tokenizer.decode(one.completion_ids[one.scored]).count("<|call|>") == 1
     two = {**CALL, "tool_calls": [*CALL["tool_calls"], {"name": "other", "arguments": {}, "id": "call_2"}]}
-    with pytest.raises(UserError, match="tiny cannot write tool calls"):
+    with pytest.raises(UserError, match="tiny does not support tool calls"):
         rendered(renderer, [USER], [two])
 
 
-def test_a_prompt_keeps_the_reasoning_that_its_answer_is_given_to() -> None:
+def test_a_prompt_keeps_the_reasoning_of_its_generation_prompt() -> None:
     model = HARMONY_LIKE
     called = {**CALL, "reasoning_content": "Look first."}
     renderer = model.renderer()
@@ -225,18 +223,18 @@ def test_a_prompt_keeps_the_reasoning_that_its_answer_is_given_to() -> None:
     assert rendered(renderer, [USER, called, RESULT], [THOUGHT]).prompt_ids.tolist() == model.ids(asked)
 
 
-def test_ids_of_nine_characters_are_made_where_a_template_wants_them() -> None:
+def test_ids_of_nine_characters_are_made_if_the_template_needs_them() -> None:
     model = MISTRAL_LIKE
     made = wrapped(CALL)
-    made["tool_calls"][0]["id"] = nine("call_1")
-    result = {**RESULT, "tool_call_id": nine("call_1")}
+    made["tool_calls"][0]["id"] = nine_characters("call_1")
+    result = {**RESULT, "tool_call_id": nine_characters("call_1")}
     one = rendered(model.renderer(), [USER], [CALL, RESULT, ANSWER])
     assert [*one.prompt_ids, *one.completion_ids] == model.ids(model.text([USER, made, result, ANSWER]))
     unnamed = {**CALL, "tool_calls": [{"name": "look", "arguments": {}}]}
     assert rendered(model.renderer(), [USER], [unnamed, {"role": "tool", "content": "fine"}, ANSWER]).scored is not None
 
 
-def test_arguments_become_text_and_content_none_where_a_template_wants_that() -> None:
+def test_arguments_become_text_and_content_none_if_the_template_needs_it() -> None:
     import json
 
     model = DEEPSEEK_LIKE
@@ -245,13 +243,13 @@ def test_arguments_become_text_and_content_none_where_a_template_wants_that() ->
     theirs = wrapped(CALL, text=text)
     theirs["content"] = None
     assert [*one.prompt_ids, *one.completion_ids] == model.ids(model.text([USER, theirs, RESULT, theirs]))
-    with pytest.raises(UserError, match="tiny cannot write tool calls"):
+    with pytest.raises(UserError, match="tiny does not support tool calls"):
         rendered(model.renderer(), [USER], [{**CALL, "content": "Wait."}])
-    with pytest.raises(UserError, match="tiny cannot write reasoning"):
+    with pytest.raises(UserError, match="tiny does not support reasoning"):
         rendered(model.renderer(), [USER], [THOUGHT])
 
 
-def test_the_header_of_a_result_ends_a_call_where_the_model_stops_with_it() -> None:
+def test_the_header_of_a_result_ends_a_call_if_it_is_a_stop_token() -> None:
     model, renderer = GLM_LIKE, GLM_LIKE.renderer()
     one = rendered(renderer, [USER], [{**CALL, "reasoning_content": "Look."}])
     theirs = {**wrapped(CALL), "reasoning_content": "Look."}
@@ -268,7 +266,7 @@ def test_the_header_of_a_result_ends_a_call_where_the_model_stops_with_it() -> N
     ]
 
 
-def test_a_result_is_never_scored_where_the_next_header_is_always_written() -> None:
+def test_a_result_is_not_scored_if_the_next_header_is_always_written() -> None:
     tokens = ["ACTION", "/ACTION", "RESPONSE", "/RESPONSE", "START", "END", "BOT", "THINK", "USER", "TOOL"]
     model = Model.of(RESPONSE_TOOLS, *(f"<|{token}|>" for token in tokens), eos="<|/RESPONSE|>")
     other: Message = {
@@ -301,11 +299,11 @@ def test_calls_written_before_the_content_are_refused() -> None:
     template = QWEN3_TOOLS.replace(calls, "").replace(
         "{%- if m.role == 'assistant' %}", "{%- if m.role == 'assistant' %}" + calls
     )
-    with pytest.raises(UserError, match="tiny cannot write the order"):
+    with pytest.raises(UserError, match="tiny does not support the order"):
         rendered(Model.of(template).renderer(), [USER], [{**CALL, "content": "Wait."}])
 
 
-def test_calls_written_by_their_ids_and_reasoning_kept_before_calls_alone() -> None:
+def test_calls_written_by_id_and_reasoning_kept_before_calls_only() -> None:
     model = Model.of(KIMI, "<|call|>", "<|arguments|>", "<|call_end|>")
     renderer = model.renderer()
     thinking = {**CALL, "reasoning_content": "Look first."}
@@ -314,12 +312,12 @@ def test_calls_written_by_their_ids_and_reasoning_kept_before_calls_alone() -> N
     one = rendered(renderer, [USER], [thinking])
     assert [*one.prompt_ids, *one.completion_ids] == model.ids(model.text([USER, theirs]))
     assert "functions.look:0" in model.tokenizer.decode(one.completion_ids)
-    # Its generation prompt keeps the reasoning that the complete text drops once an answer follows.
+    # Its generation prompt keeps the reasoning that the complete text drops when an answer follows.
     one = rendered(renderer, [USER], [thinking, RESULT, ANSWER])
     before = [USER, theirs, {**RESULT, "tool_call_id": "functions.look:0"}]
     asked = model.text(before, add_generation_prompt=True)
     assert [*one.prompt_ids, *one.completion_ids] == model.ids(asked + "<think></think>It is fine.<|im_end|>")
-    with pytest.raises(UserError, match="tiny cannot write reasoning"):
+    with pytest.raises(UserError, match="tiny does not support reasoning"):
         rendered(renderer, [USER], [THOUGHT])
 
 
@@ -345,15 +343,15 @@ def test_reasoning_as_parts_of_the_content(listed: bool) -> None:
         ([USER], [ANSWER], PromptSettings(TOOLS), "tools"),
     ],
 )
-def test_a_template_without_a_place_for_it_is_refused_by_name(
+def test_unsupported_contents_are_errors_that_name_the_template(
     prompt: list[Message], completion: list[Message], settings: PromptSettings, what: str
 ) -> None:
-    with pytest.raises(UserError, match=f"tiny cannot write {what}, which the row holds"):
+    with pytest.raises(UserError, match=f"tiny does not support {what}, which the row contains"):
         rendered(Renderer(llama2(LLAMA2), name="tiny"), prompt, completion, settings)
 
 
 @pytest.mark.parametrize("where", ["content", "reasoning", "argument", "key", "result", "tool"])
-def test_control_strings_are_text_wherever_they_are(where: str) -> None:
+def test_control_strings_are_text_everywhere(where: str) -> None:
     nasty = "a <|im_end|> b"
     call = {"name": "look", "arguments": {nasty if where == "key" else "q": [nasty if where == "argument" else "x"]}}
     message = {
@@ -374,7 +372,7 @@ def test_control_strings_are_text_wherever_they_are(where: str) -> None:
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-def test_a_control_string_that_would_be_escaped_is_refused(earlier: bool) -> None:
+def test_a_control_string_that_would_be_escaped_is_an_error(earlier: bool) -> None:
     model = Model.of(QWEN3_TOOLS.replace("call.arguments | tojson", "call.arguments | tojson(ensure_ascii=True)"))
     nasty: Message = {
         "role": "assistant",
@@ -382,14 +380,14 @@ def test_a_control_string_that_would_be_escaped_is_refused(earlier: bool) -> Non
         "tool_calls": [{"name": "look", "arguments": {"q": "a <|im_end|>"}}],
     }
     prompt, completion = ([USER, nasty, {"role": "tool", "content": "r"}], [ANSWER]) if earlier else ([USER], [nasty])
-    with pytest.raises(UserError, match="as escapes"):
+    with pytest.raises(UserError, match="escapes non-ASCII"):
         rendered(model.renderer(), prompt, completion)
 
 
-def test_arguments_of_the_template_of_the_model_and_of_the_row() -> None:
+def test_template_arguments_of_the_model_and_of_the_row() -> None:
     model = QWEN3_LIKE
     off = model.renderer(template_kwargs={"enable_thinking": False, "other": 1})
-    assert any("does not use an argument that it is given: other" in notice for notice in off.notices)
+    assert any("does not use this argument: other" in notice for notice in off.notices)
     plain = model.renderer()
     assert off.identity() != plain.identity()
     assert model.renderer(template_kwargs={"other": 1}).identity() == plain.identity()
@@ -424,7 +422,7 @@ def test_a_cut_prompt_keeps_tools_arguments_and_calls_with_their_results() -> No
     assert renderer.prompt_lengths([cut])[0] <= room
 
 
-def test_a_person_sees_what_is_text_call_scaffold_and_context() -> None:
+def test_the_token_view_labels_text_calls_scaffold_and_context() -> None:
     completion = dump_completion([{**CALL, "reasoning_content": "Look first."}, RESULT, ANSWER])
     lines = view(QWEN3_LIKE.renderer(), dump_prompt([USER]), [("chosen", completion, None)])
     titles = [line.split(" (")[0].strip() for line in lines if not line.startswith("    ")]
@@ -440,12 +438,12 @@ def test_a_person_sees_what_is_text_call_scaffold_and_context() -> None:
     ]
 
 
-def test_a_list_that_python_writes_is_no_place_for_reasoning() -> None:
-    with pytest.raises(UserError, match="tiny cannot write reasoning"):
+def test_a_python_repr_of_parts_is_not_support_for_reasoning() -> None:
+    with pytest.raises(UserError, match="tiny does not support reasoning"):
         rendered(Renderer(llama3(LLAMA3), name="tiny"), [USER], [{**THOUGHT, "reasoning_content": "one line"}])
 
 
-def test_earlier_reasoning_is_left_out_where_a_template_has_no_place_for_it() -> None:
+def test_earlier_reasoning_is_dropped_if_the_template_does_not_support_it() -> None:
     renderer = Renderer(llama2(LLAMA2), name="tiny")
     second = {"role": "user", "content": "And now?"}
     with_it, without = (dump_prompt([USER, answer, second]) for answer in (THOUGHT, ANSWER))

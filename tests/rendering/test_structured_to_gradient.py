@@ -1,4 +1,4 @@
-"""A tool row and a one-sided thinking row by a real template: rendered, scored, computed again, trained on."""
+"""A tool row and a one-sided thinking row with a real template: rendering, scoring, verification, training."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from tiny_tokenizers import qwen
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from mrpo_pipeline.dataset.prepare import renderer_of, wanted_completions
-from mrpo_pipeline.dataset.reference_logps import join_references, open_caches, training_examples
+from mrpo_pipeline.dataset.pair_targets import training_examples
+from mrpo_pipeline.dataset.prepare import wanted_completions
+from mrpo_pipeline.dataset.reference_logps import join_references, open_caches
 from mrpo_pipeline.dataset.shared_prompt import own_prompts
 from mrpo_pipeline.dataset.truncate import prepare
+from mrpo_pipeline.models.completion_rows import plain_rows, shared_row
 from mrpo_pipeline.models.head import Head
+from mrpo_pipeline.models.shared_prompt_attention import SharedPromptAttention
 from mrpo_pipeline.pairs import PairTable, dump_prompt
 from mrpo_pipeline.pairs.completion import dump_completion
 from mrpo_pipeline.pairs.table import SCHEMA
-from mrpo_pipeline.policy.collate import shared_row, two_rows
+from mrpo_pipeline.policy.collate import lay_out_pairs
 from mrpo_pipeline.policy.forward import PolicyForward
-from mrpo_pipeline.policy.shared_prompt_attention import PairAttention
 from mrpo_pipeline.rendering import Renderer
+from mrpo_pipeline.rendering.model_reading import renderer_of
 from mrpo_pipeline.scoring.scorer import Assignment, Scorer
 from mrpo_pipeline.verify import check_numbers
 
@@ -83,7 +86,7 @@ def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None])
 
 
-def test_what_a_template_writes_of_tools_and_thinking_is_scored_and_trained_on(tmp_path: Path) -> None:
+def test_tools_and_thinking_are_scored_and_trained_on(tmp_path: Path) -> None:
     path = policy_of(tmp_path / "model")
     run = recipe(tmp_path, {"base": path}, write_pairs(tmp_path / "pairs.jsonl", [pair("x", "y", "z")]))
     source = run.sources()[0]
@@ -115,9 +118,9 @@ def test_what_a_template_writes_of_tools_and_thinking_is_scored_and_trained_on(t
     expected = masked_sums(model, frame)
     by_expected = gradient(model, (expected * weights).sum())
     batch = examples.__getitems__([0, 1, 2])
-    for layout, attention in ((two_rows, None), (shared_row, PairAttention(head.model))):
+    for layout, attention in ((plain_rows, None), (shared_row, SharedPromptAttention(head.model))):
         forward = PolicyForward(head, attention)
-        found = forward(**layout(batch))
+        found = forward(**lay_out_pairs(batch, layout))
         by_found = gradient(model, (found * weights).sum())
         forward.release()
         assert float((found - expected).detach().abs().max() / expected.detach().abs().max()) <= 1e-6

@@ -1,4 +1,4 @@
-"""Traits of templates and tokenizers in use, each on a small one that has it: what is read, scored, and said."""
+"""Traits of real templates and tokenizers, each on a small example: ids, scored tokens, notices."""
 
 import copy
 import json
@@ -27,12 +27,12 @@ from tokenizers import Tokenizer
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.identity import dump_prompt
 from mrpo_pipeline.rendering import Rendered, Renderer
-from mrpo_pipeline.rendering.proof import RenderingMismatchError
+from mrpo_pipeline.rendering.rendering_check import RenderingMismatchError
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 
-# As Mistral 7B v0.3, Nemo and Large have it: the system message goes before the last message if that is a user's.
+# Like Mistral 7B v0.3, Nemo and Large: the system message is written before the last message if that is from the user.
 MISTRAL_V3 = (
     "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}{%- set loop_messages = messages[1:] %}"
     "{%- else %}{%- set loop_messages = messages %}{%- endif %}{{- bos_token }}{%- for message in loop_messages %}"
@@ -41,18 +41,18 @@ MISTRAL_V3 = (
     "{%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}"
     "{%- else %}{{- ' ' + message['content'] + eos_token }}{%- endif %}{%- endfor %}"
 )
-# GLM's kind: nothing ends an answer but the header of the next turn.
+# Like GLM: only the next header ends an answer.
 GLM = (
     "[gMASK]<sop>{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
-# Command-R7B's kind: a token ends the response, another the turn.
+# Like Command-R7B: one token ends the response, another the turn.
 RESPONSE = (
     "{% for m in messages %}{{ '<|START|>' + m['role'] + '\\n' }}{% if m['role'] == 'assistant' %}"
     "{{ '<|RESPONSE|>' + m['content'] + '<|/RESPONSE|>' }}{% else %}{{ m['content'] }}{% endif %}{{ '<|END|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|START|>assistant\\n' }}{% endif %}"
 )
-# DeepSeek V3.1's kind: an empty think block closes before earlier answers.
+# Like DeepSeek V3.1: a closing think tag before earlier answers.
 CLOSING_THINK = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|im_start|>assistant\\n' }}"
     "{% if '</think>' in m['content'] %}{{ m['content'] }}{% else %}{{ '</think>' + m['content'] }}{% endif %}{{ '<|im_end|>' }}"
@@ -75,7 +75,7 @@ def rendered(renderer: Renderer, prompt: list[dict[str, str]], answer: str) -> R
 
 @pytest.mark.parametrize("earlier", [[], [*user("First?"), {"role": "assistant", "content": "One."}]])
 @pytest.mark.parametrize("text", ["hi", "Be brief.", "INST", "]"])
-def test_a_system_message_that_only_the_generation_prompt_has_is_read(earlier: list[dict[str, str]], text: str) -> None:
+def test_a_system_message_only_in_the_generation_prompt_is_kept(earlier: list[dict[str, str]], text: str) -> None:
     tokenizer = mistral(MISTRAL_V3)
     renderer = Renderer(tokenizer, name="tiny")
     prompt = [SYSTEM, *earlier, *user(text)]
@@ -88,7 +88,7 @@ def test_a_system_message_that_only_the_generation_prompt_has_is_read(earlier: l
     assert rendered(renderer, user("hi"), "fine").completion_ids.tolist() == got.completion_ids.tolist()
 
 
-def test_an_empty_system_message_is_left_out_where_only_the_generation_prompt_would_have_it() -> None:
+def test_an_empty_system_message_only_in_the_generation_prompt_is_dropped() -> None:
     renderer = Renderer(mistral(MISTRAL_V3))
     empty = {"role": "system", "content": ""}
     assert rendered(renderer, [empty, *user("hi")], "x").prompt_ids.tolist() == (
@@ -96,15 +96,15 @@ def test_an_empty_system_message_is_left_out_where_only_the_generation_prompt_wo
     )
 
 
-def test_a_template_that_leaves_out_a_turn_is_refused() -> None:
+def test_a_template_that_drops_a_turn_is_an_error() -> None:
     template = CHATML.replace("{% for m in messages %}", "{% for m in messages[-2:] %}")
-    with pytest.raises(UserError, match=r"leaves out a message.*\(user: 'First\?'\)"):
+    with pytest.raises(UserError, match=r"drops a message.*\(user: 'First\?'\)"):
         Renderer(qwen(template)).render([(chat("First?", "One.", "Second?"), "Two.")])
 
 
 @pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("answer", ["<think>\nhm\n</think>\n\nyes", "yes"])
-def test_a_closing_tag_that_a_template_writes_between_turns_is_no_turn_marker(answer: str, marked: bool) -> None:
+def test_a_closing_tag_between_turns_is_not_a_turn_marker(answer: str, marked: bool) -> None:
     tokenizer = with_tokens(qwen(CLOSING_THINK), *(("<think>", "</think>") if marked else ()))
     assert tokenizer.added_tokens_decoder[tokenizer.convert_tokens_to_ids("<think>")].special == marked
     got = Renderer(tokenizer).render([(chat("a", "b", "c"), answer)])[0]
@@ -115,7 +115,7 @@ def test_a_closing_tag_that_a_template_writes_between_turns_is_no_turn_marker(an
 
 
 @pytest.mark.parametrize("file", ["chat_template.json", "processor_config.json", "chat_template.jinja"])
-def test_a_template_beside_the_tokenizer_is_the_models(tmp_path: Path, file: str) -> None:
+def test_a_template_in_another_file_of_the_model_is_used(tmp_path: Path, file: str) -> None:
     qwen(None).save_pretrained(tmp_path)
     (tmp_path / file).write_text(CHATML if file.endswith("jinja") else json.dumps({"chat_template": CHATML}))
     got = Renderer.from_pretrained(str(tmp_path))
@@ -137,7 +137,7 @@ def test_a_template_that_takes_content_as_parts_gets_parts() -> None:
 
 
 def byte_level_llama(folder: Path) -> None:
-    """A byte-level tokenizer.json under the class of SentencePiece models, as copies of R1-Distill-Llama have it."""
+    """A byte-level tokenizer.json with the class of SentencePiece models, like copies of R1-Distill-Llama."""
     llama3().save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "LlamaTokenizerFast"}))
@@ -152,23 +152,23 @@ def test_ids_are_those_of_tokenizer_json_and_not_of_the_class_that_loads_it(tmp_
     own = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert got.completion_ids[:-1].tolist() == own.encode(text, add_special_tokens=False).ids
     assert own.decode(got.prompt_ids.tolist(), skip_special_tokens=False).count(text) == 1
-    assert "those of its tokenizer.json" in renderer.reading[0]
+    assert "tokenizer.json is used directly" in renderer.reading[0]
 
 
-def test_a_tokenizer_json_that_loses_white_space_is_refused() -> None:
-    """What transformers saves after it loaded such a tokenizer by the wrong class."""
+def test_a_tokenizer_json_that_loses_white_space_is_an_error() -> None:
+    """The file that transformers saves after loading with the wrong class."""
     backend = json.loads(llama3().backend_tokenizer.to_str())
     backend["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     names = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
     broken = wrap(Tokenizer.from_str(json.dumps(backend)), **names)
     broken.chat_template = llama3().chat_template
-    with pytest.raises(RenderingMismatchError, match=r"do not give the text back") as error:
+    with pytest.raises(RenderingMismatchError, match=r"do not decode to the text") as error:
         Renderer(broken, name="copy").render([(chat("hi"), "How are you?")])
     assert "Howareyou?" in str(error.value)
 
 
 @pytest.mark.parametrize("answer", ["Fine.", "fine\n", "Fine!", "a\n\n"])
-def test_no_token_reaches_from_the_content_into_what_follows(answer: str) -> None:
+def test_no_token_crosses_the_end_of_the_content(answer: str) -> None:
     tokenizer = qwen(CHATML.replace("+ '<|im_end|>'", "+ '\\n\\n<|im_end|>'"))
     bare = qwen(VICUNA.replace("+ eos_token", "+ '\\n\\n'"))
     for one, end in ((tokenizer, "\n\n<|im_end|>"), (bare, "<|im_end|>")):
@@ -200,10 +200,10 @@ def test_the_header_of_the_next_turn_does_not_end_an_answer() -> None:
         got = rendered(renderer, user("hi"), "fine")
         assert one.decode(got.completion_ids) == "fine<|im_end|>"
         assert one.decode(got.prompt_ids).endswith("<|user|>\nhi<|assistant|>\n")
-        assert "writes no end of an answer: <|im_end|> ends it" in renderer.notices[0]
+        assert "writes no end-of-turn token: <|im_end|> is used" in renderer.notices[0]
 
 
-def test_an_answer_ends_with_what_the_generation_configuration_stops_at(tmp_path: Path) -> None:
+def test_an_answer_ends_with_the_stop_token_of_the_generation_configuration(tmp_path: Path) -> None:
     glm = with_tokens(qwen(GLM), "[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|observation|>")
     names = ("<|START|>", "<|RESPONSE|>", "<|/RESPONSE|>", "<|END|>")
     command = with_tokens(qwen(RESPONSE), *names, eos_token="<|END|>")
@@ -219,20 +219,20 @@ def test_an_answer_ends_with_what_the_generation_configuration_stops_at(tmp_path
         assert renderer.identity()["end_of_turn"] in stops
 
 
-def test_an_end_of_turn_that_the_model_does_not_stop_with_is_reported() -> None:
+def test_an_end_of_turn_that_is_not_a_stop_token_is_reported() -> None:
     tokenizer = qwen()
     tokenizer = with_tokens(tokenizer, eos_token="<|endoftext|>")
     loaded = LoadedTokenizer(tokenizer, stops=(tokenizer.eos_token_id,))
     renderer = Renderer(tokenizer, loaded=loaded)
     assert tokenizer.decode(rendered(renderer, user("hi"), "fine").completion_ids) == "fine<|im_end|>"
-    assert "not among the tokens that the model stops with (<|endoftext|>)" in renderer.notices[0]
+    assert "not a stop token of the model (<|endoftext|>)" in renderer.notices[0]
 
 
 @pytest.mark.parametrize(
     ("make", "template"),
     [(mistral, MISTRAL), (llama2, CHATML.replace("in messages %}", "in messages if m['role'] != 'system' %}"))],
 )
-def test_an_empty_system_message_is_left_out_where_system_messages_are_merged(make: Any, template: str) -> None:
+def test_an_empty_system_message_is_dropped_if_system_messages_are_merged(make: Any, template: str) -> None:
     renderer = Renderer(make(template))
     empty = {"role": "system", "content": ""}
     with_empty, without = (rendered(renderer, prompt, "fine") for prompt in ([empty, *user("hi")], user("hi")))
@@ -250,7 +250,7 @@ def tekken() -> Path | None:
     return next((Path(mistral_common.__file__).parent / "data").glob("tekken_*.json"), None)
 
 
-def test_a_tekken_file_beside_tokenizer_json_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_tekken_file_next_to_tokenizer_json_is_ignored(tmp_path: Path) -> None:
     file = tekken()
     if file is None:
         pytest.skip("mistral-common is not installed, so transformers does not look at tekken.json")
@@ -259,44 +259,46 @@ def test_a_tekken_file_beside_tokenizer_json_is_in_nobodys_way(tmp_path: Path) -
     shutil.copy(file, tmp_path / "tekken.json")
     assert Renderer.from_pretrained(str(tmp_path)).identity() == Renderer(llama3()).identity()
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"tekken\.json alone.*expected `tokenizer\.json`"):
+    with pytest.raises(UserError, match=r"only tekken\.json.*expected `tokenizer\.json`"):
         Renderer.from_pretrained(str(tmp_path))
 
 
-def test_a_tokenizer_whose_sentencepiece_file_transformers_reads_in_another_way_is_refused(tmp_path: Path) -> None:
+def test_a_wrongly_converted_sentencepiece_tokenizer_is_an_error(tmp_path: Path) -> None:
     file = tekken()
     found = file and next(file.parent.glob("tokenizer.model.v1"), None)
     if not found:
         pytest.skip("mistral-common, which ships a SentencePiece file, is not installed")
     shutil.copy(found, tmp_path / "tokenizer.model")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral"}))
-    with pytest.raises(UserError, match=r"tokenizer\.model alone.*SentencePiece"):
+    with pytest.raises(UserError, match=r"only tokenizer\.model.*SentencePiece"):
         Renderer.from_pretrained(str(tmp_path))
 
 
 def test_first_conversations_are_counted_by_reason() -> None:
     renderer = Renderer(gpt2(LLAMA2.replace("bos_token", "''")), name="tiny")
     renderer.render([(chat("hi"), "fine"), (chat("hi"), "see <|endoftext|>"), (dump_prompt("raw"), " text")])
-    assert renderer.proof.conversations == 3
-    assert renderer.proof.counts["control strings in the data are text"] == 1
-    assert renderer.proof.counts.total() == 3
-    assert "3 first conversations compared" in renderer.proof.summary()
+    assert renderer.check.conversations == 3
+    assert renderer.check.counts["control strings in the data are text"] == 1
+    assert renderer.check.counts.total() == 3
+    assert "3 first conversations compared" in renderer.check.summary()
 
 
-def test_each_shape_is_compared_a_few_times_and_no_more() -> None:
+def test_each_shape_is_compared_a_few_times_only() -> None:
     renderer = Renderer(qwen(QWEN3))
     renderer.render([(chat("hi"), f"answer {i}") for i in range(20)])
-    assert renderer.proof.counts == {"exact": 3}
+    assert renderer.check.counts == {"exact": 3}
     renderer.render([(chat("a", "b", "c"), "d"), (dump_prompt([SYSTEM, *user("hi")]), "<think>\nx\n</think>\n\ny")])
-    assert renderer.proof.counts == {"exact": 5}
+    assert renderer.check.counts == {"exact": 5}
 
 
-def test_a_rendering_that_is_not_the_tokenizers_stops_the_run_and_not_the_row() -> None:
+def test_a_rendering_mismatch_stops_the_run() -> None:
     renderer = Renderer(qwen(), name="tiny")
-    ids = renderer._clones.clone_for("").original_ids
+    ids = renderer._escaped.for_texts("").original_ids
     x, y = (qwen().convert_tokens_to_ids(token) for token in "xy")
     ids[[x, y]] = [y, x]
-    with pytest.raises(RenderingMismatchError, match=r"tiny is not read as its own tokenizer.*token") as error:
+    with pytest.raises(
+        RenderingMismatchError, match=r"tiny: the rendering differs from the model's own tokenizer.*token"
+    ) as error:
         renderer.render_each([(chat("x"), "fine")])
-    assert "read here:" in str(error.value)
+    assert "rendered here:" in str(error.value)
     assert f"'x' ({x})" in str(error.value)

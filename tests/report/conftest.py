@@ -1,4 +1,4 @@
-"""One report that most tests look at, written once."""
+"""One report that most tests read, written once."""
 
 from __future__ import annotations
 

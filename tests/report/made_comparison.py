@@ -1,4 +1,4 @@
-"""A comparison's folder as `mrpo compare` leaves one, made up from a seed: no model is trained."""
+"""A synthetic comparison folder like that of `mrpo compare`, from a seed; no model is trained."""
 
 from __future__ import annotations
 
@@ -36,10 +36,8 @@ def make_comparison(
     steps: int = 120,
     audited: bool = False,
 ) -> Path:
-    """Write the whole folder, the audit only where asked for. The first methods, one for each reference, are the single-reference ones.
-
-    ``texts``: prompt, chosen, rejected of the first held-out pairs; the others are made up.
-    """
+    """Write the complete folder, optionally with the audit. The first methods, one for each reference, are the single-
+    reference ones. ``texts``: prompt, chosen, rejected of the first held-out pairs; the others are generated."""
     folder.mkdir(parents=True, exist_ok=True)
     chance = np.random.default_rng(0)
     ids = [f"{number:032x}" for number in chance.integers(0, 1 << 62, pairs)]
@@ -77,12 +75,12 @@ def make_comparison(
         "finished": "2026-11-22T14:00:00+00:00",
         "pairs": {
             "train": {
-                "pairs in": 1000,
-                "pairs out": 997,
-                "pairs dropped: identical after the cut": 3,
-                "completions cut": 12,
+                "read": 1000,
+                "used": 997,
+                "dropped": {"identical after the cut": 3},
+                "cut_completions": 12,
             },
-            "eval": {"pairs in": pairs, "pairs out": pairs},
+            "eval": {"read": pairs, "used": pairs},
         },
         "held_out": pairs,
         "seeds": list(seeds),
@@ -186,6 +184,14 @@ def _entry(
     for metric, values in accuracies.items():
         mean = float(np.mean(values))
         metrics[metric] = {"mean": mean, "low": mean - 0.05, "high": min(mean + 0.05, 1.0), "per_seed": values}
+    for at, unit in enumerate(("chosen_per_token", "rejected_per_token", "chosen_per_byte", "rejected_per_byte")):
+        drift = [0.02 * place, -0.05 * place, 0.005 * place, -0.0125 * place][at]
+        metrics[f"drift/{unit}"] = {
+            "mean": drift,
+            "low": drift - 0.002,
+            "high": drift + 0.002,
+            "per_seed": [drift] * len(seeds),
+        }
     metrics["loss"] = {"mean": 0.5, "low": 0.45, "high": 0.55, "per_seed": [0.5] * len(seeds)}
     shares = np.linspace(1, 2 + place, len(references))
     diagnostics = {"refs/effective_k": 1.7}
@@ -236,8 +242,8 @@ def _audit(references: tuple[str, ...]) -> dict[str, Any]:
         figures[name] = {
             "nats_per_byte": {"chosen": 0.5 + 0.1 * place, "rejected": 0.62 + 0.1 * place},
             "nats_per_token": {"chosen": 2.1, "rejected": 2.2},
-            "ranked_rightly": share,
-            "delta": {"mean": 3.1 - place, "median_size": 7.5},
+            "accuracy": share,
+            "delta": {"mean": 3.1 - place, "median_abs": 7.5},
             "by_length": [
                 {"bytes_from": 40 * part + 1, "bytes_to": 40 * part + 40, "pairs": 15, "delta_mean": 2.0 * part - place}
                 for part in range(4)
@@ -245,16 +251,16 @@ def _audit(references: tuple[str, ...]) -> dict[str, Any]:
         }
     two = [(a, b) for place, a in enumerate(references) for b in references[place + 1 :]]
     return {
-        "version": 1,
+        "version": 2,
         "references": figures,
         "findings": [
             {"reference": references[-1], "fault": "copy", "sentence": "It is a copy of another.", "severity": "broken"}
         ],
-        "agreement": [{"references": [a, b], "ranked_alike": 0.81, "delta": 0.5} for a, b in two],
+        "agreement": [{"references": [a, b], "same_ranking": 0.81, "delta": 0.5} for a, b in two],
         "weightings": {
             "weights": {"uniform": dict.fromkeys(references, 1 / len(references))},
             "validation_on": "these pairs",
         },
         "mrpo": {"effective_k": 1.34},
-        "remarks": [{"reference": references[0], "sentence": "It spends few nats."}],
+        "warnings": [{"reference": references[0], "sentence": "It spends few nats."}],
     }

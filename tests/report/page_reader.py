@@ -1,4 +1,4 @@
-"""A page as a strict reader sees it: its elements in order, their nesting checked, and its text."""
+"""A strict HTML parser: the page's elements in order, with their nesting checked, and its text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VOID = {"meta", "link", "br", "hr", "img", "input", "wbr", "area", "base", "col"
 
 @dataclass
 class Element:
-    """One element, its own text (not its children's) and the whole of it."""
+    """One element, its own text (not its children's) and its complete text."""
 
     tag: str
     attributes: dict[str, str | None]
@@ -20,7 +20,7 @@ class Element:
 
 @dataclass
 class Page(HTMLParser):
-    """``elements`` in the order they open; ``faults``: what does not nest."""
+    """``elements`` in the order they open; ``faults``: nesting errors."""
 
     source: str
     elements: list[Element] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Page(HTMLParser):
             element.text += data
 
     def all(self, tag: str, **attributes: str) -> list[Element]:
-        """The elements of a tag with these attributes (``class_`` for class, a word of it)."""
+        """The elements of a tag with these attributes (``class_`` for one of the classes)."""
         found = [element for element in self.elements if element.tag == tag]
         for name, value in attributes.items():
             key = name.rstrip("_")

@@ -1,4 +1,4 @@
-"""Charts: every label is inside, none overlaps another, whatever the names."""
+"""Charts: every label is inside the figure, and none overlaps another, for any names."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from made_comparison import make_comparison
 
 from mrpo_pipeline.report.charts import Plot, plot_style
 from mrpo_pipeline.report.learning_curves import curve_plots
-from mrpo_pipeline.report.result_plots import method_plots
+from mrpo_pipeline.report.result_plots import drift_plots, method_plots
 from mrpo_pipeline.report.results_folder import read_folder
 from mrpo_pipeline.report.weight_plots import weight_plots
 
 
 def visible_texts(plot: Plot) -> dict[str, Any]:
-    """The place of every text, in the order of drawing; legends as one each."""
+    """The position of every text in drawing order; a legend is one text."""
     plot.figure.draw_without_rendering()
     texts = list(plot.figure.texts)
     for axes in plot.figure.axes:
@@ -36,7 +36,7 @@ def test_labels_of_twelve_methods_with_long_names_overlap_nowhere_and_stay_insid
         make_comparison(tmp_path / "made", methods=methods, seeds=(0, 1), stepwise=(methods[5],), steps=20)
     )
     with plot_style():
-        for plot in [*method_plots(folder), *curve_plots(folder)[:1], *weight_plots(folder)]:
+        for plot in [*method_plots(folder), *drift_plots(folder), *curve_plots(folder)[:1], *weight_plots(folder)]:
             boxes = visible_texts(plot)
             for text, box in boxes.items():
                 assert box.x0 >= -1 and box.x1 <= plot.figure.bbox.x1 + 1, (plot.name, text)

@@ -1,4 +1,4 @@
-"""The pairs on which methods disagree: those, in that order, with that sign."""
+"""The pairs on which methods disagree, in order, with the right signs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mrpo_pipeline.report.disagreements import disagreements_of
 from mrpo_pipeline.report.results_folder import read_folder
 from mrpo_pipeline.report.write import write_report
 
-# Margins of two methods with two seeds each on four pairs. Pair c is parted wholly, b by one seed, a and d not at all.
+# Margins of two methods with two seeds each on four pairs. Pair c is disputed by all seeds, b by one, a and d by none.
 MARGINS = {
     ("dpo", 0): {"a": 4.0, "b": 1.0, "c": 2.0, "d": -1.0},
     ("dpo", 1): {"a": 3.0, "b": 1.5, "c": 2.0, "d": -2.0},
@@ -30,14 +30,14 @@ def folder(tmp_path: Path) -> Path:
     texts = {"pair_id": list("abcd"), "prompt": list("pqrs"), "chosen": list("ABCD"), "rejected": ["r"] * 4}
     pl.DataFrame(texts).write_parquet(made / "held_out.parquet")
     for (method, seed), margins in MARGINS.items():
-        # In another order, as a run may leave them.
+        # In another order, as a run may write them.
         rows = sorted(margins.items(), reverse=bool(seed))
         frame = pl.DataFrame({"pair_id": [pair for pair, _ in rows], "logps_chosen": [-10 + m for _, m in rows]})
         frame.with_columns(logps_rejected=pl.lit(-10.0)).write_parquet(made / method / f"seed-{seed}" / "pairs.parquet")
     return made
 
 
-def test_pairs_that_part_the_methods_are_found_and_told_rightly(folder: Path) -> None:
+def test_pairs_on_which_methods_disagree_are_found_and_described(folder: Path) -> None:
     found = disagreements_of(read_folder(folder))
     assert found is not None and (found.split, found.pairs) == (2, 4)
     assert {pair.pair_id for pair in found.shown} == {"b", "c"}
@@ -56,7 +56,7 @@ def test_of_pairs_with_the_same_votes_the_one_whose_margins_lie_further_apart_co
 
 
 def test_votes_count_before_margins(folder: Path) -> None:
-    # Now b's margins lie much further apart than c's, and only one and a half of mrpo's two seeds are wrong on it.
+    # Now b's margins differ much more than c's, and one and a half of mrpo's two seeds are wrong on it.
     for seed, margin in ((0, -100.0), (1, 0.0)):
         path = folder / "mrpo" / f"seed-{seed}" / "pairs.parquet"
         changed = pl.when(pl.col("pair_id") == "b").then(margin - 10.0).otherwise(pl.col("logps_chosen"))
@@ -82,7 +82,7 @@ def test_seeds_that_differ_are_shown_so_and_a_tie_is_half(folder: Path) -> None:
     assert "✓dpoprefers the chosen side:+2.0" in first.text.replace("\n", "")
 
 
-def test_where_all_agree_the_page_says_so(folder: Path) -> None:
+def test_the_page_states_that_all_agree(folder: Path) -> None:
     for seed in (0, 1):
         frame = pl.read_parquet(folder / "dpo" / f"seed-{seed}" / "pairs.parquet")
         frame.write_parquet(folder / "mrpo" / f"seed-{seed}" / "pairs.parquet")
@@ -90,13 +90,13 @@ def test_where_all_agree_the_page_says_so(folder: Path) -> None:
     assert "On each of 4 held-out pairs, every method prefers the same side." in text
 
 
-def test_with_one_method_nobody_disagrees(folder: Path) -> None:
+def test_with_one_method_there_are_no_disagreements(folder: Path) -> None:
     for seed in (0, 1):
         (folder / "mrpo" / f"seed-{seed}" / "pairs.parquet").unlink()
     assert disagreements_of(read_folder(folder)) is None
 
 
-def test_a_text_beyond_all_bounds_is_cut_and_the_page_says_so(folder: Path) -> None:
+def test_a_very_long_text_is_cut_with_a_note(folder: Path) -> None:
     texts = pl.read_parquet(folder / "held_out.parquet").with_columns(chosen=pl.lit("é" * 30_000))
     texts.write_parquet(folder / "held_out.parquet")
     page = Page(write_report(folder).read_text())

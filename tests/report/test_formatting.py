@@ -1,4 +1,4 @@
-"""Text and numbers as the page writes them."""
+"""Formats of text and numbers on the page."""
 
 from __future__ import annotations
 

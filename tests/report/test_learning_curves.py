@@ -1,4 +1,4 @@
-"""Learning curves: what is drawn is what was logged."""
+"""Learning curves show the logged values."""
 
 from __future__ import annotations
 

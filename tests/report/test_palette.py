@@ -1,4 +1,4 @@
-"""Colours: seen in light and dark, told apart by colour-blind readers, the same for a method wherever it is drawn."""
+"""Colours: visible in light and dark, distinct for colour-blind readers, the same for a method in every plot."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def lab(shade: str, blindness: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shade", ["light", "dark"])
-def test_every_mark_stands_out_from_the_page_and_every_text_can_be_read(shade: str) -> None:
+def test_every_mark_and_text_has_enough_contrast(shade: str) -> None:
     paper = getattr(palette.PAPER, shade)
     for colour in (*palette.METHODS, *palette.REFERENCES):
         assert contrast(getattr(colour, shade), paper) >= 3, (colour.name, contrast(getattr(colour, shade), paper))

@@ -1,4 +1,4 @@
-"""The page in a real browser, from disk: no console errors, no requests. Left out where there is no Chromium."""
+"""The page in a real browser, from disk: no console errors, no requests. Skipped without Chromium."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FLAGS = [
     "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=2000",
     "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom",
 ]  # fmt: skip
-# What the browser asks for on its own account, whatever page it shows.
+# Requests that the browser makes for any page.
 ITS_OWN = re.compile(r"https?://([\w-]+\.)*(google|googleapis|gstatic|chromium)\.(com|org)(:\d+)?(/|$)")
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 
 
 def look(page: Path, folder: Path) -> tuple[str, list[str], set[str]]:
-    """The page as the browser made it of the file, what its console said, and the addresses it asked for."""
+    """The page's DOM in the browser, its console output, and the requested addresses."""
     assert CHROMIUM is not None
     network = folder / "network.json"
     done = subprocess.run(
@@ -32,7 +32,7 @@ def look(page: Path, folder: Path) -> tuple[str, list[str], set[str]]:
         capture_output=True, text=True, timeout=90, check=True,
     )  # fmt: skip
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    # Read line by line: the browser may leave without closing its log.
+    # Read line by line: the browser may exit without closing its log.
     asked = set(re.findall(r'"url":"([^"]+)"', network.read_text()))
     return done.stdout, console, {url for url in asked if url.startswith("http") and not ITS_OWN.match(url)}
 
@@ -45,7 +45,7 @@ def test_the_report_opens_without_a_console_message_or_a_request(written: Path, 
 
 
 def test_what_somebody_puts_into_the_page_can_neither_run_nor_ask(written: Path, tmp_path: Path) -> None:
-    """The test above sees what it is there to see; and the page's policy holds."""
+    """A control for the test above, which would see scripts and requests; and the page's policy blocks them."""
     source = (written / "report.html").read_text()
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
     put = '<img src="http://example.test/seen.png"><script>console.error("ran")</script></main>'

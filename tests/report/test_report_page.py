@@ -1,4 +1,4 @@
-"""The page: it is self-contained, shows what the folder holds, and no text of the data is more than text."""
+"""The page is self-contained, shows the folder's contents, and no data is more than text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_page_asks_nothing_of_any_network(page: Page) -> None:
     assert inner and all(target.startswith("#") for target in inner)
 
 
-def test_the_browser_is_told_to_let_nothing_in(page: Page) -> None:
+def test_the_content_security_policy_blocks_everything(page: Page) -> None:
     policy = next(meta.attributes["content"] for meta in page.all("meta") if meta.attributes.get("http-equiv"))
     assert policy is not None and "default-src 'none'" in policy
     (script,) = page.all("script")
@@ -52,7 +52,7 @@ def test_elements_nest_and_headings_go_down_one_level_at_a_time(page: Page) -> N
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
-def test_no_id_stands_twice_and_every_link_within_the_page_leads_somewhere(page: Page) -> None:
+def test_ids_are_unique_and_every_internal_link_has_a_target(page: Page) -> None:
     ids = [element.attributes["id"] for element in page.elements if "id" in element.attributes]
     assert len(ids) == len(set(ids))
     targets = {
@@ -72,7 +72,7 @@ def test_the_reader_meets_the_sections_in_order(page: Page) -> None:
     ]
 
 
-def test_the_page_says_what_the_folder_says(page: Page, written: Path) -> None:
+def test_the_page_shows_what_the_folder_holds(page: Page, written: Path) -> None:
     document = json.loads((written / "comparison.json").read_text())
     assert page.all("h1")[0].text == document["verdict"]["sentence"]
     tables = {section.attributes["id"]: section.text for section in page.all("section")}
@@ -91,11 +91,9 @@ def test_the_page_says_what_the_folder_says(page: Page, written: Path) -> None:
     assert "mrpo compare runs/made/output/recipe.yaml" in tables["rerun"] and "template: auto" in tables["rerun"]
 
 
-def test_every_plot_is_in_the_page_with_words_for_those_who_do_not_see_it_and_lies_beside_it_as_files(
-    page: Page, written: Path
-) -> None:
+def test_every_plot_is_in_the_page_with_a_description_and_beside_it_as_files(page: Page, written: Path) -> None:
     drawn = page.all("svg", class_="plot")
-    assert len(drawn) == 3 + 2 + 3 + 3 + 3
+    assert len(drawn) == 3 + 2 + 1 + 3 + 3 + 3
     for plot in drawn:
         assert plot.attributes["role"] == "img" and len(plot.attributes["aria-label"] or "") > 40
         assert "figure" in plot.parents
@@ -122,13 +120,13 @@ def test_control_characters_and_overrides_of_direction_are_shown_and_do_nothing(
     assert all(text.attributes.get("dir") == "auto" for text in page.all("div", class_="text"))
 
 
-def test_a_long_text_is_folded_and_whole(page: Page) -> None:
+def test_a_long_text_is_folded_and_complete(page: Page) -> None:
     folds = [element for element in page.all("details", class_="fold") if "A line of a long answer." in element.text]
     assert folds and all(element.text.count("A line of a long answer.") >= 400 for element in folds)
     assert "show all 10,400 characters" in folds[0].text
 
 
-def test_the_same_folder_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -> None:
+def test_the_same_folder_gives_the_same_bytes_at_any_location(tmp_path: Path) -> None:
     folder = make_comparison(
         tmp_path / "made", methods=SMALL, references=TWO, audited=True, stepwise=("mrpo",), steps=20
     )

@@ -1,4 +1,4 @@
-"""The tables, from folders made for them."""
+"""The tables of synthetic folders."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from made_comparison import make_comparison
 from page_reader import Page
 
 from mrpo_pipeline.report import write_report
+from mrpo_pipeline.report.result_plots import drift_plots
 from mrpo_pipeline.report.results_folder import Folder, read_folder
-from mrpo_pipeline.report.tables import Cell, difference_tables, results_table, task_tables
+from mrpo_pipeline.report.tables import Cell, Names, difference_tables, own_metrics_table, results_table
+from mrpo_pipeline.report.task_tables import task_tables
 
 
 def changed(folder: Path, **parts: Any) -> Folder:
@@ -56,6 +58,34 @@ def test_bold_is_only_what_the_verdict_shows(made: Path, kind: str, bold: list[s
         if isinstance(cell, Cell) and cell.kind == "best"
     ]
     assert best == [(name, 1) for name in bold]
+
+
+def test_drift_by_token_and_by_byte_is_beside_the_accuracies(made: Path) -> None:
+    folder = read_folder(made)
+    table = results_table(folder)
+    titles = [column if isinstance(column, str) else column[0] for column in table.columns]
+    at = titles.index("Drift, chosen")
+    assert titles[at + 1] == "Drift, rejected" and table.columns[at] == ("Drift, chosen", "nats a token")
+    assert [[(cell.text, cell.below) for cell in row[at : at + 2]] for row in table.rows[1:]] == [
+        [("0.000", "−0.002 to 0.002; 0.0000 a byte"), ("0.000", "−0.002 to 0.002; 0.0000 a byte")],
+        [("0.020", "0.018 to 0.022; 0.0050 a byte"), ("−0.050", "−0.052 to −0.048; −0.0125 a byte")],
+    ]
+    assert not any("drift" in str(column).lower() for column in own_metrics_table(folder).columns)
+    (plot,) = drift_plots(folder)
+    mean = 100 * folder.document.methods[1].metrics["accuracy/policy"].mean
+    assert f"mrpo {mean:.1f} %, 0.020 and −0.050" in plot.description
+    # A comparison of an earlier version has none, and its table is as before.
+    for method in (document := json.loads((made / "comparison.json").read_text()))["methods"]:
+        method["metrics"] = {name: one for name, one in method["metrics"].items() if not name.startswith("drift/")}
+    old = changed(made, methods=document["methods"])
+    assert not drift_plots(old) and not any("Drift" in str(column) for column in results_table(old).columns)
+
+
+def test_the_mark_of_training_without_a_reference_is_hollow(made: Path) -> None:
+    methods = json.loads((made / "comparison.json").read_text())["methods"]
+    methods[1] |= {"name": "simpo", "reference_free": True}
+    names = Names(changed(made, methods=methods))
+    assert [names.method(name).kind for name in ("dpo", "simpo")] == ["hollow", "hollow"]
 
 
 def test_differences_are_grouped_by_question_and_coloured_only_where_the_corrected_p_shows_something(

@@ -1,4 +1,4 @@
-"""What is no comparison is refused in words."""
+"""A folder without a comparison is refused with a message."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path / "nowhere")
 
 
-def test_the_command_writes_the_report_again_and_says_where(tmp_path: Path) -> None:
+def test_the_command_writes_the_report_again_and_names_its_file(tmp_path: Path) -> None:
     folder = make_comparison(tmp_path / "made", methods=("dpo", "mrpo"), references=("base",), seeds=(0,), stepwise=())
     result = CliRunner().invoke(app, ["report", str(folder)])
     assert result.exit_code == 0 and result.stdout.split() == [str(folder / "report.html")]
@@ -56,7 +56,7 @@ def test_plots_of_another_hand_stay_and_those_of_an_earlier_report_go(tmp_path: 
     mine = {path.name for path in plots.iterdir()}
     listed = json.loads((plots / "plots.json").read_text())
     name = next(name for name in listed if name.endswith(".svg"))
-    for made in ("stale.svg", "edited.svg"):  # as an earlier report with other methods left them
+    for made in ("stale.svg", "edited.svg"):  # files of an earlier report with other methods
         (plots / made).write_bytes((plots / name).read_bytes())
     listed |= {"stale.svg": listed[name], "edited.svg": listed[name], "../../other.svg": listed[name]}
     (plots / "plots.json").write_text(json.dumps(listed))

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mrpo_pipeline.cache.active_writers import AT_WORK, Other, at_work
+from mrpo_pipeline.cache.active_writers import ACTIVE, Other, register_run
 from mrpo_pipeline.cache.local_storage import LocalStorage
 from mrpo_pipeline.files.atomic import temporary_name
 from mrpo_pipeline.scoring import concurrent_runs
@@ -74,26 +74,26 @@ def test_a_third_goes_in_an_order_of_its_own_and_leaves_nothing_out() -> None:
 
 def test_who_is_at_work_is_seen_until_it_ends_or_dies(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    with at_work(storage) as others:
+    with register_run(storage) as others:
         assert others() == []
         time.sleep(0.05)  # a file system's clock ticks in milliseconds
-        with at_work(storage) as second:
+        with register_run(storage) as second:
             assert [other.came_first for other in second()] == [True]
             assert [other.came_first for other in others()] == [False]
             assert others()[0].name == f"process {os.getpid()}"
         assert others() == []
         dead = os.fork()
         if not dead:
-            (tmp_path / AT_WORK / temporary_name()).touch()
+            (tmp_path / ACTIVE / temporary_name()).touch()
             os._exit(0)
         os.waitpid(dead, 0)
-        assert len(list((tmp_path / AT_WORK).iterdir())) == 2
+        assert len(list((tmp_path / ACTIVE).iterdir())) == 2
         assert others() == []
-        assert len(list((tmp_path / AT_WORK).iterdir())) == 1
-    assert not (tmp_path / AT_WORK).exists()
+        assert len(list((tmp_path / ACTIVE).iterdir())) == 1
+    assert not (tmp_path / ACTIVE).exists()
 
 
 def test_a_cache_that_cannot_say_who_is_there_is_scored_all_the_same(tmp_path: Path) -> None:
-    (tmp_path / AT_WORK).write_text("a file in the folder's place")
-    with at_work(LocalStorage(tmp_path)) as others:
+    (tmp_path / ACTIVE).write_text("a file in the folder's place")
+    with register_run(LocalStorage(tmp_path)) as others:
         assert others() == []

@@ -19,12 +19,14 @@ from tiny_references import pair, reference, write_pairs
 from transformers import AutoModelForCausalLM
 
 from mrpo_pipeline.cache import ReferenceCache
-from mrpo_pipeline.dataset.prepare import prepare_splits, renderer_of, wanted_completions
-from mrpo_pipeline.dataset.reference_logps import join_references, open_caches, training_examples
+from mrpo_pipeline.dataset.pair_targets import training_examples
+from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
+from mrpo_pipeline.dataset.reference_logps import join_references, open_caches
 from mrpo_pipeline.dataset.shared_prompt import own_prompts
 from mrpo_pipeline.exports import export_targets
 from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.rendering import Rendered, Renderer
+from mrpo_pipeline.rendering.model_reading import renderer_of
 from mrpo_pipeline.scoring import score_references
 from mrpo_pipeline.verify import check_numbers
 

@@ -1,13 +1,16 @@
-"""Every shard of a really scored cache with one byte flipped, at many places each: found, before a number is used.
+"""Flip one byte of every shard of a really scored cache, at many positions each: it must be detected before a number is
+used.
 
-    python tests/soak/byte_flips.py                   # 100 random places in every shard, and the aimed ones
-    python tests/soak/byte_flips.py --count 5 --seed 1 --out /tmp/flips
+python tests/soak/byte_flips.py # 100 random positions in every shard, and chosen ones
+python tests/soak/byte_flips.py --count 5 --seed 1 --out /tmp/flips
 
 After each flip the cache is read as training reads it: without derived sums, where the shard must be refused by name; and
-with the sums of an earlier run, which hold what the sound shard gave and must give exactly that. `verify` must name that
-file and no other. On a sample `mrpo cache verify --repair` runs: what it scores again is what the shard held and nothing
-else, and the cache then serves what the undamaged one serves. Then the same for records of what does not fit, derived sums
-and the manifest, and for files that are cut short, emptied, exchanged, renamed, copied from another reference, or gone.
+with the sums of an earlier run, which must be exactly those of the intact shard. `verify` must name that file and no other.
+On a sample `mrpo cache verify --repair` runs: it must score again exactly the rows of the shard, and the cache must then
+serve what the undamaged one serves.
+
+The same is done for records of unscorable completions, derived sums and the manifest, and for files that are truncated,
+emptied, exchanged, renamed, copied from another reference, or removed.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pyarrow.parquet as pq
-from driver import leave, parser_of, wrong_lines
+from driver import parser_of, write_summary, wrong_lines
 from real_cache import NEAR, RealCache
 
 from mrpo_pipeline.errors import RunError, UserError
@@ -38,12 +41,8 @@ from mrpo_pipeline.verify import verify_cache
 
 @dataclass
 class Flips:
-    """What was done and found.
-
-    Attributes:
-        count: random places in every file. repairs: flips that are repaired.
-        seen: kind → what happened → how often. wrong: what did not hold, a line each.
-    """
+    """Results. Attributes: count: random positions in every file. repairs: flips that are repaired. seen: kind → outcome →
+    how often. wrong: a line for each violation."""
 
     world: RealCache
     seed: int = 0
@@ -63,7 +62,7 @@ class Flips:
             self.wrong.append(what[:600])
 
     def refusal(self, read: Callable[[], object]) -> str:
-        """What a reader is told; empty where it is given numbers."""
+        """The error of a reader; empty if it gets numbers."""
         try:
             read()
         except (RunError, UserError) as error:
@@ -71,14 +70,14 @@ class Flips:
         return ""
 
     def named(self) -> dict[str, str]:
-        """Every file that verifying names, with what is wrong with it."""
+        """Every file that verify names, with its problem."""
         found: dict[str, str] = {}
         for one in verify_cache(self.world.recipe, check=0):
             found |= {f"{one.reference}/{name}": problem for name, problem in one.damaged.items()}
         return found
 
     def damaged(self, kind: str, name: str, what: str) -> None:
-        """A damaged file lies there: nobody is given a number of it, and verifying names it alone."""
+        """With a damaged file, no reader gets a number of it, and verify names it and no other."""
         world = self.world
         for reference in world.names:
             kept = world.root / reference / "sums-kept"
@@ -94,7 +93,7 @@ class Flips:
                 kept.rename(world.root / reference / "sums")
         if name.split("/")[1] == "shards":
             told = self.refusal(lambda: self.expect(world.same(world.read()), f"{what}: sums give other numbers"))
-            # Where a completion does not fit, shards are looked into beside the sums, and may be refused.
+            # For a completion that does not fit, shards are read beside the sums, and may be refused.
             self.expect(not told or name in told, f"{what}: training with sound sums was told {told}")
             self.tally(kind, "refused beside sound sums" if told else "sound sums gave the sound numbers")
         found = self.named()
@@ -104,7 +103,7 @@ class Flips:
         self.tally(kind, "refused by scoring at its start" if missing else "left by scoring for training to find")
 
     def flip(self, path: Path, at: int, kind: str, check: Callable[[str, str, str], None]) -> None:
-        """One bit of one byte, a check, and the byte put back."""
+        """Flip one bit of one byte, check, and restore the byte."""
         sound = path.read_bytes()
         changed = bytearray(sound)
         changed[at] ^= 1 << self.draw.randrange(8)
@@ -114,7 +113,7 @@ class Flips:
         path.write_bytes(sound)
 
     def shards(self) -> None:
-        """Every shard, at random places and aimed ones."""
+        """Every shard, at random and chosen positions."""
         for reference in self.world.names:
             for path in self.world.files(reference):
                 size = path.stat().st_size
@@ -125,14 +124,14 @@ class Flips:
                     self.flip(path, at, f"shard, {kind}", self.damaged)
 
     def unfit(self) -> None:
-        """The records of what does not fit: a pair that comes back by their damage would be missing its numbers."""
+        """Records of unscorable completions: without them, a pair would be missing its log-probs."""
         for reference in self.world.names:
             for path in self.world.files(reference, "unfit"):
                 for _ in range(self.count):
                     self.flip(path, self.draw.randrange(path.stat().st_size), "record of the unfit", self.damaged)
 
     def sums(self) -> None:
-        """Derived sums: never believed, made again."""
+        """Derived sums: never trusted, always rebuilt."""
 
         def rebuilt(kind: str, name: str, what: str) -> None:
             told = self.refusal(lambda: self.expect(self.world.same(self.world.read()), f"{what}: other numbers"))
@@ -152,7 +151,7 @@ class Flips:
                     self.expect(path.read_bytes() == sound, f"{path.name}: not what it was")
 
     def manifests(self) -> None:
-        """Every byte of a manifest: refused, or of no number's concern."""
+        """Every byte of a manifest: refused, or irrelevant to the log-probs."""
 
         def judged(kind: str, name: str, what: str) -> None:
             told = self.refusal(lambda: self.expect(self.world.same(self.world.read()), f"{what}: other numbers"))
@@ -173,7 +172,7 @@ class Flips:
                 self.flip(path, at, "manifest", judged)
 
     def exchanged(self) -> None:
-        """Whole files: cut short, emptied, exchanged, renamed, copied from elsewhere, gone."""
+        """Whole files: truncated, emptied, exchanged, renamed, copied from elsewhere, removed."""
         world = self.world
         for reference, other in zip(world.names, [*world.names[1:], world.names[0]], strict=True):
             shards = list(zip(world.files(reference), world.files(other), strict=False))
@@ -193,7 +192,7 @@ class Flips:
         if path_of == path:
             self.damaged(kind, name, f"{name} ({kind})")
             return
-        # Sums are keyed by shards' names: with another name they are not looked at.
+        # Sums are keyed by shard names: with another name they are not read.
         told = self.refusal(self.world.read)
         self.expect(name in told, f"{name} ({kind}): training was told {told or 'nothing'}")
         self.expect(list(self.named()) == [name], f"{name} ({kind}): verify named {self.named()}")
@@ -201,7 +200,7 @@ class Flips:
         self.tally(kind, "named by verify")
 
     def copied(self, path: Path, foreign: Path) -> None:
-        """A sound shard of another reference, under its own right name, beside this one's."""
+        """An intact shard of another reference, under its own name, beside this one's."""
         kind = "another reference's shard beside this one's"
         placed = path.with_name(foreign.name)
         shutil.copy(foreign, placed)
@@ -216,13 +215,13 @@ class Flips:
         placed.unlink()
 
     def gone(self, reference: str, path: Path) -> None:
-        """A shard that is not there: what it held is missing, counted, and nothing else."""
+        """A missing shard: its rows are missing and counted, and nothing else is."""
         held = set(pq.read_table(path, columns=["completion_id"], use_threads=False)["completion_id"].to_pylist())
         sound = path.read_bytes()
         path.unlink()
         told = self.refusal(self.world.read)
         lacking = set(self.world.cache(reference).missing(self.world.wanted)["completion_id"])
-        # Pairs that do not fit another reference are left out for all: what they held is not asked for.
+        # Pairs that do not fit another reference are dropped for all: their rows are not read.
         frame = self.world.undamaged.frame
         asked = len(held & {*frame["chosen_id"], *frame["rejected_id"]})
         self.expect(f"Reference {reference} " in told and f"lacks {asked} of" in told, f"{path.name} gone: {told}")
@@ -233,7 +232,7 @@ class Flips:
         path.write_bytes(sound)
 
     def repaired(self) -> None:
-        """Some flips, repaired for real."""
+        """Repair some flips with the real command."""
         world = self.world
         every = [(reference, path) for reference in world.names for path in world.files(reference)]
         for reference, path in (self.draw.choice(every) for _ in range(self.repairs)):
@@ -265,7 +264,7 @@ class Flips:
 
 
 def aimed(path: Path) -> Iterator[tuple[str, int]]:
-    """Places in a shard that mean something to a reader, by what they are."""
+    """Positions in a shard with a meaning, by name."""
     data = path.read_bytes()
     size = len(data)
     footer = size - 8 - int.from_bytes(data[-8:-4], "little")
@@ -287,7 +286,7 @@ def aimed(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def exchanges(path: Path, foreign: Path, draw: random.Random) -> Iterator[tuple[str, Path, bytes]]:
-    """What may have become of a shard: kind, under which name, which bytes."""
+    """Possible replacements of a shard: kind, name, bytes."""
     data = path.read_bytes()
     for size in (1, 8, len(data) // 2, len(data) - 1, draw.randrange(len(data))):
         yield "cut short", path, data[:size]
@@ -300,7 +299,7 @@ def exchanges(path: Path, foreign: Path, draw: random.Random) -> Iterator[tuple[
 
 
 def summary(flips: Flips, seconds: float) -> dict[str, Any]:
-    """Plain data of a run."""
+    """The summary as plain data."""
     world = flips.world
     return {
         "seed": flips.seed,
@@ -314,7 +313,7 @@ def summary(flips: Flips, seconds: float) -> dict[str, Any]:
 
 
 def table(told: dict[str, Any]) -> str:
-    """The same for a reader."""
+    """The summary as a table."""
     lines = [
         f"{told['shards']} shards of {told['references']} references, {told['places_in_every_file']} random places each"
     ]
@@ -332,13 +331,13 @@ def main() -> int:
     began = time.monotonic()
     print(f"byte flips: seed {given.seed}, {given.count} places in every file", flush=True)
     given.out.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("mrpo").setLevel(logging.CRITICAL)  # what is told each time the cache is read
+    logging.getLogger("mrpo").setLevel(logging.CRITICAL)  # logged each time the cache is read
     with tempfile.TemporaryDirectory(dir=given.out) as folder:
         flips = Flips(RealCache(Path(folder)), given.seed, given.count, given.repairs)
         flips.run()
         told = summary(flips, time.monotonic() - began)
     print(table(told))
-    return leave(given.out, "byte_flips", told, held=not told["wrong"])
+    return write_summary(given.out, "byte_flips", told, held=not told["wrong"])
 
 
 if __name__ == "__main__":

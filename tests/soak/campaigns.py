@@ -1,4 +1,4 @@
-"""Runs that are killed again and again: how a kill is drawn and struck, how a run must end by it, and what is told of it."""
+"""Runs that are killed repeatedly: drawing and sending kills, and checking how a killed run ends."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from victims import SIGNALS, Aim, End, Victim, Victims
 
 CLEAN = ("SIGTERM", "SIGINT")
 INTERRUPTED = 130
-AFTER_A_SIGNAL = "mrpo: interrupted. What was finished is kept; run the same command again to go on"
+AFTER_A_SIGNAL = "mrpo: interrupted. What was finished is kept; run the same command again to resume"
 BEFORE_WORK = "mrpo: interrupted before the command began."
-# Kills of one campaign; the next begins an empty folder, so that its first instants are hit often enough.
+# Kills of one campaign. The next starts with an empty folder, so that early instants are hit often enough.
 LONGEST = 8
 
 
@@ -31,13 +31,8 @@ class Kill:
 
 @dataclass
 class Campaigns:
-    """The kills so far and what was found.
-
-    Attributes:
-        wrong: what did not hold, a line each.
-        ended: runs that were to be killed and ended well before it.
-        start: seconds that a run takes which finds everything done.
-    """
+    """The kills so far and their results. Attributes: wrong: a line for each violation. ended: runs that finished before
+    their kill. start: seconds of a run with nothing left to do."""
 
     folder: Path
     victims: Victims
@@ -49,19 +44,14 @@ class Campaigns:
     start: float = 0.0
 
     def shares(self, count: int) -> Iterator[int]:
-        """How many kills the next campaign is to try, until so many more are spent: a run may get through before one."""
+        """Numbers of kills of each campaign, until the total is reached: a run may finish before its kill."""
         end = len(self.kills) + count
         while (left := end - len(self.kills)) > 0:
             yield min(left, self.draw.randint(LONGEST // 2, LONGEST))
 
     def aimed(self, kill: Kill, places: Mapping[str, int], *, most: int, late: float) -> Aim:
-        """Draw the place of a kill.
-
-        Args:
-            places: place → how often an undisturbed run comes to it.
-            most: the latest time of them that is drawn.
-            late: seconds, at most, between the place and a kill ``beside`` it.
-        """
+        """Draw the place of a kill. Args: places: place → how often an undisturbed run reaches it. most: the latest
+        occurrence to draw. late: the most seconds between the place and a kill ``beside`` it."""
         torn = kill.how == "torn"
         if torn:
             kill.signal = "SIGKILL"
@@ -70,11 +60,11 @@ class Campaigns:
         return Aim(kill.place, nth, torn=torn, late=self.draw.uniform(0.0, late) if kill.how == "beside" else 0.0)
 
     def length(self, left: float, whole: float) -> float:
-        """How long a run would take now, seconds, with this share left of what takes ``whole``."""
+        """The seconds that a run would take now, with this share left of what takes ``whole``."""
         return self.start + left * max(whole - self.start, 0.1)
 
     def strike(self, victim: Victim, kill: Kill, aim: Aim | None, seconds: float) -> None:
-        """Wait for the instant, or the place, and kill."""
+        """Wait for the instant or the place, and kill."""
         if aim is None:
             if not victim.wait(seconds):
                 victim.send(SIGNALS[kill.signal])
@@ -85,19 +75,19 @@ class Campaigns:
             victim.send(SIGNALS[kill.signal])
 
     def tell(self, problems: list[str], where: str) -> None:
-        """Note what did not hold."""
+        """Record a violation."""
         for problem in problems:
             self.wrong.append(f"{where}: {problem}")
             print(f"WRONG  {where}: {problem}", flush=True)
 
 
 def is_of_a_file(label: str) -> bool:
-    """Whether a place is the flush of a file, and not of a folder: before it, a kill may leave the file torn."""
+    """Whether a place is the flush of a file and not of a folder: before it, a kill may leave the file torn."""
     return label.startswith("fsync") and "." in label.rpartition("/")[2]
 
 
 def another_end(kill: Kill, end: End) -> list[str]:
-    """Where a killed run did not end as its signal has it; after a clean one the user is told how to go on."""
+    """A violation of how a run must end after its signal; after a clean end the message says how to resume."""
     if kill.signal in CLEAN:
         told = BEFORE_WORK in end.said or AFTER_A_SIGNAL in end.said
         good = end.code == INTERRUPTED and told

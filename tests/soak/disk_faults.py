@@ -1,12 +1,13 @@
-"""Stage one and stage two on a disk that is full, read-only or taken away, and under clocks that jump.
+"""Stage one and stage two on a full, read-only or removed disk, and with clocks that jump.
 
-    python tests/soak/disk_faults.py                  # every page of free space in stage one, 16 sizes in stage two
-    python tests/soak/disk_faults.py --count 3        # so many sizes
+python tests/soak/disk_faults.py # every page of free space in stage one, 16 sizes in stage two
+python tests/soak/disk_faults.py --count 3 # this number of sizes
 
-Real commands on a real small file system (tmpfs, mounted with a size). Each must end clearly: its last line one paragraph
-that begins with `mrpo:` and names the reason, exit code 1 or 2, no traceback; or well, where what could not be written was
-not needed. Nothing that was done may be lost, and the same command with room must end well and equal an undisturbed run:
-rows exact and log-probs within 1e-5, every logged loss the same. What cannot be mounted is told, and the run fails.
+Real commands run on a real small file system (tmpfs, mounted with a size). Each must end clearly: its last line is one
+paragraph that begins with `mrpo:` and names the reason, with exit code 1 or 2 and no traceback. It may succeed if the data
+that could not be written is not needed. No finished work may be lost, and the same command with room must succeed and equal
+an undisturbed run: rows exact and log-probs within 1e-5, every logged loss the same. If nothing can be mounted, this is
+reported and the run fails.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cache_looked_at import Looked, leftovers
-from driver import leave, parser_of, seen_lines, wrong_lines
+from cache_inspection import CacheInspection, leftovers
+from driver import parser_of, seen_lines, write_summary, wrong_lines
 from jumping_clock import DAY, jumping_clock
 from small_disk import PAGE, SmallDisk, can_mount
 from tiny_references import plain_pairs, reference, write_pairs
@@ -44,13 +45,13 @@ from mrpo_pipeline.scoring import score_references
 
 REASONS = ("No space left", "Read-only file system", "removed", "lacks", "No such file", "not there")
 STEPS = 4
-# What runs in this process adds up in another order than in a fresh one.
+# Sums in this process are computed in another order than in a new one.
 NEAR = 1e-6
 
 
 @dataclass
 class DiskFaults:
-    """What was done and found. ``seen``: fault → how commands ended → how often; ``wrong``: what did not hold."""
+    """Results. ``seen``: fault → how commands ended → how often; ``wrong``: violations."""
 
     folder: Path
     seed: int = 0
@@ -97,18 +98,15 @@ class DiskFaults:
         path.write_text(json.dumps(document))
         return str(path)
 
-    # What is looked at after a command.
+    # Checks after a command.
 
     def expect(self, holds: bool, what: str) -> None:
         if not holds:
             self.wrong.append(what[:1200])
 
     def ended(self, fault: str, end: End, what: str, *, well: bool | None = None) -> None:
-        """A clear end: by one paragraph and exit code 1 or 2, or well.
-
-        Args:
-            well: whether it has to be well, or not well; None for either.
-        """
+        """The end must be clear: one paragraph and exit code 1 or 2, or success. Args: well: whether it must succeed, or
+        fail; None for either."""
         lines = [line for line in end.said.split("\n") if line.strip()]
         last = lines[-1] if lines else ""
         self.seen.setdefault(fault, Counter())[f"exit {end.code}"] += 1
@@ -122,11 +120,11 @@ class DiskFaults:
 
     def scored(self, cache: Path, what: str) -> None:
         """The cache serves what an undisturbed one serves."""
-        looked = Looked(cache, "base", self.wanted, self.rows)
-        self.wrong += [f"{what}: {wrong}" for wrong in looked.complete()]
+        inspection = CacheInspection(cache, "base", self.wanted, self.rows)
+        self.wrong += [f"{what}: {wrong}" for wrong in inspection.complete()]
 
     def trained(self, out: Path, what: str, near: float = 0.0) -> None:
-        """The run has an undisturbed run's losses, which may differ by ``near``, and left its adapter and papers."""
+        """The run has an undisturbed run's losses within ``near``, and wrote its adapter and results."""
         found = losses(out)
         same = len(found) == len(self.losses) and all(
             abs(a - b) <= near for a, b in zip(found, self.losses, strict=True)
@@ -143,14 +141,14 @@ class DiskFaults:
         self.expect(not leftovers(out), f"{what}: {leftovers(out)} left behind")
 
     def sizes(self, most: int, count: int) -> list[int]:
-        """Free pages to try: none, and others up to what it takes."""
+        """Numbers of free pages to try: none, and others up to what is needed."""
         number = count if self.count is None else min(count, self.count)
         return sorted({0, *self.draw.sample(range(1, most), min(most - 1, number))})
 
-    # Full.
+    # Full disks.
 
     def full_scoring(self) -> None:
-        """Stage one, from no room at all to nearly enough: manifest, shards, a run that goes on from some."""
+        """Stage one, from no room to almost enough: manifest, shards, and a run that resumes from some."""
         with SmallDisk(self.work / "measured") as disk:
             self.victims.undisturbed("score-refs", self.recipe("measured", disk.path / "cache", self.work / "x"))
             need = disk.used // PAGE
@@ -171,19 +169,19 @@ class DiskFaults:
                 self.scored(cache, f"{what}, then with room")
 
     def full_sums(self) -> None:
-        """Stage two reads a cache on a disk with no room: the sums cannot be kept, and that is no obstacle."""
+        """Stage two reads a cache on a disk without room: the sums can't be stored, and it succeeds."""
         with SmallDisk(self.work / "disk") as disk:
             shutil.copytree(self.work / "sound", disk.path / "cache", ignore=shutil.ignore_patterns("sums"))
             disk.leave(0)
             out = self.work / "out"
             end = self.victims.start("train", self.recipe("disk", disk.path / "cache", out)).end()
             self.ended("disk full, sums", end, "training from a cache without room", well=True)
-            self.expect("could not be kept" in end.said, f"it was not told: {end.said[-500:]}")
+            self.expect("can't be stored" in end.said, f"it was not told: {end.said[-500:]}")
             self.trained(out, "training from a cache without room")
             shutil.rmtree(out)
 
     def full_training(self) -> None:
-        """Stage two: checkpoints, final adapter, logs and card; then resumed, or from the start, with room."""
+        """Stage two: checkpoints, final adapter, logs and card; then resumed or restarted with room."""
         with SmallDisk(self.work / "measured") as disk:
             self.victims.undisturbed("train", self.recipe("measured", self.work / "sound", disk.path / "out"))
             need = disk.used // PAGE
@@ -201,7 +199,7 @@ class DiskFaults:
                 self.trained(out, f"{what}, then {resume or 'anew'} with room")
 
     def full_home(self) -> None:
-        """No room for what mrpo keeps for itself: kept pairs, hashes of files. No obstacle either."""
+        """No room in mrpo's own folder (cached pairs, file hashes): the commands succeed."""
         home = self.victims.environment["MRPO_HOME"]
         file = write_pairs(self.folder / "many.jsonl", plain_pairs(self.pairs))
         with file.open("a", encoding="utf-8") as more:  # as many bytes as are worth keeping
@@ -223,10 +221,10 @@ class DiskFaults:
                 shutil.rmtree(self.work / "cache")
         self.victims.environment["MRPO_HOME"] = home
 
-    # Read-only, and gone.
+    # Read-only and removed disks.
 
     def read_only(self) -> None:
-        """What needs no writing works; what does says so."""
+        """Commands that need no writing succeed; the others report the error."""
         with SmallDisk(self.work / "disk") as disk:
             cache, out = disk.path / "cache", self.work / "out"
             shutil.copytree(self.work / "sound", cache, ignore=shutil.ignore_patterns("sums"))
@@ -257,7 +255,7 @@ class DiskFaults:
             self.trained(disk.path / "out", "writable again")
 
     def vanished(self) -> None:
-        """The cache's folder is removed, or its disk taken away, while it is scored into and while it is trained from."""
+        """The cache's folder is removed, or its disk unmounted, during scoring and during training."""
         for how in ("removed", "unmounted"):
             recipe = self._vanished_while_scoring(how)
             self._vanished_while_training(how)
@@ -298,17 +296,17 @@ class DiskFaults:
     def _when(
         self, command: str, recipe: str, ready: Callable[[], bool], do: Callable[[], Any], what: str, *, well: bool
     ) -> None:
-        """Start a command, and do something once it has come so far."""
+        """Start a command, and act once it has reached a point."""
         victim = self.victims.start(command, recipe)
         while victim.alive and not ready():
             time.sleep(0.002)
         do()
         self.ended(what, victim.end(), what, well=well)
 
-    # Two at once.
+    # Concurrent scorers.
 
     def two_scorers(self) -> None:
-        """Two scorers at once, with room and with little: what they make together is what one makes."""
+        """Two scorers at the same time, with room and with little: together they write what one writes."""
         for pages in (None, 6):
             with SmallDisk(self.work / "disk") as disk:
                 recipe = self.recipe("disk", disk.path / "cache", self.work / "x")
@@ -325,7 +323,7 @@ class DiskFaults:
     # Clocks that jump.
 
     def clocks(self) -> None:
-        """Both stages in this process under a clock that jumps; leftovers are known by who made them, not by their age."""
+        """Both stages in this process with a clock that jumps; leftovers are known by their process, not by their age."""
         cache, out = self.work / "clocks", self.work / "clocks-out"
         recipe = parse_recipe(json.loads(Path(self.recipe("clocks", cache, out)).read_text()))
         shards = cache / "base" / "shards"
@@ -357,7 +355,7 @@ class DiskFaults:
         self.trained(out, "stage two under a clock that jumps", NEAR)
         kept = [path.name for path in checkpoints(out) if read_marker(path) is not None]
         self.expect(f"checkpoint-{STEPS}" in kept, f"the newest checkpoint is gone: {kept}")
-        # Stopped after the step before the last: it goes on from the newest, whatever the files' times say.
+        # Stopped after the step before the last: it resumes from the newest checkpoint, whatever the files' times are.
         for path in (out / f"checkpoint-{STEPS}", out / "trainer_state.json", out / "train_results.json"):
             (shutil.rmtree if path.is_dir() else os.remove)(path)
         with jumping_clock(self.draw):
@@ -424,7 +422,7 @@ def main() -> int:
             "wrong": [wrong.replace(folder, "") for wrong in faults.wrong],
         }
     print(table(told))
-    return leave(given.out, "disk_faults", told, held=not told["wrong"])
+    return write_summary(given.out, "disk_faults", told, held=not told["wrong"])
 
 
 if __name__ == "__main__":

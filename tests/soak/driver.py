@@ -1,4 +1,4 @@
-"""What the drivers share: the options that each takes, and the summary and the exit code that each ends with."""
+"""Shared parts of the drivers: their options, summary and exit code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parser_of(about: str | None, *, seed: str = "of what is drawn") -> argparse.
     return parser
 
 
-def leave(out: Path, name: str, summary: Mapping[str, Any], *, held: bool) -> int:
+def write_summary(out: Path, name: str, summary: Mapping[str, Any], *, held: bool) -> int:
     """Write the summary to ``OUT/NAME.json``; the exit code."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -37,7 +37,7 @@ def spent(began: float) -> dict[str, float]:
 
 
 def seen_lines(seen: Mapping[str, Mapping[str, int]], width: int) -> list[str]:
-    """What happened, and how often: a line for each kind, whose name takes ``width`` characters."""
+    """A line for each kind of outcome with its count; names are padded to ``width``."""
     return [
         f"  {kind:{width}} " + ", ".join(f"{count} × {how}" for how, count in sorted(found.items()))
         for kind, found in seen.items()
@@ -45,5 +45,5 @@ def seen_lines(seen: Mapping[str, Mapping[str, int]], width: int) -> list[str]:
 
 
 def wrong_lines(wrong: Sequence[str]) -> list[str]:
-    """The first things that did not hold, and how many did not."""
+    """The first violations, and their number."""
     return [*(f"  WRONG: {what}" for what in wrong[:20]), f"  {len(wrong)} wrong"]

@@ -1,12 +1,12 @@
-"""A small run over a cache in which one call to the file system fails, at every place and of every kind, one at a time.
+"""A small run over a cache in which one file system call fails, for every call and every kind of error, one at a time.
 
-Each operation of the storage layer (put, create, list, read, open) and each call beneath it (rename, link, fsync, mkdir,
-listing, opening, reading) fails at its n-th call with each of several errors, for every n of the run: before the call was
-done, and, for what writes, after it as well (a network file system may do a thing and say that it did not). The run must end
-with one clear paragraph, or well where the call was not needed; every shard is whole and none is lost; and the run repeated
-gives the cache that an undisturbed one gives.
+Each operation of the storage layer (put, create, list, read, open) and each call below it (rename, link, fsync, mkdir,
+list, open, read) fails at its n-th call with each of several errors, for every n of the run: before the call is done, and
+for writes also after it (a network file system may do an operation and report a failure). The run must end with one clear
+paragraph, or succeed if the call was not needed. Every shard stays complete and none is lost. Repeating the run gives the
+cache of an undisturbed run.
 
-    python tests/soak/failing_calls.py
+python tests/soak/failing_calls.py
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cache"))
 
 import polars as pl
-from driver import leave, parser_of, seen_lines, spent, wrong_lines
+from driver import parser_of, seen_lines, spent, write_summary, wrong_lines
 from scored_rows import FINGERPRINT, cid, row, wanted
 
 from mrpo_pipeline.cache import ReferenceCache, Unfit
@@ -46,7 +46,7 @@ ASKED = wanted([(number, 2 if number % 3 == 0 else None) for number in ROWS])
 
 @dataclass(frozen=True)
 class Seam:
-    """A function that can be made to fail: ``owner.name``; ``writes`` where it may fail after it was done, too."""
+    """A function that can be made to fail: ``owner.name``; ``writes`` if it may also fail after it is done."""
 
     owner: Any
     name: str
@@ -91,7 +91,7 @@ def failing(seam: Seam, nth: int, number: int | None, *, after: bool = False) ->
 
 
 def run(root: Path) -> pl.DataFrame:
-    """Score what is missing, three rows a shard, and read the sums, as stage one and stage two do."""
+    """Score missing completions, three rows per shard, and read the sums, as stage one and stage two do."""
     cache = ReferenceCache.open(root, "base")
     cache.create_or_check(FINGERPRINT, {"engine": "made up"})
     asked = pl.concat([ASKED, wanted([(UNFIT, None)])])
@@ -110,7 +110,7 @@ def run(root: Path) -> pl.DataFrame:
 
 @dataclass
 class FailingCalls:
-    """What was tried and found. ``seen``: call → how the run ended → how often; ``wrong``: what did not hold."""
+    """Results. ``seen``: call → how the run ended → how often; ``wrong``: violations."""
 
     folder: Path
     kinds: Sequence[int] = KINDS
@@ -158,7 +158,7 @@ class FailingCalls:
         shutil.rmtree(root, ignore_errors=True)
 
     def _left(self, root: Path) -> Iterator[str]:
-        """What is wrong of the cache that the fault left, and of the one that a rerun makes of it."""
+        """Violations in the cache after the fault, and after a rerun."""
         before = {path: path.read_bytes() for path in (root / "base").glob("shards/*.parquet")}
         if before:
             cache = ReferenceCache.open(root, "base")
@@ -202,7 +202,7 @@ def main() -> int:
     }
     print("\n".join([*seen_lines(calls.seen, 32), f"  {told['failing_calls']} calls that failed"]))
     print("\n".join(wrong_lines(calls.wrong)))
-    return leave(given.out, "failing_calls", told, held=not calls.wrong)
+    return write_summary(given.out, "failing_calls", told, held=not calls.wrong)
 
 
 if __name__ == "__main__":

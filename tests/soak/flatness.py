@@ -1,4 +1,4 @@
-"""Does a measured series grow? A slope over the rounds with an interval, and the bound that it is held against."""
+"""Whether a measured series grows: a slope over the rounds with an interval, and a tolerance."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ FEWEST = 8
 
 @dataclass(frozen=True)
 class Trend:
-    """The growth of one quantity: Theil and Sen's slope per round (the median over all pairs of rounds) with its 95% interval.
-
-    ``verdict``: ``flat`` where the whole interval lies below the tolerance, ``grows`` where it lies above, ``undecided`` where
-    it holds the tolerance, and ``too short`` for fewer rounds than a slope can rest on.
-    """
+    """The growth of one quantity: Theil and Sen's slope per round (the median over all pairs of rounds) with its 95%
+    interval. ``verdict``: ``flat`` if the whole interval is below the tolerance, ``grows`` if it is above, ``undecided``
+    if it contains the tolerance, ``too short`` for too few rounds."""
 
     name: str
     rounds: int

@@ -1,9 +1,9 @@
-"""`mrpo score-refs` killed again and again, by one writer or two at once on one cache; and what is left after each kill.
+"""Kill `mrpo score-refs` repeatedly, with one writer or two at the same time, and check the cache after each kill.
 
-A campaign is one cache: it is begun, killed some times at drawn instants and places, and scored to its end at last. After
-every kill every shard must be whole, each completion served once and with an undisturbed run's numbers, what a shard held
-before still there, and the rows lost no more than one shard's of each killed writer: none where the signal was SIGTERM or
-SIGINT, which end it cleanly.
+A campaign is one cache: it is started, killed several times at drawn instants and places, and finally scored to its end.
+After every kill every shard must be complete, each completion served once and with an undisturbed run's numbers, and all
+earlier rows kept. The rows lost are at most one shard's of each killed writer, and none after SIGTERM or SIGINT, which end
+it cleanly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from cache_looked_at import Looked, largest_difference, leftovers
+from cache_inspection import CacheInspection, largest_difference, leftovers
 from campaigns import CLEAN, Campaigns, Kill, another_end, is_of_a_file
 from tiny_references import hard_pairs, plain_pairs, reference, write_pairs
 from victims import SIGNALS, UNIT, Aim, End, Victim, Victims
@@ -30,11 +30,7 @@ ROWS_PER_SHARD = 16
 
 @dataclass
 class Scoring(Campaigns):
-    """Kills of runs that score.
-
-    Attributes:
-        late: runs that ended well, though a signal came.
-    """
+    """Kills of runs that score. Attributes: late: runs that succeeded although a signal came."""
 
     pairs: int = 100
     sums_kills: list[Kill] = field(default_factory=list)
@@ -58,8 +54,8 @@ class Scoring(Campaigns):
         parts = prepare_splits(load_recipe(Path(self.recipe("cache-0")), {}))
         self.wanted = wanted_completions(list(parts.values())).select("completion_id", "cut")
         self.expected = ReferenceCache.open(self.folder / "cache-0", "base").rows(self.wanted)
-        looked = Looked(self.folder / "cache-0", "base", self.wanted)
-        self.wrong += looked.complete()
+        inspection = CacheInspection(self.folder / "cache-0", "base", self.wanted)
+        self.wrong += inspection.complete()
         targets = self.victims.undisturbed(
             "targets", self.recipe("cache-0"), "--output", str(self.folder / "t.parquet")
         )
@@ -81,11 +77,11 @@ class Scoring(Campaigns):
                 print(f"score-refs, {writers} at once: {spent} of {count} kills, {self.campaigns} caches", flush=True)
 
     def share(self) -> None:
-        """Two writers at once and left alone: each must do its share, and little be scored by both."""
+        """Two undisturbed writers: each must do its share, and few completions may be scored by both."""
         recipe = self.recipe("cache-shared")
         ends = [victim.end() for victim in [self.victims.start("score-refs", recipe) for _ in range(2)]]
-        looked = Looked(self.folder / "cache-shared", "base", self.wanted, self.expected)
-        self.tell(looked.complete(), "two writers at once")
+        inspection = CacheInspection(self.folder / "cache-shared", "base", self.wanted, self.expected)
+        self.tell(inspection.complete(), "two writers at once")
         self.shared = [len(end.rows) for end in ends]
         self.scored_twice = sum(self.shared) - self.wanted.height
         self.tell([f"ended with {end.code}: {end.said[-800:]}" for end in ends if end.code], "two writers at once")
@@ -114,30 +110,30 @@ class Scoring(Campaigns):
         return str(path)
 
     def campaign(self, writers: int, kills: int) -> None:
-        """Kill one cache's runs so many times (fewer where a run gets through), then score it to its end."""
+        """Kill one cache's runs this many times (fewer if a run finishes), then score it to its end."""
         self.campaigns += 1
         cache = f"cache-{self.campaigns}"
         recipe = self.recipe(cache)
-        looked = Looked(self.folder / cache, "base", self.wanted, self.expected)
+        inspection = CacheInspection(self.folder / cache, "base", self.wanted, self.expected)
         spent = 0
         while spent < kills:
             room = kills - spent
-            number = self._kill_one(recipe, looked) if writers == 1 else self._kill_of_two(recipe, looked, room)
+            number = self._kill_one(recipe, inspection) if writers == 1 else self._kill_of_two(recipe, inspection, room)
             spent += number
             if not number:
                 break
-        self._finish(recipe, looked)
+        self._finish(recipe, inspection)
         if self.campaigns % 3 == 0:
-            self._kill_sums(recipe, looked)
+            self._kill_sums(recipe, inspection)
         if not self.wrong:
             shutil.rmtree(self.folder / cache)
 
-    # How a kill is drawn.
+    # Drawing a kill.
 
-    def _drawn(self, looked: Looked) -> tuple[Kill, Aim | None]:
-        """A signal, and a place for it to come at; None for a random instant."""
+    def _drawn(self, inspection: CacheInspection) -> tuple[Kill, Aim | None]:
+        """A signal, and a place for it; None for a random instant."""
         name = self.draw.choices(["SIGKILL", "SIGTERM", "SIGINT"], [70, 15, 15])[0]
-        begun = (self.folder / looked.root.name / "base" / "manifest.json").exists()
+        begun = (self.folder / inspection.root.name / "base" / "manifest.json").exists()
         how = self.draw.choices(["instant", "place", "torn", "beside"], [45, 20, 20, 15])[0]
         if how == "instant":
             return Kill(name, how), None
@@ -148,25 +144,25 @@ class Scoring(Campaigns):
         kill = Kill(name, how)
         return kill, self.aimed(kill, places, most=6, late=0.02)
 
-    def _length(self, looked: Looked) -> float:
+    def _length(self, inspection: CacheInspection) -> float:
         """How long a run would take now, seconds: shorter, the more is there."""
-        return self.length(1 - len(looked.ids) / self.wanted.height, self.seconds)
+        return self.length(1 - len(inspection.ids) / self.wanted.height, self.seconds)
 
     def _let_loose(self, recipe: str, kill: Kill, aim: Aim | None) -> Victim:
         return self.victims.start("score-refs", recipe, aim=aim, number=SIGNALS[kill.signal])
 
-    def _kill_one(self, recipe: str, looked: Looked) -> int:
-        kill, aim = self._drawn(looked)
+    def _kill_one(self, recipe: str, inspection: CacheInspection) -> int:
+        kill, aim = self._drawn(inspection)
         victim = self._let_loose(recipe, kill, aim)
-        self.strike(victim, kill, aim, self.draw.uniform(0, self._length(looked)))
-        return self._judge([(kill, victim.end())], looked)
+        self.strike(victim, kill, aim, self.draw.uniform(0, self._length(inspection)))
+        return self._judge([(kill, victim.end())], inspection)
 
-    def _kill_of_two(self, recipe: str, looked: Looked, room: int) -> int:
-        """Two writers at once: one of them killed and the other left to its end, or both killed, one after the other."""
+    def _kill_of_two(self, recipe: str, inspection: CacheInspection, room: int) -> int:
+        """Two writers at the same time: one is killed and the other finishes, or both are killed, one after the other."""
         both = room > 1 and self.draw.random() < 0.7
-        drawn = [self._drawn(looked) for _ in range(2)]
+        drawn = [self._drawn(inspection) for _ in range(2)]
         # Two at once take turns at the processor.
-        instants = sorted(self.draw.uniform(0, 1.5 * self._length(looked)) for _ in range(2))
+        instants = sorted(self.draw.uniform(0, 1.5 * self._length(inspection)) for _ in range(2))
         victims = [
             self._let_loose(recipe, kill, aim if at == 0 or both else None) for at, (kill, aim) in enumerate(drawn)
         ]
@@ -174,21 +170,21 @@ class Scoring(Campaigns):
         if both:
             self.strike(victims[1], *drawn[1], instants[1] - instants[0])
         # A reader comes while the other one may be writing still.
-        self.tell(looked.look(at_work=True), "while a writer is at work")
+        self.tell(inspection.look(at_work=True), "while a writer is at work")
         ends = [(kill, victim.end()) for (kill, _), victim in zip(drawn, victims, strict=True)]
         for kill, _ in ends:
             kill.writers = 2
-        return self._judge(ends, looked)
+        return self._judge(ends, inspection)
 
-    # What must hold after it.
+    # Invariants after a kill.
 
-    def _judge(self, ends: list[tuple[Kill, End]], looked: Looked) -> int:
-        """The number of kills among these ends, and what is wrong written down."""
-        self.tell(looked.look(), f"after {[kill for kill, _ in ends]}")
+    def _judge(self, ends: list[tuple[Kill, End]], inspection: CacheInspection) -> int:
+        """The number of kills among these ends; records violations."""
+        self.tell(inspection.look(), f"after {[kill for kill, _ in ends]}")
         count = 0
         for kill, end in ends:
             self.rows_scored += len(end.rows)
-            kill.lost = looked.lost(end.rows)
+            kill.lost = inspection.lost(end.rows)
             what = f"{kill} ended with {end.code}"
             if "Traceback" in end.said:
                 self.tell([f"a traceback: {end.said[-1500:]}"], what)
@@ -208,12 +204,12 @@ class Scoring(Campaigns):
             self.tell(another_end(kill, end), what)
         return count
 
-    def _finish(self, recipe: str, looked: Looked) -> None:
+    def _finish(self, recipe: str, inspection: CacheInspection) -> None:
         done = self.victims.start("score-refs", recipe).end()
         self.rows_scored += len(done.rows)
         self.tell([] if done.code == 0 else [f"the last run ended with {done.code}: {done.said[-1500:]}"], recipe)
-        self.tell(looked.complete(), f"at the end of {recipe}")
-        served = ReferenceCache.open(looked.root, "base").rows(self.wanted)
+        self.tell(inspection.complete(), f"at the end of {recipe}")
+        served = ReferenceCache.open(inspection.root, "base").rows(self.wanted)
         if served.height == self.expected.height:
             key = "completion_id"
             self.largest = max(self.largest, largest_difference(served.sort(key), self.expected.sort(key)))
@@ -221,30 +217,30 @@ class Scoring(Campaigns):
             again = self.victims.undisturbed("score-refs", recipe)
             self.tell([f"{len(again.rows)} rows were scored again"] if again.rows else [], recipe)
 
-    def _kill_sums(self, recipe: str, looked: Looked) -> None:
+    def _kill_sums(self, recipe: str, inspection: CacheInspection) -> None:
         """Kill `mrpo targets` while it builds the sums; what reads them next must have an undisturbed run's."""
         label = self.draw.choice(sorted(self.sums_trace))
         torn = is_of_a_file(label) and self.draw.random() < 0.5
-        output = ["--output", str(looked.root / "targets.parquet")]
+        output = ["--output", str(inspection.root / "targets.parquet")]
         kill = Kill("SIGKILL", "torn" if torn else "place", 1, label)
         victim = self.victims.start("targets", recipe, *output, aim=Aim(label, torn=torn))
         end = victim.end()
         self.tell([] if end.code == -signal.SIGKILL else [f"ended with {end.code}: {end.said[-800:]}"], f"{kill}")
         self.sums_kills.append(kill)
-        sums = ReferenceCache.open(looked.root, "base").sums(self.wanted)
+        sums = ReferenceCache.open(inspection.root, "base").sums(self.wanted)
         exact = ["completion_id", "cut", "tokens"]
         same = sums.select(exact).equals(self.sums.select(exact))
         if not same or float((sums["logps"] - self.sums["logps"]).abs().max() or 0) > 1e-3:  # type: ignore[arg-type]
             self.tell(["the sums are not an undisturbed run's"], f"{kill}")
         self.victims.undisturbed("targets", recipe, *output)
-        targets = pl.read_parquet(looked.root / "targets.parquet")
+        targets = pl.read_parquet(inspection.root / "targets.parquet")
         if not targets["pair_id"].equals(self.targets["pair_id"]):
             self.tell(["the targets are not an undisturbed run's"], f"{kill}")
-        self.tell([f"{path} was left behind" for path in leftovers(looked.root)], f"{kill}")
+        self.tell([f"{path} was left behind" for path in leftovers(inspection.root)], f"{kill}")
 
 
 def not_heard(kill: Kill, end: End) -> list[str]:
-    """Where a run went on to its end after a signal that came well before."""
+    """Whether a run continued to its end after a signal that came well before."""
     if kill.signal not in CLEAN or end.rows_before is None:
         return []
     more = len(end.rows) - end.rows_before

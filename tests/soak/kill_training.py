@@ -1,9 +1,9 @@
-"""`mrpo train` killed again and again and resumed; and what the run that gets through makes of it.
+"""Kill and resume `mrpo train` repeatedly, and check the run that finishes.
 
-A campaign is one output folder: trained with `--resume` from the first, killed some times, and trained to its end at last.
-After every kill each checkpoint that is taken for whole must be whole, and none of those before may be gone that was not
-replaced by a later one. At the end every step's figures, the held-out figures and the adapter must be an undisturbed
-run's, and nothing half written be left.
+A campaign is one output folder: trained with `--resume` from the start, killed several times, and finally trained to its
+end. After every kill each checkpoint that counts as complete must be complete, and no earlier one may be missing unless a
+later one replaced it. At the end the metrics of every step, the held-out metrics and the adapter must be those of an
+undisturbed run, without partial files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cache_looked_at import leftovers
+from cache_inspection import leftovers
 from campaigns import Campaigns, Kill, another_end
 from safetensors.torch import load_file
 from tiny_references import plain_pairs, reference, write_pairs
@@ -28,7 +28,7 @@ from mrpo_pipeline.policy.checkpoints import MARKER, checkpoints, read_marker
 
 STEPS = 12
 SAVE_STEPS = 2
-# What is carried from step to step beside the adapter differs: nothing, a window of weights and a mean of rewards, draws.
+# The state carried from step to step differs: none, a window of weights and a mean of rewards, draws.
 METHODS: dict[str, dict[str, Any]] = {
     "adaptive": {},
     "window": {"weights": "sliding-window", "loss": "mpo"},
@@ -39,7 +39,7 @@ _CLOCK = re.compile(r"runtime|per_second|flos")
 
 @dataclass
 class Trained:
-    """What an undisturbed run left."""
+    """The results of an undisturbed run."""
 
     seconds: float
     trace: Counter[str]
@@ -68,12 +68,12 @@ def results_of(folder: Path) -> dict[str, float]:
 
 
 def whole_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints that are taken for whole."""
+    """The steps of the checkpoints that count as complete."""
     return [int(path.name.split("-")[1]) for path in checkpoints(folder) if read_marker(path) is not None]
 
 
 def faults_of(checkpoint: Path, expected: Trained) -> list[str]:
-    """What is wrong with a checkpoint that is taken for whole: every file in it is opened."""
+    """Violations in a checkpoint that counts as complete: every file in it is opened."""
     step = int(checkpoint.name.split("-")[1])
     try:
         load_file(checkpoint / "adapter_model.safetensors")
@@ -201,7 +201,7 @@ class Training(Campaigns):
         return True
 
     def _look(self, kill: Kill, end: End, method: str, out: Path, before: list[int]) -> None:
-        """What must hold after a kill."""
+        """Invariants after a kill."""
         after = whole_steps(out)
         wrong = []
         if before and (not after or max(after) < max(before)):
@@ -210,7 +210,7 @@ class Training(Campaigns):
             wrong += faults_of(out / f"checkpoint-{step}", self.expected[method])
         if "Traceback" in end.said:
             wrong.append(f"a traceback: {end.said[-2500:]}")
-        if found := re.search(r"Going on from \S*checkpoint-(\d+)", end.said):
+        if found := re.search(r"Resuming from \S*checkpoint-(\d+)", end.said):
             if not before or int(found[1]) != max(before):
                 wrong.append(f"it went on from {found[1]}, and {before} were whole")
         elif before:

@@ -1,10 +1,10 @@
-"""Kill `mrpo score-refs` and `mrpo train` at random instants, and say what was lost.
+"""Kill `mrpo score-refs` and `mrpo train` at random instants, and report what was lost.
 
 python tests/soak/kills.py [--count 200] [--training 50] [--seed 0] [--out FOLDER]
 
-Three in ten of the kills of score-refs fall on runs of two writers at once on one cache. Nothing is simulated: the commands
-run in processes of their own (a fork server's, with the imports done), on files of a temporary folder, and are killed by
-SIGKILL, SIGTERM and SIGINT at random instants and at chosen places. Exit code 1 where anything did not hold.
+Three in ten kills of score-refs are of runs with two writers on one cache. Nothing is simulated: the commands run in
+processes of their own (of a fork server with the imports done), on files of a temporary folder, and are killed by SIGKILL,
+SIGTERM and SIGINT at random instants and at chosen places. Exit code 1 for any violation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from driver import leave, parser_of
+from driver import parser_of, write_summary
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -92,7 +92,7 @@ def main() -> int:
     from kill_training import Training
     from victims import Victims
 
-    # Told to end, it says what it has found so far.
+    # If it is interrupted, it reports the results so far.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
@@ -122,7 +122,7 @@ def main() -> int:
     }
     show(summary)
     print(f"{summary['seconds']} s, {summary['CPU seconds']} s of CPU, seed {seed}")
-    return leave(given.out, "kills", summary, held=not (summary["wrong"] or stopped))
+    return write_summary(given.out, "kills", summary, held=not (summary["wrong"] or stopped))
 
 
 if __name__ == "__main__":

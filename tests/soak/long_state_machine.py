@@ -12,11 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-from driver import leave, parser_of, spent
+from driver import parser_of, spent, write_summary
 
 
 def run(examples: int, steps: int, seed: int) -> str:
-    """Run it so often; what it found, with the steps that lead there; empty where nothing."""
+    """Run the machine; returns its failure with the steps that lead to it, or an empty text."""
     os.environ["MRPO_MACHINE_EXAMPLES"] = str(examples)
     os.environ["MRPO_MACHINE_STEPS"] = str(steps)
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cache"))
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--steps", type=int, default=60, help="of each, at most")
     given = parser.parse_args()
-    logging.getLogger("mrpo").setLevel(logging.CRITICAL)  # sums that are built again are told each time
+    logging.getLogger("mrpo").setLevel(logging.CRITICAL)  # rebuilt sums are logged each time
     print(f"cache state machine: seed {given.seed}, {given.examples} runs of up to {given.steps} steps", flush=True)
     began = time.monotonic()
     failed = run(given.examples, given.steps, given.seed)
@@ -50,7 +50,7 @@ def main() -> int:
     print(f"  {told['seconds']} s, {told['cpu_seconds']} s of processor; {len(told['wrong'])} wrong")
     if failed:
         print(failed)
-    return leave(given.out, "long_state_machine", told, held=not failed)
+    return write_summary(given.out, "long_state_machine", told, held=not failed)
 
 
 if __name__ == "__main__":

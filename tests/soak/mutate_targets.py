@@ -1,15 +1,13 @@
-"""Mutation of the targets and the losses: every small fault put into them must make a test fail.
+"""Mutation testing of the targets and the losses: every small fault must make a test fail.
 
-    python tests/soak/mutate_targets.py                         # all of mrpo_pipeline/targets and mrpo_pipeline/losses
-    python tests/soak/mutate_targets.py --files 'mrpo_pipeline/targets/weights.py' --count 20
+python tests/soak/mutate_targets.py # all of mrpo_pipeline/targets and mrpo_pipeline/losses
+python tests/soak/mutate_targets.py --files 'mrpo_pipeline/targets/weights.py' --count 20
+python tests/soak/mutate_targets.py --go-on # keep the results of an earlier run
 
-    python tests/soak/mutate_targets.py --go-on                 # what an earlier run judged stays judged
-
-Each mutant runs in a forked child that has the libraries loaded, replaces the one module, and runs the tests that reach the
-changed statement, fastest first, until one fails. A mutant that no test kills must stand in ``equivalent_mutants.yaml`` with
-the reason why it computes the same; any other survivor, and any entry there that is no longer needed, fails the run.
-
-The tests are their own processes' children: CPU time is limited for each, and hypothesis draws the same examples each time.
+Each mutant runs in a forked child that has the libraries loaded. It replaces one module and runs the tests that reach the
+changed statement, fastest first, until one fails. A mutant that no test kills must be in ``equivalent_mutants.yaml`` with
+the reason why it computes the same; any other survivor, and any unneeded entry, fails the run. CPU time is limited for each
+child, and hypothesis draws the same examples each time.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from driver import leave, parser_of
+from driver import parser_of, write_summary
 from mutations import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +45,7 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.yaml")
 
 FATES = "mutate_targets.fates.json"
 
-# A child that needs more CPU than this many times what its tests need goes round in circles.
+# A child that needs more CPU than this many times its tests' time is in an endless loop.
 _PATIENCE = 3
 _ROUNDS_OF_HYPOTHESIS = 60
 KILLED, SURVIVED, TIMED_OUT, BROKEN, SAME = "killed", "survived", "timed out", "broken", "equivalent"
@@ -239,7 +237,7 @@ def judge(mutant: Mutant, plan: Plan) -> str:
 
 
 def equivalent() -> dict[str, str]:
-    """The mutants that compute the same, by key, each with the reason."""
+    """The equivalent mutants by key, each with the reason."""
     entries = yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")) or []
     return {key: str(entry["because"]) for entry in entries for key in entry["mutants"]}
 
@@ -343,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files, count=options.count, seed=options.seed, folder=options.out, go_on=options.go_on, tests=options.tests
     )
     print_table(summary)
-    return leave(options.out, "mutate_targets", summary, held=summary["ok"])
+    return write_summary(options.out, "mutate_targets", summary, held=summary["ok"])
 
 
 if __name__ == "__main__":

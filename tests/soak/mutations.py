@@ -1,8 +1,8 @@
-"""Small faults put into Python source, one at a time: what a slip of the hand, or of the mind, would write.
+"""Small faults in Python source, one at a time, like typical programming errors.
 
-A mutant is one change of one node of the syntax tree. Left alone are docstrings, annotations, imports, decorators, and the
-texts of messages. Beside the usual operators there are two for this project: ``side`` takes the chosen for the rejected
-completion, or the other way round, and ``axis`` reduces over pairs where references were meant.
+A mutant is one change of one node of the syntax tree. Docstrings, annotations, imports, decorators and message texts are
+left alone. Beside the usual operators there are two for this project: ``side`` swaps the chosen and rejected completion,
+and ``axis`` reduces over pairs instead of references.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A really scored cache of a few tiny references, read as training reads it; what is damaged in it is put back."""
+"""A really scored cache of a few tiny references, read as training reads it; damage to it is restored."""
 
 from __future__ import annotations
 

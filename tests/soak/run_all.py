@@ -1,9 +1,9 @@
-"""Every long form under faults and bad input, one after another, and one line for each at the end.
+"""Run all drivers, one after another, and print one line for each at the end.
 
-    python tests/soak/run_all.py [--quick] [--only NAME …] [--minutes 30] [--out runs/soak]
+python tests/soak/run_all.py [--quick] [--only NAME …] [--minutes 30] [--out runs/soak]
 
-Each leaves its own summary as OUT/NAME.json and ends with 1 where something did not hold; so does this. `--quick` is some
-minutes of each instead.
+Each writes its own summary as OUT/NAME.json and exits with 1 for violations; so does this. `--quick` runs some minutes of
+each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real small disk: a file system in memory, mounted with a size, filled up, made larger, made read-only, taken away."""
+"""A real small disk: a tmpfs with a size, that can be filled, enlarged, made read-only and unmounted."""
 
 from __future__ import annotations
 

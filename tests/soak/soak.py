@@ -1,17 +1,17 @@
-"""The whole pipeline over and over in one process: nothing lost, nothing stale, and memory and open files flat.
+"""The whole pipeline repeatedly in one process: nothing is lost or stale, and memory and open files do not grow.
 
-    python tests/soak/soak.py --minutes 30
-    python tests/soak/soak.py --rounds 40 --plant memory        # shows that a leak would be found
+python tests/soak/soak.py --minutes 30
+python tests/soak/soak.py --rounds 40 --plant memory # shows that a leak would be found
 
-Each round adds pairs and drops the oldest, kills a scorer (`kill -9`, at a random instant) and scores what it left undone,
-verifies the cache with numbers computed again, now and then flips a byte of a random shard and repairs it, audits, writes
-targets, kills a training run and resumes it, and prunes. What must not leak runs in this process, through the library's own
-functions; only what is killed runs in children. After each round memory, open files, threads, children, leftover files and
-disk are counted.
+Each round adds pairs and drops the oldest, kills a scorer (`kill -9`, at a random instant) and scores the remainder,
+verifies the cache with recomputed numbers, sometimes flips a byte of a random shard and repairs it, audits, writes targets,
+kills a training run and resumes it, and prunes. Code that must not leak runs in this process, through the library's own
+functions; only killed runs use children. After each round memory, open files, threads, children, leftover files and disk
+are counted.
 
-Holds, or the run fails: every pair in is a pair out or counted by reason; the pairs of the round before have the targets
-they had; a flipped byte is found and only what it hit is scored again; the resumed run reaches its last step; and memory,
-open files, threads and children do not grow (see `flatness.py`).
+The run fails unless every pair read is used or counted by reason; the pairs of the round before have the same targets; a
+flipped byte is found and only the damaged rows are scored again; the resumed run reaches its last step; and memory, open
+files, threads and children do not grow (see `flatness.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from driver import leave, parser_of
+from driver import parser_of, write_summary
 from flatness import Trend, trend
 
 # Growth a round that is let pass. Memory: MiB; the rest are counts, which are whole numbers and should not move at all.
@@ -65,12 +65,12 @@ _kept: list[Any] = []
 
 
 class SoakError(AssertionError):
-    """Something that the pipeline promises did not hold."""
+    """A promise of the pipeline was broken."""
 
 
 @dataclass
 class Round:
-    """What one round did, and what there is after it."""
+    """The work of one round, and the counts after it."""
 
     number: int
     seconds: float = 0.0
@@ -135,7 +135,7 @@ class Soak:
         self.context: Any = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(_PRELOAD))
         ready = self.context.Process(target=_settle, args=(str(self.temporary),))
-        ready.start()  # the server imports first, which no child's time is to hold
+        ready.start()  # the server imports first, which must not count as a child's time
         ready.join()
         ready.close()
         self.next_pair = 0
@@ -245,7 +245,7 @@ class Soak:
                 raise SoakError(f"a byte of {hit} was flipped; repaired: {repaired}")
         for one in verify_cache(recipe, check=2):
             if one.failures() or one.drift is None:
-                raise SoakError(f"the cache of {one.reference} is not sound: {one.failures() or one.not_computed}")
+                raise SoakError(f"the cache of {one.reference} is not sound: {one.failures() or one.not_recomputed}")
 
     def _flip(self) -> str:
         shards = sorted((self.folder / "cache").glob("*/shards/*.parquet"))
@@ -264,9 +264,8 @@ class Soak:
 
         audit = audit_recipe(recipe)
         for split, counts in audit.pairs.items():
-            dropped = sum(n for what, n in counts.items() if what.startswith("pairs dropped"))
-            if counts["pairs in"] != counts["pairs out"] + dropped:
-                raise SoakError(f"{split}: {counts['pairs in']} pairs in, {counts['pairs out']} out, {dropped} dropped")
+            if counts.read != counts.used + sum(counts.dropped.values()):
+                raise SoakError(f"{split}: {counts}")
         path = self.folder / "targets.parquet"
         done.pairs = write_targets(recipe, path)
         frame = pl.read_parquet(path)
@@ -450,7 +449,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in summary["grown"]:
         print(f"not shown to be flat: {name}")
     print("ok" if summary["ok"] else "not ok")
-    return leave(options.out, "soak", summary, held=summary["ok"])
+    return write_summary(options.out, "soak", summary, held=summary["ok"])
 
 
 if __name__ == "__main__":

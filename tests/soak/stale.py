@@ -1,13 +1,13 @@
 """A cache is never used for another reference than the one that it was scored by, and never refused without need.
 
-    python tests/soak/stale.py --out FOLDER                # every change, the real commands
-    python tests/soak/stale.py --out FOLDER --count 5      # five of each kind, drawn by --seed
+python tests/soak/stale.py --out FOLDER # every change, the real commands
+python tests/soak/stale.py --out FOLDER --count 5 # five of each kind, drawn by --seed
 
-Each change is tried on a real tiny reference that was scored by ``mrpo score-refs`` and looked at again a few seconds later, so
-that the hashes of its files are remembered. What alters the numbers must be refused by ``score-refs``, ``train``, ``audit`` and
-``plan``: exit 2, the field, both values and the remedy named, the cache as it was. What does not must be taken by all of them,
-with nothing scored again. Where this machine can score the changed reference, it does so into another cache: that a change
-alters the numbers, or not, is measured and not assumed.
+Each change is applied to a real tiny reference that was scored by ``mrpo score-refs`` and read again a few seconds later,
+so that the hashes of its files are memoised. A change that alters the numbers must be refused by ``score-refs``, ``train``,
+``audit`` and ``plan``: exit 2, with the field, both values and the remedy, and an unchanged cache. Any other change must be
+accepted by all of them, with nothing scored again. If this machine can score the changed reference, it does so into another
+cache: whether a change alters the numbers is measured and not assumed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from driver import leave, parser_of
+from driver import parser_of, write_summary
 from stale_changes import ALTERING, HARMLESS, Change
 from stale_worlds import WORLDS, World
 
@@ -41,7 +41,7 @@ SAME = 1e-4  # nats a token: rounding
 
 @dataclass
 class Row:
-    """What came of one change: ``told`` by command, ``moved`` the largest change of a log-prob in nats, where that was measured."""
+    """The outcome of one change: ``told`` by command, ``moved`` the largest change of a log-prob in nats, if measured."""
 
     what: str
     altering: bool
@@ -113,7 +113,7 @@ def make_worlds(folder: Path, names: Sequence[str], commands: Commands) -> dict[
 
 
 def fingerprints(world: World) -> dict[str, dict[str, str]]:
-    """Of the caches as they lie there, by reference."""
+    """Fingerprints of the caches on disk, by reference."""
     manifests = (world.folder / "cache").glob("*/manifest.json")
     return {path.parent.name: json.loads(path.read_text())["fingerprint"] for path in manifests}
 
@@ -125,7 +125,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def faults_of_refusal(change: Change, recorded: dict[str, dict[str, str]], said: str) -> list[str]:
-    """What a refusal lacks: the fields, both values, the remedies."""
+    """Missing parts of a refusal: the fields, both values, the remedies."""
     if change.says:
         return [] if change.says in said else [f"it does not say {change.says!r}"]
     told = " ".join(said.split())
@@ -140,7 +140,7 @@ def faults_of_refusal(change: Change, recorded: dict[str, dict[str, str]], said:
         after = told.split(f"`{field}` is {found[0]} in the cache and ", 1)[1]
         if " in this run" not in after or after.startswith(f"{found[0]} in this run"):
             lacking.append(f"the run's `{field}` is not named")
-    remedies = ("Set the reference back", "another name under `references:`", "mrpo cache prune")
+    remedies = ("Set the reference to", "another name under `references:`", "mrpo cache prune")
     return lacking + [f"the remedy {remedy!r} is not named" for remedy in remedies if remedy not in told]
 
 
@@ -177,7 +177,7 @@ def moved(case: Case, before: dict[str, tuple[list[int], list[float]]], commands
 
 
 def try_change(case: Case, commands: Commands) -> Row:
-    """Make the change, run the commands, and see what they say."""
+    """Make the change, run the commands, and check their output."""
     change, world = case.change, case.world
     recorded, untouched, before = fingerprints(world), contents(world.folder / "cache"), numbers(world.folder / "cache")
     change.make(world, *([case.state] if change.before else []))
@@ -281,7 +281,7 @@ def main() -> int:
     print("\n".join(_line(row) for row in rows))
     print("\n" + "\n".join(f"{what:32} {value}" for what, value in summary.items()))
     summary["rows"] = [asdict(row) for row in rows]
-    return leave(given.out, "stale", summary, held=not any(row.faults for row in rows))
+    return write_summary(given.out, "stale", summary, held=not any(row.faults for row in rows))
 
 
 if __name__ == "__main__":

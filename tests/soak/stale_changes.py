@@ -1,4 +1,4 @@
-"""What may happen to a scored reference between two commands: changes that alter its numbers, and changes that do not."""
+"""Changes to a scored reference between two commands: those that alter its numbers, and those that do not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Change:
         make: does it.
         fields: of the fingerprint, that a refusal names; empty where nothing may be refused.
         says: in place of fields: words of a refusal that has other grounds.
-        before: done before the world is looked at for the last time; its result goes to ``make``.
+        before: done before the last command that reads the unchanged world; its result goes to ``make``.
         moves: whether this machine can score the changed reference: how far the numbers move is then measured.
         train_only: the references' files are gone: nothing can be scored, and training must work all the same.
     """

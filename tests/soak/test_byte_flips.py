@@ -1,4 +1,4 @@
-"""The driver of flipped bytes in short: every kind of damage is found, named and repaired."""
+"""Short form of the byte-flip driver: every kind of damage is detected, named and repaired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The driver of disk faults in short: a full disk in both stages, a read-only one, and a clock that jumps."""
+"""Short form of the disk-fault driver: a full disk in both stages, a read-only one, and a clock that jumps."""
 
 from __future__ import annotations
 

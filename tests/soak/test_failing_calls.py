@@ -1,4 +1,4 @@
-"""Every call to the file system that fails, in short: one kind of error at two of three places."""
+"""Short form of the failing-calls driver: one kind of error at two of three places."""
 
 from __future__ import annotations
 

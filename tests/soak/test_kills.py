@@ -1,7 +1,5 @@
-"""`mrpo score-refs` and `mrpo train` are killed at drawn instants and places: nothing is lost but what was in hand.
-
-The short form of ``kills.py``, which says what must hold.
-"""
+"""`mrpo score-refs` and `mrpo train` are killed at drawn instants and places: only buffered rows are lost. The short form
+of ``kills.py``, which lists the invariants."""
 
 from __future__ import annotations
 

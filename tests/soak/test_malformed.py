@@ -1,4 +1,4 @@
-"""The short form of `malformed/run.py`: some ten inputs of every kind, and some changed bytes for every parser."""
+"""The short form of `malformed/run.py`: about ten inputs of every kind, and some changed bytes for every parser."""
 
 from __future__ import annotations
 

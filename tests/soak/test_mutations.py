@@ -1,4 +1,4 @@
-"""The mutation driver in short: it kills what it should, lets be what computes the same, and its list is up to date."""
+"""Short form of the mutation driver: it kills real faults, accepts equivalent mutants, and its list is up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The soak in short: two rounds of everything, and that a leak, a lost step or a changed target would be found."""
+"""Short form of the soak: two rounds of everything, and controls that a leak, a lost step or a changed target is detected."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ from stale_changes import ALTERING, HARMLESS, Change
 from stale_worlds import WORLDS, World
 
 from mrpo_pipeline.cache import ReferenceCache
-from mrpo_pipeline.dataset.prepare import renderer_of
 from mrpo_pipeline.dataset.reference_logps import open_caches
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.hashing import SETTLED_NS
 from mrpo_pipeline.models.source import resolve
 from mrpo_pipeline.recipe import load_recipe
+from mrpo_pipeline.rendering.model_reading import renderer_of
 
 CHANGES = [*ALTERING, *HARMLESS]
 

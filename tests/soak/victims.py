@@ -1,7 +1,7 @@
-"""Real `mrpo` commands that are killed: at a random instant, or at a chosen place among what they do to the file system.
+"""Real `mrpo` commands that are killed at a random instant, or at a chosen place among their file system operations.
 
-A fork server has the imports done, so that a command takes tenths of a second to start, and is killed while it works. The
-command itself is the one of the command line, with its signal handlers and exit codes; what it says goes to a file.
+A fork server has the imports done, so that a command starts in tenths of a second and is killed while it works. It is the
+real command with its signal handlers and exit codes; its output goes to a file.
 """
 
 from __future__ import annotations
@@ -36,20 +36,17 @@ IMPORTS = (
 EVENTS = frozenset({"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"})
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
-PATIENCE = 120.0
+PATIENCE = float(os.environ.get("MRPO_PATIENCE", "120"))  # seconds; a machine at work on much else takes more
 # Completions between two looks at the cache: so few that some hundreds of them are many units.
 UNIT = 16
 
 
 @dataclass(frozen=True)
 class Aim:
-    """A place to die at: the ``nth`` time (from 1) that the process is about to do what ``label`` says.
-
-    Attributes:
-        label: an event and the path it befalls, digests and numbers as ``*``: ``os.rename cache/base/shards/*.partial``.
-        torn: cut the file to a share of its bytes first, as a kill in the middle of writing leaves it; for ``fsync``.
-        late: seconds that the process goes on for; 0 for dying there.
-    """
+    """A place to die at: the ``nth`` time (from 1) that the process is about to do ``label``. Attributes: label: an event
+    and its path, with digests and numbers as ``*``: ``os.rename cache/base/shards/*.partial``. torn: truncate the file
+    to a share of its bytes first, like a kill during a write; for ``fsync``. late: seconds that the process continues; 0
+    to die there."""
 
     label: str
     nth: int = 1
@@ -59,7 +56,7 @@ class Aim:
 
 @dataclass
 class Order:
-    """What a child is to do."""
+    """The task of a child."""
 
     arguments: Sequence[str]
     folder: str
@@ -82,7 +79,7 @@ def label_of(event: str, path: str, folder: str) -> str | None:
 
 
 def run(order: Order, tell: Connection) -> None:
-    """In the child: the command, watched."""
+    """Run the command in the child, watched."""
     os.environ.update(order.environment)
     output = os.open(order.said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
@@ -101,13 +98,13 @@ def run(order: Order, tell: Connection) -> None:
     try:
         main()
     except SystemExit as leaving:
-        # By the clock of the machine, which the one who kills reads as well.
+        # By the machine's clock, which the killing process reads too.
         Path(order.done).write_text(f"{time.monotonic()!r} {leaving.code or 0}")
         raise
 
 
 def _journal_rows(journal: str) -> None:
-    """Write down each row that the cache's writer has taken, past every buffer of this process."""
+    """Journal each row that the cache's writer has received, bypassing every buffer of this process."""
     from mrpo_pipeline.cache.writer import ShardWriter
 
     descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -161,7 +158,7 @@ def _watch(order: Order, tell: Connection) -> None:
 
 @dataclass
 class End:
-    """How a command ended: its exit code (negative: killed by that signal), seconds, and what it left."""
+    """How a command ended: its exit code (negative: killed by that signal), seconds, and its output."""
 
     code: int
     seconds: float
@@ -257,7 +254,7 @@ class Victims:
 
     @staticmethod
     def cpu_seconds() -> float:
-        """What this process, the fork server and every command that has ended have taken so far."""
+        """CPU seconds of this process, the fork server and every finished command."""
         import psutil
 
         processes = [psutil.Process(), *psutil.Process().children()]

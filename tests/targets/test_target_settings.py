@@ -7,7 +7,7 @@ from tiny_methods import nested, settings_of
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.recipe import parse_recipe
 from mrpo_pipeline.targets.compute import compute_targets
-from mrpo_pipeline.targets.settings import TargetSettings, check_target
+from mrpo_pipeline.targets.settings import TargetSettings, WeightsOptions, check_target
 
 NAMES = ["base", "other"]
 REFUSED = {
@@ -176,7 +176,9 @@ def test_units_are_asked_for_where_they_are_needed_and_only_there():
 def test_what_is_not_said_is_what_the_documentation_says():
     assert TargetSettings().model_dump() == {
         "name": "mrpo",
+        "reference": "cached",
         "aggregate": "harmonic",
+        "aggregate_over": "completion",
         "weights": "adaptive",
         "weights_options": {"floor": 0.0, "temperature": 1.0, "window": 64, "prior": 1.0, "pairs": 64, "every": 1},
         "trust_region": {"kind": "adaptive", "epsilon": 0.1},
@@ -208,3 +210,76 @@ def test_adaptive_weights_are_kept_for_a_window_alone(changes, windowed):
     assert method.is_windowed(names) == windowed
     logps = -np.arange(1.0, 1 + 2 * len(names)).reshape(2, -1)
     assert (compute_targets(logps, 2 * logps, method, names).adaptive is not None) == windowed
+
+
+BY_COLUMN = {"column": "domain", "code": "b", "math": "c", "other": "a"}
+ABC = ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("aggregate", ["harmonic", "geometric", "arithmetic"])
+def test_weights_by_a_column_are_1_on_each_pairs_reference(aggregate):
+    logps = np.random.default_rng(1).normal(-60, 15, (2, 4, 3))
+    method = settings_of(ABC, weights=BY_COLUMN, aggregate=aggregate, trust_region="fixed", epsilon=0.01)
+    found = compute_targets(*logps, *method, chosen_references=[1, 0, 2, 1])
+    assert found.weights.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]]
+    for side in ("chosen", "rejected"):
+        clipped = getattr(found, f"clipped_{side}")
+        assert getattr(found, f"target_{side}").tolist() == clipped[range(4), [1, 0, 2, 1]].tolist()
+
+
+def test_a_floor_lies_under_weights_by_a_column_and_then_spans_are_mixed():
+    floored, names = settings_of(ABC, weights=BY_COLUMN, floor=0.1, aggregate_over="span")
+    one_hot = floored.model_copy(update={"weights_options": WeightsOptions()})
+    assert floored.mixes_spans(names) and not floored.is_one_hot
+    assert one_hot.is_one_hot and not one_hot.mixes_spans(names)
+    logps = np.full((2, 1, 3), -4.0)
+    method = floored.model_copy(update={"aggregate_over": "completion"})
+    found = compute_targets(*logps, method, names, chosen_references=[2])
+    np.testing.assert_allclose(found.weights, [[0.1, 0.1, 0.8]], rtol=1e-15)
+
+
+@pytest.mark.parametrize("given", [None, [0], [[0, 1]]])
+def test_weights_by_a_column_need_each_pairs_reference(given):
+    logps = np.full((2, 2, 3), -4.0)
+    with pytest.raises(ValueError, match=r"chosen references of shape .*: expected \(2,\)"):
+        compute_targets(*logps, *settings_of(ABC, weights=BY_COLUMN), chosen_references=given)
+
+
+def test_no_pair_needs_no_reference():
+    none = np.empty((0, 3))
+    assert compute_targets(none, none, *settings_of(ABC, weights=BY_COLUMN), chosen_references=[]).weights.shape == (
+        0,
+        3,
+    )
+
+
+def test_by_column_says_the_reference_of_each_value():
+    method, _ = settings_of(ABC, weights=BY_COLUMN)
+    assert method.by_column(ABC) == ("domain", {"code": "b", "math": "c"}, "a")
+    no_other, _ = settings_of(ABC, weights={"column": "domain", "code": "b"})
+    assert no_other.by_column(ABC) == ("domain", {"code": "b"}, None)
+    # Asked before it is checked, as a comparison does.
+    assert settings_of(ABC, weights={"code": "b"})[0].by_column(ABC) == ("", {"code": "b"}, None)
+    assert method.by_column(["a"]) is None
+    for keys in ({"name": "dpo"}, {"aggregate": "single:b"}, {"weights": "uniform"}):
+        assert settings_of(ABC, **{"weights": BY_COLUMN} | keys)[0].by_column(ABC) is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({"column": "domain"}, "expected `column`, a column of the pairs, and the reference of each"),
+        ({"code": "b", "other": "a"}, "expected `column`"),
+        ({"column": "", "code": "b"}, "expected `column`"),
+        ({"column": "domain", "code": "bb"}, "method.weights.code is 'bb', but there is no reference"),
+        ({"column": "domain", "code": "b", "other": "d"}, "method.weights.other is 'd', but there is no reference"),
+    ],
+)
+def test_weights_by_a_column_that_do_not_fit_are_refused(weights, says):
+    with pytest.raises(UserError, match=says):
+        check_target(*settings_of(ABC, weights=weights))
+
+
+def test_the_authors_code_has_no_weights_by_a_column():
+    with pytest.raises(UserError, match="has adaptive weights, and given ones"):
+        check_target(*settings_of(["a", "b"], weights={"column": "x", "other": "a"}, compatibility="official-code"))

@@ -1,4 +1,4 @@
-"""Caches with real numbers of real tiny models, right ones or with a fault in them; written by the cache's own writer."""
+"""Caches with log-probs of real tiny models, correct or with a planted fault, written by the cache's writer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import polars as pl
 from tiny_references import plain_pairs, write_pairs
 
 from mrpo_pipeline.cache import CompletionRow, ReferenceCache
-from mrpo_pipeline.dataset.prepare import prepare_splits, renderer_of, wanted_completions
+from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
 from mrpo_pipeline.engines import ScoringRequest, open_engine
 from mrpo_pipeline.models.source import ModelSource, resolve
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.rendering import Rendered
+from mrpo_pipeline.rendering.model_reading import renderer_of
 
 Score = Callable[[list[ScoringRequest]], list[np.ndarray]]
 
 
 def recipe_of(folder: Path, model: Path, *, pairs: int = 12, rows: list[Any] | None = None, **reference: Any) -> Recipe:
-    """A recipe of one reference, ``base``, that is also the policy; its cache lies in the folder."""
+    """A recipe of one reference, ``base``, that is also the policy; its cache is in the folder."""
     write_pairs(folder / "pairs.jsonl", plain_pairs(pairs) if rows is None else rows)
     return parse_recipe(
         {
@@ -40,7 +41,7 @@ def wanted_of(recipe: Recipe) -> pl.DataFrame:
 
 
 def by_transformers(source: ModelSource) -> Score:
-    """Scores with the transformers engine, from the files of ``source``."""
+    """Score with the transformers engine."""
 
     def score(requests: list[ScoringRequest]) -> list[np.ndarray]:
         engine = open_engine("transformers", source)
@@ -61,13 +62,13 @@ def plant(
     fed: Callable[[np.ndarray], np.ndarray] = lambda prompt: prompt,
     change: Callable[[int, CompletionRow], CompletionRow] = lambda place, row: row,
 ) -> ReferenceCache:
-    """Fill the cache of ``base`` under the right fingerprint, with a fault where one is given.
+    """Fill the cache of ``base`` under the correct fingerprint, with an optional fault.
 
     Args:
-        score: what computes the numbers; the reference itself by the transformers engine where not given.
-        render: what the text is read by; the reference's renderer where not given.
-        fed: what the engine is given in place of the prompt's ids, without the row telling.
-        change: the row that is written in place of the one computed.
+        score: computes the log-probs; by default the reference with the transformers engine.
+        render: renders the text; by default the reference's renderer.
+        fed: changes the prompt ids for the engine only, not in the row.
+        change: changes a computed row.
     """
     (source,) = recipe.sources()
     renderer = renderer_of(source)

@@ -1,4 +1,4 @@
-"""Real caches of real tiny models: right numbers pass, and each kind of planted fault fails and is named."""
+"""Caches of real tiny models: correct numbers pass, each planted fault fails and is named."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tiny_models import KINDS, build
 from tiny_references import hard_pairs, pair, plain_pairs, reference
 
 from mrpo_pipeline.cache import CompletionRow, ReferenceCache
-from mrpo_pipeline.dataset.prepare import renderer_of
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.rendering import Rendered
+from mrpo_pipeline.rendering.model_reading import renderer_of
 from mrpo_pipeline.scoring import score_references
 from mrpo_pipeline.verify import check_numbers, measure_drift
 from mrpo_pipeline.verify.oracle import PlainModel
@@ -56,23 +56,23 @@ def failure(recipe: Recipe, **more: Any) -> str:
         ("qwen3", "llama2", "float16"),
     ],
 )
-def test_what_stage_one_scored_passes(tmp_path: Path, kind: str, tokenizer: str, dtype: str) -> None:
+def test_scored_numbers_pass(tmp_path: Path, kind: str, tokenizer: str, dtype: str) -> None:
     path = reference(tmp_path / "model", kind, tokenizer)
     recipe = recipe_of(tmp_path, path, rows=hard_pairs(), dtype=dtype)
     score_references(recipe)
     drift = check_numbers(recipe, "base", wanted_of(recipe), 64)
     assert drift.passed and drift.failure() is None and not drift.reasons
-    assert drift.dtype == dtype == drift.computed_by["dtype"]
-    assert drift.figures.completions == drift.served == 20
-    assert drift.figures.tokens == ReferenceCache.open(recipe.cache, "base").stats().tokens
+    assert drift.dtype == dtype == drift.recomputed_by["dtype"]
+    assert drift.differences.completions == drift.served == 20
+    assert drift.differences.tokens == ReferenceCache.open(recipe.cache, "base").stats().tokens
     if dtype == "float32":
-        assert drift.figures.token_max < 1e-4
-    else:  # rounding shows, so another dtype than the cache's was not taken
-        assert drift.figures.token_max > 1e-5
-    assert 0 < drift.figures.token_mean <= drift.figures.token_p99 <= drift.figures.token_max
+        assert drift.differences.token_max < 1e-4
+    else:  # rounding shows that the dtype of the cache was used
+        assert drift.differences.token_max > 1e-5
+    assert 0 < drift.differences.token_mean <= drift.differences.token_max >= drift.differences.token_p99 > 0
 
 
-def test_rows_that_are_cut_are_compared_as_far_as_they_go(tmp_path: Path, model: Path) -> None:
+def test_truncated_rows_are_compared_up_to_their_end(tmp_path: Path, model: Path) -> None:
     rows = [pair("Tell me", "word " * 60, "brief"), pair("Tell me more", "thing " * 50, "no")]
     recipe = recipe_of(tmp_path, model, rows=rows)
     short = recipe.model_copy(update={"limits": recipe.limits.model_copy(update={"max_length": 60})})
@@ -80,28 +80,28 @@ def test_rows_that_are_cut_are_compared_as_far_as_they_go(tmp_path: Path, model:
     wanted = wanted_of(short)
     assert wanted["cut"].is_not_null().sum() == 2
     drift = check_numbers(short, "base", wanted, 10)
-    assert drift.figures.completions == 4 and drift.longest < 80
-    # A longer limit serves what is whole, and no more is looked at.
+    assert drift.differences.completions == 4 and drift.longest_tokens < 80
+    # Under a longer limit the cache has complete rows only.
     assert check_numbers(recipe, "base", wanted_of(recipe), 10).served == 2
     score_references(recipe)  # longer rows serve the shorter cut as well
     drift = check_numbers(short, "base", wanted, 10)
-    assert drift.longest > 80 and drift.figures.token_max < 1e-4
+    assert drift.longest_tokens > 80 and drift.differences.token_max < 1e-4
 
 
-def test_the_sample_is_drawn_across_lengths_and_holds_the_longest(tmp_path: Path, model: Path) -> None:
+def test_the_sample_is_drawn_across_lengths_and_has_the_longest(tmp_path: Path, model: Path) -> None:
     recipe = recipe_of(tmp_path, model, pairs=30)
     score_references(recipe)
     wanted = wanted_of(recipe)
     lengths = ReferenceCache.open(recipe.cache, "base").rows(wanted)["token_ids"].list.len()
     drift = measure_drift(recipe, "base", wanted, 5)
-    assert (drift.figures.completions, drift.served) == (5, 60)
-    assert drift.longest == lengths.max() and drift.shortest < lengths.mean()
+    assert (drift.differences.completions, drift.served) == (5, 60)
+    assert drift.longest_tokens == lengths.max() and drift.shortest_tokens < lengths.mean()
     shuffled = measure_drift(recipe, "base", wanted.sample(fraction=1.0, shuffle=True, seed=3), 5)
-    assert shuffled.figures == drift.figures
-    assert measure_drift(recipe, "base", wanted, 5, seed=1).figures != drift.figures
+    assert shuffled.differences == drift.differences
+    assert measure_drift(recipe, "base", wanted, 5, seed=1).differences != drift.differences
 
 
-def test_completions_that_do_not_fit_a_context_are_not_asked_for(tmp_path: Path) -> None:
+def test_completions_beyond_the_context_are_not_drawn(tmp_path: Path) -> None:
     small = reference(tmp_path / "small", "gpt2", "qwen", n_positions=64)
     rows = [*plain_pairs(3), pair("Long?", "many words " * 40, "few words")]
     recipe = recipe_of(tmp_path, small, rows=rows)
@@ -109,7 +109,7 @@ def test_completions_that_do_not_fit_a_context_are_not_asked_for(tmp_path: Path)
     assert check_numbers(recipe, "base", wanted_of(recipe), 10).served == 7
 
 
-def test_the_result_is_kept_beside_the_manifest_the_newest_first(tmp_path: Path, model: Path) -> None:
+def test_results_are_stored_beside_the_manifest_newest_first(tmp_path: Path, model: Path) -> None:
     recipe = recipe_of(tmp_path, model, pairs=3)
     cache = plant(recipe)
     wanted = wanted_of(recipe)
@@ -118,17 +118,17 @@ def test_the_result_is_kept_beside_the_manifest_the_newest_first(tmp_path: Path,
         check_numbers(recipe, "base", wanted, 3, limit=1e-12)
     assert len(list((tmp_path / "cache/base/checks").glob("*.json"))) == 2
     newest, first = cache.checks()
-    assert (first["passed"], first["figures"]["completions"]) == (True, 2)
-    assert (newest["passed"], newest["figures"]["completions"]) == (False, 3)
+    assert (first["passed"], first["differences"]["completions"]) == (True, 2)
+    assert (newest["passed"], newest["differences"]["completions"]) == (False, 3)
     assert newest["limits"]["token_max"] == 1e-12
-    assert first["scored_by"]["engine"] == "planted" and first["computed_by"]["versions"]["torch"] == torch.__version__
+    assert (
+        first["scored_by"]["engine"] == "planted" and first["recomputed_by"]["versions"]["torch"] == torch.__version__
+    )
     assert json.dumps(first)
     assert [report.problem for report in cache.verify()] == [None]
 
 
-def test_a_cache_that_cannot_be_written_to_is_checked_all_the_same(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_cache_is_checked(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of(tmp_path, model, pairs=3)
     plant(recipe)
 
@@ -153,24 +153,24 @@ def test_bos_doubled_by_the_text_is_named(tmp_path: Path, model: Path) -> None:
         ]
 
     plant(recipe, render=doubled)
-    told = failure(recipe)
-    assert "24 have another number of prompt tokens" in told and "other token ids" not in told
-    assert "confirmed: the prompt's first token (BOS, say) stood there twice" in told
+    message = failure(recipe)
+    assert "24 have a prompt of another length" in message and "different token ids" not in message
+    assert "confirmed: the prompt's first token (such as BOS) was doubled" in message
 
 
-def test_bos_doubled_by_the_engine_behind_our_back_is_named(tmp_path: Path, model: Path) -> None:
+def test_bos_doubled_by_the_engine_alone_is_named(tmp_path: Path, model: Path) -> None:
     recipe = recipe_of(tmp_path, model)
     plant(recipe, fed=lambda prompt: np.concatenate([prompt[:1], prompt]))
-    told = failure(recipe)
-    assert "another number of prompt tokens" not in told
-    assert "confirmed: the prompt's first token (BOS, say) stood there twice" in told
-    assert "weights" not in told  # what is confirmed needs no guess beside it
+    message = failure(recipe)
+    assert "a prompt of another length" not in message
+    assert "confirmed: the prompt's first token (such as BOS) was doubled" in message
+    assert "weights" not in message  # a confirmed cause needs no guess
 
 
 def test_bos_missing_is_named(tmp_path: Path, model: Path) -> None:
     recipe = recipe_of(tmp_path, model)
     plant(recipe, fed=lambda prompt: prompt[1:])
-    assert "confirmed: the prompt's first token (BOS, say) was missing" in failure(recipe)
+    assert "confirmed: the prompt's first token (such as BOS) was missing" in failure(recipe)
 
 
 def test_the_template_of_another_model_is_named(tmp_path: Path, model: Path) -> None:
@@ -178,9 +178,9 @@ def test_the_template_of_another_model_is_named(tmp_path: Path, model: Path) -> 
     (tmp_path / "other.jinja").write_text(tiny_tokenizers.VICUNA)
     other = renderer_of(ModelSource(model=str(model), template=str(tmp_path / "other.jinja")).named("base"))
     plant(recipe, render=other.render)
-    told = failure(recipe)
-    assert "24 have other token ids" in told and "another tokenizer or template" in told
-    assert "The worst: completion" in told  # named though not one token could be compared
+    message = failure(recipe)
+    assert "24 have different token ids" in message and "another tokenizer, template" in message
+    assert "Worst: completion" in message  # named although no token could be compared
 
 
 def test_a_template_with_a_system_prompt_of_its_own_is_named(tmp_path: Path, model: Path) -> None:
@@ -189,8 +189,8 @@ def test_a_template_with_a_system_prompt_of_its_own_is_named(tmp_path: Path, mod
     (tmp_path / "system.jinja").write_text(system)
     other = renderer_of(ModelSource(model=str(model), template=str(tmp_path / "system.jinja")).named("base"))
     plant(recipe, render=other.render)
-    told = failure(recipe)
-    assert "every prompt had" in told and "system prompt" in told
+    message = failure(recipe)
+    assert "every prompt had" in message and "system prompt" in message
 
 
 @pytest.mark.parametrize("kind", ["other weights", "some only"])
@@ -233,7 +233,7 @@ def test_an_adapter_left_out_is_named(tmp_path: Path, model: Path) -> None:
     plant(recipe_of(tmp_path, model, adapter=str(tmp_path / "adapter")).model_copy(update={"cache": str(tmp_path / "b")}),
           score=by_transformers(ModelSource(model=str(model)).named("base")))  # fmt: skip
     recipe = recipe.model_copy(update={"cache": str(tmp_path / "b")})
-    assert "confirmed: the adapter was left out" in failure(recipe)
+    assert "confirmed: the adapter was not loaded" in failure(recipe)
 
 
 def test_a_temperature_is_named(tmp_path: Path, model: Path) -> None:
@@ -251,18 +251,18 @@ def test_a_temperature_is_named(tmp_path: Path, model: Path) -> None:
         return found
 
     plant(recipe, score=cooled)
-    assert "a temperature, or another logit scale" in failure(recipe)
+    assert "a temperature, logit scale" in failure(recipe)
 
 
 def test_positions_of_another_rope_are_named(tmp_path: Path) -> None:
-    """A sliding window that the engine leaves out changes only what stands behind it."""
+    """A sliding window that the engine ignores changes only the positions after it."""
     windowed = reference(tmp_path / "windowed", "mistral", "llama3", sliding_window=64)
     without = reference(tmp_path / "without", "mistral", "llama3", sliding_window=None)
     rows = [pair(f"Number {i}?", f"It is {i} and so on, " * 8, f"Not {i}. " * 6) for i in range(6)]
     recipe = recipe_of(tmp_path, windowed, rows=rows)
     plant(recipe, score=by_transformers(ModelSource(model=str(without)).named("base")))
-    told = failure(recipe)
-    assert "every token up to position 6" in told and "sliding window" in told
+    message = failure(recipe)
+    assert "every token up to position 6" in message and "sliding window" in message
 
 
 def test_other_ids_are_named_with_their_place(tmp_path: Path, model: Path) -> None:
@@ -274,15 +274,15 @@ def test_other_ids_are_named_with_their_place(tmp_path: Path, model: Path) -> No
         return replace(row, token_ids=ids) if place == 5 else row
 
     plant(recipe, change=swap)
-    told = failure(recipe)
-    assert "1 have other token ids" in told and "another number of prompt tokens" not in told
+    message = failure(recipe)
+    assert "1 have different token ids" in message and "a prompt of another length" not in message
     identifier = wanted_of(recipe)["completion_id"][5]
     ids = renderer_of(recipe.sources()[0]).render(list(wanted_of(recipe).select("prompt", "completion").iter_rows()))[5]
-    expected = f"token 3: id {ids.completion_ids[3] + 1} cached, {ids.completion_ids[3]} in the text"
-    assert f"The worst: completion {identifier}" in told and expected in told
+    expected = f"token 3: id {ids.completion_ids[3] + 1} in the cache, {ids.completion_ids[3]} in the text"
+    assert f"Worst: completion {identifier}" in message and expected in message
 
 
-def test_a_cut_row_that_claims_to_be_whole_is_named(tmp_path: Path, model: Path) -> None:
+def test_a_truncated_row_marked_complete_is_named(tmp_path: Path, model: Path) -> None:
     recipe = recipe_of(tmp_path, model)
     plant(
         recipe,
@@ -290,7 +290,7 @@ def test_a_cut_row_that_claims_to_be_whole_is_named(tmp_path: Path, model: Path)
             row, token_ids=row.token_ids[:-1], logprobs=row.logprobs[:-1], byte_ends=row.byte_ends[:-1]
         ),
     )
-    assert "cut claim to be whole" in failure(recipe)
+    assert "truncated rows marked as complete" in failure(recipe)
 
 
 def test_another_end_of_turn_token_is_named(tmp_path: Path, model: Path) -> None:
@@ -300,7 +300,7 @@ def test_another_end_of_turn_token_is_named(tmp_path: Path, model: Path) -> None
         return replace(row, token_ids=np.append(row.token_ids[:-1], 3).astype(np.int32))
 
     plant(recipe, change=other_end)
-    assert "by the end-of-turn token alone" in failure(recipe)
+    assert "in the end-of-turn token only" in failure(recipe)
 
 
 def test_the_worst_completion_is_named_with_its_text_token_and_both_values(tmp_path: Path, model: Path) -> None:
@@ -319,38 +319,40 @@ def test_the_worst_completion_is_named_with_its_text_token_and_both_values(tmp_p
     drift = measure_drift(recipe, "base", wanted, 64)
     assert drift.worst is not None
     identifier, cached = of[9]
-    assert (drift.worst.completion_id, drift.worst.place) == (identifier, 2)
-    assert drift.worst.cached == pytest.approx(cached) and drift.worst.again == pytest.approx(cached + 9, abs=1e-4)
+    assert (drift.worst.completion_id, drift.worst.position) == (identifier, 2)
+    assert drift.worst.cached == pytest.approx(cached) and drift.worst.recomputed == pytest.approx(cached + 9, abs=1e-4)
     text = wanted.filter(pl.col("completion_id") == identifier)["completion"].item()
     assert text.startswith(drift.worst.text.rstrip("…")) and drift.worst.token in text and drift.worst.token
     assert identifier in str(drift.failure()) and identifier in drift.summary()
-    assert drift.figures.token_max == pytest.approx(9, abs=1e-4)
+    assert drift.differences.token_max == pytest.approx(9, abs=1e-4)
     assert check_numbers(recipe, "base", wanted, 64, limit=9.1).passed
 
 
 def test_in_16_bits_many_small_differences_fail_where_one_would_pass(tmp_path: Path, model: Path) -> None:
     recipe = recipe_of(tmp_path, model, dtype="bfloat16")
     plant(recipe, change=lambda place, row: replace(row, logprobs=row.logprobs - np.float32(0.15)))
-    told = failure(recipe)
-    assert "no token is off by much, but too many by a little" in told and "expected 0.1 and 2 in bfloat16" in told
+    message = failure(recipe)
+    assert (
+        "no token is far off, but too many are slightly off" in message and "expected 0.1 and 2 in bfloat16" in message
+    )
     assert check_numbers(recipe, "base", wanted_of(recipe), 64, limit=4.0).limits.token_mean == 0.2
 
 
 # What cannot be checked.
 
 
-def test_a_reference_that_is_not_scored_is_told_so(tmp_path: Path, model: Path) -> None:
+def test_an_unscored_reference_is_an_error(tmp_path: Path, model: Path) -> None:
     recipe = recipe_of(tmp_path, model)
     with pytest.raises(UserError, match="is not scored yet"):
         check_numbers(recipe, "base", wanted_of(recipe), 4)
-    with pytest.raises(UserError, match="names no reference hermes: expected one of base"):
+    with pytest.raises(UserError, match="has no reference hermes: expected one of base"):
         check_numbers(recipe, "hermes", wanted_of(recipe), 4)
 
 
-def test_pairs_that_the_cache_does_not_serve_are_told_so(tmp_path: Path, model: Path) -> None:
+def test_unscored_pairs_are_an_error(tmp_path: Path, model: Path) -> None:
     plant(recipe_of(tmp_path, model))
     recipe = recipe_of(tmp_path, model, rows=[pair("Else?", "Other", "Things")])
-    with pytest.raises(UserError, match="serves none of the 2 completions"):
+    with pytest.raises(UserError, match="has none of the 2 completions"):
         check_numbers(recipe, "base", wanted_of(recipe), 4)
 
 
@@ -358,7 +360,7 @@ def test_pairs_that_the_cache_does_not_serve_are_told_so(tmp_path: Path, model: 
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "bloom"])
-def test_computed_again_as_by_the_plain_forward_pass_in_pieces_too(
+def test_the_oracle_is_a_plain_forward_pass_also_in_pieces(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoModelForCausalLM

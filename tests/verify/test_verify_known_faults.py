@@ -1,4 +1,4 @@
-"""A guess is confirmed where the fault explains the cached numbers, and only there. The model is made up."""
+"""A fault is confirmed only where it reproduces the cached log-probs. The model is synthetic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up import compared
+from synthetic import compared
 
 from mrpo_pipeline.rendering import Rendered
 from mrpo_pipeline.verify.known_faults import confirmed_reasons
@@ -19,11 +19,11 @@ RIGHT = -np.arange(1, 21) / 4
 TWICE, MISSING = RIGHT - 0.5, RIGHT + 0.1
 
 
-class MadeUp:
-    """Gives other numbers where the prompt's first token stands twice or is missing, or the adapter is left out."""
+class SyntheticModel:
+    """Other numbers where the prompt's first token is doubled or missing, or the adapter is disabled."""
 
     context_length: int | None = None
-    adapted = False
+    without_adapter: Any = None
     bare = False
 
     def logps(self, prompt: np.ndarray, completion: np.ndarray, scored: Any = None) -> np.ndarray:
@@ -31,7 +31,7 @@ class MadeUp:
         return numbers[: len(completion)] * (2 if self.bare else 1)
 
     @contextmanager
-    def without_adapter(self) -> Iterator[None]:
+    def disable_adapter(self) -> Iterator[None]:
         self.bare = True
         yield
         self.bare = False
@@ -40,22 +40,22 @@ class MadeUp:
 def confirmed(cached: np.ndarray, model: Any = None, limits: Limits | None = None, count: int = 5) -> list[str]:
     rows = [compared(cached, RIGHT)] * count
     rendered = [Rendered(PROMPT, row.ids, row.byte_ends) for row in rows]
-    return confirmed_reasons(model or MadeUp(), rows, rendered, limits or limits_for("float32"))
+    return confirmed_reasons(model or SyntheticModel(), rows, rendered, limits or limits_for("float32"))
 
 
 def test_the_fault_that_gives_the_cached_numbers_is_confirmed_alone() -> None:
-    (told,) = confirmed(TWICE + 1e-6)
-    assert "stood there twice (the 3 worst completions" in told
-    (told,) = confirmed(MISSING, count=2)
-    assert "was missing (the 2 worst completions" in told
+    (reason,) = confirmed(TWICE + 1e-6)
+    assert "was doubled (so computed, the 3 worst completions" in reason
+    (reason,) = confirmed(MISSING, count=2)
+    assert "was missing (so computed, the 2 worst completions" in reason
 
 
 def test_an_adapter_is_left_out_only_where_there_is_one() -> None:
     assert confirmed(2 * RIGHT) == []
-    model = MadeUp()
-    model.adapted = True
-    (told,) = confirmed(2 * RIGHT, model)
-    assert "the adapter was left out" in told and not model.bare
+    model = SyntheticModel()
+    model.without_adapter = model.disable_adapter
+    (reason,) = confirmed(2 * RIGHT, model)
+    assert "the adapter was not loaded" in reason and not model.bare
 
 
 def test_what_comes_near_and_not_within_the_limits_is_not_confirmed() -> None:
@@ -70,7 +70,7 @@ def test_what_passes_the_limits_and_explains_little_is_not_confirmed() -> None:
 
 
 def test_right_numbers_are_not_tried() -> None:
-    class Refuses(MadeUp):
+    class Refuses(SyntheticModel):
         def logps(self, prompt: np.ndarray, completion: np.ndarray, scored: Any = None) -> np.ndarray:
             raise AssertionError
 
@@ -81,6 +81,6 @@ def test_right_numbers_are_not_tried() -> None:
 
 @pytest.mark.parametrize(("context", "found"), [(24, 1), (23, 0)])
 def test_a_prompt_that_becomes_too_long_for_the_context_is_not_tried(context: int, found: int) -> None:
-    model = MadeUp()
+    model = SyntheticModel()
     model.context_length = context
     assert len(confirmed(TWICE, model)) == found

@@ -1,4 +1,4 @@
-"""Numbers that the real vLLM gave: right ones pass, and those of its prefix cache are found and named."""
+"""Log-probs of the real vLLM: correct ones pass, and those of its prefix cache are found and named."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from mrpo_pipeline.verify import check_numbers
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-# Rows of prompt log-probs that vLLM took from its prefix cache are never written (0.32: `torch.empty`): what it says of
-# them is whatever the memory held. Read by place, as a scorer does that trusts the answer's length.
+# vLLM never writes prompt log-probs of positions from its prefix cache (0.32: `torch.empty`): they hold whatever the
+# memory held. Read by position here, as by a scorer that trusts the length of the answer.
 WITH_PREFIX_CACHE = textwrap.dedent(
     """
     import sys
@@ -53,11 +53,11 @@ def test_float32_of_vllm_agrees_with_transformers(tmp_path: Path) -> None:
     score_references(recipe)
     drift = check_numbers(recipe, "base", wanted_of(recipe), 64)
     assert drift.scored_by["engine"] == "vllm" and any(name.startswith("vllm") for name in drift.scored_by["versions"])
-    assert drift.figures.completions == 20 and drift.figures.token_max <= 1e-3
+    assert drift.differences.completions == 20 and drift.differences.token_max <= 1e-3
 
 
-def test_what_vllm_says_of_positions_from_its_prefix_cache_fails(tmp_path: Path) -> None:
-    # Two answers to one prompt that begin alike: the second's beginning is in the cache already.
+def test_values_from_the_prefix_cache_of_vllm_fail(tmp_path: Path) -> None:
+    # Two answers that begin alike: the beginning of the second comes from the prefix cache.
     rows = [
         pair(f"Question {i}?", f"Answer {i} begins with the very same words, " * 6 + tail, f"No. {i} " * 3)
         for i in range(4)
@@ -81,7 +81,7 @@ def test_what_vllm_says_of_positions_from_its_prefix_cache_fails(tmp_path: Path)
         subprocess.run(command, env=environment, check=True, timeout=300)
         with np.load(tmp_path / "answers.npz") as answers:
             reused.extend(int(n) - len(one.prompt_ids) for n, one in zip(answers["cached"], requests, strict=True))
-            # The cache's writer refuses what no model gives, which such memory may hold as well.
+            # The writer of the cache refuses impossible values, which such memory may hold.
             every = [answers[str(i)][-len(one.completion_ids) :] for i, one in enumerate(requests)]
             return [np.clip(np.nan_to_num(one), -1e5, 0).astype(np.float32) for one in every]
 
@@ -89,5 +89,5 @@ def test_what_vllm_says_of_positions_from_its_prefix_cache_fails(tmp_path: Path)
     assert sum(tokens > 0 for tokens in reused) == 4, "vLLM took no completion's beginning from its prefix cache"
     with pytest.raises(RunError, match="took from its prefix cache") as caught:
         check_numbers(recipe, "base", wanted_of(recipe), 64)
-    # Memory that is handed out again may hold an earlier request's rows, which are right for the same beginning.
-    assert re.search("the beginning of [1-4] of 12 completions is off and all behind it exact", str(caught.value))
+    # Reused memory may hold the rows of an earlier request, which are correct for the same beginning.
+    assert re.search("the beginning of [1-4] of 12 completions is off and the rest exact", str(caught.value))

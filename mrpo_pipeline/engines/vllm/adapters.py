@@ -1,4 +1,4 @@
-"""An adapter as part of a reference in vLLM: a LoRA request where vLLM serves all of it, else merged beforehand."""
+"""An adapter in vLLM: a LoRA request if vLLM serves all of it, else merged into the model before the start."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrpo_pipeline.files.python_processes import child_environment, module_comma
 from mrpo_pipeline.models.adapters import file_tensors
 from mrpo_pipeline.models.merging import EXPECTED, NOT_MERGEABLE
 
-# Ranks that vLLM's `max_lora_rank` may be; a smaller adapter is padded to the next.
+# Allowed values of vLLM's `max_lora_rank`; a smaller adapter is padded to the next.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # The last part of the names that embeddings and heads go by. (A head of another name is told by its shape.)
 _EMBEDDINGS = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "word_embeddings", "tok_embeddings")
@@ -26,7 +26,7 @@ class UnsupportedError(Exception):
 
 @dataclass
 class Adapted:
-    """What vLLM is to load.
+    """What vLLM loads.
 
     Attributes:
         model: folder or hub name of the weights; revision: of a hub name.
@@ -46,10 +46,10 @@ class Adapted:
 
 
 def adapt(settings: dict[str, Any], config: Any) -> Adapted:
-    """Decide how the adapter is served, and merge it where that is the way (see `merging`).
+    """Decide how to serve the adapter, and merge it if necessary (see `merging`).
 
     Args:
-        settings: what the engine's process was given; `merge_because` is set where vLLM refused the adapter once before.
+        settings: of the engine's process; `merge_because` is set if vLLM has refused the adapter before.
         config: the model's transformers configuration.
 
     Raises:
@@ -88,10 +88,10 @@ def adapt(settings: dict[str, Any], config: Any) -> Adapted:
 
 
 def why_not_served(path: str, vocab_size: int, rank: int) -> str | None:
-    """Why vLLM would leave part of the adapter out of prompt log-probs, or refuse it; None where it serves it all.
+    """Why vLLM would leave part of the adapter out of prompt log-probs, or refuse it; None if it serves all of it.
 
-    Deltas of the head and of embeddings are dropped from prompt log-probs, and weights saved whole (`modules_to_save`, new
-    tokens) are passed over. What else it does not do (DoRA, biases, …) vLLM's own check of the adapter tells.
+    vLLM drops deltas of the head and of embeddings from prompt log-probs, and ignores weights saved whole (`modules_to_save`, new
+    tokens). Its own check of the adapter reports what else it does not support (DoRA, biases, …).
     """
     from vllm.config.lora import LoRAConfig
     from vllm.lora.peft_helper import PEFTHelper

@@ -1,4 +1,4 @@
-"""With what arguments vLLM is started for one model on this machine. Runs in the engine's process."""
+"""The arguments that vLLM starts with, for one model on this machine. Runs in the engine's process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mrpo_pipeline.models.files import header_dtype, locate
 
 
 def inspect_here(registry: Any, architectures: list[str]) -> None:
-    """On a CPU, load the model's class in this process: vLLM would import itself in another one to look at it.
+    """On a CPU, load the model's class in this process: vLLM would start another process to inspect it.
 
-    That other process keeps CUDA uninitialised in this one, which does not matter on a CPU, and costs as much as the
-    start itself, once per architecture and machine.
+    That process keeps CUDA uninitialised in this one, which does not matter on a CPU, and costs as much as the start itself, once
+    for each architecture and machine.
     """
     from vllm.platforms import current_platform
 
@@ -29,12 +29,12 @@ def inspect_here(registry: Any, architectures: list[str]) -> None:
 def engine_arguments(
     settings: dict[str, Any], options: dict[str, Any], config: Any, context: int | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Arguments of vLLM's `EngineArgs` for this model and machine, and what to tell the user about them.
+    """Arguments of vLLM's `EngineArgs` for this model and machine, and notices about them.
 
     Args:
         settings: `model`, `revision`, `dtype`, `quantization`, `trust_remote_code` and `longest` (tokens, 0 for unknown).
-        options: the user's, which are laid over the result by the caller.
-        config: the model's transformers configuration. context: its positions, None where it has no limit.
+        options: the user's, which the caller applies on top.
+        config: the model's transformers configuration. context: its positions, None without a limit.
     """
     import torch
     from vllm.platforms import current_platform
@@ -65,10 +65,10 @@ def engine_arguments(
         "skip_tokenizer_init": True,
         "max_model_len": length,
         "max_num_batched_tokens": sizes.max_num_batched_tokens,
-        # Prompt log-probs read nothing from the prefix cache (see `logprobs`), so keeping one is of no use.
+        # Of use to dense answers alone (see `caching_if_dense`).
         "enable_prefix_caching": False,
         "enable_chunked_prefill": True,
-        # A run scores prompts of ever new shapes; compiling costs more than it brings on a CPU.
+        # Shapes differ from step to step; on a CPU compiling costs more than it saves.
         "enforce_eager": on_cpu,
         "disable_log_stats": True,
         "generation_config": "vllm",
@@ -84,8 +84,15 @@ def engine_arguments(
     return arguments, told
 
 
+def caching_if_dense(engine_args: Any, arguments: dict[str, Any]) -> bool | None:
+    """`enable_prefix_caching` for these arguments of vLLM's `EngineArgs`: None (vLLM's choice for the model) where the model runner
+    may give dense answers, else False: other answers can't use the cache (see `logprobs`)."""
+    config = engine_args(**arguments).create_engine_config()
+    return None if getattr(config, "use_v2_model_runner", True) else False
+
+
 def _weight_bytes(settings: dict[str, Any], dtype: Any) -> int:
-    """Bytes of the weights once loaded, from the sizes of their files; 0 where those are not at hand."""
+    """Bytes of the loaded weights, from their file sizes; 0 if the files are not available."""
     folder = locate(settings["model"], settings["revision"])
     files = sorted(Path(folder).glob("*.safetensors")) if folder else []
     on_disk = sum(file.stat().st_size for file in files)
@@ -95,7 +102,7 @@ def _weight_bytes(settings: dict[str, Any], dtype: Any) -> int:
 
 
 def _memory(platform: Any) -> tuple[int, int]:
-    """(free, total) bytes of the device, without making a CUDA context that would stay in this process."""
+    """(free, total) bytes of the device, without creating a CUDA context in this process."""
     if platform.is_cpu():
         import psutil
 
@@ -108,5 +115,5 @@ def _memory(platform: Any) -> tuple[int, int]:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(platform.device_id_to_physical_device_id(0))
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free), total
-    except Exception:  # no NVML here (ROCm, say); vLLM itself complains where less is free than it is given
+    except Exception:  # no NVML (such as ROCm); vLLM itself reports too little free memory
         return total, total

@@ -1,4 +1,4 @@
-"""The vLLM engine, seen from the caller: starts a process, feeds it token ids, takes log-probs as they come."""
+"""The vLLM engine on the caller's side: starts a process, sends it token ids and receives log-probs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from mrpo_pipeline.engines.base import LogProbs, ScoringRequest, check_finite, check_requests, longest_first
+from mrpo_pipeline.engines.base import LogProbs, ScoringRequest, check_finite, check_requests
+from mrpo_pipeline.engines.batching import by_prompt
 from mrpo_pipeline.engines.vllm.environment import environment
 from mrpo_pipeline.engines.vllm.errors import cause
 from mrpo_pipeline.engines.vllm.ipc import receive, send, split
@@ -29,7 +30,7 @@ from mrpo_pipeline.errors import ProcessDiedError, RunError, UserError
 from mrpo_pipeline.files.python_processes import module_command
 from mrpo_pipeline.models.source import ModelSource, resolve, resolve_dtype
 
-# A block must be large enough that the engine's process is never left with less than a step's tokens.
+# Large enough that the engine's process always has at least a step's tokens.
 _BLOCK_REQUESTS = 512
 _BLOCK_TOKENS = 65536
 
@@ -43,14 +44,15 @@ class VllmUnsupportedError(RunError):
 class VllmEngine:
     """Scores with vLLM in a process of its own.
 
-    Options: `threads` (on a CPU; all the process may use), and every field of vLLM's `EngineArgs`
-    (`tensor_parallel_size`, `gpu_memory_utilization`, `max_model_len`, `max_num_batched_tokens`, …), which win over what is
-    chosen here; not those that are keys of the reference (`dtype`, `quantization`, `trust_remote_code`, …). Sequences longer
-    than the 8,192 tokens the engine starts with (or `max_model_len`) make it start again. An adapter that vLLM would serve
-    only in part is merged into its model first, by a process of its own, into a folder under `TMPDIR` that is gone once
-    vLLM has read it.
+    Options: `threads` (on a CPU; default: all that the process may use), and every field of vLLM's `EngineArgs`
+    (`tensor_parallel_size`, `gpu_memory_utilization`, `max_model_len`, `max_num_batched_tokens`, …), which override the defaults
+    chosen here; except keys of the reference (`dtype`, `quantization`, `trust_remote_code`, …). Sequences longer than the 8,192
+    tokens (or `max_model_len`) that the engine starts with restart it. An adapter that vLLM would serve only in part is first merged
+    into its model, in a separate process, into a folder under `TMPDIR` that is removed when vLLM has read it.
 
-    With `wait=False` the process is started and not waited for: nothing but `close` may be used before `ready` has come back.
+    `prompts_once` tells whether vLLM computes a prompt once for all its completions (see `trial`).
+
+    With `wait=False` the constructor does not wait for the process: only `close` may be called before `ready` has returned.
 
     Raises (here, or from `ready`):
         VllmUnsupportedError: vLLM has no implementation of this model, adapter or quantization.
@@ -86,17 +88,18 @@ class VllmEngine:
         self._socket: socket.socket | None = None
         self._log: IO[bytes] | None = None
         self._merged: str | None = None
-        self._said = ""  # what vLLM failed with
+        self._said = ""  # vLLM's error
         self._is_ready = False
         self._loaded: dict[str, str | None] = {}
         self._max_model_len = 0
         self._vocab_size = 0
+        self.prompts_once = False
         self._launch()
         if wait:
             self.ready()
 
     def ready(self) -> None:
-        """Wait until the process has started vLLM. Raises as the constructor does, and has closed the engine then."""
+        """Wait until the process has started vLLM. Raises as the constructor, after closing the engine."""
         try:
             header, _ = self._receive()
         except BaseException as error:
@@ -113,10 +116,11 @@ class VllmEngine:
         self.context_length = header["context_length"]
         self._max_model_len = header["max_model_len"]
         self._vocab_size = header["vocab_size"]
+        self.prompts_once = header["prompts_once"]
         self.notices = list(header["notices"])
 
     def score(self, requests: Sequence[ScoringRequest]) -> Iterator[tuple[int, LogProbs]]:
-        """See `Engine.score`. Results are taken from the process as they come, however slow the caller is."""
+        """See `Engine.score`. Results are received from the process at once, however slow the caller is."""
         if self._process is None:
             raise RunError("this engine is closed; open another one to score.")
         check_requests(requests, self.context_length, self._vocab_size)
@@ -148,14 +152,14 @@ class VllmEngine:
                 yield index, found
             finished = True
         finally:
-            if not finished:  # a run that was left in the middle: the process still works on it
+            if not finished:  # the caller stopped early: the process still works on it
                 self.close()
 
     def close(self) -> None:
-        """End the process, and with it everything it holds."""
+        """End the process, which frees everything it holds."""
         process, self._process = self._process, None
         if self._socket is not None:
-            # Closing alone would not wake a thread that reads from it, nor tell the process.
+            # Closing alone would neither wake a thread that reads from it nor notify the process.
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
@@ -183,7 +187,7 @@ class VllmEngine:
         return found
 
     def _launch(self) -> None:
-        """Start the process and tell it what to load."""
+        """Start the process and send it what to load."""
         ours, theirs = socket.socketpair()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         if self._source.adapter is not None:
@@ -197,12 +201,12 @@ class VllmEngine:
                 stdout=self._log if quiet else sys.stderr.fileno(),
                 stderr=self._log if quiet else sys.stderr.fileno(),
                 env=environment(self._threads, self._settings["options"]),
-                # Ctrl-C on the terminal is for the caller, who then closes this engine.
+                # Ctrl-C on the terminal goes to the caller, which then closes this engine.
                 start_new_session=True,
             )
         self._socket = ours
         self._connection = Connection(os.dup(ours.fileno()))
-        with suppress(BrokenPipeError, ConnectionResetError):  # its last words are read by the next receive
+        with suppress(BrokenPipeError, ConnectionResetError):  # the next receive reads its error
             send(self._connection, self._settings | {"merged_folder": self._merged})
 
     def _exchange(self, requests: Sequence[ScoringRequest]) -> Iterator[tuple[int, LogProbs]]:
@@ -210,7 +214,7 @@ class VllmEngine:
         blocks = _blocks(requests)
 
         def pump() -> None:
-            # In a thread, so that the engine is fed while the caller writes what it got.
+            # In a thread, so that the engine gets requests while the caller writes results.
             try:
                 self._send_block(requests, next(blocks))
                 while True:
@@ -255,10 +259,10 @@ class VllmEngine:
         try:
             send(self._connection, header, np.concatenate(parts))
         except (BrokenPipeError, ConnectionResetError):
-            return  # its last words are read by the next receive
+            return  # the next receive reads its error
 
     def _receive(self) -> tuple[dict[str, Any], LogProbs]:
-        """The next message; what went wrong over there is raised here."""
+        """The next message; errors of the process are raised here."""
         if self._connection is None:
             raise RunError("the vLLM engine was closed while it was scoring.")
         try:
@@ -297,8 +301,9 @@ class VllmEngine:
 
 
 def _blocks(requests: Sequence[ScoringRequest]) -> Iterator[tuple[list[int], bool]]:
-    """(indices, whether it is the last) of the blocks in which requests are sent, the longest first."""
-    order = longest_first(requests)
+    """(indices, whether it is the last) of the blocks in which requests are sent: those of a prompt next to each other, so that its
+    keys and values are cached when the second one comes; the prompt of the longest request first."""
+    order = [index for group in by_prompt(requests) for index in group]
     start = 0
     while start < len(order):
         end, tokens = start, 0
@@ -310,7 +315,7 @@ def _blocks(requests: Sequence[ScoringRequest]) -> Iterator[tuple[list[int], boo
 
 
 def _end(process: subprocess.Popen[bytes], patience: float) -> None:
-    """Wait for the process, which ends when its socket closes (not while it starts); then make sure of it and its children."""
+    """Wait for the process, which ends when its socket closes (except while it starts); then kill it and its children."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=patience)
     with suppress(ProcessLookupError, PermissionError):

@@ -1,4 +1,4 @@
-"""What vLLM says when it does not start, brought down to the sentence that a person can act on."""
+"""Reduce vLLM's errors to the one sentence that a user can act on."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 _ERROR = re.compile(r"\b([A-Z]\w*(?:Error|Exception)): (.+)")
 # Some messages list every parameter of the model.
 _LONGEST = 600
-# Said of a process by another one: the cause stands in the log above it.
+# One process's report of another's failure: the cause is earlier in the log.
 _ECHOES = ("Engine core initialization failed", "Engine process failed to start", "WorkerProc initialization failed")
 
 
 def cause(message: str, log: str) -> str:
-    """One paragraph: the message, or where that only points at the log, the last error there that is not an echo too."""
+    """One paragraph: the message, or if that only refers to the log, the last error in the log that does not."""
     if any(echo in message for echo in _ECHOES):
         for line in reversed(log.splitlines()):
             found = _ERROR.search(line)
@@ -23,7 +23,7 @@ def cause(message: str, log: str) -> str:
 
 
 def plain(message: str) -> str:
-    """A message on one line, without what pydantic adds for programmers."""
+    """A message on one line, without pydantic's details for programmers."""
     lines = [re.sub(r"\s*\[type=.*$", "", line).strip() for line in message.splitlines()]
     kept = [
         re.sub(r"^(Value|Assertion) error, ", "", line)

@@ -1,4 +1,4 @@
-"""What the engine's process and this one say to each other: a JSON header and raw numbers, no pickle."""
+"""Messages between the engine's process and the caller: a JSON header and raw numbers, no pickle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 def send(connection: Connection, header: dict[str, Any], numbers: NDArray[Any] | None = None) -> None:
-    """Send one message. `numbers` is one flat array; its dtype goes along."""
+    """Send one message. `numbers` is one flat array; the header carries its dtype."""
     head = dict(header)
     if numbers is not None:
         head["numbers"] = numbers.dtype.str
@@ -21,7 +21,7 @@ def send(connection: Connection, header: dict[str, Any], numbers: NDArray[Any] |
 
 
 def receive(connection: Connection) -> tuple[dict[str, Any], NDArray[Any]]:
-    """The next message: header and numbers (empty where there were none). Raises EOFError when the other side is gone."""
+    """The next message: header and numbers (empty if there are none). Raises EOFError if the other side is closed."""
     message = connection.recv_bytes()
     end = 4 + int.from_bytes(message[:4], "little")
     header: dict[str, Any] = json.loads(message[4:end])
@@ -30,5 +30,5 @@ def receive(connection: Connection) -> tuple[dict[str, Any], NDArray[Any]]:
 
 
 def split(numbers: NDArray[Any], lengths: list[int]) -> list[NDArray[Any]]:
-    """One flat array cut into consecutive pieces of the lengths given."""
+    """One flat array split into consecutive pieces of these lengths."""
     return np.split(numbers, np.cumsum(lengths)[:-1]) if lengths else []

@@ -10,7 +10,11 @@ What vLLM 0.32 does, from its source and from runs of it:
   float32 copy of the vocabulary. V2 alone does it, which needs Triton: V1 refuses the request (ValueError), as the CPU build
   without triton-cpu does. Scores of a prefill that starts behind the first row wanted are dropped, and come as None.
 
-So the way is found by trying it, on a short text, when the engine starts (`process.Scorer`).
+So a prefix cache is right for dense answers that start at the prompt's last token: a hit that ends before it leaves all rows to
+compute, and one behind it (a completion that begins as another one did, a prompt of whole blocks) comes as None, and is asked
+again without the cache. A preempted request begins anew in the V2 runner, and is treated alike.
+
+The way is found by trying it on short texts when the engine starts (`trial`).
 """
 
 from __future__ import annotations
@@ -20,9 +24,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+_SKIP = "skip_reading_prefix_cache"
+
 
 class MisalignedError(Exception):
     """An answer that does not belong to the tokens that were sent; the message says what came."""
+
+
+class UnwrittenError(MisalignedError):
+    """An answer without log-probs, because the prefix cache held more than the prompt."""
 
 
 class Answers(Protocol):
@@ -68,19 +78,34 @@ class Listed:
 
 
 class Dense:
-    """The completion alone, one column: row i is the prediction of token start + i + 1."""
+    """The completion alone, one column: row i is the prediction of token start + i + 1.
+
+    Args:
+        reads_cache: read the prompt from the prefix cache where it holds it.
+    """
+
+    def __init__(self, *, reads_cache: bool = False) -> None:
+        self.reads_cache = reads_cache
 
     @staticmethod
     def known(fields: frozenset[str]) -> bool:
         """Whether this vLLM has the words for it; whether it does it, only asking tells."""
         return {"prompt_logprob_token_ids", "prompt_logprob_start"} <= fields
 
+    @staticmethod
+    def may_read_cache(fields: frozenset[str]) -> bool:
+        """Whether this vLLM lets a request say that it reads the prefix cache."""
+        return Dense.known(fields) and _SKIP in fields
+
     def asked(self, ids: NDArray[np.int32], count: int) -> dict[str, Any]:
         start = len(ids) - count
-        return {"prompt_logprob_token_ids": ids[start:, None], "prompt_logprob_start": start - 1}
+        asked = {"prompt_logprob_token_ids": ids[start:, None], "prompt_logprob_start": start - 1}
+        return asked | ({_SKIP: False} if self.reads_cache else {})
 
     def read(self, output: Any, completion: NDArray[np.int32]) -> NDArray[np.float32]:
         scores = getattr(output, "prompt_token_id_logprobs", None)
+        if scores is None and self.reads_cache:
+            raise UnwrittenError("no scores of a prompt that is cached beyond its first scored token")
         if scores is None or scores.shape != (len(completion), 1):
             raise MisalignedError(
                 f"scores of shape {None if scores is None else scores.shape} for {len(completion)} tokens"

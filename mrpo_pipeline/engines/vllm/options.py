@@ -1,4 +1,4 @@
-"""Engine options from the recipe, checked before vLLM sees them."""
+"""Check engine options of the recipe before vLLM gets them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mrpo_pipeline.engines.vllm.adapters import UnsupportedError
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.loading import EIGHT_BIT, FOUR_BIT
 
-# They are keys of the reference: its fingerprint covers them, and an engine option would go past it.
+# Keys of the reference: its fingerprint covers them, and an engine option would bypass it.
 _OF_THE_REFERENCE = {
     "model": "model",
     "revision": "revision",
@@ -24,7 +24,7 @@ _LOG_PROBS = ("raw_logprobs", "processed_logprobs")
 
 
 def check_here(options: Mapping[str, Any], reference: str) -> None:
-    """Refuse what needs no vLLM to be told: options of the reference's, and such as make its numbers wrong.
+    """Refuse, without vLLM, options that are keys of the reference and those that make its numbers wrong.
 
     Raises:
         UserError: naming the option.

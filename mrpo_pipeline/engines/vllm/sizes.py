@@ -1,4 +1,4 @@
-"""What vLLM is started with: sizes chosen from vocabulary and free memory, which its own profiling does not see."""
+"""Sizes for vLLM by vocabulary and free memory: its own profiling does not include prompt log-probs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ GIB = 1 << 30
 BYTES_PER_LOGIT = {"cpu": 18, "gpu": 12}
 FEWEST_BATCHED_TOKENS = 256
 MOST_BATCHED_TOKENS = {"cpu": 2048, "gpu": 8192}
-# Contexts longer than this are served after a restart, when a request asks for one: memory for the longest sequence is
-# reserved at the start, and few completions are longer.
+# Longer requests restart vLLM: memory for the longest sequence is reserved at the start, and few completions are longer.
 FIRST_MODEL_LENGTH = 8192
-# What vLLM itself takes beside weights and keys: activations of a step, CUDA graphs, libraries.
+# vLLM's memory beside weights and keys: activations of a step, CUDA graphs, libraries.
 _WORKING_BYTES = GIB
 _LARGEST_SHARE = 0.9
 
@@ -92,11 +91,11 @@ def kv_bytes_per_token(config: object, element_bytes: int) -> int:
 
 
 def first_model_length(context: int | None, longest: int, asked: int | None) -> int:
-    """Positions to start with: what was asked for, else what the longest request needs and at least the usual.
+    """Positions to start with: the user's, else as many as the longest request needs and at least the default.
 
     Args:
-        context: the model's own limit, None where it has none.
-        longest: tokens of the longest request known, 0 where none is.
+        context: the model's own limit, None without one.
+        longest: tokens of the longest known request, 0 if unknown.
         asked: the user's `max_model_len`.
     """
     if asked is not None:

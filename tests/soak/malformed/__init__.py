@@ -1,8 +1,8 @@
-"""Broken and hostile input, some hundreds of kinds of it: what `mrpo` makes of each is looked at, not only that it ends.
+"""Hundreds of kinds of broken and hostile input, with checks of how `mrpo` handles each.
 
-case, world        one malformed input and the command that meets it; the good files it was made from
-server, checks     the command run in a child of its own; what must hold of how it ended
-recipes, pairs, names, templates, models, caches           the lists
-fuzz               good files with random bytes changed, straight into the parsers
-run                the driver
+case, world: one malformed input and its command; the good files it is derived from
+server, checks: runs the command in a forked child; checks how it ended
+recipes, pairs, names, templates, models, caches: the lists of cases
+fuzz: good files with random bytes changed, given directly to the parsers
+run: the driver
 """

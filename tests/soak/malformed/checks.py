@@ -1,4 +1,4 @@
-"""What must hold of how a command ended that was given something malformed."""
+"""Checks of how a command ended that was given malformed input."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ SECONDS = 10.0
 ADDED_MB = 1024.0
 LONGEST = 6000  # characters of a message; ten bad rows are told in full
 
-# A message ends by what to do; `: expected …` alone says it where the remedy is to write just that.
+# A message ends with a remedy; `: expected …` is enough if the remedy is to write exactly that.
 REMEDY = re.compile(
     r"(?<![\w`])(Correct|Mend|Give|Take|Add|Write|Name|Rename|Set|Make|Check|Check the|Fetch|Restore|Remove|Raise|Lower|Upgrade"
-    r"|Install|Load|Score|Run|Leave|Put|Move|Choose|Use|Is this|Try|Delete|Point|Convert|Log in|Download)\b"
+    r"|Install|Load|Score|Run|Leave|Put|Move|Choose|Use|Is this|Try|Delete|Point|Convert|Log in|Download|Fix|Provide|Adjust)\b"
     r"|: (give|mend|take|set|remove|name|rename|raise|lower|score|add|correct|run|load|expected)\b",
     re.IGNORECASE,
 )
 FOUND = re.compile(
-    r"xpected|Unknown key|missing|needs|can't|cannot|is not|are not|holds|lacks|fails|was not computed by|damaged|stands twice"
-    r"|no \w+|not there",
+    r"xpected|Unknown key|missing|needs|can't|cannot|is not|are not|holds|lacks|fails|was not computed by|damaged|is given twice"
+    r"|no \w+|not there|exceeds|contains|does not|invalid|must",
     re.IGNORECASE,
 )
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-# Where a command may leave something new all the same: what was scored stays, and the recipe stands beside results.
+# New files that are allowed: scored shards, and the recipe beside results.
 OUTPUTS = ("cache/", "out/")
 
 
 def faults(case: Case, outcome: Outcome, before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """What does not hold, one phrase each; none where all is well."""
+    """The violations, one phrase each."""
     found = []
     if outcome.killed:
         found.append("did not end")
@@ -48,7 +48,7 @@ def faults(case: Case, outcome: Outcome, before: Mapping[str, str], after: Mappi
 
 
 def said(outcome: Outcome, names: tuple[str, ...]) -> list[str]:
-    """What is wrong with the words: a traceback, several paragraphs, nothing of what, where, expected or remedy."""
+    """Violations in the message: a traceback, several paragraphs, or a missing part (what, where, expected, remedy)."""
     found = []
     everything = outcome.stdout + outcome.stderr
     if "Traceback" in everything:
@@ -82,7 +82,7 @@ def message(stderr: str) -> str | None:
 
 
 def lost(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """What was changed, removed, or left where nothing may be."""
+    """Files changed, removed, or left where nothing may be."""
     changed = [name for name, state in before.items() if after.get(name) != state]
     new = [name for name in after if name not in before and not name.removeprefix("work/").startswith(OUTPUTS)]
     told = [f"changed or gone: {', '.join(changed[:3])}"] if changed else []

@@ -1,6 +1,7 @@
-"""Good files with random bytes changed, straight into the parsers: each is read, or refused in words; nothing else is raised.
+"""Good files with random bytes changed, given directly to the parsers: each must read the file, or refuse it with its own
+error.
 
-A changed byte may well leave a file that is good; so what counts here is that no parser raises anything but its own refusal.
+A changed byte may leave the file valid, so the check is that no parser raises anything but its own refusal.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Parser:
 
 
 def mutations(good: bytes, chance: random.Random) -> Iterator[bytes]:
-    """Endless changes: bytes flipped, pieces put in or taken out, parts doubled or moved, the end cut off."""
+    """Endless changes: flipped bytes, pieces inserted or removed, parts duplicated or moved, a truncated end."""
     while True:
         data = bytearray(good)
         for _ in range(chance.choice([1, 1, 1, 2, 4, 16])):

@@ -1,4 +1,4 @@
-"""Model folders from which no model can be had, or none that fits: found before a number of theirs is used."""
+"""Model folders that hold no usable model, or one that does not fit: detected before a number of theirs is used."""
 
 from __future__ import annotations
 

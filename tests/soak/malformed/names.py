@@ -1,4 +1,4 @@
-"""Names that would leave their folder, or that no file system, terminal or reader treats alike."""
+"""Names that would leave their folder, or that file systems, terminals and readers handle differently."""
 
 from __future__ import annotations
 

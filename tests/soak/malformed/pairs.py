@@ -1,4 +1,4 @@
-"""Files of pairs that cannot be used: rows, and whole files."""
+"""Unusable files of pairs: rows, and whole files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,6 @@ ROWS: dict[str, tuple[Document | str, str]] = {
     "chosen is an empty list": (_row(chosen=[]), "chosen"),
     "chosen is an empty string": (_row(prompt="a", chosen="", rejected="b"), "empty completion"),
     "rejected is white space": (_row(prompt="a", chosen="b", rejected="\n \u3000"), "empty completion"),
-    "chosen has two messages": (_row(chosen=[*YES, *NO]), "chosen"),
     "chosen is by the user": (_row(chosen=USER), "chosen"),
     "chosen is by nobody": (_row(chosen=[_said("", "a")]), "chosen[0]"),
     "sides are equal": (_row(rejected=YES), "chosen equals rejected"),
@@ -79,7 +78,6 @@ ROWS: dict[str, tuple[Document | str, str]] = {
     "role rings the bell": (_row(prompt=[_said("\x07\x1b[31m", "a")]), "role"),
     "message without role": (_row(prompt=[{"content": "a"}]), "role"),
     "message without content": (_row(prompt=[{"role": "user"}]), "content"),
-    "ShareGPT's names": (_row(prompt=[{"from": "human", "value": "a"}]), "renamed"),
     "content is null": (_row(prompt=[_said("user", None)]), "content"),
     "content is a number": (_row(chosen=[_said("assistant", 5)]), "content"),
     "content is an object": (_row(chosen=[_said("assistant", {"text": "a"})]), "content"),
@@ -109,7 +107,7 @@ ROWS: dict[str, tuple[Document | str, str]] = {
         "several turns",
     ),
     "no prompt, rendered by a template": (
-        {"chosen": "<|im_start|>user\na<|im_end|>x", "rejected": "<|im_start|>user\na<|im_end|>y"}, "no prompt"
+        {"chosen": "<|im_start|>user\na<|im_end|>x", "rejected": "<|im_start|>user\na<|im_end|>y"}, "ChatML"
     ),
     "completions alone": ({"prompt": "a", "completions": ["b", "c"]}, "ranks"),
     "one completion": ({"prompt": "a", "completions": ["b"], "ranks": [1]}, "too few"),
@@ -140,7 +138,9 @@ ROWS: dict[str, tuple[Document | str, str]] = {
     "a number beyond a double": ('{"prompt": "a", "chosen": "b", "rejected": 1e999}', "rejected"),
     "a number of 5,000 digits": ('{"prompt": "a", "chosen": "b", "rejected": ' + "9" * 5000 + "}", "row 1"),
     "a key twice": ('{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}', "duplicate key"),
-    "a key twice below": ('{"prompt": [{"role": "user", "role": "system", "content": "a"}]}', "duplicate key"),
+    "a key twice below": (
+        '{"prompt": [{"role": "user", "role": "system", "content": "a"}], "chosen": "b", "rejected": "c"}', "duplicate key"
+    ),
     "a lone surrogate": ('{"prompt": "a", "chosen": "\\ud800", "rejected": "c"}', "lone surrogate"),
     "a surrogate the wrong way round": ('{"prompt": "a", "chosen": "\\udc00\\ud800", "rejected": "c"}', "lone surrogate"),
     "an escape for NUL": ('{"prompt": "a", "chosen": "b\\u0000", "rejected": "c"}', "NUL"),
@@ -152,10 +152,10 @@ ROWS: dict[str, tuple[Document | str, str]] = {
     "2,000 lists": ('{"prompt": ' + "[" * 2000 + "]" * 2000 + ', "chosen": "a", "rejected": "b"}', "nested too deep"),
     "100,000 lists, open": ('{"prompt": ' + "[" * 100_000, "row 1"),
     "10 MB of nothing else": ("x" * 10_000_000, "invalid JSON"),
-    "a 10 MB completion, twice": (_row(chosen=[_said("assistant", "word " * 2_000_000)] * 2), "chosen"),
+    "a 10 MB completion by nobody": (_row(chosen=[_said("nobody", "word " * 2_000_000)]), "nobody"),
     "a 10 MB completion of white space": (_row(chosen=[_said("assistant", " " * 10_000_000)]), "empty completion"),
     "10,000 messages, the last by nobody": (_row(prompt=[*(USER + YES) * 5000, _said("nobody", "a")]), "nobody"),
-    "10,000 messages as a completion": (_row(chosen=(YES + NO) * 5000), "chosen"),
+    "10,000 messages of a completion, the last by nobody": (_row(chosen=[*(YES + NO) * 5000, _said("nobody", "a")]), "nobody"),
     "10,000 keys and none of ours": ({f"k{i}": i for i in range(10_000)}, "chosen"),
     "a key of 1 MB": ('{"' + "k" * 1_000_000 + '": 1}', "chosen"),
 }  # fmt: skip
@@ -245,7 +245,6 @@ SETTINGS: dict[str, tuple[Document, str]] = {
     "everything held out": ({"train": "one.jsonl", "eval_fraction": 0.999999}, "0.999999"),
     "held out, and a file for it": ({"train": "good.jsonl", "eval": "one.jsonl", "eval_fraction": 0.5}, "eval_fraction"),
     "held-out file is not there": ({"train": "good.jsonl", "eval": "nowhere.jsonl"}, "nowhere.jsonl"),
-    "skipped until none is left": ({"train": "bad.jsonl", "on_bad_row": "skip"}, "bad.jsonl"),
     "a file below a file": ({"train": "good.jsonl/pairs.jsonl"}, "good.jsonl/pairs.jsonl"),
     "a home of nobody": ({"train": "~nobody-at-all/pairs.jsonl"}, "nobody-at-all"),
 }  # fmt: skip
@@ -293,7 +292,6 @@ def _settings(settings: Document) -> Callable[[Place], None]:
     def make(place: Place) -> None:
         place.write("good.jsonl", lines(place.rows()))
         place.write("one.jsonl", lines(place.rows()[:1]))
-        place.write("bad.jsonl", lines([{"prompt": "a"}] * 20))
         place.cache()
         place.recipe({"pairs": settings})
 

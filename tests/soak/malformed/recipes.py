@@ -1,4 +1,4 @@
-"""Recipes that are no recipes: YAML that isn't, YAML that is a trap, keys and values that mean nothing."""
+"""Invalid recipes: invalid YAML, hostile YAML, meaningless keys and values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MISSPELT = {
     "references.other.templat": "template", "limits.max_lenght": "max_length", "limits.max_prompt_len": "max_prompt_length",
     "method.bet": "beta", "method.aggregat": "aggregate", "method.weight": "weights", "method.los": "loss",
     "method.trust_region.kinds": "kind", "method.trust_region.eps": "epsilon", "method.weights_options.flor": "floor",
-    "method.weights_options.temp": "temperature", "method.mpo.preferences": "preference",
+    "method.weights_options.temp": "temperature", "method.simpo_gama": "simpo_gamma",
     "method.label_smooth": "label_smoothing", "method.modpo.help.weigth": "weight", "training.learning_rat": "learning_rate",
     "training.num_epochs": "num_train_epochs", "training.batch_size": "nearest", "training.output_dir": "output_dir",
     "evaluation.sample": "samples", "evaluation.max_tokens": "max_new_tokens", "compare.seed": "seeds",
@@ -76,7 +76,9 @@ WRONG: dict[str, list[Any]] = {
     "method": ["mrpo", 7, [1]],
     "method.name": ["ppo", 7, None, ["dpo"]],
     "method.aggregate": ["mean", "single:", 7, None, "single:nobody"],
-    "method.weights": [7, {"base": 1}, ["a", "b"], [0.5], [0.2, 0.3, 0.5], [-0.5, 1.5], [0, 0], "best", [],
+    "method.aggregate_over": ["token", 1, None, ["span"]],
+    "method.weights": [7, {"base": 1}, {"column": "domain"}, {"column": "domain", "code": "nobody"}, {"code": "base"}, {"column": 7},
+                       {"column": "domain", "other": None}, ["a", "b"], [0.5], [0.2, 0.3, 0.5], [-0.5, 1.5], [0, 0], "best", [],
                        [float("nan"), 1.0], [float("inf"), 0.0], "0.5,0.5"],
     "method.weights_options": ["x", 3],
     "method.weights_options.floor": [-0.1, 1.0, 0.9, "x", float("nan")],
@@ -87,10 +89,11 @@ WRONG: dict[str, list[Any]] = {
     "method.compatibility": ["trl", 1],
     "method.normalize": ["word", 0],
     "method.beta": [0, -0.1, "x", None, [0.1], float("nan"), float("inf"), 10**400],
-    "method.loss": ["mse", 1],
+    "method.loss": ["mse", 1, ["sigmoid"], {"mse": 1}, {"sigmoid": -1}, {"sigmoid": "x"}, {"bco": 1, "bco_pair": 1}],
     "method.label_smoothing": [-0.1, 0.5, 1, "x", float("nan")],
     "method.sft_weight": [-1, "x", float("nan"), float("inf")],
-    "method.mpo": ["x", {"preference": -1}],
+    "method.discopop_tau": [0, "x", float("nan")],
+    "method.f_divergence_type": ["kl", 1],
     "method.modpo": ["x", {"help": 1}, {"help": {"weight": 1.5}}, {"help": {}}],
     "training": ["fast", [1], 7],
     "training.learning_rate": ["fast", [1], float("nan"), -1],
@@ -133,10 +136,10 @@ NO_YAML: dict[str, tuple[str, str]] = {
     "two colons": ("pairs: train: a.jsonl\n", "line 1"),
     "bad indentation": ("pairs:\n  train: a\n eval: b\n", "line 3"),
     "two documents": ("pairs: {train: a}\n---\npairs: {train: b}\n", "recipe.yaml"),
-    "key twice": ("cache: a\ncache: b\n", "'cache' stands twice"),
-    "key twice below": ("method:\n  beta: 0.1\n  beta: 0.2\n", "'beta' stands twice"),
-    "key twice in another form": ("method: {beta: 0.1}\n'method': {beta: 0.2}\n", "'method' stands twice"),
-    "reference twice": ("references:\n  base: {model: a}\n  base: {model: b}\n", "'base' stands twice"),
+    "key twice": ("cache: a\ncache: b\n", "'cache' is given twice"),
+    "key twice below": ("method:\n  beta: 0.1\n  beta: 0.2\n", "'beta' is given twice"),
+    "key twice in another form": ("method: {beta: 0.1}\n'method': {beta: 0.2}\n", "'method' is given twice"),
+    "reference twice": ("references:\n  base: {model: a}\n  base: {model: b}\n", "'base' is given twice"),
     "alias": ("references:\n  base: &b {model: x}\n  other: *b\n", "*b"),
     "merge key": ("a: &a {model: x}\npolicy: {<<: *a}\n", "*a"),
     "recursive alias": ("pairs: &p [*p]\n", "*p"),
@@ -151,7 +154,6 @@ NO_YAML: dict[str, tuple[str, str]] = {
     "binary": ("cache: !!binary aGVsbG8=\n", "binary"),
     "binary that is none": ("cache: !!binary '***'\n", "recipe.yaml"),
     "set": ("cache: !!set {a, b}\n", "set"),
-    "timestamp": ("cache: 2024-07-26\n", "cache"),
     "timestamp that is none": ("cache: !!timestamp yesterday\n", "recipe.yaml"),
     "int that is none": ("method: {beta: !!int hello}\n", "recipe.yaml"),
     "float that is none": ("method: {beta: !!float hello}\n", "recipe.yaml"),
@@ -160,7 +162,7 @@ NO_YAML: dict[str, tuple[str, str]] = {
     "a number": ("42\n", "int"),
     "a word": ("hello\n", "str"),
     "true": ("yes\n", "bool"),
-    "a date": ("2024-07-26\n", "date"),
+    "a date": ("2024-07-26\n", "recipe.yaml"),
     "empty": ("", "recipe.yaml"),
     "null": ("null\n", "recipe.yaml"),
     "comments only": ("# nothing here\n", "recipe.yaml"),
@@ -343,7 +345,7 @@ def _misspelt(key: str, valid: str) -> Case:
 
 def _wrong(key: str, value: Any, number: int) -> Case:
     command = COMMANDS.get(key.split(".")[0], "audit")
-    shown = repr(value) if len(repr(value)) <= 30 else f"{repr(value)[:20]}…"
+    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:20]}…"
     return Case(f"{key} is {shown}", _changed(key, value), (command, "recipe.yaml"), (key.rpartition(".")[2],))
 
 

@@ -1,8 +1,9 @@
-"""Every malformed input in turn: `mrpo` must say in one paragraph what is wrong, end with 2, soon, and lose nothing.
+"""Run every malformed input: `mrpo` must report the fault in one paragraph, exit with 2 soon, and lose nothing.
 
-python tests/soak/malformed/run.py [--count N] [--seed S] [--only KIND[/TEXT]] [--fuzz N] [--forked | --started] [--out FOLDER] [--show]
+python tests/soak/malformed/run.py [--count N] [--seed S] [--only KIND[/TEXT]] [--fuzz N] [--forked | --started] [--out
+FOLDER] [--show]
 
-Prints a table by kind, writes `malformed.json`, and exits with 1 where anything did not hold.
+Prints a table by kind, writes `malformed.json`, and exits with 1 for any violation.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ KINDS = {
     "caches": caches.cases,
 }
 KILLED_AFTER = 20.0
-# Where the libraries are imported anew, on a machine with other work.
+# If the libraries are imported anew, on a busy machine.
 STARTED_WITHIN = 300.0
 
 
 @dataclass(frozen=True)
 class Result:
-    """One case, and what did not hold of it."""
+    """One case and its violations."""
 
     kind: str
     case: Case
@@ -79,7 +80,7 @@ def prepared(folder: Path) -> Iterator[tuple[Server, Path]]:
 
 
 def run_case(server: Server, world: Path, folder: Path, kind: str, case: Case) -> Result:
-    """Write one case's files, run its command, look at what became of both."""
+    """Write one case's files, run its command, and check both."""
     root = folder / "case"
     here = root / "work"
     here.mkdir(parents=True)
@@ -98,7 +99,7 @@ def run_case(server: Server, world: Path, folder: Path, kind: str, case: Case) -
 
 
 def run(cases: Sequence[tuple[str, Case]], folder: Path, *, show: bool = False) -> list[Result]:
-    """Run the cases one after the other; what does not hold is printed as it is found."""
+    """Run the cases in order; violations are printed as they are found."""
     results = []
     with prepared(folder) as (server, world):
         good = snapshot(world)
@@ -141,7 +142,7 @@ def table(results: Sequence[Result]) -> list[dict[str, object]]:
 
 
 def sample(cases: Sequence[tuple[str, Case]], count: int, seed: int) -> list[tuple[str, Case]]:
-    """So many of them, in their order, of every kind its share."""
+    """A sample in order, with a share of every kind."""
     chance = random.Random(seed)
     chosen: set[int] = set()
     for kind in KINDS:

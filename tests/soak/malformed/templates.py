@@ -1,4 +1,4 @@
-"""Chat templates that do not end, do not fit, reach out of their sandbox, or write something else than the messages."""
+"""Chat templates that do not end, do not fit, try to leave their sandbox, or do not render the messages."""
 
 from __future__ import annotations
 
