@@ -2,61 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
-import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from mrpo_cli.main import main
+from mrpo_command import mrpo
 from tiny_references import plain_pairs, reference, write_pairs
 
 from mrpo_pipeline.cache import CompletionRow, ReferenceCache
-
-
-@dataclass
-class Ended:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def mrpo(*arguments: str | Path, cwd: Path) -> Ended:
-    """The command in this process (a new one takes seconds to import torch), with its changes undone."""
-    log = logging.getLogger("mrpo")
-    before = (
-        log.level,
-        log.propagate,
-        list(log.handlers),
-        signal.getsignal(signal.SIGTERM),
-        dict(os.environ),
-        os.getcwd(),
-    )
-    out, told = io.StringIO(), io.StringIO()
-    os.chdir(cwd)
-    try:
-        with redirect_stdout(out), redirect_stderr(told), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["mrpo", *map(str, arguments)])
-            with pytest.raises(SystemExit) as ended:
-                main()
-    finally:
-        log.setLevel(before[0])
-        log.propagate, log.handlers = before[1], before[2]
-        signal.signal(signal.SIGTERM, before[3])
-        os.environ.clear()
-        os.environ.update(before[4])
-        os.chdir(before[5])
-    return Ended(int(ended.value.code or 0), out.getvalue(), told.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +62,7 @@ def test_with_a_recipe_numbers_are_computed_again_and_the_result_is_kept(scored:
 
 
 def test_numbers_that_are_wrong_fail_with_the_worst_completion_named(scored: Path) -> None:
-    command = [sys.executable, "-m", "mrpo_cli.main", "cache", "verify", "recipe.yaml", "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, cwd=scored, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = mrpo("cache", "verify", "recipe.yaml", "--json", cwd=scored)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     report = {one["reference"]: one for one in json.loads(done.stdout)}
     assert [report[name]["drift"]["passed"] for name in ("base", "second", "again")] == [True, True, False]

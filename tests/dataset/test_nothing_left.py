@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mrpo_command import mrpo
 from tiny_recipes import QUICK, recipe
 from tiny_references import pair, plain_pairs, reference, write_pairs
 
@@ -133,11 +132,11 @@ def test_files_without_a_usable_row(models: dict[str, Path], tmp_path: Path) -> 
     run = run_of(tmp_path, {"base": models["base"]}, bad)
     with pytest.raises(RunError, match="No pair is left from 2 rows: chosen equals rejected 2"):
         score_references(run)
-    command = [
-        *(sys.executable, "-m", "mrpo_cli.main", "plan", "--train-file", str(tmp_path / "pairs.jsonl")),
-        *("--on-bad-row", "skip", "--model", str(models["base"]), "--reference", f"base={models['base']}"),
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = mrpo(
+        *("plan", "--train-file", tmp_path / "pairs.jsonl", "--on-bad-row", "skip"),
+        *("--model", models["base"], "--reference", f"base={models['base']}"),
+        cwd=tmp_path,
+    )
     assert (done.returncode, "No pair is left" in done.stderr) == (1, True), done.stderr
 
 
