@@ -76,13 +76,13 @@ def main() -> None:
     place, processes = Place(**json.loads(sys.argv[1])), int(sys.argv[2])
     from gpu_trainers import ACCUMULATION, mrpo_trainer
 
-    from mrpo_pipeline.policy.distributed import join, leave, rank
+    from mrpo_pipeline.policy.distributed import join_process_group, leave_process_group, rank
 
     training: dict[str, Any] = {
         "max_steps": sum(steps_of(place)),
         "gradient_accumulation_steps": ACCUMULATION // processes,
     } | ({"fsdp": True} if processes > 1 else {})
-    join(training)
+    join_process_group(training)
     pairs = pairs_of(place)
     trainer = mrpo_trainer(place, SHAPE, pairs, training=training)
     if processes > 1 and not trainer.is_fsdp_enabled:
@@ -90,7 +90,7 @@ def main() -> None:
     found = train(place, SHAPE, trainer, pairs)
     if rank() == 0:
         Path(sys.argv[3]).write_text(json.dumps(found), encoding="utf-8")
-    leave()
+    leave_process_group()
 
 
 if __name__ == "__main__":
