@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import polars as pl
+import numpy as np
 import pyarrow as pa
 
-from mrpo_pipeline.cache.coverage import Coverage, best_rows, read_completions
 from mrpo_pipeline.cache.manifest import Manifest
 from mrpo_pipeline.cache.schema import encode_shard
-from mrpo_pipeline.cache.shards import SHARDS
+from mrpo_pipeline.cache.shards import SHARDS, read_checked, read_rows, shard_table
 from mrpo_pipeline.cache.storage import Storage
+from mrpo_pipeline.cache.superseded import Places, shard_keys, superseded_rows
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Compacted:
     written: int
 
 
-def compact_cache(storage: Storage, coverage: Coverage, manifest: Manifest, rows_per_shard: int = 10_000) -> Compacted:
+def compact_cache(storage: Storage, manifest: Manifest, rows_per_shard: int = 10_000) -> Compacted:
     """Write the rows of shards of less than half of ``rows_per_shard`` into shards of that many, then remove those shards.
 
     Rows that another of these shards supersedes are left out. The cache serves the same completions with the same sums; of a
@@ -33,21 +34,33 @@ def compact_cache(storage: Storage, coverage: Coverage, manifest: Manifest, rows
     Raises:
         DamagedError: a small shard is not what was written; nothing is removed then.
     """
-    rows = coverage.rows()
-    sizes = rows.group_by("shard").agg(pl.len().alias("rows"))
-    small = sizes.filter(pl.col("rows") < rows_per_shard / 2)["shard"].sort()
+    names = storage.list(SHARDS)
+    with ThreadPoolExecutor(storage.at_once) as pool:
+        every = zip(names, pool.map(lambda name: shard_keys(storage, name, manifest), names), strict=True)
+        small = {name: keys for name, keys in every if 0 < len(keys) < rows_per_shard / 2}
     if len(small) < 2:
         return Compacted(0, 0)
     # Beside large shards nothing is left out: whether those are sound is not looked at here.
-    best = best_rows(rows.filter(pl.col("shard").is_in(small.implode()))).select("shard", "row").sort("shard", "row")
+    tables = _tables(storage, list(small), superseded_rows(storage, small, manifest))
     written = [
-        storage.put(SHARDS, encode_shard(table, manifest.fingerprint))
-        for table in _batches(read_completions(storage, best), rows_per_shard)
+        storage.put(SHARDS, encode_shard(table, manifest.fingerprint)) for table in _batches(tables, rows_per_shard)
     ]
     removed = [name for name in small if name not in written]
     for name in removed:
         storage.delete(name)
     return Compacted(len(removed), len(written))
+
+
+def _tables(storage: Storage, names: Sequence[str], superseded: Mapping[str, Places]) -> Iterator[pa.Table]:
+    """The verified rows of each shard, without the superseded ones."""
+    for name in names:
+        data = read_checked(storage, name)
+        for _ in read_rows(storage, name, data):
+            pass
+        table = shard_table(data)
+        if name in superseded:
+            table = table.take(pa.array(np.setdiff1d(np.arange(table.num_rows), superseded[name])))
+        yield table
 
 
 def _batches(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:

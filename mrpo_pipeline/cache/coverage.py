@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mrpo_pipeline.cache.coverage_index import load_index, store_index
 from mrpo_pipeline.cache.manifest import Manifest
 from mrpo_pipeline.cache.parquet import BoundedParquet
-from mrpo_pipeline.cache.schema import SHARD_SCHEMA
 from mrpo_pipeline.cache.shards import (
     SHARDS,
     DamagedError,
@@ -27,6 +26,7 @@ from mrpo_pipeline.cache.shards import (
     one_array,
     read_checked,
     read_rows,
+    shard_table,
 )
 from mrpo_pipeline.cache.storage import Storage
 
@@ -57,30 +57,40 @@ def shard_coverage(storage: Storage, name: str, manifest: Manifest | None) -> pl
     """
     parts = []
     first = 0
+    with opened_shard(storage, name, ["completion_id", "byte_ends", "complete"], manifest) as file:
+        for table in file.tables():
+            offsets, ends = list_parts(one_array(table, "byte_ends"))
+            if (np.diff(offsets) == 0).any():
+                raise ValueError("a row has no tokens")
+            frame = pl.DataFrame(
+                {
+                    "completion_id": pl.from_arrow(one_array(table, "completion_id")),
+                    "complete": pl.from_arrow(one_array(table, "complete")),
+                    "last": ends[offsets[1:] - 1],
+                    "length": np.diff(offsets),
+                    "row": np.arange(first, first + table.num_rows),
+                }
+            )
+            parts.append(frame.with_columns(shard=pl.lit(name)))
+            first += table.num_rows
+    return pl.concat(parts) if parts else pl.DataFrame(schema=COVERAGE_SCHEMA)
+
+
+@contextmanager
+def opened_shard(
+    storage: Storage, name: str, columns: Sequence[str], manifest: Manifest | None
+) -> Iterator[BoundedParquet]:
+    """These columns of a shard, whose pages and origin are verified; errors of the block that a damaged file causes are reported as
+    such. Arguments and errors as of :func:`shard_coverage`."""
     try:
         with storage.open(name) as source:
-            file = BoundedParquet(source, ["completion_id", "byte_ends", "complete"], verified=True)
+            file = BoundedParquet(source, columns, verified=True)
             check_origin(storage, name, file, manifest)
-            for table in file.tables():
-                offsets, ends = list_parts(one_array(table, "byte_ends"))
-                if (np.diff(offsets) == 0).any():
-                    raise ValueError("a row has no tokens")
-                frame = pl.DataFrame(
-                    {
-                        "completion_id": pl.from_arrow(one_array(table, "completion_id")),
-                        "complete": pl.from_arrow(one_array(table, "complete")),
-                        "last": ends[offsets[1:] - 1],
-                        "length": np.diff(offsets),
-                        "row": np.arange(first, first + table.num_rows),
-                    }
-                )
-                parts.append(frame.with_columns(shard=pl.lit(name)))
-                first += table.num_rows
+            yield file
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and not is_damage(error):
             raise
         raise DamagedError(storage, name, str(error).strip().split("\n")[0]) from error
-    return pl.concat(parts) if parts else pl.DataFrame(schema=COVERAGE_SCHEMA)
 
 
 class Coverage:
@@ -185,5 +195,4 @@ def read_completions(storage: Storage, best: pl.DataFrame) -> Iterator[pa.Table]
         data = read_checked(storage, str(name))
         for _ in read_rows(storage, str(name), data):
             pass
-        table = pq.read_table(pa.BufferReader(data), use_threads=False).select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
-        yield table.take(pa.array(part["row"].to_numpy()))
+        yield shard_table(data).take(pa.array(part["row"].to_numpy()))

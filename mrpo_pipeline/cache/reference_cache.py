@@ -393,7 +393,7 @@ class ReferenceCache:
     def compact(self, rows_per_shard: int = 10_000) -> Compacted:
         """Join small shards into shards of ``rows_per_shard`` rows; what the cache serves stays the same."""
         with self.disk_errors():
-            return compact_cache(self.storage, self._coverage, self._existing_manifest(), rows_per_shard)
+            return compact_cache(self.storage, self._existing_manifest(), rows_per_shard)
 
     def remove(self) -> None:
         """Delete the reference's folder, the manifest last, so that remaining shards keep their origin."""

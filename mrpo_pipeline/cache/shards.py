@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from mrpo_pipeline.cache.manifest import Manifest, foreign
 from mrpo_pipeline.cache.parquet import BoundedParquet
@@ -126,6 +127,12 @@ def read_rows(storage: Storage, name: str, data: pa.Buffer, manifest: Manifest |
             first += len(rows)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DamagedError(storage, name, str(error).strip().split("\n")[0]) from error
+
+
+def shard_table(data: pa.Buffer) -> pa.Table:
+    """All rows of a shard that ``read_rows`` has checked, in the shard schema."""
+    table = pq.read_table(pa.BufferReader(data), use_threads=False)
+    return table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
 
 
 def _rows(table: pa.Table, first: int) -> Rows:

@@ -1,18 +1,16 @@
-"""What a cache holds, counted shard by shard: of each row some 30 bytes are kept in memory, whatever its length."""
+"""What a cache holds, counted shard by shard."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 
 from mrpo_pipeline.cache.manifest import Manifest
-from mrpo_pipeline.cache.shards import SHARDS, Rows, read_checked, read_rows
+from mrpo_pipeline.cache.shards import SHARDS, read_checked, read_rows
 from mrpo_pipeline.cache.storage import Storage
+from mrpo_pipeline.cache.superseded import Keys, Places, row_keys, superseded_rows
 
 
 @dataclass(frozen=True)
@@ -33,68 +31,59 @@ class CacheStats:
     unfit: int
 
 
-_ROW = np.dtype([("high", "u8"), ("low", "u8"), ("complete", "?"), ("last", "i4"), ("tokens", "i4"), ("nats", "f8")])
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    rows: int = 0
+    complete: int = 0
+    tokens: int = 0
+    nats: float = 0.0
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.rows + other.rows,
+            self.complete + other.complete,
+            self.tokens + other.tokens,
+            self.nats + other.nats,
+        )
 
 
 def cache_stats(storage: Storage, manifest: Manifest | None, unfit: int) -> CacheStats:
     """Count rows, completions and tokens of verified shards. Raises DamagedError for a damaged shard."""
     names = storage.list(SHARDS)
-
-    def read(name: str) -> npt.NDArray[np.void]:
-        groups = read_rows(storage, name, read_checked(storage, name), manifest)
-        return _joined([_summary(group) for group in groups])
-
+    none = np.empty(0, np.int64)
     with ThreadPoolExecutor(storage.at_once) as pool:
-        every = _joined(list(pool.map(read, names)))
-    best = every[_best(every)]
-    tokens = int(best["tokens"].sum(dtype=np.int64))
+        read = list(pool.map(lambda name: _sums(storage, name, manifest, none), names))
+    sums = {name: found for name, (found, _) in zip(names, read, strict=True)}
+    rows = sum(found.rows for found in sums.values())
+    keys = {name: found for name, (_, found) in zip(names, read, strict=True)}
+    for name, superseded in superseded_rows(storage, keys, manifest).items():
+        sums[name], _ = _sums(storage, name, manifest, superseded)
+    served = sum(sums.values(), _Sums())
     return CacheStats(
         shards=len(names),
         size=sum(storage.size(name) for name in names),
-        rows=len(every),
-        completions=len(best),
-        complete=int(best["complete"].sum()),
-        tokens=tokens,
-        nats_per_token=float(best["nats"].sum()) / tokens if tokens else float("nan"),
+        rows=rows,
+        completions=served.rows,
+        complete=served.complete,
+        tokens=served.tokens,
+        nats_per_token=served.nats / served.tokens if served.tokens else float("nan"),
         unfit=unfit,
     )
 
 
-def _joined(parts: Sequence[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
-    return np.concatenate([np.empty(0, _ROW), *parts])
-
-
-def _summary(group: Rows) -> npt.NDArray[np.void]:
-    """(N,) of ``_ROW``, for N rows."""
-    found = np.empty(len(group), _ROW)
-    if len(group):
-        found["high"], found["low"] = _packed(group.completion_ids).T
-        found["complete"] = group.complete
-        found["last"] = group.byte_ends[group.offsets[1:] - 1]
-        found["tokens"] = np.diff(group.offsets)
-        found["nats"] = -np.add.reduceat(group.logprobs.astype(np.float64), group.offsets[:-1])
-    return found
-
-
-def _packed(ids: pa.Array) -> npt.NDArray[np.uint64]:
-    """(N, 2) the 16 bytes of N completion ids, each 32 lower-case hex digits."""
-    text = np.frombuffer("".join(ids.to_pylist()).encode(), np.uint8).reshape(-1, 32)
-    digits = (text & 15) + 9 * (text >> 6)  # "a" is 0x61
-    return np.ascontiguousarray(digits[:, 0::2] << 4 | digits[:, 1::2]).view(np.uint64)
-
-
-def _best(rows: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
-    """Places of one row per completion: as ``coverage.best_rows``, of equal rows the first."""
-    order: npt.NDArray[np.int64] = np.lexsort((rows["low"], rows["high"]))
-    if _repeats(rows[order]).any():
-        keys = (-rows["tokens"], -rows["last"], ~rows["complete"], rows["low"], rows["high"])
-        order = np.lexsort(keys)  # stable: equal rows stay in order
-    first: npt.NDArray[np.int64] = order[~_repeats(rows[order])]
-    return first
-
-
-def _repeats(rows: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    """(N,) whether a row is of the same completion as the one before it."""
-    same = np.zeros(len(rows), bool)
-    same[1:] = (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
-    return same
+def _sums(storage: Storage, name: str, manifest: Manifest | None, superseded: Places) -> tuple[_Sums, Keys]:
+    """The sums of a shard over its rows but the superseded ones, and the keys of all its rows."""
+    sums, keys = _Sums(), [np.empty(0, np.uint64)]
+    for group in read_rows(storage, name, read_checked(storage, name), manifest):
+        if not len(group):
+            continue
+        keys.append(row_keys(group.completion_ids))
+        counts = ~np.isin(np.arange(group.first, group.first + len(group)), superseded)
+        nats = -np.add.reduceat(group.logprobs.astype(np.float64), group.offsets[:-1])
+        sums += _Sums(
+            int(counts.sum()),
+            int(group.complete[counts].sum()),
+            int(np.diff(group.offsets)[counts].sum()),
+            float(nats[counts].sum()),
+        )
+    return sums, np.concatenate(keys)

@@ -16,14 +16,13 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mrpo_pipeline.cache.coverage import Coverage
 from mrpo_pipeline.cache.locations import list_references
 from mrpo_pipeline.cache.manifest import Manifest
 from mrpo_pipeline.cache.reference_cache import TRAVELS, ReferenceCache
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA, encode_shard
-from mrpo_pipeline.cache.shards import SHARDS, read_checked, read_rows
+from mrpo_pipeline.cache.shards import SHARDS, read_checked, read_rows, shard_table
 from mrpo_pipeline.cache.storage import Storage, sha256_hex
 from mrpo_pipeline.cache.unscorable import UNFIT, read_records
 from mrpo_pipeline.cache.verification_results import CHECKS, encode_check
@@ -189,8 +188,7 @@ def published(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_ids(data: pa.Buffer, manifest: Manifest) -> pa.Buffer:
     """The shard with 0 in place of each token id."""
-    table = pq.read_table(pa.BufferReader(data), use_threads=False)
-    table = table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA).combine_chunks()
+    table = shard_table(data).combine_chunks()
     ids = table.column("token_ids").chunk(0)
     zeros = pa.ListArray.from_arrays(ids.offsets, pc.multiply(ids.values, 0).cast(pa.int32()))
     at = table.column_names.index("token_ids")

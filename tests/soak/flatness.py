@@ -1,9 +1,10 @@
-"""Whether a measured series grows: a slope over the rounds with an interval, and a tolerance."""
+"""Whether a measured series grows: a slope over the rounds with an interval, and a tolerance; and the peak memory of a call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,3 +54,16 @@ def trend(name: str, values: Sequence[float], tolerance: float) -> Trend:
     slope, _, low, high = (float(value) for value in stats.theilslopes(settled, np.arange(len(settled)), 0.95))
     verdict = "flat" if high <= tolerance else "grows" if low > tolerance else "undecided"
     return Trend(name, len(settled), float(settled[0]), float(settled[-1]), slope, low, high, tolerance, verdict)
+
+
+def peak_growth(work: Callable[[], object]) -> int:
+    """Bytes of resident memory that a call takes at its peak beyond those before it. Linux only; raises OSError elsewhere."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is resident now
+    before = _status("VmRSS")
+    work()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
