@@ -1,1 +1,1 @@
-"""Preference losses: ``functional`` has each one's formula, ``preference`` the way to all of them, ``settings`` the recipe's keys."""
+"""Preference losses: ``functional`` defines each, ``preference`` computes their weighted sum, ``settings`` holds the recipe's keys."""

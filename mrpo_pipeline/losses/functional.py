@@ -1,10 +1,10 @@
 """Every preference loss as a function of a batch's log-probs, by name: ``LOSSES``.
 
 u_w = ℓ_θ(y_w) − log π̃(y_w) and u_l are the log-ratios of both sides, z = β·(u_w − u_l), Δ_θ = ℓ_θ(y_w) − ℓ_θ(y_l) and
-Δ_π̃ = log π̃(y_w) − log π̃(y_l). Where TRL has a loss, the numbers are those of the installed TRL (``DPOTrainer``; ``simpo``:
-``CPOTrainer``) with π̃ in the place of its reference.
+Δ_π̃ = log π̃(y_w) − log π̃(y_l). Where TRL has the loss, values equal those of the installed TRL (``DPOTrainer``; ``simpo``:
+``CPOTrainer``) with π̃ as the reference.
 
-Recipes are checked against the names: torch is imported by the first loss that is computed.
+Recipes are checked against these names, so torch is imported only when a loss is computed.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ LossName = Literal[
 
 @dataclass(frozen=True)
 class PairLogps:
-    """What a loss is a function of, for B pairs and R references: float64."""
+    """The inputs of a loss for B pairs and R references; tensors are float64."""
 
     chosen: Tensor
-    """(B, 1), nats, the policy's sums."""
+    """(B, 1), nats: the policy's log-prob of the completion."""
     rejected: Tensor
     reference_chosen: Tensor
-    """(B, R), nats, sums: log π̃ (R = 1), or each reference (Multi-DPO)."""
+    """(B, R), nats: log π̃ of the completion (R = 1), or each reference's log-prob (Multi-DPO)."""
     reference_rejected: Tensor
     settings: LossSettings
     units: tuple[Tensor, Tensor] | None = None
-    """(B, 1) of both sides, what log-probs are divided by (``normalize``); None for sums."""
+    """(B, 1) per side: the divisor of log-probs (``normalize``); None for sums."""
     tokens: tuple[Tensor, Tensor] | None = None
-    """(B, 1) of both sides, the policy's tokens."""
+    """(B, 1) per side: policy tokens."""
     margins: Tensor | None = None
     """(B, 1), Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of ``modpo``."""
     floored_margins: Tensor | None = None
-    """(B, 1), the aggregate of max{0, Δ_k}, of ``hypo-each``; in the unit of ``normalize``."""
+    """(B, 1), the aggregate of max{0, Δ_k} of ``hypo-each``, in the unit of ``normalize``."""
     reward_mean: float = 0.0
-    """δ of ``bco``: the mean of the rewards of both sides of the pairs seen before."""
+    """δ of ``bco``: the mean reward over both sides of all pairs of earlier steps."""
 
     @property
     def beta(self) -> float:
@@ -85,7 +85,7 @@ class PairLogps:
         return chosen - rejected
 
     def mean_margin(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """The difference of two sums, each divided by its side's tokens; by its units where there are some."""
+        """The difference of two sums, each divided by its side's units, or by its tokens if there are no units."""
         counts = self.units or self.tokens
         assert counts is not None
         return chosen / counts[0] - rejected / counts[1]
@@ -100,26 +100,26 @@ class PairLogps:
         if kind == "js_divergence":
             return math.log(2) + log_sigmoid(u)
         if kind == "alpha_divergence" and abs(alpha - 1) >= 1e-6:
-            # At most e^80, as TRL has it: what float32 holds.
+            # Clamped at e^80 as in TRL, so that float32 does not overflow.
             return (((alpha - 1) * u).clamp(max=80.0).exp() - 1) / (alpha - 1)
         return u
 
 
 @dataclass(frozen=True)
 class Loss:
-    """One loss, and what it takes beside both sides' log-probs and β."""
+    """A loss, and its inputs beside both sides' log-probs and β."""
 
     function: Callable[[PairLogps], Tensor]
-    """(B, R) or (B, 1), the loss of each pair."""
+    """Returns the loss of each pair, (B, R) or (B, 1)."""
     settings: tuple[str, ...] = ()
     """Keys of ``method`` that it reads."""
     needs: tuple[Literal["tokens", "margins", "floored_margins"], ...] = ()
-    """What ``PairLogps`` must hold."""
+    """Optional fields of ``PairLogps`` that it requires."""
     of_difference: bool = False
-    """It reads the log-ratios as z alone, so other f-divergences than the reverse KL have a meaning."""
+    """Whether it depends on the log-ratios only through their difference, as f-divergences other than the reverse KL require."""
     reads_references: bool = True
     sorts_batch: bool = False
-    """It sorts log-ratios over the batch: what belongs to a pair depends on the others."""
+    """Whether it sorts log-ratios over the batch: a pair's loss then depends on the other pairs."""
 
 
 LOSSES: dict[str, Loss] = {}
@@ -154,7 +154,7 @@ def _smoothed(z: Tensor, s: float) -> Tensor:
 
 @_loss("sigmoid", ("label_smoothing",), of_difference=True)
 def sigmoid(p: PairLogps) -> Tensor:
-    """−(1 − s)·log σ(z) − s·log σ(−z): DPO (arXiv 2305.18290); s: conservative DPO, which TRL does not have here."""
+    """−(1 − s)·log σ(z) − s·log σ(−z): DPO (arXiv 2305.18290); with s > 0 conservative DPO, which TRL's ``sigmoid`` lacks."""
     return _smoothed(p.z, p.settings.label_smoothing)
 
 
@@ -166,20 +166,20 @@ def hinge(p: PairLogps) -> Tensor:
 
 @_loss("ipo", needs=("tokens",), of_difference=True)
 def ipo(p: PairLogps) -> Tensor:
-    """(z/β − 1/(2β))², z/β from means per policy token as in TRL (arXiv 2310.12036, eq. 17)."""
+    """(z/β − 1/(2β))², with z/β from means per policy token as in TRL (arXiv 2310.12036, eq. 17)."""
     difference = p.scores[0] - p.scores[1] if p.units else p.mean_margin(*p.scores)
     return (difference - 1 / (2 * p.beta)) ** 2
 
 
 @_loss("sigmoid-norm", needs=("tokens",), of_difference=True)
 def sigmoid_norm(p: PairLogps) -> Tensor:
-    """−log σ of β times the difference of the means per policy token: what ``sigmoid`` is with ``normalize: token``."""
+    """−log σ of β times the difference of the means per policy token; equals ``sigmoid`` with ``normalize: token``."""
     return -log_sigmoid(p.z if p.units else p.beta * p.mean_margin(*p.scores))
 
 
 @_loss("robust", ("label_smoothing",), of_difference=True)
 def robust(p: PairLogps) -> Tensor:
-    """[−(1 − s)·log σ(z) + s·log σ(−z)] / (1 − 2s): unbiased where a share s of the labels is flipped (arXiv 2403.00409)."""
+    """[−(1 − s)·log σ(z) + s·log σ(−z)] / (1 − 2s): unbiased if a share s of the labels is flipped (arXiv 2403.00409)."""
     s = p.settings.label_smoothing
     return (s * log_sigmoid(-p.z) - (1 - s) * log_sigmoid(p.z)) / (1 - 2 * s)
 
@@ -201,28 +201,28 @@ def nca(p: PairLogps) -> Tensor:
 
 @_loss("bco", ("bco_shift",))
 def bco(p: PairLogps) -> Tensor:
-    """−log σ(βu_w − δ) − log σ(δ − βu_l): each completion on its own, good or bad (arXiv 2404.04656). TRL has δ = 0."""
+    """−log σ(βu_w − δ) − log σ(δ − βu_l): classifies each completion by itself (arXiv 2404.04656). In TRL, δ = 0."""
     chosen, rejected = p.rewards
     return -log_sigmoid(chosen - p.reward_mean) - log_sigmoid(p.reward_mean - rejected)
 
 
 @_loss("sppo")
 def sppo(p: PairLogps) -> Tensor:
-    """(u_w − 1/(2β))² + (u_l + 1/(2β))² (arXiv 2405.00675, probabilities of 1 and 0)."""
+    """(u_w − 1/(2β))² + (u_l + 1/(2β))² (arXiv 2405.00675, with win probabilities of 1 and 0)."""
     chosen, rejected = p.log_ratios
     return (chosen - 0.5 / p.beta) ** 2 + (rejected + 0.5 / p.beta) ** 2
 
 
 @_loss("aot", ("label_smoothing",), sorts_batch=True)
 def aot(p: PairLogps) -> Tensor:
-    """``sigmoid`` of β·(Δ_θ − Δ_π̃), each of the two sorted over the batch (arXiv 2406.05882)."""
+    """``sigmoid`` of β·(Δ_θ − Δ_π̃), with Δ_θ and Δ_π̃ each sorted over the batch (arXiv 2406.05882)."""
     difference = p.policy_margin.sort(dim=0).values - p.reference_margin.sort(dim=0).values
     return _smoothed(p.beta * difference, p.settings.label_smoothing)
 
 
 @_loss("aot-unpaired", ("label_smoothing",), sorts_batch=True)
 def aot_unpaired(p: PairLogps) -> Tensor:
-    """``sigmoid`` of β·(u_w − u_l), each of the two sorted over the batch (arXiv 2406.05882)."""
+    """``sigmoid`` of β·(u_w − u_l), with u_w and u_l each sorted over the batch (arXiv 2406.05882)."""
     chosen, rejected = p.log_ratios
     difference = chosen.sort(dim=0).values - rejected.sort(dim=0).values
     return _smoothed(p.beta * difference, p.settings.label_smoothing)
@@ -230,14 +230,14 @@ def aot_unpaired(p: PairLogps) -> Tensor:
 
 @_loss("apo-zero")
 def apo_zero(p: PairLogps) -> Tensor:
-    """1 − σ(βu_w) + σ(βu_l): for chosen sides that are better than what the policy writes (arXiv 2408.06266, eq. 7)."""
+    """1 − σ(βu_w) + σ(βu_l): for chosen sides better than the policy's own completions (arXiv 2408.06266, eq. 7)."""
     chosen, rejected = p.rewards
     return 1 - chosen.sigmoid() + rejected.sigmoid()
 
 
 @_loss("apo-down")
 def apo_down(p: PairLogps) -> Tensor:
-    """σ(βu_w) + 1 − σ(β·(u_w − u_l)): for chosen sides that are worse than what the policy writes (eq. 8 there)."""
+    """σ(βu_w) + 1 − σ(β·(u_w − u_l)): for chosen sides worse than the policy's own completions (arXiv 2408.06266, eq. 8)."""
     chosen, rejected = p.rewards
     return chosen.sigmoid() + 1 - (chosen - rejected).sigmoid()
 
@@ -246,13 +246,13 @@ def apo_down(p: PairLogps) -> Tensor:
 def discopop(p: PairLogps) -> Tensor:
     """(1 − σ(z/τ))·(−log σ(z)) + σ(z/τ)·e^(−z) (arXiv 2406.08414, eq. 5)."""
     modulation = p.z / p.settings.discopop_tau
-    # One exponential: at a far z, σ is 0 where e^(−z) is infinite.
+    # In one exponential: for very negative z, σ underflows to 0 and e^(−z) overflows.
     return -log_sigmoid(p.z) * (-modulation).sigmoid() + (log_sigmoid(modulation) - p.z).exp()
 
 
 @_loss("sft", needs=("tokens",), of_difference=True, reads_references=False)
 def sft(p: PairLogps) -> Tensor:
-    """−ℓ_θ(y_w) per policy token: a mean over each completion, where TRL takes one over the batch's tokens."""
+    """−ℓ_θ(y_w) per policy token: the mean over each completion, where TRL takes the mean over the batch's tokens."""
     assert p.tokens is not None
     return -p.chosen / p.tokens[0]
 
@@ -261,7 +261,7 @@ def sft(p: PairLogps) -> Tensor:
 def minor_dpo(p: PairLogps) -> Tensor:
     """−log σ(β·[u_w − max(0, u_l)]) (MinorDPO, arXiv 2408.09834).
 
-    Once the policy likes the rejected completion less than the reference does, it is pushed down no further.
+    The rejected completion is pushed down only while the policy finds it likelier than the reference does.
     """
     chosen, rejected = p.log_ratios
     return -log_sigmoid(p.beta * (chosen - rejected.relu()))
@@ -269,16 +269,16 @@ def minor_dpo(p: PairLogps) -> Tensor:
 
 @_loss("hypo")
 def hypo(p: PairLogps) -> Tensor:
-    """−log σ(β·(Δ_θ − max{0, Δ_π̃})): a reference that ranks the pair wrongly has no say (HyPO, arXiv 2602.11902).
+    """−log σ(β·(Δ_θ − max{0, Δ_π̃})): a reference that ranks the pair wrongly has no effect (HyPO, arXiv 2602.11902).
 
-    Against π̃, the floor is that of its margin; with Multi-DPO each reference's own margin is floored in its own loss.
+    The margin of π̃ is floored; with Multi-DPO, each reference's margin in its own loss.
     """
     return -log_sigmoid(p.beta * (p.policy_margin - p.reference_margin.relu()))
 
 
 @_loss("hypo-each", needs=("floored_margins",))
 def hypo_each(p: PairLogps) -> Tensor:
-    """``hypo`` with each Δ_k floored before the aggregate of the margins: one wrong reference does not cancel a right one."""
+    """``hypo`` with each Δ_k floored before margins are aggregated, so that a wrong reference does not cancel a right one."""
     assert p.floored_margins is not None
     return -log_sigmoid(p.beta * (p.policy_margin - p.floored_margins))
 
@@ -298,5 +298,5 @@ def modpo(p: PairLogps) -> Tensor:
 
 @_loss("simpo", ("simpo_gamma",), needs=("tokens",), reads_references=False)
 def simpo(p: PairLogps) -> Tensor:
-    """−log σ(β·(ℓ_θ(y_w)/|y_w| − ℓ_θ(y_l)/|y_l|) − γ): no reference at all (SimPO, arXiv 2405.14734)."""
+    """−log σ(β·(ℓ_θ(y_w)/|y_w| − ℓ_θ(y_l)/|y_l|) − γ), without a reference (SimPO, arXiv 2405.14734)."""
     return -log_sigmoid(p.beta * p.mean_margin(p.chosen, p.rejected) - p.settings.simpo_gamma)

@@ -1,8 +1,8 @@
-"""Preference losses of pairs, from log-probs: Direct Preference Optimization (arXiv 2305.18290) and its kin, summed with weights.
+"""The preference loss of pairs from their log-probs: a weighted sum of DPO (arXiv 2305.18290) and related losses.
 
-Everything is computed in float64 and given back in the policy's precision. Sums reach thousands of nats, where float32
-resolves 5e-4; the difference of policy and reference would carry that error, while B numbers cost nothing in float64.
-For the same reason the caller should sum the policy's per-token log-probs in float64.
+Computes in float64 and returns the policy's dtype, float32 at least. Log-probs of completions reach thousands of nats, where
+float32 resolves only 5e-4, and the difference of policy and reference would keep that error. For the same reason the caller
+should sum the policy's per-token log-probs in float64.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from mrpo_pipeline.losses.settings import LossSettings, check_loss
 
 
 class References(NamedTuple):
-    """What B pairs are compared with: R columns, 1 for one π̃ or any one reference, K for Multi-DPO."""
+    """The references of B pairs: R = 1 column for π̃ or a single reference, R = K columns for Multi-DPO."""
 
     chosen: Tensor
-    """(B, R), nats, sums; float64."""
+    """(B, R), nats: log-probs of the completion; float64."""
     rejected: Tensor
     """(B, R), as above."""
     weights: Tensor
     """(B, R), rows summing to 1."""
     chosen_units: Tensor | None = None
-    """(B,), what every log-ratio is divided by (``normalize: token`` or ``byte``); None for sums. They are the unit of the
-    rewards too, and ``ipo`` takes its means by them."""
+    """(B,), the divisor of every log-ratio (``normalize: token`` or ``byte``), and so the unit of the rewards and of the means in
+    ``ipo``; None for sums."""
     rejected_units: Tensor | None = None
     """(B,), as above."""
     margins: Tensor | None = None
-    """(B,), Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of ``modpo``, which needs it."""
+    """(B,), Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)); required by ``modpo``."""
     floored_margins: Tensor | None = None
-    """(B,), the aggregate of max{0, Δ_k} in the unit of ``normalize``; ``hypo-each`` needs it."""
+    """(B,), the aggregate of max{0, Δ_k} in the unit of ``normalize``; required by ``hypo-each``."""
 
 
 class PreferenceLoss(NamedTuple):
-    """Per pair: the loss, with its gradient, and the implicit rewards, without."""
+    """The loss of each pair with gradient, and the implicit rewards without."""
 
     losses: Tensor
     """(B,)"""
     chosen_rewards: Tensor
-    """(B,), β·(ℓ_θ − log π̃) of the chosen side; with R references, Σ_k α_k of that."""
+    """(B,), β·(ℓ_θ − log π̃) of the chosen side; the mean weighted by α over several references."""
     rejected_rewards: Tensor
     """(B,)"""
     terms: dict[str, Tensor]
-    """(B,), each loss of the sum by its name, without its weight and without gradient."""
+    """(B,) by name: each loss of the sum, unweighted and without gradient."""
 
 
 def preference_loss(
@@ -61,23 +61,23 @@ def preference_loss(
 ) -> PreferenceLoss:
     """Loss of each pair, Σ_k α_k·L(u_k), with u_k = ℓ_θ − ℓ_k on both sides and z_k = β·[u_k(y_w) − u_k(y_l)].
 
-    R = 1 is DPO against one reference, π̃ or any other; R = K is Multi-DPO (arXiv 2405.16388): every loss is then taken for
-    each reference on its own and weighted, with one δ and one margin for all. L is the sum of the losses of ``settings``, each
-    a function of ``functional.LOSSES``.
+    L is the weighted sum of the losses in ``settings`` (see ``functional.LOSSES``). R = 1 is DPO against π̃ or a single
+    reference. R = K is Multi-DPO (arXiv 2405.16388): every loss is computed per reference and weighted by α, with the same δ of
+    ``bco`` and margins of ``modpo`` for all.
 
     Args:
         policy_chosen_logps, policy_rejected_logps: (B,), nats, sums over the completion.
-        references: what they are compared with.
+        references: their log-probs and weights.
         settings: the losses, their weights, β and their options.
-        chosen_lengths, rejected_lengths: (B,), the policy's tokens in each completion, for losses that take means.
-        reward_mean: δ of ``bco``: the mean of the rewards, of both sides of the pairs seen before.
+        chosen_lengths, rejected_lengths: (B,), policy tokens of each completion, for losses of means per token.
+        reward_mean: δ of ``bco`` (see ``PairLogps``).
 
     Returns:
         losses and rewards, (B,) each, in the policy's dtype, float32 at least.
 
     Raises:
-        UserError: for settings of the loss that have no meaning together.
-        ValueError: for shapes that do not fit, or where something is missing that a loss needs.
+        UserError: for loss settings that contradict each other.
+        ValueError: for shapes that do not match, or a missing input that a loss requires.
     """
     check_loss(settings)
     weights = references.weights

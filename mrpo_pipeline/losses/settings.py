@@ -1,4 +1,4 @@
-"""The part of a recipe's ``method`` that decides the preference loss."""
+"""The keys of a recipe's ``method`` that determine the preference loss."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.losses.functional import LOSSES, LossName
 from mrpo_pipeline.settings import Settings
 
-# Sums that have a name of their own.
+# Sums of losses with a name. MPO (arXiv 2411.10442): preference, quality and generation loss with their usual weights.
 SHORTHANDS: dict[str, dict[str, float]] = {"mpo": {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}}
-"""MPO (arXiv 2411.10442): preference, quality and generation, by the weights commonly used."""
 
-# As TRL and papers spell them, where that differs by more than capitals and underscores.
+# Spellings in TRL and papers that differ by more than case and underscores.
 _SPELLINGS = {
     **{f"{name}-pair": name for name in ("exo", "nca", "bco")},
     "sppo-hard": "sppo",
@@ -30,7 +29,7 @@ def _canonical(name: Any) -> Any:
 
 
 def _canonical_loss(value: Any) -> Any:
-    """One name for each loss, whether it is spelt as TRL does or as here."""
+    """The value with each loss under this project's name."""
     if not isinstance(value, dict):
         return _canonical(value)
     names = [_canonical(name) for name in value]
@@ -42,19 +41,19 @@ def _canonical_loss(value: Any) -> Any:
 
 def _some_weight(value: Any) -> Any:
     if isinstance(value, dict) and not any(value.values()):
-        raise ValueError("a loss at least, with a weight above 0")
+        raise ValueError("a loss at least with a weight above 0")
     return value
 
 
 class Objective(Settings):
-    """One objective of the loss ``modpo`` beside the preference (arXiv 2310.03708), and its share of all of them.
+    """An objective of the loss ``modpo`` beside the preference (arXiv 2310.03708).
 
-    Its reward stands in two columns of the pairs file, ``chosen`` and ``rejected``; or it is the implicit one of two
-    references, β·(log π_tuned − log π_base), named by ``tuned`` and ``base``.
+    Its reward is read from two columns of the pairs file (``chosen``, ``rejected``), or is the implicit reward
+    β·(log π_tuned − log π_base) of two references (``tuned``, ``base``).
     """
 
     weight: float = Field(gt=0, lt=1)
-    """Its share; the preference has what the objectives leave of 1."""
+    """Its weight; the preference has 1 minus the sum of the objectives' weights."""
     chosen: str | None = None
     """Column of the pairs file with the chosen side's reward."""
     rejected: str | None = None
@@ -80,19 +79,19 @@ class LossSettings(Settings):
     """The preference loss, or losses by name with their weights (`{sigmoid: 0.8, bco: 0.2, sft: 1.0}`, which `mpo` is short for); see
     `docs/concepts.md`."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Share of pairs whose label is taken to be wrong; of `sigmoid`, `robust`, `exo` (above 0 there), `aot` and `aot-unpaired`."""
+    """Assumed share of wrong labels, for `sigmoid`, `robust`, `exo` (where it must be above 0), `aot` and `aot-unpaired`."""
     sft_weight: float = Field(0.0, ge=0)
     """Weight of the chosen side's negative log-likelihood per token: the loss `sft`, added to the others."""
     discopop_tau: float = Field(0.05, gt=0)
     """τ of the loss `discopop`."""
     simpo_gamma: float = Field(1.0, ge=0)
-    """γ of the loss `simpo`: the margin that is aimed at, in the unit of β times nats per token."""
+    """γ of the loss `simpo`: the target margin, in β times nats per token."""
     anchored_delta: float = 0.0
     """δ of the loss `anchored`."""
     bco_shift: Literal["running-mean", "zero"] = "running-mean"
-    """δ of the loss `bco`: the mean of the rewards of all pairs of earlier steps (the paper's), or 0 (TRL's)."""
+    """δ of the loss `bco`: the mean reward of all pairs of earlier steps (as in the paper), or 0 (as in TRL)."""
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
-    """What holds the policy near π̃ (arXiv 2309.16240); others than `reverse_kl` are for losses of the difference of both sides."""
+    """The divergence between policy and π̃ (arXiv 2309.16240); those other than `reverse_kl` need a loss of the two sides' difference."""
     f_alpha_divergence_coef: float = 0.5
     """α of `alpha_divergence`."""
     modpo: dict[str, Objective] = {}
@@ -100,7 +99,7 @@ class LossSettings(Settings):
 
     @property
     def losses(self) -> dict[str, float]:
-        """Every loss that is summed, with its weight: the SFT term of ``sft_weight`` as well."""
+        """The losses of the sum and their weights, including the SFT term of ``sft_weight``."""
         losses: dict[str, float]
         if isinstance(self.loss, str):
             losses = SHORTHANDS.get(self.loss, {self.loss: 1.0})
@@ -110,12 +109,12 @@ class LossSettings(Settings):
 
     @property
     def first_weight(self) -> float:
-        """w_1 of ``modpo``, the preference's own share: what the other objectives leave of 1."""
+        """w_1 of ``modpo``: the preference's weight, 1 minus those of the objectives."""
         return 1 - sum(objective.weight for objective in self.modpo.values())
 
     @property
     def has_reward_mean(self) -> bool:
-        """Whether the loss depends on the mean of the rewards seen before."""
+        """Whether the loss depends on the mean reward of earlier steps."""
         return "bco" in self.losses and self.bco_shift == "running-mean"
 
     def settings_read(self) -> set[str]:
@@ -128,14 +127,14 @@ class LossSettings(Settings):
         return found
 
     def loss_in_use(self) -> dict[str, Any]:
-        """The keys that decide this loss of pairs whose numbers are known; those of other losses change nothing."""
+        """The keys that determine this loss, given the pairs' log-probs; keys of other losses have no effect."""
         found = {key: getattr(self, key) for key in sorted(self.settings_read() - {"modpo"})}
         found |= {"beta": self.beta, "loss": self.losses}
         return found | ({"modpo": self.first_weight} if "modpo" in self.losses else {})
 
 
 def check_loss(settings: LossSettings) -> None:
-    """Refuse settings of the loss that have no meaning together; costs nothing, so call it early.
+    """Refuse loss settings that contradict each other; cheap, so call it early.
 
     Raises:
         UserError: naming the setting.
@@ -162,8 +161,8 @@ def check_loss(settings: LossSettings) -> None:
     if settings.f_divergence_type != "reverse_kl" and unfit:
         fit = ", ".join(name for name, loss in LOSSES.items() if loss.of_difference)
         raise UserError(
-            f"The setting method.f_divergence_type is {settings.f_divergence_type} with the loss {unfit[0]}: a divergence leaves a term "
-            f"that cancels in the difference of both sides alone, so expected one of {fit}. Set it to reverse_kl, or change the loss."
+            f"The setting method.f_divergence_type is {settings.f_divergence_type} with the loss {unfit[0]}: such a divergence is defined "
+            f"only for losses of the difference of both sides, expected one of {fit}. Set it to reverse_kl, or change the loss."
         )
 
 

@@ -15,7 +15,7 @@ from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
 from mrpo_pipeline.files.atomic import whole_file
 from mrpo_pipeline.policy.packing import Indices
 from mrpo_pipeline.policy.sampler import TrainingOrder
-from mrpo_pipeline.targets.compute import finished
+from mrpo_pipeline.targets.compute import temper_and_lift
 from mrpo_pipeline.targets.online_weights import Thompson, sliding_window, step_inputs
 from mrpo_pipeline.targets.settings import TargetSettings
 
@@ -82,7 +82,7 @@ class StepWeights:
 
     def record(self, step: int) -> None:
         """Add the finished step to the history, after Thompson sampling has judged its reference."""
-        weights = finished(self._rows, self.options).mean(axis=0)
+        weights = temper_and_lift(self._rows, self.options).mean(axis=0)
         self._since_log.append(weights)
         for at, name in enumerate(self.names):
             row: dict[str, Any] = {"step": step + 1, "reference": name, "weight": float(weights[at])}

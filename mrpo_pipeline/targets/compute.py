@@ -22,10 +22,10 @@ SUM_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """The references' part of the inputs of ``mrpo_pipeline.losses.preference_loss``, for N pairs.
+    """The references' inputs of ``losses.preference.preference_loss``, for N pairs.
 
-    R is 1 for a single π̃, and K for Multi-DPO. The references are sums in nats whatever
-    ``normalize`` is: the loss divides (policy − reference) by the units.
+    R is 1 for π̃ and K for Multi-DPO. Log-probs are sums in nats whatever ``normalize`` is: the loss divides policy minus reference
+    by the units.
     """
 
     reference_chosen: Floats
@@ -33,19 +33,19 @@ class LossInputs:
     reference_rejected: Floats
     """(N, R), nats."""
     weights: Floats
-    """(N, R), rows summing to 1: all 1 where R = 1."""
+    """(N, R), rows summing to 1."""
     chosen_units: Floats | None
-    """(N,) the policy's tokens, or bytes, of the chosen sides; None with ``normalize: sum``."""
+    """(N,) policy tokens or bytes of the chosen sides; None with ``normalize: sum``."""
     rejected_units: Floats | None
-    """(N,) as above, of the rejected sides."""
+    """(N,) of the rejected sides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The targets of each pair. Every log-prob is in the unit of ``normalize``."""
+    """The targets of N pairs. Every log-prob is in the unit of ``normalize``."""
 
     weights: Floats
-    """α (N, K); for ``dpo`` and ``single:NAME``, 1 for that reference and 0 for the others."""
+    """α (N, K); for ``dpo`` and ``single:NAME`` 1 for that reference and 0 for the others."""
     clipped_chosen: Floats
     """(N, K) after the trust region."""
     clipped_rejected: Floats
@@ -57,20 +57,19 @@ class Targets:
     diagnostics: dict[str, float]
     """See :func:`mrpo_pipeline.targets.diagnostics.diagnose`."""
     notices: tuple[str, ...]
-    """What the user should be told, a sentence each."""
+    """Sentences for the user."""
     per_reference: bool
-    """Whether the loss is a weighted sum of one loss for each reference (``multi-dpo``)."""
+    """Whether the loss is a weighted sum of one loss per reference (``multi-dpo``)."""
     chosen_units: Floats | None
     rejected_units: Floats | None
     step_scoped: bool = False
-    """The weights change from step to step: ``weights`` and the targets here are those before anything was seen, with
-    uniform weights, and a step's own are made by ``step_inputs``."""
+    """Whether weights change from step to step: ``weights`` and the targets here are then those of uniform weights, and
+    ``step_inputs`` computes those of a step."""
     adaptive: Floats | None = None
-    """(N, K), with ``sliding-window`` alone: each pair's own adaptive weights, which the window averages."""
+    """(N, K), only with ``sliding-window``: each pair's own adaptive weights, which the window averages."""
 
     def loss_inputs(self) -> LossInputs:
-        """The references as the loss takes them; with step-scoped weights as ``step_inputs`` takes them: all K, after the
-        trust region."""
+        """The inputs of the loss; with step-scoped weights those of ``step_inputs``: all K references after the trust region."""
         if self.per_reference or self.step_scoped:
             chosen, rejected = self.clipped_chosen, self.clipped_rejected
             alpha = self.weights if self.adaptive is None else self.adaptive
@@ -96,27 +95,26 @@ def compute_targets(
 ) -> Targets:
     """Weights, trust region and aggregate of arXiv 2405.16388 for N pairs and K references.
 
-    With ``reference: none`` log π̃ is 0, whatever the references; there may be none (K = 0).
+    With ``reference: none`` log π̃ is 0, and K may be 0.
 
-    With ``normalize: token`` or ``byte`` every log-prob is first divided by its side's count, for every reference
-    alike, so weights, bands and π̃ are of nats per token or byte, and so is the policy's log-ratio in the loss: β then
-    multiplies nats per unit, and the same strength wants a β larger by about the length of a completion.
+    With ``normalize: token`` or ``byte`` every log-prob, of every reference, is first divided by its side's count. Weights,
+    trust region, π̃ and the policy's log-ratio are then in nats per token or byte, so that β has to be larger by about the
+    length of a completion for the same effect.
 
     Args:
         logps_chosen, logps_rejected: (N, K), nats, sums over each completion; the anchor is column 0.
         method: the recipe's. names: of the K references, the anchor first.
-        units_chosen, units_rejected: (N,), the counts to divide by: the *policy's* tokens that count (never those of
-            the references, which are not comparable), or the bytes of the text that counts. Unused with
-            ``normalize: sum``.
-        held_out_weights: (K,), what :func:`validation_weights` made of the held-out pairs, for the weights that need it.
-        chosen_references: (N,) the position of each pair's reference, with weights by a column alone.
-        spans: the log-probs of all N pairs span by span, in order, some pairs at a time; with ``aggregate_over: span`` alone. They are
-            nats whatever ``normalize`` is: references are mixed in nats, and log π̃ is divided by the side's count.
+        units_chosen, units_rejected: (N,), the divisors: scored *policy* tokens (the references' token counts are not
+            comparable), or scored bytes. Unused with ``normalize: sum``.
+        held_out_weights: (K,), from :func:`validation_weights`, for weights by a held-out split.
+        chosen_references: (N,), the index of each pair's reference; only for weights by a column.
+        spans: log-probs of all N pairs span by span, in order and in parts; only with ``aggregate_over: span``. In nats whatever
+            ``normalize`` is: references are mixed in nats, and log π̃ is divided by the side's count.
 
     Raises:
-        UserError: for a method that does not fit the references.
-        ValueError: for shapes that do not fit, or units, spans, held-out weights or chosen references missing, or units not
-            above 0.
+        UserError: for a method that does not match the references.
+        ValueError: for shapes that do not match; missing units, spans, held-out weights or chosen references; or units that are
+            not above 0.
         RunError: for log-probs that are not finite, naming the reference.
     """
     check_target(method, names)
@@ -132,10 +130,10 @@ def compute_targets(
     else:
         clipped = chosen, rejected
 
-    # With one-hot weights every aggregate equals that reference exactly; Multi-DPO reports the weighted mean.
+    # With weight 1 on one reference every aggregate equals it exactly; Multi-DPO reports the weighted mean.
     kind = "geometric" if method.name == "multi-dpo" or single is not None else method.aggregate
-    # The authors' code forms ℓ_1 + ℓ_2 − log(α·e^ℓ_2 + (1−α)·e^ℓ_1), α being reference 2's: the harmonic aggregate with
-    # the two weights changing places. Its Multi-DPO does not swap them.
+    # The authors' code computes ℓ_1 + ℓ_2 − log(α·e^ℓ_2 + (1−α)·e^ℓ_1) with α of reference 2: the harmonic aggregate with
+    # the two weights swapped. Its Multi-DPO does not swap them.
     used = alpha[:, ::-1] if method.official(names) and method.name == "mrpo" else alpha
     counts = None
     if method.mixes_spans(names):
@@ -152,7 +150,7 @@ def compute_targets(
         spans=counts,
     )
     if method.is_step_scoped(names):
-        # Diagnostics that depend on the weights are reported by the run.
+        # Training reports the diagnostics that depend on the weights.
         diagnostics = {k: v for k, v in diagnostics.items() if not k.endswith(("/weight", "/effective_k"))}
     return Targets(
         weights=alpha,
@@ -178,7 +176,7 @@ def _over_spans(
     alpha: Floats,
     units: tuple[Floats, Floats] | None,
 ) -> tuple[tuple[Floats, Floats], SpanCounts]:
-    """Log π̃ of both sides, (N,), in the unit of ``normalize``."""
+    """log π̃ of both sides, (N,) each, in the unit of ``normalize``."""
     pairs = len(alpha)
     largest = alpha.argmax(axis=1)[:, None]
     targets = [np.take_along_axis(side, largest, axis=1)[:, 0] for side in clipped]
@@ -198,7 +196,7 @@ def _over_spans(
 
 
 def _without_reference(chosen: Floats, rejected: Floats, units: tuple[Floats, Floats] | None) -> Targets:
-    """log π̃ = 0, without weights or diagnostics of references."""
+    """log π̃ = 0, without weights and diagnostics."""
     nothing = np.zeros(len(chosen))
     return Targets(
         weights=np.zeros_like(chosen),
@@ -234,8 +232,8 @@ def normalized(
     return chosen / units[0][:, None], rejected / units[1][:, None], units
 
 
-def finished(alpha: Floats, options: WeightsOptions) -> Floats:
-    """Apply temperature and then floor to any weights (N, K)."""
+def temper_and_lift(alpha: Floats, options: WeightsOptions) -> Floats:
+    """Apply the temperature, then the floor, to weights (N, K)."""
     return weights.lift(weights.temper(alpha, options.temperature), options.floor)
 
 
@@ -273,7 +271,7 @@ def _weights(
         if abs(sum(values) - 1) > SUM_TOLERANCE:
             shares = ", ".join(f"{name} {value / sum(values):.4g}" for name, value in zip(names, values, strict=True))
             notices = (f"The weights given sum to {sum(values):.4g}, not 1; divided by their sum: {shares}.",)
-    return finished(alpha, method.weights_options), notices
+    return temper_and_lift(alpha, method.weights_options), notices
 
 
 def _checked(logps_chosen: npt.ArrayLike, logps_rejected: npt.ArrayLike, names: Sequence[str]) -> tuple[Floats, Floats]:

@@ -12,7 +12,7 @@ import numpy as np
 from mrpo_pipeline.targets.aggregate import Floats, influence
 from mrpo_pipeline.targets.spans import SpanCounts
 
-# Two sums of float32 log-probs nearer than this cannot be told apart; relative to the sum, and in nats.
+# Sums of float32 log-probs that differ by less are ties: relative to the sum, and in nats.
 TIE_RELATIVE = 1e-7
 TIE_ABSOLUTE = 1e-6
 
@@ -27,26 +27,26 @@ def diagnose(
     aggregate_weights: Floats,
     spans: SpanCounts | None = None,
 ) -> dict[str, float]:
-    """Means over the pairs, by metric name; empty where there is no pair.
+    """Means over the pairs, by metric name; empty without pairs.
 
     ``refs/effective_k``: the mean of 1/Σ_k ρ_k² over all completions, ρ_k = ∂ log π̃ / ∂ ℓ_k (for ``harmonic``,
-    softmax_k(log α_k − ℓ_k)): 1 where one reference decides, K where all do alike. With ``spans`` this and the argmin share are
-    means over all spans of all completions. And for each reference:
+    softmax_k(log α_k − ℓ_k)): 1 if one reference decides, K if all have equal influence. With ``spans`` this and the argmin share
+    are means over all spans of all completions. And for each reference:
 
     - ``refs/NAME/weight``: mean α.
-    - ``refs/NAME/argmin_share``: share of the completions for which its clipped ℓ is the smallest; ties are shared.
+    - ``refs/NAME/argmin_share``: share of the completions on which its clipped ℓ is the smallest; ties are shared.
     - ``refs/NAME/clip_rate``: share of the completions whose ℓ the trust region changed.
     - ``refs/NAME/sign_flips``: share of the pairs whose Δ has the other sign after clipping.
     - ``refs/NAME/accuracy``: share of the pairs with Δ > 0, unclipped; a tie counts one half.
-    - ``refs/NAME/ties``: share of the pairs whose two sides it cannot tell apart.
+    - ``refs/NAME/ties``: share of the pairs with Δ = 0, within rounding.
 
     Args:
         names: K reference names.
         logps, clipped: (chosen, rejected), each (N, K), before and after the trust region.
         weights: α (N, K), as reported.
-        aggregate: the aggregate whose ρ is meant.
-        aggregate_weights: α (N, K) as the aggregate takes them.
-        spans: what was counted over spans, where references are mixed over those.
+        aggregate: the aggregate, for ρ.
+        aggregate_weights: α (N, K) as passed to the aggregate.
+        spans: counts over spans, if references are mixed span by span.
     """
     if len(weights) == 0:
         return {}

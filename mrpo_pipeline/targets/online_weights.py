@@ -1,7 +1,6 @@
-"""Weights that change from step to step: the sliding window and Thompson sampling, and a step's targets made with them.
+"""Weights that change from step to step (sliding window, Thompson sampling), and the loss inputs of a step with them.
 
-Both follow "what was seen so far", so both say what that is. Everything here is arithmetic on numbers given; which pairs a
-step has, and how the policy did after it, the caller knows.
+Pure arithmetic: the caller passes the pairs of a step, and the policy's held-out accuracy after it.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import numpy.typing as npt
 
 from mrpo_pipeline.targets import aggregate
 from mrpo_pipeline.targets.aggregate import Floats
-from mrpo_pipeline.targets.compute import LossInputs, finished
+from mrpo_pipeline.targets.compute import LossInputs, temper_and_lift
 from mrpo_pipeline.targets.settings import TargetSettings
 
 Indices = npt.NDArray[np.int64]
 
-# Told apart from the generators of the batches, which are seeded alike.
+# Keeps these draws independent of the batch generators, which have the same seed.
 _DRAWS = 0x7407
 
 
@@ -32,14 +31,14 @@ def step_inputs(
     chosen_units: Floats | None = None,
     rejected_units: Floats | None = None,
 ) -> LossInputs:
-    """What the loss takes for B pairs whose weights are known only now; the trust region was applied before.
+    """The loss inputs of B pairs with the weights of a step.
 
     Args:
-        reference_chosen, reference_rejected: (B, K), nats, sums, as ``Targets.loss_inputs`` gives them.
-        weights: α (B, K), or (K,) for all pairs alike, rows summing to 1, before temperature and floor.
+        reference_chosen, reference_rejected: (B, K), nats, after the trust region, from ``Targets.loss_inputs``.
+        weights: α (B, K), or (K,) for all pairs, rows summing to 1, before temperature and floor.
         chosen_units, rejected_units: (B,), with ``normalize: token`` or ``byte``.
     """
-    alpha = finished(np.broadcast_to(np.atleast_2d(weights), reference_chosen.shape), method.weights_options)
+    alpha = temper_and_lift(np.broadcast_to(np.atleast_2d(weights), reference_chosen.shape), method.weights_options)
     if method.name == "multi-dpo":
         return LossInputs(reference_chosen, reference_rejected, alpha, chosen_units, rejected_units)
     combine = aggregate.AGGREGATES[method.aggregate]
@@ -53,18 +52,17 @@ def step_inputs(
 
 
 def sliding_window(adaptive: Floats, seen: Indices, pairs: Indices, window: int, content: Indices) -> Floats:
-    """For each pair of a step, the adaptive weights averaged over the last ``window`` *other* pairs seen.
+    """For each pair of a step, the mean of the adaptive weights of the last ``window`` *other* pairs.
 
-    After the sliding-window weights of arXiv 2512.10040, where the pair itself is in its window. Seen are the pairs of
-    earlier steps alone, in the order of training: those of the same step are seen together, so none of them is in another's
-    window. Where fewer were seen, over as many as there are; before any was, uniform.
+    After the sliding-window weights of arXiv 2512.10040, where a pair is in its own window. The window holds pairs of earlier
+    steps only, in training order. At the start of training it is shorter; in the first step the weights are uniform.
 
     Args:
         adaptive: (N, K), each pair's own adaptive weights.
-        seen: (T,), the pairs of all earlier steps, the last one last; a pair stands there once for each time.
-        pairs: (B,), those of the step.
-        window: how many others.
-        content: (N,), equal for pairs of equal content: what stands in the file twice is the same pair.
+        seen: (T,), indices of the pairs of all earlier steps, in order; a pair is repeated for every time it was trained on.
+        pairs: (B,), indices of the step's pairs.
+        window: maximum number of other pairs.
+        content: (N,), equal for pairs with equal content, so that duplicates in the file count as the same pair.
 
     Returns:
         (B, K), rows summing to 1.
@@ -90,11 +88,11 @@ def _last_others(seen: Indices, content: Indices, own: np.int64, window: int) ->
 
 @dataclass
 class Thompson:
-    """Thompson sampling of a reference (arXiv 2512.10040): each is an arm with a Beta distribution of its success.
+    """Thompson sampling of a reference (arXiv 2512.10040): each is an arm with a Beta posterior of its success rate.
 
-    A reference is drawn for ``every`` steps: k = argmax of a draw from Beta(prior + successes_k, prior + failures_k). It then
-    has a success where the policy ranks more of the held-out pairs rightly than before those steps, else a failure; so a tie
-    is a failure. Draws depend on seed, step and counts alone: no generator has a state to keep.
+    Every ``every`` steps a reference is drawn: k = argmax_k of a sample from Beta(prior + successes_k, prior + failures_k). It
+    has a success if the policy's held-out accuracy rose over these steps, else a failure; a tie is a failure. Draws depend only
+    on seed, step and counts, so that no generator state has to be saved.
     """
 
     references: int
@@ -102,12 +100,12 @@ class Thompson:
     every: int = 1
     seed: int = 0
     successes: list[int] = field(default_factory=list)
-    """(K,), the prior not counted."""
+    """(K,), without the prior."""
     failures: list[int] = field(default_factory=list)
     accuracy: float | None = None
-    """On the held-out pairs when it was last measured; None before that."""
+    """The last measured held-out accuracy; None before the first measurement."""
     arm: int | None = None
-    """The reference of these steps; None before the first."""
+    """The reference that was drawn last; None before the first draw."""
 
     def __post_init__(self) -> None:
         self.successes = self.successes or [0] * self.references
@@ -122,26 +120,30 @@ class Thompson:
         return self.arm
 
     def is_due(self, step: int) -> bool:
-        """Whether the reference is to be judged when this step (counted from 0) is done."""
+        """Whether the reference is judged after this step (counted from 0)."""
         return (step + 1) % self.every == 0
 
     def judge(self, accuracy: float) -> None:
-        """Count a success or a failure of the reference that was drawn."""
+        """Count a success or a failure of the drawn reference.
+
+        Raises:
+            ValueError: before the first draw or the first measurement.
+        """
         if self.arm is None or self.accuracy is None:
-            raise ValueError("no reference was drawn, or nothing measured before: expected both")
+            raise ValueError("no reference was drawn, or no accuracy measured before: expected both")
         counts = self.successes if accuracy > self.accuracy else self.failures
         counts[self.arm] += 1
         self.accuracy = accuracy
 
     def posterior_means(self) -> Floats:
-        """(K,): a/(a + b) of each reference, divided by their sum: what pairs that are not trained on are weighted by."""
+        """(K,): the posterior means a/(a + b), normalized to sum to 1: the weights of held-out pairs."""
         a, b = self._beta()
         means = a / (a + b)
         result: Floats = means / means.sum()
         return result
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The state for a checkpoint."""
         return {
             "successes": list(self.successes),
             "failures": list(self.failures),
@@ -150,7 +152,7 @@ class Thompson:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
+        """Restore a result of :meth:`state`."""
         self.successes, self.failures = [list(map(int, state[name])) for name in ("successes", "failures")]
         self.accuracy, self.arm = state["accuracy"], state["arm"]
 

@@ -1,4 +1,4 @@
-"""The part of a recipe's ``method`` that decides log π̃, and its check against the references."""
+"""The keys of a recipe's ``method`` that determine log π̃, and their check against the references."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from pydantic import BeforeValidator, Field, field_validator
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.settings import Settings
 
-# Which pairs decide the weights: those of a third, held-out split once; all pairs, step by step.
+# Weights computed once from the third split, and weights that change from step to step.
 HELD_OUT_WEIGHTS = ("validation-discrimination", "validation-accuracy")
 STEP_WEIGHTS = ("sliding-window", "thompson")
 WEIGHTS = ("uniform", "adaptive", *HELD_OUT_WEIGHTS, *STEP_WEIGHTS)
 SINGLE = "single:"
 
-
-# Keys of weights that a column decides; every other key is a value of the column.
+# Keys of weights by a column; every other key is a value of the column.
 COLUMN, OTHER = "column", "other"
 
 
 class ByColumn(NamedTuple):
-    """Which reference each pair has, by the value of a column of the pairs."""
+    """The one reference of each pair, by the value of a column of the pairs."""
 
     column: str
     references: dict[str, str]
@@ -40,9 +39,9 @@ def _off(value: Any) -> Any:
 
 class TrustRegion(Settings):
     kind: Annotated[Literal["adaptive", "fixed", "off"], BeforeValidator(_off)] = "adaptive"
-    """`adaptive` shares ε between the sides of each pair, `fixed` gives it to both, `off` clips nothing."""
+    """`adaptive` divides ε between the two sides of a pair, `fixed` uses ε on both, `off` disables clipping."""
     epsilon: float = Field(0.1, ge=0, le=1)
-    """The band's width, as a share of the anchor's log-prob (ε_max, or ε where `fixed`)."""
+    """Half the band's width as a share of the anchor's log-prob: ε_max of `adaptive`, ε of `fixed`."""
 
 
 class WeightsOptions(Settings):
@@ -51,42 +50,41 @@ class WeightsOptions(Settings):
     floor: float = Field(0.0, ge=0, lt=1)
     """No weight below this; at most 1 / K."""
     temperature: float = Field(1.0, gt=0)
-    """α ∝ α^(1/T): above 1 evens the weights out. Applied before the floor."""
+    """α ∝ α^(1/T): above 1 makes the weights more equal. Applied before the floor."""
     window: int = Field(64, ge=1)
-    """`sliding-window`: the mean of the adaptive weights of so many other pairs seen before."""
+    """`sliding-window`: number of earlier pairs whose adaptive weights are averaged."""
     prior: float = Field(1.0, gt=0)
-    """`thompson`: successes and failures of every reference to begin with."""
+    """`thompson`: initial number of successes, and of failures, of each reference."""
     pairs: int = Field(64, ge=1)
-    """`thompson`: pairs of the third split on which a step is judged."""
+    """`thompson`: number of pairs of the third split on which steps are judged."""
     every: int = Field(1, ge=1)
-    """`thompson`: steps for which a reference is drawn."""
+    """`thompson`: number of steps between two draws of a reference."""
 
 
 class TargetSettings(Settings):
-    """How K references become the target of a preference loss. What depends on them takes their names, the anchor first."""
+    """How K references become the target of a preference loss. ``names`` of methods are the references' names, the anchor first."""
 
     name: Literal["mrpo", "multi-dpo", "dpo"] = "mrpo"
-    """`mrpo`: one loss against π̃. `multi-dpo`: a weighted sum of one loss for each reference. `dpo`: the anchor alone."""
+    """`mrpo`: one loss against π̃. `multi-dpo`: a weighted sum of one loss per reference. `dpo`: DPO against the anchor."""
     reference: Literal["cached", "none"] = "cached"
     """`none`: train and evaluate without any reference (log π̃ = 0); no cache is read, and `references` may be left out."""
     aggregate: str = "harmonic"
-    """How K references become π̃: `harmonic` (MRPO), `geometric`, `arithmetic`, or `single:NAME` (DPO against that one)."""
+    """How K references become π̃: `harmonic` (MRPO), `geometric`, `arithmetic`, or `single:NAME` (DPO against that reference)."""
     aggregate_over: Literal["completion", "span"] = "completion"
-    """What `harmonic` and `arithmetic` mix: the log-probs of whole completions, or of the spans between token ends that all references
-    share (words, usually), added up."""
+    """What `harmonic` and `arithmetic` mix: the log-probs of whole completions; or those of each span between two token ends that all
+    references share (usually a word), summed over the spans."""
     weights: str | list[float] | dict[str, str] = "adaptive"
-    """`uniform`, `adaptive`, one number for each reference, `validation-discrimination`, `validation-accuracy`,
-    `sliding-window` or `thompson`; or the one reference of each pair by a column of the pairs (`{column: domain, code: coder,
-    other: base}`)."""
+    """`uniform`, `adaptive`, one number per reference, `validation-discrimination`, `validation-accuracy`, `sliding-window` or
+    `thompson`; or one reference per pair, by a column of the pairs (`{column: domain, code: coder, other: base}`)."""
     weights_options: WeightsOptions = WeightsOptions()
-    """What is set of the weights."""
+    """Options of the weights."""
     trust_region: TrustRegion = TrustRegion()
-    """Every reference but the anchor is clipped to a band round the anchor."""
+    """The band around the anchor to which every other reference is clipped."""
     compatibility: Literal["none", "official-code"] = "none"
     """`official-code`: the arithmetic of the authors' published code, for K = 2."""
     normalize: Literal["sum", "token", "byte"] = "sum"
-    """The unit of every log-prob: nats, nats per policy token, or nats per byte. β then multiplies nats per unit: for margins of
-    the same size it must be larger by about the mean length of a completion in that unit; see `docs/concepts.md`."""
+    """The unit of every log-prob: nats, nats per policy token, or nats per byte. For margins of the same size, β per token or byte
+    must be larger by about the mean length of a completion in that unit; see `docs/concepts.md`."""
 
     @field_validator("aggregate")
     @classmethod
@@ -97,11 +95,11 @@ class TargetSettings(Settings):
 
     @property
     def has_reference(self) -> bool:
-        """Whether there is anything to train against; where not, names of references do not matter."""
+        """Whether log π̃ comes from references; if not, their names are ignored."""
         return self.reference == "cached"
 
     def single(self, names: Sequence[str]) -> int | None:
-        """The position of the one reference that is the target (``dpo``, ``single:NAME``); None where all count, or none does."""
+        """The index of the single reference that is the target (``dpo``, ``single:NAME``); None with several references or none."""
         if not self.has_reference:
             return None
         if self.name == "dpo":
@@ -111,7 +109,7 @@ class TargetSettings(Settings):
         return None
 
     def by_column(self, names: Sequence[str]) -> ByColumn | None:
-        """How a column of the pairs decides the weights; None where the weights are others, or there is nothing to weight."""
+        """The weights by a column of the pairs; None with other weights, or without several references to weight."""
         if (
             not isinstance(self.weights, dict)
             or not self.has_reference
@@ -123,18 +121,18 @@ class TargetSettings(Settings):
         return ByColumn(self.weights.get(COLUMN, ""), references, self.weights.get(OTHER))
 
     def mixes_spans(self, names: Sequence[str]) -> bool:
-        """Whether log π̃ takes the references' log-probs span by span; over spans ``geometric`` is what it is over completions, and
-        with the weight 1 on one reference every aggregate is that reference."""
+        """Whether references are mixed span by span. Not with ``geometric``, which is the same over spans as over completions, nor
+        with weight 1 on one reference, which every aggregate then equals."""
         several = self.has_reference and self.name == "mrpo" and self.single(names) is None and len(names) > 1
         return several and self.aggregate_over == "span" and self.aggregate != "geometric" and not self.is_one_hot
 
     @property
     def is_one_hot(self) -> bool:
-        """Whether a column decides the weights and no floor is under them: each pair then has one reference."""
+        """Whether each pair has weight 1 on one reference: weights by a column, without a floor."""
         return isinstance(self.weights, dict) and not self.weights_options.floor
 
     def is_step_scoped(self, names: Sequence[str]) -> bool:
-        """Whether the weights change from step to step, so that no pair has a target of its own."""
+        """Whether the weights change from step to step, so that a pair has no fixed target."""
         return self.weights in STEP_WEIGHTS and self._weights_count(names)
 
     def is_windowed(self, names: Sequence[str]) -> bool:
@@ -142,7 +140,7 @@ class TargetSettings(Settings):
         return self.is_step_scoped(names) and self.weights == "sliding-window"
 
     def needs_held_out(self, names: Sequence[str]) -> bool:
-        """Whether a third split of the pairs is looked at: once for the weights, or to judge what a step was worth."""
+        """Whether the third split is used: once for the weights, or to judge the steps of ``thompson``."""
         return self.weights in (*HELD_OUT_WEIGHTS, "thompson") and self._weights_count(names)
 
     def _weights_count(self, names: Sequence[str]) -> bool:
@@ -150,7 +148,7 @@ class TargetSettings(Settings):
         return self.has_reference and isinstance(self.weights, str) and self.single(names) is None and len(names) > 1
 
     def official(self, names: Sequence[str]) -> bool:
-        """Whether the authors' arithmetic is asked for and would differ: with one reference alone there is no α."""
+        """Whether the authors' arithmetic applies: requested, and not for a single reference, which has no α."""
         return self.has_reference and self.compatibility == "official-code" and self.single(names) is None
 
 
@@ -173,7 +171,7 @@ def check_target(method: TargetSettings, names: Sequence[str]) -> None:
     if method.mixes_spans(names) and method.is_step_scoped(names):
         raise UserError(
             f"The setting method.weights is {method.weights!r} with method.aggregate_over: span: such weights change with every training "
-            "step, and what is kept of each pair for a step are sums of completions. Expected weights of the run or of the pair "
+            "step, for which only the log-probs of whole completions are kept. Expected weights fixed for the run or the pair "
             "(uniform, adaptive, validation-discrimination, validation-accuracy, or numbers). Set one of the two."
         )
 
@@ -190,8 +188,8 @@ def _check_aggregate(method: TargetSettings, names: Sequence[str]) -> None:
     if method.name == "multi-dpo" or (method.name == "dpo" and name != names[0]):
         raise UserError(
             f"The setting method.aggregate is {method.aggregate!r} while method.name is {method.name!r}: a single "
-            "reference belongs to the name mrpo (dpo is the anchor alone, multi-dpo all references). Set "
-            "method.name to mrpo, or take method.aggregate out."
+            "reference needs the name mrpo (dpo is the anchor alone, multi-dpo all references). Set "
+            "method.name to mrpo, or remove method.aggregate."
         )
 
 
@@ -248,7 +246,7 @@ def _check_official(method: TargetSettings, names: Sequence[str]) -> None:
     for key, (found, expected, applies) in has.items():
         if applies and found != expected:
             raise UserError(
-                f"The setting {key} is {found!r} with method.compatibility: official-code: the authors' code has "
+                f"The setting {key} is {found!r} with method.compatibility: official-code: the authors' code supports "
                 f"{expected!r} alone. Set it to that, or set method.compatibility to none."
             )
     if method.weights in (*HELD_OUT_WEIGHTS, *STEP_WEIGHTS) or isinstance(method.weights, dict):

@@ -1,8 +1,8 @@
 """Mix references span by span: log π̃ = Σ_j A_k(s_kj), where s_kj is reference k's log-prob of span j.
 
-Sums of completions differ by tens of nats, so one reference decides; over spans each reference decides where it differs. A span is
-the part of a completion between two positions at which tokens of all references end. Derived here; with one tokenizer and
-``arithmetic`` it is the token-level mixture Π_t Σ_k α_k π_k(y_t | y_<t), as the released code of arXiv 2502.01203 has it.
+Log-probs of completions differ by tens of nats, so that one reference decides; over spans each reference decides where it differs.
+A span is the part of a completion between two positions at which tokens of all references end. The method is this project's; with
+one tokenizer and ``arithmetic`` it is the token-level mixture Π_t Σ_k α_k π_k(y_t | y_<t) of the code released for arXiv 2502.01203.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """The log-probs of N completions by K references, span by span: S spans in all."""
+    """The log-probs of N completions under K references, span by span: S spans in all."""
 
     lengths: Ints
-    """(N,) spans of each completion, one at least."""
+    """(N,) number of spans of each completion, at least 1."""
     logps: Floats
-    """(K, S), nats, completion after completion. The spans of a completion add up to its sum."""
+    """(K, S), nats, completion after completion. The spans of a completion add up to its log-prob."""
 
     def take(self, rows: Ints) -> Spans:
         """The spans of some of the completions, in that order."""
@@ -51,7 +51,7 @@ class SpanCounts:
     effective: float
     """Σ over the spans of 1/Σ_k ρ_k²."""
     smallest: Floats
-    """(K,) in how many spans each has the smallest log-prob; ties are shared."""
+    """(K,) number of spans in which each reference has the smallest log-prob; ties are shared."""
 
     @classmethod
     def none(cls, references: int) -> SpanCounts:
@@ -64,20 +64,20 @@ class SpanCounts:
 
 
 def mix(aggregate: str, spans: Spans, sums: Floats, clipped: Floats, weights: Floats) -> tuple[Floats, SpanCounts]:
-    """The difference of log π̃ from the clipped sum of the reference with the largest weight, for each completion.
+    """For each completion, log π̃ minus the clipped log-prob of the reference with the largest weight.
 
-    The trust region clips sums: a reference's spans are scaled by clipped / sum, so that they add up to its clipped sum. Where its
-    sum is 0, nothing can be scaled, and the clipped sum is spread as the anchor's is.
+    The difference is exactly 0 for identical references, and for weight 1 on one reference.
 
-    Differences are taken from the reference with the largest weight, so that identical references, or weight 1 on one, give exactly 0.
+    The trust region clips the log-probs of completions: a reference's spans are scaled by clipped / sum, so that they add up to its
+    clipped log-prob. If its sum is 0, the clipped log-prob is distributed in proportion to the anchor's spans.
 
     Args:
-        aggregate: ``harmonic`` or ``arithmetic``; over spans ``geometric`` is what it is over completions.
+        aggregate: ``harmonic`` or ``arithmetic``; ``geometric`` is the same over spans as over completions.
         sums, clipped: (N, K) before and after the trust region, in any one unit.
         weights: α (N, K), rows summing to 1.
 
     Returns:
-        (N,) nats, to be added to that reference's clipped sum; and the counts of these spans.
+        (N,) nats, to be added to that reference's clipped log-prob; and the counts of these spans.
     """
     logps = _scaled(spans, sums, clipped)
     alpha = np.repeat(weights.T, spans.lengths, axis=1)  # (K, S)
@@ -96,7 +96,7 @@ def mix(aggregate: str, spans: Spans, sums: Floats, clipped: Floats, weights: Fl
 
 
 def _scaled(spans: Spans, sums: Floats, clipped: Floats) -> Floats:
-    """(K, S) spans that add up to the clipped sums."""
+    """(K, S) spans, scaled to add up to the clipped log-probs."""
     logps: Floats = spans.logps
     moved = clipped != sums
     if not moved.any():

@@ -46,7 +46,7 @@ def band_widths(logps_chosen: Floats, logps_rejected: Floats, kind: str, epsilon
 
 def _clip(logps: Floats, epsilon: Floats) -> Floats:
     anchor = logps[:, :1]  # (N, 1)
-    # Log-probs are negative, so (1 + ε)·anchor is the lower end.
+    # Log-probs are negative, so (1 + ε)·anchor is the lower bound.
     clipped = np.clip(logps, (1 + epsilon[:, None]) * anchor, (1 - epsilon[:, None]) * anchor)
-    clipped[:, 0] = logps[:, 0]  # float32 may leave a certain completion at +1e-7, where the ends change places
+    clipped[:, 0] = logps[:, 0]  # rounding to float32 may give a certain completion +1e-7, which swaps the bounds
     return clipped

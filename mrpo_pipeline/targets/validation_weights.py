@@ -1,4 +1,4 @@
-"""Weights from a third, held-out split, computed once for the run: validation discrimination and validation accuracy."""
+"""Weights computed once per run from the third split: validation discrimination (VDW) and validation accuracy (VAW)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from mrpo_pipeline.targets import weights
 from mrpo_pipeline.targets.aggregate import Floats
-from mrpo_pipeline.targets.compute import finished, normalized
+from mrpo_pipeline.targets.compute import normalized, temper_and_lift
 from mrpo_pipeline.targets.settings import TargetSettings
 
-# What each is proportional to, over the pairs of the split.
+# The statistic over the pairs of the split that each is proportional to, and how a notice names it.
 _SCORES = {"validation-discrimination": weights.discrimination, "validation-accuracy": weights.accuracy}
 _NAMED = {
     "validation-discrimination": "the sum of |ℓ(chosen) − ℓ(rejected)|",
@@ -23,14 +23,14 @@ _NAMED = {
 
 @dataclass(frozen=True, slots=True)
 class ValidationWeights:
-    """One row of weights for every pair of the run."""
+    """One row of weights, for every pair of the run."""
 
     row: Floats
     """(K,), before temperature and floor."""
     pairs: int
-    """M: how many held-out pairs it rests on."""
+    """M: the number of held-out pairs."""
     notice: str
-    """A sentence for the user: what each reference got, and from how many pairs."""
+    """A sentence for the user: each reference's weight, and the number of pairs."""
 
 
 def validation_weights(
@@ -44,33 +44,34 @@ def validation_weights(
 ) -> ValidationWeights:
     """VDW or VAW (arXiv 2512.10040) from the M pairs of the weights split.
 
-    On the unclipped log-probs, in the unit of ``normalize``. Where no pair gives a signal (every Δ is 0; no pair ranked
-    rightly by any reference), uniform, and the notice says so.
+    Computed from unclipped log-probs in the unit of ``normalize``. Without a signal (every Δ is 0, or for VAW no pair ranked
+    rightly by any reference) weights are uniform, which the notice reports.
 
     Args:
         logps_chosen, logps_rejected: (M, K), nats, of the *held-out* pairs; the rest as in ``compute_targets``.
 
     Raises:
-        ValueError: for shapes that do not fit, or no pair.
+        ValueError: for shapes that do not match, or without pairs.
         RunError: for log-probs that are not finite, naming the reference.
     """
     chosen, rejected, _ = normalized(
         logps_chosen, logps_rejected, method, names, units_chosen=units_chosen, units_rejected=units_rejected
     )
     if not len(chosen):
-        raise ValueError("no held-out pair: expected one at least")
+        raise ValueError("no held-out pair: expected at least one")
     kind = str(method.weights)
     row = _SCORES[kind](chosen - rejected)
     shares = ", ".join(
-        f"{name} {share:.4g}" for name, share in zip(names, finished(row[None], method.weights_options)[0], strict=True)
+        f"{name} {share:.4g}"
+        for name, share in zip(names, temper_and_lift(row[None], method.weights_options)[0], strict=True)
     )
-    rests = f"the {len(chosen):,} pairs of the weights split"
+    pairs = f"the {len(chosen):,} pairs of the weights split"
     if not _signal(kind, chosen - rejected):
         notice = (
-            f"Weights by {kind}: {_NAMED[kind]} is 0 for every reference on {rests}, so they are uniform: {shares}."
+            f"Weights by {kind}: {_NAMED[kind]} is 0 for every reference on {pairs}, so they are uniform: {shares}."
         )
     else:
-        notice = f"Weights by {kind}, from {rests}: {shares}."
+        notice = f"Weights by {kind}, from {pairs}: {shares}."
     return ValidationWeights(row, len(chosen), notice)
 
 

@@ -18,7 +18,7 @@ def uniform(pairs: int, references: int) -> Floats:
 
 
 def given(values: Sequence[float], pairs: int) -> Floats:
-    """The same K numbers for every pair, divided by their sum. They are non-negative and not all 0."""
+    """The same K weights for every pair: non-negative numbers, not all 0, divided by their sum."""
     row = np.asarray(values, dtype=np.float64)
     return np.tile(row / row.sum(), (pairs, 1))
 
@@ -26,8 +26,8 @@ def given(values: Sequence[float], pairs: int) -> Floats:
 def adaptive(margins: Floats) -> Floats:
     """Adaptive reference weights (ARWC, arXiv 2405.16388): α_k = |Δ_k| / Σ_j |Δ_j|.
 
-    A reference that tells the two completions apart more counts more, rightly or wrongly: a corrupted reference has the
-    largest |Δ| of all. A pair that no reference tells apart (every Δ is 0) gets uniform weights.
+    A reference with a larger |Δ| gets a larger weight, whether it ranks the pair rightly or wrongly: a corrupted reference
+    often has the largest. A pair on which every Δ is 0 gets uniform weights.
 
     Args:
         margins: Δ (N, K) = ℓ(chosen) − ℓ(rejected), on the unclipped log-probs.
@@ -41,7 +41,7 @@ def adaptive(margins: Floats) -> Floats:
 def adaptive_official(margins: Floats) -> Floats:
     """The adaptive weights of the authors' code, for K = 2: (1 − α, α) with α = |Δ_2| / (|Δ_1| + |Δ_2| + 1e-6).
 
-    α belongs to the reference that is not the anchor. Where both Δ are 0, α is 0, as in the code.
+    α belongs to the reference that is not the anchor. If both Δ are 0, α is 0, as in the code.
     """
     sizes = np.abs(margins)
     other = sizes[:, 1] / (sizes.sum(axis=1) + OFFICIAL_OFFSET)
@@ -49,21 +49,21 @@ def adaptive_official(margins: Floats) -> Floats:
 
 
 def discrimination(margins: Floats) -> Floats:
-    """VDW (arXiv 2512.10040): α_k ∝ Σ |Δ_k| over the pairs of a held-out split. Where all are 0, uniform.
+    """VDW (arXiv 2512.10040): α_k ∝ Σ |Δ_k| over the pairs of a held-out split; uniform if all are 0.
 
-    Like :func:`adaptive` it looks at sizes alone: a corrupted reference, whose |Δ| are the largest, gets most.
+    As with :func:`adaptive`, a corrupted reference with large |Δ| gets the largest weight.
 
     Args:
         margins: Δ (M, K) of the held-out pairs, M ≥ 0.
 
     Returns:
-        (K,), one row for every pair of the run.
+        (K,), the weights of every pair of the run.
     """
     return _share(np.abs(margins).sum(axis=0))
 
 
 def accuracy(margins: Floats) -> Floats:
-    """VAW (arXiv 2512.10040): α_k ∝ the number of held-out pairs with Δ_k > 0; a tie counts nothing. All 0: uniform.
+    """VAW (arXiv 2512.10040): α_k ∝ the number of held-out pairs with Δ_k > 0, without ties; uniform if all are 0.
 
     Shapes as in :func:`discrimination`.
     """
@@ -77,22 +77,22 @@ def _share(sizes: Floats) -> Floats:
 
 
 def temper(weights: Floats, temperature: float) -> Floats:
-    """α_k ∝ α_k^(1/T): T = 1 changes nothing, T → ∞ evens the weights out, T → 0 leaves the largest alone.
+    """α_k ∝ α_k^(1/T): T = 1 changes nothing, T → ∞ gives uniform weights, T → 0 puts all weight on the largest.
 
     A weight of 0 stays 0 at every temperature.
     """
     if temperature == 1:
         return weights
-    # Relative to the largest of the row, or all would underflow to 0 at a low temperature.
+    # Relative to the row's largest weight: otherwise all would underflow to 0 at a low temperature.
     powers = (weights / weights.max(axis=1, keepdims=True)) ** (1 / temperature)
     result: Floats = powers / powers.sum(axis=1, keepdims=True)
     return result
 
 
 def lift(weights: Floats, floor: float) -> Floats:
-    """Mix with the uniform weights until none can be below the floor: α_k ← floor + (1 − K·floor)·α_k.
+    """Mix with uniform weights so that none is below the floor: α_k ← floor + (1 − K·floor)·α_k.
 
-    Order and sum are kept, and at floor = 1/K the weights are uniform.
+    Keeps the order and the sum; at floor = 1/K the weights are uniform.
     """
     if floor == 0:
         return weights
