@@ -1,4 +1,4 @@
-"""Stage one: score what the cache lacks into shards, in this process, in several, or on a Ray cluster."""
+"""Stage one: score the completions that the cache lacks, in this process, in several, or on a Ray cluster."""
 
 from mrpo_pipeline.scoring.repair import Repaired, repair_cache
 from mrpo_pipeline.scoring.report import ReferenceReport

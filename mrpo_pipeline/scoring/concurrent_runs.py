@@ -25,7 +25,7 @@ TOGETHER = 512
 def units(
     name: str, cache: ReferenceCache, missing: pl.DataFrame, others: Others, engine: str
 ) -> Iterator[tuple[pl.DataFrame, int]]:
-    """What this run scores of ``missing``, unit by unit.
+    """The completions of ``missing`` that this run scores, unit by unit.
 
     Args:
         name: the reference's, for messages.
@@ -37,18 +37,18 @@ def units(
         rows to score, and the number of further rows that others have scored meanwhile.
     """
     found = others()
-    told = begun = False
+    logged = begun = False
     while missing.height:
-        if found and not told:
-            told = True
+        if found and not logged:
+            logged = True
             log.info(
-                "%s is being scored into this cache by %s as well: the work is shared, and what both have in hand when they meet "
-                "is scored twice and served once.",
+                "%s is being scored into this cache by %s as well: the runs share the work. When they meet, the completions that both "
+                "are scoring are scored twice; the cache serves one of the two rows.",
                 name, ", ".join(other.name for other in found),
             )  # fmt: skip
         size = min(TOGETHER if found else ALONE.get(engine, ALONE_ELSE), missing.height)
         places = {0: 0, 1: missing.height - size}
-        # Looked at anew each time: of two that began at once, one may not have seen the other yet.
+        # Counted for every unit: of two runs that started together, one may see the other late.
         before_us = sum(other.came_first for other in found)
         start = places.get(before_us, random.randint(0, missing.height - size))
         unit = missing.slice(start, size)

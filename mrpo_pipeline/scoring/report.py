@@ -12,8 +12,8 @@ from mrpo_pipeline.rendering import Renderer
 
 @dataclass
 class Counts:
-    """Completions scored, those too long for the context, those that the template does not render, tokens that the engine read
-    (including those read again after a worker was lost), completions that contain control strings."""
+    """Counts of completions: scored, too long for the context (``unfit``), not rendered by the template (``unwritten``), and with
+    control strings; and ``tokens`` that the engine read, including those read again after a worker died."""
 
     scored: int = 0
     unfit: int = 0
@@ -43,7 +43,7 @@ class ReferenceReport(Counts):
     workers: int = 0
     """Processes that scored it: 1 for this process alone."""
     deaths: int = 0
-    """Processes that died, and whose work others did."""
+    """Processes that died; others took over their work."""
 
     def summary(self) -> str:
         text = (
@@ -78,5 +78,5 @@ def count_control_strings(renderer: Renderer, texts: Iterable[tuple[str, str]]) 
 
 
 def texts_of(frame: pl.DataFrame) -> list[tuple[str, str]]:
-    """The frame's (prompt, completion)."""
+    """(prompt, completion) of each row."""
     return list(frame.select("prompt", "completion").iter_rows())

@@ -40,8 +40,8 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
 
     Raises:
         UserError: for invalid pairs, settings or caches.
-        RunError: if an engine fails, or processes die repeatedly; shards written before stay. If numbers differ from those of
-            transformers by more than their dtype explains (``scoring.check``).
+        RunError: if an engine fails, processes die repeatedly, or log-probs differ from those of transformers by more than their
+            dtype explains (``scoring.check``). Shards written before stay.
     """
     sources = recipe.sources()
     unknown = set(only) - {source.name for source in sources}
@@ -76,7 +76,8 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
         for job in group:
             if where == "here" and not job.missing.is_empty():
                 _score_here(job)
-            _tell(job, wanted)
+            _warn_of_control_strings(job)
+            _require_scored(job, wanted)
             if job.settings.check:
                 _check(recipe, job, wanted)
     problem = _unserved(jobs, recipe, prepared, wanted)
@@ -92,7 +93,7 @@ def score_references(recipe: Recipe, *, only: Sequence[str] = ()) -> list[Refere
 
 
 def _expect_short_context(job: Job, recipe: Recipe, frames: list[pl.DataFrame]) -> None:
-    """Log, before anything is scored, that the reference's context is too short for some pairs, by the policy's tokens."""
+    """Before scoring, warn of pairs that exceed the reference's context, estimated by the policy's tokens."""
     context = None if job.missing.is_empty() else known_context(job.source)
     expected = None if context is None else expected_unfit(context, frames)
     if context is not None and expected is not None and expected.height:
@@ -107,10 +108,10 @@ def _unserved(
     """Log what each reference cannot read, and the remedy; returns the error to raise if no pair is left."""
     frames = [part.frame for part in prepared.values()]
     dropped: dict[str, int] = {}
-    hints, lost = [], []
+    hints, unscorable = [], []
     for job in jobs:
         unfit = job.cache.unfit(wanted)
-        lost.append(unfit["completion_id"])
+        unscorable.append(unfit["completion_id"])
         long = unfit.filter(pl.col("tokens") > 0)
         if long.height:
             text = short_context(job.source.name, int(long["context"].to_list()[0]), recipe.limits, frames, long)
@@ -119,7 +120,7 @@ def _unserved(
         if long.height < unfit.height:
             unwritten = unfit.filter(pl.col("tokens") == 0)
             dropped[f"{UNWRITTEN_BY} {job.source.name}"] = _pairs_with(frames, unwritten)
-    every = pl.DataFrame({"completion_id": pl.concat(lost)}) if lost else wanted.clear()
+    every = pl.DataFrame({"completion_id": pl.concat(unscorable)}) if unscorable else wanted.clear()
     pairs = sum(frame.height for frame in frames)
     if pairs and _pairs_with(frames, every) == pairs:
         read = sum(part.counts.read for part in prepared.values())
@@ -135,7 +136,7 @@ def _pairs_with(frames: list[pl.DataFrame], completions: pl.DataFrame) -> int:
 
 
 def _where(source: ModelSource, settings: Scoring) -> Literal["here", "local", "ray"]:
-    """In this process, in several on this machine, or on a cluster. A served reference is scored from this process."""
+    """Where the reference is scored: in this process, in several on this machine, or on a cluster. Served references: here."""
     if source.served is not None:
         return "here"
     if settings.runtime == "ray":
@@ -163,7 +164,7 @@ def _score_here(job: Job) -> None:
                 for counts in scorer.score(unit):
                     job.report.add(counts)
                     progress.advance(counts.done)
-                if others():  # which then need not score it again
+                if others():  # so that they skip it
                     scorer.flush()
             scorer.flush()
         job.report.seconds = time.monotonic() - began
@@ -172,24 +173,23 @@ def _score_here(job: Job) -> None:
 
 
 def _check(recipe: Recipe, job: Job, wanted: pl.DataFrame) -> None:
-    """Recompute some of the numbers, now that the engine has freed its memory."""
+    """Recompute some log-probs with transformers, after the engine has freed its memory."""
     from mrpo_pipeline.verify import check_numbers
 
     drift = check_numbers(recipe, job.source.name, wanted, job.settings.check)
     log.info("%s", drift.summary())
 
 
-def _tell(job: Job, wanted: pl.DataFrame) -> None:
+def _warn_of_control_strings(job: Job) -> None:
     if job.report.control_strings:
         log.warning(
             "%s: %s completions hold control strings of its tokenizer; they are read as text.",
             job.source.name, f"{job.report.control_strings:,}",
         )  # fmt: skip
-    _require_scored(job, wanted)
 
 
 def _require_scored(job: Job, wanted: pl.DataFrame) -> None:
-    """Every wanted completion is in the cache, or recorded as unscorable; and the counts agree."""
+    """Check that every wanted completion is in the cache or recorded as unscorable, and that the counts agree."""
     report = job.report
     lost = job.cache.missing(wanted)
     what = f"completions (the first that lacks is {lost['completion_id'][0]})" if lost.height else "completions"

@@ -1,4 +1,4 @@
-"""One reference, opened for scoring: renderer, engine and cache writer. All scoring uses this."""
+"""Score one reference: its renderer, engine and cache writer. Used by every runtime."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from mrpo_pipeline.verify.served import confirmation, open_served, served_identi
 
 # Completions rendered at a time: bounds the memory of token ids, whatever the size of the data.
 RENDER_BATCH = 8192
-# Seconds between two counts of a scorer: enough for a progress bar.
-TELL_EVERY = 0.5
+# Seconds between two counts that ``Scorer.score`` yields, for the progress bar.
+YIELD_EVERY = 0.5
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a process needs to score a reference.
+    """The input of a process that scores a reference.
 
     Attributes:
         source: the reference; the process that scores fetches its files.
         cache: the cache's folder or URL, valid on every machine.
         settings: how the reference is scored.
-        fingerprint: of its files where the run was started; None if that is this process.
+        fingerprint: of the files in the process that started the run; None in that process itself.
         on_bad_row: for a completion that the reference's template does not render: stop, or record and count it.
     """
 
@@ -59,7 +59,7 @@ class Assignment:
 class Scorer:
     """A reference's engine and an open writer into its cache; a context manager that writes its buffer at the end.
 
-    A hub model is fetched here and its fingerprint taken, so that the commit is pinned for the engine as well.
+    Fetches a hub model and takes its fingerprint first, so that the engine loads the same commit.
 
     Raises:
         UserError: for invalid files, settings or cache, or files that differ from ``fingerprint``.
@@ -93,9 +93,8 @@ class Scorer:
             self._cache.check(fingerprint)
             self._on_bad_row = assignment.on_bad_row
             self._ahead: tuple[list[tuple[str, str]], list[Rendered | UserError]] = ([], [])
-            if (
-                first is not None and starting is not None and settings.engine != "transformers"
-            ):  # which starts in this process, later
+            # The transformers engine starts in this process, after the rendering.
+            if first is not None and starting is not None and settings.engine != "transformers":
                 texts = texts_of(first.head(RENDER_BATCH))
                 self._ahead = texts, self.renderer.render_each(texts)
             self.engine: Engine = starting.ready() if starting else open_served(source, self.renderer)
@@ -123,16 +122,16 @@ class Scorer:
         self._open.__exit__(kind, error, traceback)
 
     def cache_identity(self) -> str:
-        """Identifies the cache that is written to, by its manifest."""
+        """Digest of the manifest of the cache that is written to."""
         return manifest_digest(self._cache)
 
     def score(self, frame: pl.DataFrame) -> Iterator[Counts]:
         """Score the rows (``completion_id``, ``prompt``, ``completion``, ``cut``) into the cache.
 
         Yields:
-            counts since the last ones, every fraction of a second.
+            the counts since the last yield, every ``YIELD_EVERY`` seconds and at the end.
         """
-        told = time.monotonic()
+        yielded = time.monotonic()
         counts = Counts()
         for start in range(0, frame.height, RENDER_BATCH):
             batch = frame.slice(start, RENDER_BATCH)
@@ -155,8 +154,8 @@ class Scorer:
                     raise RunError(f"{self._name}: {error} {_text_of(batch, identifier)}") from error
                 counts.scored += 1
                 counts.tokens += len(requests[index])
-                if time.monotonic() - told >= TELL_EVERY:
-                    told = time.monotonic()
+                if time.monotonic() - yielded >= YIELD_EVERY:
+                    yielded = time.monotonic()
                     yield counts
                     counts = Counts()
         yield counts
@@ -164,7 +163,7 @@ class Scorer:
     def _scored(
         self, requests: list[ScoringRequest], fitting: list[tuple[str, Rendered]], batch: pl.DataFrame
     ) -> Iterator[tuple[int, LogProbs]]:
-        """The engine's results; an error for a number that is not a log-prob names its completion."""
+        """The engine's results; errors name the completion."""
         try:
             yield from self.engine.score(requests)
         except UserError as error:
@@ -182,7 +181,7 @@ class Scorer:
         self._writer.flush()
 
     def _render(self, batch: pl.DataFrame, counts: Counts) -> tuple[list[ScoringRequest], list[tuple[str, Rendered]]]:
-        """The engine's requests, and the completion of each; what is too long is recorded and counted."""
+        """The engine's requests, and the completion of each; unscorable completions are recorded and counted."""
         texts = texts_of(batch)
         counts.control_strings += count_control_strings(self.renderer, texts)
         requests: list[ScoringRequest] = []
@@ -223,7 +222,7 @@ def _text_of(batch: pl.DataFrame, identifier: str) -> str:
 
 
 def manifest_digest(cache: ReferenceCache) -> str:
-    """SHA-256 of the manifest's file; empty without one."""
+    """SHA-256 of the manifest file; empty without a manifest."""
     manifest = cache.manifest()
     return "" if manifest is None else hashlib.sha256(manifest.to_bytes()).hexdigest()
 
@@ -233,7 +232,7 @@ _SECRET = re.compile(r"(^|_)(token|key|secret|password)$", re.IGNORECASE)
 
 
 def _recorded(engine: Engine, settings: Scoring) -> dict[str, object]:
-    """Information for readers beside the fingerprint, not part of it."""
+    """Information for people, stored beside the fingerprint."""
     return {
         "engine": engine.name,
         "options": {key: value for key, value in settings.engine_options.items() if not _SECRET.search(key)},
@@ -244,28 +243,28 @@ def _recorded(engine: Engine, settings: Scoring) -> dict[str, object]:
 
 
 def _require_finite_weights(source: ModelSource) -> None:
-    """After an engine returned NaN or infinity: raise UserError if the weights contain such numbers."""
+    """Raise UserError if NaN or infinity in the weights explains an engine's invalid log-prob."""
     folder = locate(source.model, source.revision)
     if folder is not None and source.served is None:
         check_numbers(source.name, folder)
 
 
 def _require_unchanged(source: ModelSource, renderer: Renderer, fingerprint: Mapping[str, str | None]) -> None:
-    """Refuse an engine if its files were replaced while it read them."""
+    """Raise RunError if the model's files changed while the engine loaded them."""
     for field, value in resolve(source, renderer.identity()).items():
         if value != fingerprint[field]:
             raise RunError(
                 f"The files of {source.name} were changed while they were read: `{field}` was {fingerprint[field]} and is {value} "
-                "now. Nothing was scored. Run `mrpo score-refs` again when they stay as they are."
+                "now. Nothing was scored. Run `mrpo score-refs` again once they no longer change."
             )
 
 
 def _same_files(name: str, expected: Mapping[str, str | None], found: Mapping[str, str | None]) -> None:
-    """Refuse to score with files that differ from those of the machine that started the run."""
+    """Raise UserError if this machine's files differ from those of the machine that started the run."""
     for field, value in expected.items():
         if value is not None and found.get(field) is not None and found[field] != value:
             raise UserError(
                 f"{platform.node()} would score {name} with other files than the machine that started this run: `{field}` is "
-                f"{found[field]} there and {value} here. Expected the same model, adapter, tokenizer and template on every "
-                "machine. Name them by a shared folder or by hub name and `revision`."
+                f"{found[field]} on {platform.node()} and {value} where the run was started. Expected the same model, adapter, "
+                "tokenizer and template on every machine. Name them by a shared folder or by hub name and `revision`."
             )

@@ -1,1 +1,1 @@
-"""Stage one on many workers, by Ray."""
+"""Stage one with several Ray workers, on this machine or a cluster."""

@@ -1,4 +1,4 @@
-"""How many workers a reference gets, and what of a machine each of them takes."""
+"""The number of workers of a reference, and the CPUs and GPUs of each."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mrpo_pipeline.recipe import Scoring
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What one worker takes.
+    """The resources of one worker.
 
     Attributes:
-        cpus: as Ray counts them.
-        gpus: whole GPUs of one machine.
-        threads: that the engine computes with; None for what it chooses itself (on a GPU).
-        node: Ray's id of the machine where it should run; None for any.
+        cpus: Ray CPUs.
+        gpus: number of GPUs, all on one machine.
+        threads: of the engine; None: the engine's default (on a GPU).
+        node: Ray's id of the preferred machine; None for any.
     """
 
     cpus: int
@@ -38,7 +38,7 @@ class Node:
 
 
 def nodes_of(table: Sequence[Mapping[str, Any]]) -> list[Node]:
-    """The machines that are alive, from what ``ray.nodes()`` tells."""
+    """The live machines in the result of ``ray.nodes()``."""
     return [
         Node(row["NodeID"], int(row["Resources"].get("CPU", 0)), int(row["Resources"].get("GPU", 0)))
         for row in table
@@ -47,11 +47,12 @@ def nodes_of(table: Sequence[Mapping[str, Any]]) -> list[Node]:
 
 
 def places_here(name: str, settings: Scoring, node: Node, cores: int) -> list[Place]:
-    """Places for ``settings.workers`` workers of this machine: a GPU (or as many as the model is spread over) each where
-    there are any, else a share of the cores each.
+    """The resources of ``settings.workers`` workers on this machine.
+
+    A worker gets the GPUs of one model (tensor × pipeline parallelism); on a machine without GPUs an equal share of the cores.
 
     Raises:
-        UserError: where the machine has too few GPUs.
+        UserError: if the machine has too few GPUs.
     """
     workers = settings.workers or 1
     gpus = _gpus_each(settings, node.gpus > 0)
@@ -67,14 +68,13 @@ def places_here(name: str, settings: Scoring, node: Node, cores: int) -> list[Pl
 
 
 def places_on_cluster(name: str, settings: Scoring, nodes: Sequence[Node]) -> list[Place]:
-    """Places for workers on these machines.
+    """The resources of the workers on a cluster: ``settings.workers`` of them; None for as many as fit.
 
-    Where the cluster has GPUs, a worker takes one, or as many as the model is spread over. Where it has none, each machine
-    gets one worker with all its cores (or, with ``threads`` given, as many workers of so many cores as it has room for).
-    ``settings.workers`` is the number of workers; None for as many as there is room for.
+    On a cluster with GPUs a worker gets the GPUs of one model (tensor × pipeline parallelism). Without GPUs each machine gets one
+    worker with all its cores; with ``threads`` set, as many workers with this number of cores as fit.
 
     Raises:
-        UserError: where there is room for none.
+        UserError: if not even one worker fits.
     """
     gpus = _gpus_each(settings, any(node.gpus for node in nodes))
     if gpus:
@@ -109,9 +109,9 @@ def _cpu_places(workers: int | None, threads: int | None, nodes: Sequence[Node])
     ]
 
 
-def _gpus_each(settings: Scoring, there_are_some: bool) -> int:
+def _gpus_each(settings: Scoring, has_gpus: bool) -> int:
     options = settings.engine_options
-    if not there_are_some or str(options.get("device", "")).startswith("cpu"):
+    if not has_gpus or str(options.get("device", "")).startswith("cpu"):
         return 0
     return int(options.get("tensor_parallel_size") or 1) * int(options.get("pipeline_parallel_size") or 1)
 

@@ -1,4 +1,4 @@
-"""Stage one by several processes: Ray, what each worker takes of it, and the units of work."""
+"""Stage one in several processes: connect to Ray, allocate workers, split the work into units, and schedule them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mrpo_pipeline.terminal import track
 
 log = logging.getLogger("mrpo")
 
-# Units for each worker, where the data are few: so that all have work and end together.
+# Units per worker on small data, so that all workers have work and finish together.
 UNITS_PER_WORKER = 4
 
 
 def score_by_workers(jobs: Sequence[Job], where: Literal["local", "ray"]) -> None:
-    """Score what is missing of the references by several processes, here or on a Ray cluster; the jobs' reports say how.
+    """Score the jobs' missing completions in several processes, on this machine or a Ray cluster, and fill in the jobs' reports.
 
     Raises:
-        UserError: for settings, files or a cluster that are wrong.
-        RunError: when an engine fails, or workers die of the same completions again and again. What was scored stays.
+        UserError: for invalid settings, files or cluster.
+        RunError: if an engine fails, or workers die repeatedly on the same completions. What was scored stays.
     """
-    # Fetched and fingerprinted here first: every worker must come to the same.
+    # Fetched and fingerprinted here first, so that every worker can compare its files.
     assignments = [job.assignment_elsewhere() for job in jobs]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = max(job.settings.workers or 1 for job in jobs)
@@ -55,7 +55,7 @@ def score_by_workers(jobs: Sequence[Job], where: Literal["local", "ray"]) -> Non
 
 
 def _report(job: Job) -> None:
-    """Count from the cache what workers have scored: their own counts are lost with those that die."""
+    """Count what the workers scored from the cache: the counts of a dead worker are lost."""
     found = unfit_counts(job.cache.unfit(job.missing))
     found.scored = job.missing.height - found.done
     found.control_strings = count_control_strings(job.renderer, texts_of(job.missing))

@@ -1,4 +1,4 @@
-"""Workers on Ray: units of what the cache lacks handed out, and what a dead worker left unscored handed out again."""
+"""Hand out units of missing completions to Ray workers; what a dead worker left unscored is handed out again."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from mrpo_pipeline.terminal import Progress
 
 log = logging.getLogger("mrpo")
 
-# A unit that so many workers died of is not tried again; nor is a place where so many died in a row before they could score.
+# Deaths after which a unit is not tried again; and consecutive deaths before scoring after which a place gets no other worker.
 PATIENCE = 3
-# What a dead worker left unscored is cut into so many units: of one deadly completion fewer others share the fate.
+# Units that a dead worker's unscored completions are split into, to narrow down the completion that kills workers.
 PARTS = 4
-# Seconds without a message after which a warning says what is waited for.
+# Seconds without progress before a warning that workers wait for resources.
 SILENCE = 60.0
 # Seconds that workers have to write their rows when a run is stopped.
 GRACE = 30.0
@@ -37,20 +37,20 @@ SEEN_WITHIN = 45.0
 
 @dataclass
 class Unit:
-    """Completions to score in one call, and how many workers died of them."""
+    """Completions to score in one call, and the number of workers that died while scoring them."""
 
     frame: pl.DataFrame
     deaths: int = 0
 
 
 def units_of(frame: pl.DataFrame, size: int, deaths: int = 0) -> Iterator[Unit]:
-    """The frame in units of ``size`` rows, the last one of what is left."""
+    """Split the frame into units of ``size`` rows; the last one has the remainder."""
     return (Unit(frame.slice(start, size), deaths) for start in range(0, frame.height, size))
 
 
 @dataclass
 class Task:
-    """One reference: its places, and the units that wait."""
+    """One reference: the resources of its workers, and the queue of units."""
 
     job: Job
     assignment: Assignment
@@ -60,7 +60,7 @@ class Task:
     notices: set[str] = field(default_factory=set)
     scored_at: set[int] = field(default_factory=set)
     failed_starts: Counter[int] = field(default_factory=Counter)
-    """By place: workers in a row that died before they could score."""
+    """By index of the place: consecutive workers that died before they could score."""
 
     @property
     def name(self) -> str:
@@ -68,8 +68,8 @@ class Task:
 
 
 @dataclass(eq=False)
-class Seat:
-    """A worker at its place, and the call that it works on: an object reference of Ray's, or a stream of them."""
+class ActiveWorker:
+    """A worker, the index of its place, and its pending call: an object reference of Ray, or a stream of them."""
 
     task: Task
     index: int
@@ -82,10 +82,10 @@ class Seat:
 
 
 class Scheduler:
-    """One worker a place, each with one reference; where no unit of it waits, the place passes on to the next reference.
+    """Runs one worker per place. A worker scores one reference; when its queue is empty, the place goes to the next reference.
 
-    Units go to workers that are ready and to no others. For that reason a dead worker is replaced by a new actor and not by
-    Ray's ``max_restarts``: a call that Ray retries on a restarted actor waits for ever where its machine's room is gone.
+    Only ready workers get units. So a dead worker is replaced by a new actor and not by Ray's ``max_restarts``: a call that Ray
+    retries on a restarted actor waits forever if the cluster has lost the resources for it.
     """
 
     def __init__(self, ray: Any, tasks: Sequence[Task], begin: Callable[[], Progress]) -> None:
@@ -93,37 +93,37 @@ class Scheduler:
         Args:
             ray: the module, connected.
             tasks: the references, in the order in which they are scored.
-            begin: called once, when the first worker is ready.
+            begin: called once, when the first worker is ready; returns the progress bar.
         """
         self._ray, self._tasks, self._begin = ray, list(tasks), begin
-        self._seats: list[Seat] = []
+        self._workers: list[ActiveWorker] = []
         self._progress: Progress | None = None
         self._environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
 
     def run(self) -> None:
-        """Until every unit is scored and written.
+        """Score and write every unit.
 
         Raises:
-            UserError, RunError: see ``score_by_workers``. Workers write what they have scored first, as on Ctrl-C.
+            UserError, RunError: see ``score_by_workers``. Before that, as on Ctrl-C, workers write what they have scored.
         """
         try:
             for index in range(max(len(task.places) for task in self._tasks)):
-                self._hire(index)
-            while any(task.queue for task in self._tasks) or any(seat.call != "open" for seat in self._seats):
+                self._start(index)
+            while any(task.queue for task in self._tasks) or any(worker.call != "open" for worker in self._workers):
                 self._wait()
-                for seat in [seat for seat in self._seats if seat.call == "open" and not seat.task.queue]:
-                    self._dismiss(seat)
+                for worker in [worker for worker in self._workers if worker.call == "open" and not worker.task.queue]:
+                    self._replace(worker)
         except BaseException:
-            closing = [self._close(seat) for seat in self._seats if seat.call != "open"]
+            closing = [self._close(worker) for worker in self._workers if worker.call != "open"]
             if closing:
                 self._ray.wait(closing, num_returns=len(closing), timeout=GRACE)
             raise
         finally:
-            for seat in self._seats:
-                self._ray.kill(seat.actor)
+            for worker in self._workers:
+                self._ray.kill(worker.actor)
 
-    def _hire(self, index: int) -> None:
-        """Start a worker at the place, for the first reference that has units left and room there."""
+    def _start(self, index: int) -> None:
+        """Start a worker at the place, for the first reference that has queued units and may use the place."""
         task = next(
             (x for x in self._tasks if x.queue and index < len(x.places) and x.failed_starts[index] < PATIENCE), None
         )
@@ -144,69 +144,70 @@ class Scheduler:
             concurrency_groups={"control": 1},
             scheduling_strategy=strategy,
         )(Worker).remote(replace(task.assignment, settings=settings), self._environment, platform.node())
-        self._seats.append(Seat(task, index, actor, actor.open.remote()))
+        self._workers.append(ActiveWorker(task, index, actor, actor.open.remote()))
 
-    def _dismiss(self, seat: Seat) -> None:
-        self._ray.kill(seat.actor)
-        self._seats.remove(seat)
-        self._hire(seat.index)
+    def _replace(self, worker: ActiveWorker) -> None:
+        """Stop the worker and start the next one at its place."""
+        self._ray.kill(worker.actor)
+        self._workers.remove(worker)
+        self._start(worker.index)
 
-    def _close(self, seat: Seat) -> Any:
-        return seat.actor.close.options(concurrency_group="control").remote()
+    def _close(self, worker: ActiveWorker) -> Any:
+        return worker.actor.close.options(concurrency_group="control").remote()
 
-    def _next_unit(self, seat: Seat) -> None:
-        seat.counted, seat.unit = 0, None
-        if seat.task.queue:
-            seat.unit = seat.task.queue.popleft()
-            table = self._ray.put(seat.unit.frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
-            seat.call, seat.pending = "score", seat.actor.score.options(num_returns="streaming").remote(table)
+    def _next_unit(self, worker: ActiveWorker) -> None:
+        worker.counted, worker.unit = 0, None
+        if worker.task.queue:
+            worker.unit = worker.task.queue.popleft()
+            table = self._ray.put(worker.unit.frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+            worker.call, worker.pending = "score", worker.actor.score.options(num_returns="streaming").remote(table)
         else:
-            seat.call, seat.pending = "close", self._close(seat)
+            worker.call, worker.pending = "close", self._close(worker)
 
     def _wait(self) -> None:
-        """Wait for one worker's answer and handle it."""
-        pending = {seat.pending: seat for seat in self._seats}
+        """Wait for one worker's result and handle it."""
+        pending = {worker.pending: worker for worker in self._workers}
         ready, _ = self._ray.wait(list(pending), num_returns=1, timeout=SILENCE)
         if ready:
             self._handle(pending[ready[0]])
-        elif all(seat.call == "open" for seat in self._seats):
-            place = self._seats[0].task.places[self._seats[0].index]
+        elif all(worker.call == "open" for worker in self._workers):
+            place = self._workers[0].task.places[self._workers[0].index]
             log.warning(
                 "%s workers are starting, or wait for room (each takes %s CPUs and %s GPUs of one machine); `ray status` shows "
-                "what is free.", len(self._seats), place.cpus, place.gpus,
+                "what is free.", len(self._workers), place.cpus, place.gpus,
             )  # fmt: skip
 
-    def _handle(self, seat: Seat) -> None:
-        errors, task = self._ray.exceptions, seat.task
+    def _handle(self, worker: ActiveWorker) -> None:
+        errors, task = self._ray.exceptions, worker.task
         try:
-            if seat.call == "open":
-                self._ready(seat, self._ray.get(seat.pending))
-                self._next_unit(seat)
-            elif seat.call == "close":
-                task.notices.update(self._ray.get(seat.pending))
-                self._dismiss(seat)
+            if worker.call == "open":
+                self._ready(worker, self._ray.get(worker.pending))
+                self._next_unit(worker)
+            elif worker.call == "close":
+                task.notices.update(self._ray.get(worker.pending))
+                self._replace(worker)
             else:
-                counts = self._ray.get(next(seat.pending))
+                counts = self._ray.get(next(worker.pending))
                 task.job.report.tokens += counts.tokens
-                self._advance(seat, counts.done)
+                self._advance(worker, counts.done)
         except StopIteration:
             task.job.report.seconds = time.monotonic() - (task.began or 0.0)
-            self._next_unit(seat)
+            self._next_unit(worker)
         except errors.RayTaskError as error:
             if isinstance(error.cause, ProcessDiedError):
-                self._died(seat, error.cause)
+                self._died(worker, error.cause)
             elif isinstance(error.cause, UserError | RunError):
                 raise error.cause from None
             else:
                 raise RunError(
-                    f"{task.name}: a worker failed on {seat.machine or 'its machine'} ({type(error.cause).__name__}: {error.cause}). "
+                    f"{task.name}: a worker failed on {worker.machine or 'its machine'} ({type(error.cause).__name__}: {error.cause}). "
                     "What was scored stays; `mrpo --verbose score-refs` shows where it failed."
                 ) from error
         except errors.RayError as error:
-            self._died(seat, error)
+            self._died(worker, error)
 
-    def _ready(self, seat: Seat, ready: Ready) -> None:
-        task, report = seat.task, seat.task.job.report
+    def _ready(self, worker: ActiveWorker, ready: Ready) -> None:
+        task, report = worker.task, worker.task.job.report
         if ready.version != mrpo_pipeline.__version__:
             raise UserError(
                 f"{ready.machine} has mrpo {ready.version}, and this machine {mrpo_pipeline.__version__}: expected the same version "
@@ -214,8 +215,8 @@ class Scheduler:
             )
         _require_one_cache(task, ready)
         self._progress = self._progress or self._begin()
-        seat.machine, task.failed_starts[seat.index] = ready.machine, 0
-        task.scored_at.add(seat.index)
+        worker.machine, task.failed_starts[worker.index] = ready.machine, 0
+        task.scored_at.add(worker.index)
         report.workers = len(task.scored_at)
         if task.began is None:
             task.began = time.monotonic()
@@ -224,37 +225,37 @@ class Scheduler:
             for notice in ready.notices:
                 log.info("%s", notice)
 
-    def _advance(self, seat: Seat, completions: int) -> None:
-        seat.counted += completions
+    def _advance(self, worker: ActiveWorker, completions: int) -> None:
+        worker.counted += completions
         if self._progress is not None:
             self._progress.advance(completions)
 
-    def _died(self, seat: Seat, error: Exception) -> None:
-        task, why = seat.task, (str(error).strip().splitlines() or ["no reason given"])[-1].strip()[:300]
+    def _died(self, worker: ActiveWorker, error: Exception) -> None:
+        task, why = worker.task, (str(error).strip().splitlines() or ["no reason given"])[-1].strip()[:300]
         task.job.report.deaths += 1
-        if seat.call != "open":
-            log.warning("%s: a worker died on %s; what it had not written is scored again", task.name, seat.machine)
-            self._take_back(seat, why)
-            self._dismiss(seat)
+        if worker.call != "open":
+            log.warning("%s: a worker died on %s; what it had not written is scored again", task.name, worker.machine)
+            self._requeue(worker, why)
+            self._replace(worker)
             return
-        task.failed_starts[seat.index] += 1
-        last = task.failed_starts[seat.index] >= PATIENCE
-        if last and not any(other.task is task and other.call != "open" for other in self._seats):
+        task.failed_starts[worker.index] += 1
+        last = task.failed_starts[worker.index] >= PATIENCE
+        if last and not any(other.task is task and other.call != "open" for other in self._workers):
             raise RunError(
                 f"{task.name}: {PATIENCE} workers died one after another before they could score; of the last one Ray says: {why}. "
                 "Is mrpo installed on every machine of the cluster, and does the model fit in its memory? What was scored stays."
             )
         then = "the others continue without it" if last else "another one is started"
         log.warning("%s: a worker died before it could score; %s", task.name, then)
-        self._dismiss(seat)
+        self._replace(worker)
 
-    def _take_back(self, seat: Seat, why: str) -> None:
-        """Queue again what the cache lacks of a dead worker's unit."""
-        unit, task = seat.unit, seat.task
+    def _requeue(self, worker: ActiveWorker, why: str) -> None:
+        """Put what the cache lacks of a dead worker's unit back into the queue."""
+        unit, task = worker.unit, worker.task
         if unit is None:
             return
         left = task.job.cache.missing(unit.frame)
-        self._advance(seat, unit.frame.height - left.height - seat.counted)
+        self._advance(worker, unit.frame.height - left.height - worker.counted)
         deaths = unit.deaths + 1 if left.height == unit.frame.height else 1
         if deaths >= PATIENCE and left.height:
             raise RunError(
@@ -268,7 +269,7 @@ class Scheduler:
 
 
 def _require_one_cache(task: Task, ready: Ready) -> None:
-    """Refuse workers that write to another folder of the same name, on a machine of their own."""
+    """Refuse a worker whose cache is not the one on this machine, but a folder of the same path on its own."""
     deadline = time.monotonic() + SEEN_WITHIN
     while manifest_digest(task.job.cache) != ready.cache:
         if time.monotonic() > deadline:

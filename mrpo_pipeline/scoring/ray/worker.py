@@ -1,4 +1,4 @@
-"""A process that scores one reference, as an actor of Ray. What it imports at its top must not import torch."""
+"""The Ray actor that scores one reference. Its top-level imports must not import torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.scoring.report import Counts
 from mrpo_pipeline.scoring.scorer import Assignment, Scorer
 
-# Variables that a worker takes over from the process that started the run: no usage reports, and how threads wait.
+# Environment variables passed from the process that started the run to workers: no usage reports, and how threads wait.
 PASSED_ON = (
     "HF_HUB_DISABLE_TELEMETRY",
     "VLLM_NO_USAGE_STATS",
@@ -29,7 +29,7 @@ PASSED_ON = (
 
 @dataclass(frozen=True)
 class Ready:
-    """What a worker reports once its engine runs; ``cache`` is what it writes to (``Scorer.cache_identity``)."""
+    """A worker's report once its engine runs; ``cache`` identifies the cache it writes to (``Scorer.cache_identity``)."""
 
     machine: str
     version: str
@@ -41,9 +41,9 @@ class Ready:
 
 
 class Worker:
-    """Scores units of one reference into the cache; a unit that is over is written.
+    """Scores units of one reference and writes each unit to the cache when it is complete.
 
-    ``open`` and ``score`` run one after another in one thread; ``close`` comes from another, at any time.
+    ``open`` and ``score`` run one after another in one thread; ``close`` runs in another, at any time.
     """
 
     def __init__(self, assignment: Assignment, environment: Mapping[str, str], started_on: str) -> None:
@@ -60,8 +60,8 @@ class Worker:
             with self._working:
                 scorer = self._scorer = Scorer(self._assignment)
         except (UserError, RunError) as error:
-            if platform.node() != self._started_on:  # what is missing there may well lie on the machine of the user
-                error.args = (f"{error} (So the worker on {platform.node()}.)",)
+            if platform.node() != self._started_on:  # a file that is missing here may exist on the user's machine
+                error.args = (f"{error} (Reported by the worker on {platform.node()}.)",)
             raise
         return Ready(
             platform.node(),
@@ -74,7 +74,7 @@ class Worker:
         )
 
     def score(self, unit: pa.Table) -> Iterator[Counts]:
-        """Score a unit and write it; yields what was done since the last time."""
+        """Score a unit and write it; yields the counts since the last yield."""
         with self._working:
             if self._scorer is None:
                 return
@@ -89,7 +89,7 @@ class Worker:
                 raise
 
     def close(self) -> tuple[str, ...]:
-        """Leave a unit in the middle, write what is scored of it, and end the engine; returns the renderer's notices."""
+        """Stop a unit that is being scored, write what is scored, and stop the engine; returns the renderer's notices."""
         self._closing.set()
         with self._working:
             return self._end()
