@@ -1,7 +1,8 @@
 """Compare methods × seeds on one cache: differences with intervals, and which reference to drop.
 
-``methods`` lists the methods, ``job`` is one run, ``parallelism`` and ``worker_pool`` execute runs in parallel, ``comparisons`` and
-``verdict`` evaluate them (statistics: ``mrpo_pipeline.evaluation.intervals``), ``run`` is the entry point.
+``run`` is the entry point. ``methods`` lists the methods, ``runs`` prepares and executes their runs, ``job`` is one run,
+``parallelism`` and ``worker_pool`` execute several at a time; ``comparisons`` and ``verdict`` evaluate them (statistics:
+``mrpo_pipeline.evaluation.intervals``).
 """
 
 from mrpo_pipeline.compare.methods import Contender, contenders

@@ -35,7 +35,7 @@ class Outcomes:
 class Compared:
     """``method`` minus ``against`` in one metric, as a share: 0.01 is one point.
 
-    ``question`` names the family in which p is corrected; ``family`` is the number of comparisons in it.
+    ``question`` names the family of comparisons within which p is corrected; ``family`` is their number.
     """
 
     metric: str
@@ -56,7 +56,7 @@ class Compared:
 
     @property
     def alpha(self) -> float:
-        """The p-value that is significant whatever the others of its family are: Holm's first step."""
+        """The threshold below which p is significant whatever the other p-values of its family: Holm's first step."""
         return ALPHA / self.family
 
     def as_dict(self) -> dict[str, Any]:
@@ -93,24 +93,24 @@ def compare_outcomes(contenders: Sequence[Contender], outcomes: Outcomes) -> lis
     each single one; single references against each other; all against the start; a method against itself without one
     of its references, and on selected pairs against all; and all that have references against those that have none.
     """
-    there = [one for one in contenders if one.name in outcomes.methods]
-    singles = [one for one in there if one.baseline]
-    free = [one for one in there if one.reference_free]
-    several = [one for one in there if one.several]
-    asked = [(a.name, b.name, SEVERAL) for a in several if a.without is None for b in singles]
-    asked += [(a.name, b.name, ONE) for i, a in enumerate(singles) for b in singles[:i]]
+    trained = [one for one in contenders if one.name in outcomes.methods]
+    singles = [one for one in trained if one.baseline]
+    free = [one for one in trained if one.reference_free]
+    several = [one for one in trained if one.several]
+    to_compare = [(a.name, b.name, SEVERAL) for a in several if a.without is None for b in singles]
+    to_compare += [(a.name, b.name, ONE) for i, a in enumerate(singles) for b in singles[:i]]
     for one in several:
         if one.without is not None:
             whole = next((x.name for x in several if x.without is None and x.reads() == one.reads()), None)
-            asked += [(one.name, whole, LEFT_OUT)] if whole else []
-    asked += [(one.name, START, TRAINING) for one in there]
-    asked += [(one.name, one.whole, SELECTED) for one in there if one.whole and one.whole in outcomes.methods]
-    asked += [(a.name, b.name, FREE) for a in (*several, *singles) if a.without is None for b in free]
+            to_compare += [(one.name, whole, LEFT_OUT)] if whole else []
+    to_compare += [(one.name, START, TRAINING) for one in trained]
+    to_compare += [(one.name, one.whole, SELECTED) for one in trained if one.whole and one.whole in outcomes.methods]
+    to_compare += [(a.name, b.name, FREE) for a in (*several, *singles) if a.without is None for b in free]
     found: list[Compared] = []
     for metric in outcomes.start:
         family = [
             Compared(metric, method, against, question, _difference(outcomes, metric, method, against))
-            for method, against, question in asked
+            for method, against, question in to_compare
         ]
         for question in dict.fromkeys(one.question for one in family):
             own = [one for one in family if one.question == question]

@@ -40,8 +40,8 @@ class Job:
     Attributes:
         name: the method's name, or ``start``.
         folder: the results folder.
-        train, held_out: folders of prepared pairs, memory-mapped; ``choice``: the pairs by which a sweep selects, in a folder
-            named by their content.
+        train, held_out: folders of prepared pairs, memory-mapped. choice: the same of the pairs by which a sweep selects, in a
+            folder named by their content; empty for none.
         policy, method, training: as in ``mrpo_pipeline.policy.train``, the first two as plain data.
         key: digest of everything that decides the result.
         card, diagnostics: see ``mrpo_pipeline.policy.train``.
@@ -80,7 +80,7 @@ class Job:
 
 
 def sums_file(choice: str) -> str:
-    """The file name of a policy's sums on the pairs by which a sweep selects."""
+    """The file name for a policy's log-probs of the pairs by which a sweep selects."""
     return f"{Path(choice).name}.parquet"
 
 
@@ -95,7 +95,7 @@ def finished(job: Job) -> dict[str, Any] | None:
         if name not in written:
             return None
         if not (place / name).is_file() or written[name] != sha256_of_small(place / name):
-            log.warning("%s: %s is not what was written there, and the run is made again.", job.title, place / name)
+            log.warning("%s: %s was changed after it was written; the run is repeated.", job.title, place / name)
             return None
     return result
 
@@ -106,10 +106,10 @@ def run_job(job: Job) -> dict[str, Any]:
     An interrupted run resumes from its latest complete checkpoint, if any.
     """
     with held(job.folder, "mrpo compare", within=True):
-        return _made(job)
+        return _train_and_measure(job)
 
 
-def _made(job: Job) -> dict[str, Any]:
+def _train_and_measure(job: Job) -> dict[str, Any]:
     from mrpo_pipeline.recipe import Method, Policy
 
     place = Path(job.folder)
@@ -146,7 +146,7 @@ def _train(job: Job, policy: Policy, method: Method) -> None:
     if not resume:
         _clear(place)
     write_whole_json(place / _RUNNING, {"key": job.key})
-    # `_measure` evaluates at the end in any case; during training only if the recipe says so.
+    # `_measure` evaluates after training in any case.
     along = job.training.get("eval_strategy", "no") != "no"
     train = partial(
         train_policy,
@@ -163,13 +163,13 @@ def _train(job: Job, policy: Policy, method: Method) -> None:
     try:
         train(resume=resume)
     except DamagedCheckpointsError:
-        log.warning("%s: no checkpoint of it is sound, and it is trained from its start.", job.title)
+        log.warning("%s: all of its checkpoints are damaged; training starts again from the beginning.", job.title)
         _clear(place)
         train(resume=False)
 
 
 def _measure(job: Job, policy: Policy, method: Method) -> dict[str, Any]:
-    """The policy's metrics on the held-out pairs; writes its sums of these and of the pairs by which a sweep selects."""
+    """The policy's metrics on the held-out pairs; writes its log-probs of these and of the pairs by which a sweep selects."""
     import polars as pl
 
     from mrpo_pipeline.dataset.examples import PreferenceExamples

@@ -1,5 +1,5 @@
-"""The methods to compare: those of the recipe, DPO against each single reference, training without references, and the variants
-of a sweep, of leaving out a reference and of a selection of pairs."""
+"""The methods to compare: those of the recipe, DPO against each single reference, SimPO without references, and variants: the settings
+of a sweep, leaving out one reference, training on selected pairs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log = logging.getLogger("mrpo")
 
 START = "start"
 
-# The baseline without references, with usual settings of SimPO (arXiv 2405.14734).
+# The baseline without references: SimPO with usual settings (arXiv 2405.14734).
 SIMPO = Method(reference="none", loss="simpo", beta=2.0, simpo_gamma=1.0, normalize="token")
 
-# Settings without effect for a single reference.
+# Settings without effect on a single reference.
 _OF_SEVERAL = ("name", "weights", "weights_options", "trust_region", "compatibility")
 
 
@@ -73,7 +73,7 @@ class Contender:
         return not self.method.has_reference
 
     def reads(self) -> str:
-        """The settings that its loss reads: equal for methods that are equivalent."""
+        """The settings that affect its loss, as JSON: equal for equivalent methods."""
         document = self.method.model_dump(mode="json")
         if self.single is not None or self.reference_free:
             for key in _OF_SEVERAL:
@@ -89,10 +89,10 @@ class Contender:
 
 
 def contenders(recipe: Recipe) -> list[Contender]:
-    """All methods to train: DPO against each reference first unless the recipe lists it, then SimPO unless the recipe lists a method
-    without references.
+    """All methods to train: DPO against each reference, SimPO, the methods that the recipe lists, and their variants.
 
-    If the recipe lists no methods, Multi-DPO and the recipe's own method are added.
+    A baseline that the recipe lists itself is not added; a listed method without references takes the place of SimPO. If the recipe
+    lists no methods, Multi-DPO and the recipe's own method are added.
 
     Raises:
         UserError: for a name that cannot be a folder, or a sweep that changes nothing.
@@ -127,7 +127,7 @@ def _free(listed: list[Contender]) -> list[Contender]:
 
 
 def _fitting(one: Contender) -> list[Contender]:
-    """The method if its loss supports it: a method that was added automatically must not stop the comparison."""
+    """The method if its loss supports it, else nothing: a method that was added automatically must not stop the comparison."""
     try:
         check_losses(one.method, one.references)
     except UserError as error:
@@ -157,7 +157,7 @@ def _singles(recipe: Recipe, names: tuple[str, ...], taken: set[str]) -> list[Co
 def _left_out(recipe: Recipe, names: tuple[str, ...], found: list[Contender]) -> list[Contender]:
     """The recipe's method without each reference except the anchor, which the trust region and ``accuracy/anchor`` need.
 
-    Empty for two references: without one, DPO against the other is left.
+    Empty for two references, where only DPO against the anchor would be left.
     """
     own = Contender(recipe.method.name, recipe.method, names)
     if len(names) < 3 or own.baseline:
@@ -165,8 +165,8 @@ def _left_out(recipe: Recipe, names: tuple[str, ...], found: list[Contender]) ->
     title = next((one.name for one in found if one.reads() == own.reads()), own.name)
     if not isinstance(recipe.method.weights, str):
         raise UserError(
-            "compare.leave_one_out is on and method.weights name every reference (numbers, or a column's): what the others get without "
-            "one of them is not said. Expected weights by name (uniform, adaptive, …). Change method.weights, or switch it off."
+            "compare.leave_one_out is on and method.weights lists every reference (as numbers or by a column), which leaves the weights "
+            "without one of them undefined. Expected weights by name (uniform, adaptive, …). Change method.weights, or switch it off."
         )
     return [
         Contender(f"{title}-without-{name}", recipe.method, tuple(x for x in names if x != name), name)
@@ -180,8 +180,8 @@ def _selected(recipe: Recipe, names: tuple[str, ...], found: list[Contender]) ->
     whole = next((one for one in found if one.without is None and one.reads() == own.reads()), None)
     if whole is None:
         raise UserError(
-            f"compare.selection (--selection) is {recipe.compare.selection}: it compares the recipe's method on these pairs with itself "
-            "on all, and compare.methods do not list it. Expected a method without changes. Add one, such as `own: {}`."
+            f"compare.selection (--selection) is {recipe.compare.selection}: it compares the recipe's method on these pairs with the "
+            "same on all pairs, and compare.methods do not list it. Expected a method without changes. Add one, such as `own: {}`."
         )
     return replace(whole, name=f"{whole.name}-selected", whole=whole.name)
 
@@ -197,10 +197,9 @@ def settings_of(recipe: Recipe, one: Contender) -> list[Contender]:
     found: dict[str, Contender] = {}
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
-        told = "-".join(f"{name}-{value:g}" for name, value in point.items())
-        name = f"{one.name}-{told}" if told else one.name
-        there = replace(one, name=name, method=_at(one.method, point), settings=point)
-        found.setdefault(there.reads(), there)
+        suffix = "".join(f"-{name}-{value:g}" for name, value in point.items())
+        variant = replace(one, name=one.name + suffix, method=_at(one.method, point), settings=point)
+        found.setdefault(variant.reads(), variant)
     return list(found.values())
 
 

@@ -1,8 +1,8 @@
-"""Select a metric that training changed, and set ties that cover the differences between engines.
+"""Select a metric that training changed, and the width of ties, which covers differences between engines.
 
-After short training of a real model no pair changes sides: its two sides are tens of nats apart, and training moves them by less
-than one. The share of pairs whose chosen side is preferred then stays the same for every method, and a difference of 0 between methods
-is not informative. ``accuracy/anchor`` changes with the first step: it compares each pair's margin with its margin at the start.
+After short training of a real model often no pair changes sides: its two sides are tens of nats apart, and training moves them by
+less than one. The share of pairs whose chosen side is preferred then stays the same for every method, and a difference of 0 between
+methods is not informative. ``accuracy/anchor`` changes from the first step on: it compares each pair's margin with that at the start.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from mrpo_pipeline.evaluation.power import POINT
 Floats = npt.NDArray[np.float64]
 
 ANCHOR = "accuracy/anchor"
-# Nats a token by which two right computations differ, root mean square: more is another model and no drift.
+# Nats per token by which two correct computations of one model may differ; a larger difference means different models.
 LARGEST_DRIFT = 0.05
-# The least that is taken for drift, in float32.
+# The smallest drift that is assumed, for float32.
 SMALLEST_DRIFT = 1e-5
-_TIMES = 2.0  # a tie within so many standard deviations of the drift
+_TIMES = 2.0  # width of a tie, in standard deviations of the drift
 
 
 def changed(outcomes: Outcomes, metric: str) -> float:
@@ -42,34 +42,34 @@ def with_references(outcomes: Outcomes, contenders: Iterable[Contender]) -> Outc
     return replace(outcomes, methods=kept or outcomes.methods)
 
 
-def metric_that_moves(outcomes: Outcomes, asked: str) -> tuple[str, str]:
-    """The metric of the verdict, and why where it is not the one asked for; empty otherwise.
+def metric_that_moves(outcomes: Outcomes, requested: str) -> tuple[str, str]:
+    """The metric of the verdict, and a note if training changed the requested one too little; empty otherwise.
 
-    Two methods cannot differ by more than the pairs that each of them turned: where that is less than half a point for every method,
-    no difference of one point can be there.
+    Two methods differ by at most the pairs whose outcome either of them changed. If that is less than half a point for every method,
+    a difference of one point is impossible.
     """
-    share = changed(outcomes, asked)
+    share = changed(outcomes, requested)
     if not outcomes.methods or share >= POINT / 2:
-        return asked, ""
-    pairs = len(outcomes.clusters)
-    label = COMPARABLE.get(asked, asked)
-    said = f"Training turned {'none' if share == 0 else f'fewer than {100 * POINT / 2:g}%'} of the {pairs:,} held-out pairs in “{label}”"
-    if asked == ANCHOR or ANCHOR not in outcomes.start or changed(outcomes, ANCHOR) < POINT / 2:
-        return (
-            asked,
-            f"{said}, nor did it move them: the methods are not told apart by these runs. Train longer, or at a higher rate.",
+        return requested, ""
+    count = "none" if share == 0 else f"fewer than {100 * POINT / 2:g}%"
+    label = COMPARABLE.get(requested, requested)
+    note = f"Training turned {count} of the {len(outcomes.clusters):,} held-out pairs in “{label}”"
+    if requested == ANCHOR or ANCHOR not in outcomes.start or changed(outcomes, ANCHOR) < POINT / 2:
+        hint = (
+            "nor did it move them: these runs cannot tell methods apart. Train longer, or with a higher learning rate."
         )
-    return ANCHOR, f"{said}, so it cannot tell methods apart. The verdict looks at “{COMPARABLE[ANCHOR]}” instead."
+        return requested, f"{note}, {hint}"
+    return ANCHOR, f"{note}, so it cannot tell methods apart. The verdict looks at “{COMPARABLE[ANCHOR]}” instead."
 
 
 def drift_per_token(chosen: Floats, rejected: Floats, examples: PreferenceExamples) -> float:
-    """Nats by which the start's log-prob of a token differs from the cached anchor's, root mean square; 0 where the two are different
+    """Root mean square difference per token between the start's log-probs and the cached anchor's, in nats; 0 if the two are different
     models.
 
-    Errors of single tokens add up like a random walk: a side of T tokens is off by the square root of T times this.
+    Errors of tokens add up like a random walk: a side of T tokens is off by √T times this.
 
     Args:
-        chosen, rejected: (N,), nats, the start's sums.
+        chosen, rejected: (N,), nats: the start's log-probs of completions.
     """
     off = np.concatenate([chosen - examples.anchor[0], rejected - examples.anchor[1]])
     tokens = np.concatenate([examples.chosen_counts, examples.rejected_counts])
@@ -81,7 +81,7 @@ def drift_per_token(chosen: Floats, rejected: Floats, examples: PreferenceExampl
 
 
 def ties_within(drift: float, examples: PreferenceExamples) -> Floats:
-    """(N,) nats between the two sides of a pair that may be drift."""
+    """(N,) nats: a difference between the two sides of a pair that drift explains."""
     tokens = (examples.chosen_counts + examples.rejected_counts).astype(np.float64)
     result: Floats = _TIMES * drift * np.sqrt(tokens)
     return result

@@ -17,7 +17,7 @@ from mrpo_pipeline.errors import UserError
 
 
 def selected(train: Split, file: str) -> Split:
-    """The training pairs whose ``pair_id`` is in the file (Parquet or JSON lines); the others are counted as not selected.
+    """The training pairs whose ``pair_id`` is in the file (Parquet or JSON lines); the others are counted as dropped, "not selected".
 
     Raises:
         UserError: if the file can't be read, or lists none or all of the pairs.

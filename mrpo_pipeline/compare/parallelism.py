@@ -13,10 +13,10 @@ from mrpo_pipeline.recipe import Recipe
 
 log = logging.getLogger("mrpo")
 
-# Share of free memory for runs; bytes of a process that has only imported its libraries.
+# Share of the free memory that runs may use; bytes of a process after its imports.
 _SHARE_OF_MEMORY = 0.8
 _IMPORTS_BYTES = 600 << 20
-# Memory relative to the weights, if the policy can't be traced.
+# Estimated memory as a multiple of the weights, for a policy that can't be traced.
 _TIMES_WEIGHTS = 4
 
 
@@ -42,33 +42,34 @@ class Places:
 
 
 def places_for(recipe: Recipe, examples: PreferenceExamples, runs: int) -> Places:
-    """One process for each GPU; without GPUs as many as fit the cores and the free memory, with the cores divided among them.
+    """One process per GPU; without GPUs as many as fit the cores and the free memory, with the cores divided among them.
 
     Args:
-        recipe: its ``training`` as the runs take it. examples: what a run trains on.
+        recipe: with the ``method`` and ``training`` of a run. examples: the training pairs of a run.
+        runs: number of runs.
 
     Raises:
-        UserError: if the recipe asks for more processes than there are GPUs.
+        UserError: if the recipe requests more processes than there are GPUs.
     """
-    asked = recipe.compare.processes
+    requested = recipe.compare.processes
     gpus = visible_gpus()
     if gpus:
-        if asked != "auto" and asked > len(gpus):
+        if requested != "auto" and requested > len(gpus):
             raise UserError(
-                f"compare.processes is {asked}, and this machine shows {len(gpus)} GPU{'s' * (len(gpus) != 1)}: expected one GPU "
+                f"compare.processes is {requested}, and this machine shows {len(gpus)} GPU{'s' * (len(gpus) != 1)}: expected one GPU "
                 "for each. Lower --processes, or leave it out."
             )
-        count = max(1, min(runs, len(gpus) if asked == "auto" else asked))
+        count = max(1, min(runs, len(gpus) if requested == "auto" else requested))
         return Places(count, gpus=gpus[:count])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(cores, int(os.environ.get("OMP_NUM_THREADS") or cores))
-    count = asked if asked != "auto" else min(cores, _by_memory(recipe, examples) if runs > 1 else 1)
+    count = requested if requested != "auto" else min(cores, _by_memory(recipe, examples) if runs > 1 else 1)
     count = max(1, min(count, runs))
     return Places(count, threads=max(1, min(threads, cores // count)))
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs as ``CUDA_VISIBLE_DEVICES`` names them; no CUDA context is made."""
+    """The GPUs as ``CUDA_VISIBLE_DEVICES`` names them; creates no CUDA context."""
     import torch
 
     count = torch.cuda.device_count()

@@ -64,12 +64,12 @@ class Comparison:
 
 @dataclass
 class Entry:
-    """A method that is trained once, under its first name.
+    """A training and its runs; methods that are the same training share one entry, under the first one's name.
 
     Attributes:
-        identity: digest of everything but the seed that decides its training. jobs: its runs, in the order of the seeds.
-        describes: one line. diagnostics: of the references on the training pairs.
-        also: other names of the same training.
+        identity: digest of everything that determines the training, except the seed. jobs: its runs, in the order of the seeds.
+        describes: the method in one line. diagnostics: of the references on the training pairs.
+        also: names of further methods that are the same training.
         results: ``result.json`` of each finished run.
     """
 
@@ -96,22 +96,22 @@ def summarize(
 
     Args:
         methods: those that were trained with every seed.
-        held_out: the pairs, with the anchor's sums. clusters: (N,), the prompt's number of each pair.
-        more: further entries of the document: pairs, costs and others.
+        held_out: the pairs, with the anchor's log-probs. clusters: (N,), the prompt's number of each pair.
+        more: further entries of the document, such as pairs and costs.
     """
     runs = {one.contender.name: [Path(job.folder) for job in one.jobs] for one in methods}
     outcomes, drift = outcomes_of(folder / START, runs, held_out, clusters, PAIRS)
     contenders = [one.contender for one in methods]
     own_shares = shares(outcomes)
     compared = compare_outcomes(contenders, outcomes)
-    asked = metric
-    metric, why = metric_that_moves(with_references(outcomes, contenders), asked)
-    verdict = verdict_of(contenders, compared, own_shares, len(seeds), metric, note=why)
+    requested = metric
+    metric, note = metric_that_moves(with_references(outcomes, contenders), requested)
+    verdict = verdict_of(contenders, compared, own_shares, len(seeds), metric, note=note)
     last = max((run for one in methods for run in one.results), key=lambda run: str(run.get("finished", "")))
     document = {
         "version": VERSION,
         "mrpo": mrpo_pipeline.__version__,
-        # Of the run that finished last, so that the same runs always give the same document.
+        # From the run that finished last, so that the same runs always give the same document.
         **{key: last[key] for key in ("finished", "versions") if key in last},
         **more,
         "held_out": len(held_out),
@@ -119,7 +119,7 @@ def summarize(
         "seeds": list(seeds),
         "metrics": {**COMPARABLE, **DRIFT, **_OWN},
         "verdict_metric": metric,
-        "asked_metric": asked,
+        "asked_metric": requested,
         "drift_per_token": drift,
         "start": {name: float(values.mean()) for name, values in outcomes.start.items()}
         | anchor_drift(*_sums_of(folder / START / PAIRS, held_out), held_out),
@@ -138,12 +138,12 @@ def clusters_of(frame: pl.DataFrame) -> pl.Series:
 def outcomes_of(
     start: Path, runs: Mapping[str, Sequence[Path]], examples: PreferenceExamples, clusters: pl.Series, file: str
 ) -> tuple[Outcomes, float]:
-    """The outcomes of the start and the runs' policies on the pairs, and the engine differences, nats a token, that ties cover.
+    """The outcomes of the start and of the runs' policies on the pairs, and the drift in nats per token that ties cover.
 
     Args:
-        start, runs: their folders, of the runs by name and in the order of the seeds.
-        examples: the pairs, with the anchor's sums. clusters: (N,), the prompt's number of each pair.
-        file: name of the file in each folder with the policy's sums of these pairs.
+        start, runs: their folders; those of the runs by method, in the order of the seeds.
+        examples: the pairs, with the anchor's log-probs. clusters: (N,), the prompt's number of each pair.
+        file: name of the file in each folder with the policy's log-probs of these pairs.
     """
     sums = _sums_of(start / file, examples)
     drift = drift_per_token(*sums, examples)
@@ -189,11 +189,11 @@ def _method(one: Entry, known: Mapping[str, Any], outcomes: Outcomes, held_out: 
 
 
 def _sums_of(path: Path, examples: PreferenceExamples) -> tuple[Any, Any]:
-    """(N,) each, nats: the policy's sums of the chosen and the rejected sides."""
+    """(N,) each, nats: the policy's log-probs of the chosen and the rejected sides."""
     frame = pl.read_parquet(path)
     if frame["pair_id"].to_list() != list(examples.pair_ids):
         raise RunError(
-            f"{path} holds other pairs than those compared: it was changed since it was written. Delete {path.parent}, and start "
+            f"{path} holds other pairs than those compared: it was changed since it was written. Delete {path.parent}, and run "
             "the same command again."
         )
     return frame["logps_chosen"].to_numpy(), frame["logps_rejected"].to_numpy()

@@ -13,7 +13,7 @@ import polars as pl
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.compare.methods import Contender, contenders, settings_of
 from mrpo_pipeline.compare.results import Comparison, clusters_of, summarize
-from mrpo_pipeline.compare.runs import Desk
+from mrpo_pipeline.compare.runs import Runs
 from mrpo_pipeline.compare.sweep_selection import choose
 from mrpo_pipeline.compare.worker_pool import Outcome
 from mrpo_pipeline.dataset.policy_start import anchor_start, start_notice
@@ -33,17 +33,17 @@ _INPUTS = ".inputs-"
 
 
 def compare_recipe(recipe: Recipe) -> Comparison:
-    """Train and evaluate every method with every seed; runs that an earlier call finished are not repeated.
+    """Train and evaluate every method with every seed, except runs that an earlier call finished.
 
     Pairs and caches are read once; the runs memory-map the prepared pairs. With the same seed, all methods start from the same
     adapter and take the same batches in the same order.
 
-    Writes to ``output_dir``: ``recipe.yaml``, ``audit.json``, ``held_out.parquet``, ``start/`` and ``METHOD/seed-N/`` (what
-    ``mrpo train`` leaves, ``result.json``, ``pairs.parquet``, ``log.txt``), ``sweep/`` with the runs of a sweep,
+    Writes to ``output_dir``: ``recipe.yaml``, ``audit.json``, ``held_out.parquet``, ``start/`` and ``METHOD/seed-N/`` (the files of
+    ``mrpo train``, ``result.json``, ``pairs.parquet``, ``log.txt``), ``sweep/`` with the runs of a sweep,
     ``comparison.json``, ``comparison.md``, and the report (``report.html``, ``plots/``).
 
     Raises:
-        UserError: for a recipe, pairs or caches that are wrong.
+        UserError: for an invalid recipe, pairs or caches.
         RunError: if a run failed; finished runs are kept, and a comparison of them is written if possible.
     """
     from mrpo_pipeline.policy.distributed import require_one_process
@@ -65,8 +65,8 @@ def _compare(recipe: Recipe, entrants: list[Contender], began: float) -> Compari
     sweeps = any(len(settings_of(recipe, one)) > 1 for one in entrants)
     if sweeps and not recipe.pairs.weights_fraction:
         raise UserError(
-            "The recipe has a compare.sweep and no third split to choose by: a setting chosen on the held-out pairs would flatter "
-            "itself there. Expected pairs.weights_fraction above 0, 0.1 say. Set it, or take the sweep out."
+            "The recipe has a compare.sweep and no third split to choose by: on the held-out pairs, a setting chosen by them would look "
+            "better than it is. Expected pairs.weights_fraction above 0, such as 0.1. Set it, or remove the sweep."
         )
     arguments = check_training(recipe, [one.method for one in entrants])
     caches = open_caches(recipe)
@@ -82,32 +82,31 @@ def _compare(recipe: Recipe, entrants: list[Contender], began: float) -> Compari
     _audit(recipe, splits, caches, folder)
     remove_leftovers(folder, _INPUTS)
     with temporary_folder(folder, _INPUTS) as inputs:
-        desk = Desk(
+        runs = Runs(
             recipe, splits, anchor_start(recipe, caches), folder, inputs, [one.method for one in entrants], arguments
         )
-        chosen_by = desk.keep_choice() if sweeps else None
-        desk.start()
+        chosen_by = runs.evaluate_on_third_split() if sweeps else None
+        runs.add_start()
         swept: list[dict[str, Any]] = []
         if chosen_by is not None:
-            entrants, swept = choose(desk, entrants, chosen_by)
+            entrants, swept = choose(runs, entrants, chosen_by)
         for one in entrants:
-            desk.add(one)
-        desk.run()
+            runs.add(one)
+        runs.execute()
     frame = splits["eval"].pairs.frame
-    complete = desk.complete()
+    complete = runs.complete()
     more = {
         "pairs": {name: split.counts.as_dict() for name, split in splits.items()},
-        "costs": desk.costs(time.monotonic() - began),
+        "costs": runs.costs(time.monotonic() - began),
         "sweep": swept,
-        "failed": [{"run": job.title, "reason": reason} for job, reason in desk.outcome.failed.items()],
+        "failed": [{"run": job.title, "reason": reason} for job, reason in runs.outcome.failed.items()],
     }
     comparison = None
-    if desk.start_job in desk.outcome.results and complete:
-        held_out = desk.held_out
+    if runs.start_job in runs.outcome.results and complete:
         comparison = summarize(
             folder,
             complete,
-            held_out,
+            runs.held_out,
             clusters_of(frame),
             recipe.compare.seeds,
             metric=recipe.compare.metric,
@@ -115,8 +114,8 @@ def _compare(recipe: Recipe, entrants: list[Contender], began: float) -> Compari
         )
         comparison.write()
         write_report(folder)
-    if desk.outcome.failed:
-        raise RunError(_failures(desk.outcome, folder, comparison))
+    if runs.outcome.failed:
+        raise RunError(_failures(runs.outcome, folder, comparison))
     assert comparison is not None
     for name, split in splits.items():
         log.info("%s: %s", name, split.counts)
@@ -140,7 +139,7 @@ def _write_held_out(path: Path, pairs: CachedPairs) -> None:
 
 
 def _audit(recipe: Recipe, splits: Mapping[str, Split], caches: Sequence[ReferenceCache], folder: Path) -> None:
-    """Audit the references before training: log the findings, and write the rest for the report."""
+    """Audit the references before training: log the findings, and write ``audit.json`` for the report."""
     from mrpo_pipeline.audit import audit_pairs, readers_of
 
     readers = {source.name: readers_of(source) for source in recipe.sources()}
@@ -154,8 +153,8 @@ def _failures(outcome: Outcome, folder: Path, comparison: Comparison | None) -> 
     count, total = len(outcome.failed), len(outcome.failed) + len(outcome.results)
     first = next(iter(outcome.failed))
     others = f" (and {', '.join(job.title for job in list(outcome.failed)[1:])})" if count > 1 else ""
-    kept = "A comparison of the methods that are complete is written. " if comparison else ""
+    kept = "A comparison of the complete methods was written. " if comparison else ""
     return (
-        f"{count} of {total} runs failed: {first.title}{others}. {outcome.failed[first]} What is finished is kept in {folder}. "
-        f"{kept}Start the same command again to go on with the rest."
+        f"{count} of {total} runs failed: {first.title}{others}. {outcome.failed[first]} Finished runs are kept in {folder}. "
+        f"{kept}Run the same command again to continue with the rest."
     )

@@ -1,4 +1,4 @@
-"""Prepare the input of a comparison's runs once, run them, and keep their results."""
+"""The runs of a comparison: prepare their input, execute them, and collect their results."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from mrpo_pipeline.recipe.describe_method import describe, with_seed
 log = logging.getLogger("mrpo")
 
 
-class Desk:
-    """Prepares the runs, executes them and keeps their results."""
+class Runs:
+    """The runs of a comparison. Methods share prepared pairs; those that are the same training share their runs."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Desk:
         self.pending: list[Job] = []
         self.choice = ""
 
-    def start(self) -> None:
+    def add_start(self) -> None:
         """Add the evaluation of the policy before training."""
         where = self.inputs / START
         self.held_out.write(where)
@@ -75,8 +75,8 @@ class Desk:
         )  # fmt: skip
         self.pending.append(self.start_job)
 
-    def keep_choice(self) -> PreferenceExamples:
-        """The pairs of the third split, by which a sweep selects: runs that are added from now on are evaluated on them as well."""
+    def evaluate_on_third_split(self) -> PreferenceExamples:
+        """Evaluate the runs that are added from now on also on the third split, by which a sweep selects; returns its pairs."""
         chosen_by, _ = examples_of(self.splits["weights"], Method(name="dpo"))
         where = self.inputs / f"choice-{examples_digest(chosen_by)[:12]}"
         chosen_by.write(where)
@@ -84,7 +84,7 @@ class Desk:
         return chosen_by
 
     def add(self, one: Contender, *, seeds: Sequence[int] | None = None, root: Path | None = None) -> Entry:
-        """Prepare a method's pairs and runs; a method that equals an earlier one is not trained again.
+        """Prepare a method's pairs and runs; a method that is the same training as an earlier one shares its runs.
 
         Args:
             seeds: default: the recipe's. root: parent of its folder; default: the comparison's folder.
@@ -112,12 +112,12 @@ class Desk:
             describes += f" On {len(train):,} selected of {every:,} pairs, for as many {as_many} as {one.whole}."
         twin = next((x for x in self.entries if x.identity == identity), None) if root is None else None
         if twin is not None:
-            log.info("%s is the same training as %s: one run stands for both.", one.name, twin.contender.name)
+            log.info("%s is the same training as %s: one run serves both.", one.name, twin.contender.name)
             twin.also.append(one.name)
             return twin
         where = self.inputs / hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
         if not where.exists():
-            # All methods share the token ids: written once.
+            # All methods share the token ids, which are written once.
             kept = self.inputs / ("ids" if one.whole is None else "selected-ids")
             if not kept.exists():
                 train.write(kept)
@@ -152,7 +152,7 @@ class Desk:
         return entry
 
     def _training(self, seeded: Recipe, train: PreferenceExamples) -> dict[str, Any]:
-        """The recipe's training settings; either all methods group pairs by prompt or none, so that their steps hold the same pairs."""
+        """The recipe's training settings. Either all methods group pairs by prompt or none, so that their steps hold the same pairs."""
         from mrpo_pipeline.policy.argument_checks import groups_by_prompt
         from mrpo_pipeline.policy.arguments import fast_paths
 
@@ -162,10 +162,10 @@ class Desk:
             self.ranked = is_ranked(train) if fast.group_by_prompt == "auto" else False
             drop_last = self.arguments.dataloader_drop_last
             self.by_prompt = all(groups_by_prompt(fast, one, train, drop_last=drop_last) for one in self.methods)
-        # Unranked pairs keep the key of earlier versions.
+        # Without ranked pairs the settings, and so the run's key, stay those of earlier versions.
         return {**training, "group_by_prompt": self.by_prompt} if self.ranked else training
 
-    def run(self) -> None:
+    def execute(self) -> None:
         """Execute the pending runs, except those that an earlier call finished."""
         left = []
         for job in self.pending:
@@ -179,14 +179,14 @@ class Desk:
         if not left:
             return
         self.places = self._places(left)
-        log.info("%d runs to make: %s", len(left), self.places.describe())
+        log.info("%d runs to execute: %s", len(left), self.places.describe())
         found = run_all(left, self.places, self._line)
         self.made += len(found.results)
         self.outcome.results |= found.results
         self.outcome.failed |= found.failed
 
     def _places(self, jobs: Sequence[Job]) -> Places:
-        """How many of the jobs run at a time, by what the last one trains on; START alone trains on nothing."""
+        """How many of the jobs run at a time, by the training pairs of the last one; START has none."""
         job = jobs[-1]
         pairs = PreferenceExamples.open(Path(job.train)) if job.train else self.held_out
         as_run = {"training": job.training, "method": Method.model_validate(job.method)}
@@ -205,7 +205,7 @@ class Desk:
         return [entry for entry in self.entries if len(entry.results) == len(entry.jobs)]
 
     def costs(self, wall_seconds: float) -> dict[str, Any]:
-        """The costs of this call; if no run was left, those of the earlier call."""
+        """The costs of this call; if it executed no run, those of the earlier call."""
         results = self.outcome.results.values()
         if not self.made:
             try:
@@ -226,7 +226,7 @@ class Desk:
 
 
 def _without(split: Split, name: str | None) -> Split:
-    """The split without a reference; its pairs are still those that all references can serve."""
+    """The split without a reference; it keeps only pairs that this reference also has scored."""
     return split if name is None else Split(split.prepared, _drop_reference(split.pairs, name))
 
 

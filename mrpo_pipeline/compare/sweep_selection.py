@@ -14,7 +14,7 @@ from mrpo_pipeline.compare.job import RESULT, sums_file
 from mrpo_pipeline.compare.methods import Contender, settings_of
 from mrpo_pipeline.compare.metric_selection import metric_that_moves, with_references
 from mrpo_pipeline.compare.results import clusters_of, outcomes_of
-from mrpo_pipeline.compare.runs import Desk
+from mrpo_pipeline.compare.runs import Runs
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE
 from mrpo_pipeline.files.atomic import remove_folder
@@ -25,22 +25,22 @@ SWEEP = "sweep"
 
 
 def choose(
-    desk: Desk, entrants: list[Contender], pairs: PreferenceExamples
+    runs: Runs, entrants: list[Contender], pairs: PreferenceExamples
 ) -> tuple[list[Contender], list[dict[str, Any]]]:
     """Each method at its best setting on the third split, with the first seed; and all settings that were tried.
 
     Args:
-        pairs: of the third split, on which the runs of ``desk`` are evaluated.
+        pairs: of the third split, on which ``runs`` are evaluated.
     """
-    first, root = desk.recipe.compare.seeds[0], desk.folder / SWEEP
-    tried = [[(point, desk.add(point, seeds=[first], root=root).jobs[0]) for point in settings_of(desk.recipe, one)]
+    first, root = runs.recipe.compare.seeds[0], runs.folder / SWEEP
+    tried = [[(point, runs.add(point, seeds=[first], root=root).jobs[0]) for point in settings_of(runs.recipe, one)]
              for one in entrants]  # fmt: skip
-    desk.run()
-    made = {point.name: Path(job.folder) for points in tried for point, job in points if job in desk.outcome.results}
-    if desk.start_job not in desk.outcome.results or not made:
+    runs.execute()
+    made = {point.name: Path(job.folder) for points in tried for point, job in points if job in runs.outcome.results}
+    if runs.start_job not in runs.outcome.results or not made:
         return [], []
-    metric, figures = _figures(desk, made, pairs, [point for points in tried for point, _ in points])
-    desk.choice = ""
+    metric, figures = _figures(runs, made, pairs, [point for points in tried for point, _ in points])
+    runs.choice = ""
     chosen, tried_settings = [], []
     for one, points in zip(entrants, tried, strict=True):
         known = [point for point, _ in points if point.name in made]
@@ -68,37 +68,37 @@ def choose(
             log.info(
                 "%s: of %d settings tried, the best on the third split is %s%s", one.name, len(known), settings, level
             )
-        _take_over(made[best.name], desk.folder / one.name / f"seed-{first}")
+        _copy_run(made[best.name], runs.folder / one.name / f"seed-{first}")
     return chosen, tried_settings
 
 
 def _figures(
-    desk: Desk, made: Mapping[str, Path], pairs: PreferenceExamples, points: Sequence[Contender]
+    runs: Runs, made: Mapping[str, Path], pairs: PreferenceExamples, points: Sequence[Contender]
 ) -> tuple[str | None, dict[str, dict[str, float]]]:
     """The metric to select by, None if none is informative; and the share of the third split's pairs by setting and metric."""
-    prompts = clusters_of(desk.splits["weights"].pairs.frame)
-    runs = {name: [folder] for name, folder in made.items()}
-    outcomes, _ = outcomes_of(Path(desk.start_job.folder), runs, pairs, prompts, sums_file(desk.choice))
+    prompts = clusters_of(runs.splits["weights"].pairs.frame)
+    folders = {name: [folder] for name, folder in made.items()}
+    outcomes, _ = outcomes_of(Path(runs.start_job.folder), folders, pairs, prompts, sums_file(runs.choice))
     figures = {
         name: {metric: float(values.mean()) for metric, values in by.items()} for name, by in outcomes.methods.items()
     }
-    asked = desk.recipe.compare.metric
-    metric, why = metric_that_moves(with_references(outcomes, points), asked)
-    if metric != asked:
+    requested = runs.recipe.compare.metric
+    metric, why = metric_that_moves(with_references(outcomes, points), requested)
+    if metric != requested:
         log.warning(
-            "The sweep chooses by “%s”: training turned too few pairs of the third split in “%s” to tell settings apart.",
-            COMPARABLE[metric], COMPARABLE[asked],
+            "The sweep chooses by “%s”: training changed too few pairs of the third split in “%s” to distinguish settings.",
+            COMPARABLE[metric], COMPARABLE[requested],
         )  # fmt: skip
     elif why:
         log.warning(
-            "The sweep cannot choose: training moved too few pairs of the third split to tell settings apart. Each method keeps the "
-            "recipe's own setting, or the first one tried. Train longer, or at a higher rate."
+            "The sweep cannot choose: training changed too few pairs of the third split to distinguish settings. Each method keeps the "
+            "recipe's own setting, or the first one tried. Train longer, or with a higher learning rate."
         )
         return None, figures
     return metric, figures
 
 
-def _take_over(tried: Path, place: Path) -> None:
+def _copy_run(tried: Path, place: Path) -> None:
     """Copy the sweep's run of the selected setting to the method's folder of that seed."""
     try:
         key = json.loads((tried / RESULT).read_text(encoding="utf-8"))["key"]

@@ -1,13 +1,13 @@
 """The verdict of a comparison, in sentences for readers without statistics.
 
 A method with several references is "better" if it is better than DPO against *every* single reference, with p-values
-corrected for all these comparisons of the metric: the best single reference is selected on the same pairs, so to beat that one
-is not enough. The reported difference is to the best single reference; luck of the best makes it too small, if anything.
-"Worse" means that one single reference is better than every method with several. The verdict is about MRPO if it is among the
-methods; another method that is better gets its own sentence, and so does the benefit of references: the same method, and the best
-single reference, against training without references.
+corrected for all these comparisons of the metric: the best single reference is selected on the same pairs, so beating that one
+alone is not enough. The reported difference is to the best single reference; by its selection this is too small rather than too
+large. "Worse" means that one single reference is better than every method with several. The verdict is about MRPO if it is among
+the methods; another method that is better gets its own sentence, and so does the benefit of references: the same method, and the
+best single reference, against training without references.
 
-The pairs and seeds needed are for the same claim: one point over every single reference at once, after the correction.
+The numbers of pairs and seeds needed are for the same claim: one point over every single reference at once, after correction.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def verdict_of(
     Args:
         note: why this metric was taken, or why it is not informative; the first of the further notes.
     """
-    there = {one.name: one for one in contenders if one.name in shares}
-    case = Case(there, [one for one in compared if one.metric == metric], shares, metric)
+    trained = {one.name: one for one in contenders if one.name in shares}
+    case = Case(trained, [one for one in compared if one.metric == metric], shares, metric)
     if not (case.several or case.singles):
         return Verdict(
             "No method with a reference was trained to the end with every seed, so nothing can be compared.", NONE
@@ -50,7 +50,7 @@ def verdict_of(
     verdict.sentences += on_references(case, verdict) + on_selection(case)
     if seeds > 1:
         name_references_to_drop(case, verdict)
-    verdict.sentences += on_other_metrics(there, compared, verdict, metric)
+    verdict.sentences += on_other_metrics(trained, compared, verdict, metric)
     if note:
         verdict.sentences.insert(0, note)
     return verdict
@@ -77,8 +77,8 @@ def _of_several(case: Case) -> Verdict:
             method,
             best,
         )
-    told, sentence = _not_shown(case, method, best)
-    more = needed(told, list(case.of(method, SEVERAL).values()))
+    reported, sentence = _not_shown(case, method, best)
+    more = needed(reported, list(case.of(method, SEVERAL).values()))
     return Verdict(sentence, NONE, method, best, sentences=[*others, more])
 
 
@@ -88,12 +88,13 @@ def _is_better(case: Case, method: str, best: str) -> str:
 
 
 def _not_shown(case: Case, method: str, best: str) -> tuple[Compared, str]:
-    """The verdict if several references are shown neither better than every single one nor worse than one, and the reason."""
-    asked = case.of(method, SEVERAL)
-    there, single = asked[best], case.best_single(best)
+    """The comparison to report, and its sentence, if several references are shown neither better than every single one nor worse than
+    one."""
+    by_single = case.of(method, SEVERAL)
+    there, single = by_single[best], case.best_single(best)
     if there.better:
         # The best single reference is beaten, but not one with a wider interval.
-        left = max((x for x in asked.values() if not x.better), key=lambda x: x.p_corrected)
+        left = max((x for x in by_single.values() if not x.better), key=lambda x: x.p_corrected)
         return left, (
             f"No clear answer: {method} is better than {single} by {points(there.known)}, but is not shown to be better than "
             f"{case.single(left.against)}: {unclear(left)}."
@@ -133,9 +134,9 @@ def _of_one_seed(case: Case) -> Verdict:
         method, against = case.best(case.singles or case.several), START
         there, other = case.of(method, TRAINING)[START].known, "the start"
     apart = in_points(abs(there.mean))
-    stands = f"{apart} points {'above' if there.mean > 0 else 'below'}" if apart != "0.0" else "level with"
+    position = f"{apart} points {'above' if there.mean > 0 else 'below'}" if apart != "0.0" else "level with"
     return Verdict(
-        f"One seed shows no more than itself: as trained here, {method} is {stands} {other} "
+        f"One seed shows no more than itself: as trained here, {method} is {position} {other} "
         f"({span(there)} points on other pairs like these).",
         ONE_SEED,
         method,

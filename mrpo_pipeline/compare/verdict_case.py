@@ -10,7 +10,7 @@ from mrpo_pipeline.compare.comparisons import SEVERAL, Compared
 from mrpo_pipeline.compare.methods import Contender
 from mrpo_pipeline.evaluation.intervals import Known
 
-# Means over the same pairs and seeds are equal if they differ by less: rounding of sums.
+# Means over the same pairs and seeds that differ by less are equal: it is rounding.
 LEVEL_WITHIN = 1e-9
 
 BETTER, NONE, WORSE, ONE_SEED = "better", "none", "worse", "one seed"

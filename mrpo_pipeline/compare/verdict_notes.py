@@ -13,11 +13,11 @@ from mrpo_pipeline.evaluation.pair_outcomes import COMPARABLE
 
 def on_references(case: Case, verdict: Verdict) -> list[str]:
     """Whether references paid: the verdict's method and the best single reference against training without references."""
-    told = [verdict.method or case.subject()] if case.several else []
-    told += [case.best(case.singles)] if case.singles else []
+    names = [verdict.method or case.subject()] if case.several else []
+    names += [case.best(case.singles)] if case.singles else []
     found = []
     for free in case.free:
-        clauses = "; ".join(_differs(case, name, case.of(name, FREE)[free]) for name in told)
+        clauses = "; ".join(_differs(case, name, case.of(name, FREE)[free]) for name in names)
         against = f"gainst training without any ({free})"
         start = f"As trained here with one seed, a{against}" if verdict.kind == ONE_SEED else f"A{against}"
         found.append(f"Did references pay? {start}: {clauses}.")
@@ -77,8 +77,8 @@ def name_references_to_drop(case: Case, verdict: Verdict) -> None:
         verdict.sentences.append(f"Drop {verdict.drop[0]}: DPO against {kept} alone does better than with both.")
     else:
         verdict.sentences.append(
-            f"Drop {', '.join(verdict.drop)}: DPO against {kept} alone does better than with all of them. Which of them does the "
-            "harm, compare.leave_one_out: true would tell."
+            f"Drop {', '.join(verdict.drop)}: DPO against {kept} alone does better than with all of them. compare.leave_one_out: true "
+            "would show which of them does the harm."
         )
 
 
@@ -102,6 +102,6 @@ def on_other_metrics(
     ]
     for x in clear:
         above, below = (x.method, x.against) if x.better else (x.against, x.method)
-        told = points(x.known, turned=x.worse)
-        found.append(f"Of the single references, {there[above].single} is better than {there[below].single} by {told}.")
+        by = points(x.known, turned=x.worse)
+        found.append(f"Of the single references, {there[above].single} is better than {there[below].single} by {by}.")
     return found

@@ -9,17 +9,17 @@ from mrpo_pipeline.evaluation.intervals import Known
 from mrpo_pipeline.evaluation.power import POWER, pairs_needed, seeds_needed
 
 
-def needed(told: Compared, asked: Sequence[Compared]) -> str:
-    """The pairs or seeds needed to show one point in all these comparisons at once; ``told`` is the comparison that is reported."""
-    power = 1 - (1 - POWER) / len(asked)
-    known = told.known
+def needed(reported: Compared, claimed: Sequence[Compared]) -> str:
+    """The pairs or seeds needed to show one point in all the ``claimed`` comparisons at once; ``reported`` is the verdict's."""
+    power = 1 - (1 - POWER) / len(claimed)
+    known = reported.known
 
     def most(count: Callable[..., int | None], **given: int) -> int | None:
         """The largest number that any of them needs; None if one needs an unbounded number."""
-        counts = [count(x.known, alpha=x.alpha, power=power, **given) for x in asked]
+        counts = [count(x.known, alpha=x.alpha, power=power, **given) for x in claimed]
         return None if None in counts else max(found for found in counts if found is not None)
 
-    every = " against every single reference" if len(asked) > 1 else ""
+    every = " against every single reference" if len(claimed) > 1 else ""
     count = most(pairs_needed)
     if count is not None:
         if count == 0:

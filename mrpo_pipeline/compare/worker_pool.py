@@ -50,13 +50,13 @@ def run_all(jobs: Sequence[Job], places: Places, line: Callable[[Job, dict[str, 
         line: makes the log line of a finished run.
 
     Raises:
-        UserError: if a run's input is wrong: it is wrong for the others as well, which are stopped.
+        UserError: if a run's input is invalid; the other runs, which have the same input, are stopped.
     """
     outcome = Outcome()
     if places.count == 1:
         for number, job in enumerate(jobs, 1):
             log.info("%s (%d of %d)", job.title, number, len(jobs))
-            if _kept(outcome, job, lambda job=job: run_job(job)):  # type: ignore[misc]
+            if _record(outcome, job, lambda job=job: run_job(job)):  # type: ignore[misc]
                 log.info("%s", line(job, outcome.results[job]))
         return outcome
     free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
@@ -76,14 +76,14 @@ def run_all(jobs: Sequence[Job], places: Places, line: Callable[[Job, dict[str, 
         made = {pool.submit(make, job): job for job in jobs}
         for future in as_completed(made):
             job = made[future]
-            if _kept(outcome, job, future.result):
+            if _record(outcome, job, future.result):
                 print(line(job, outcome.results[job]), file=sys.stderr, flush=True)
             progress.advance(1)
     return outcome
 
 
-def _kept(outcome: Outcome, job: Job, result: Callable[[], dict[str, Any]]) -> bool:
-    """Store a run's result or failure in the outcome; whether it succeeded."""
+def _record(outcome: Outcome, job: Job, result: Callable[[], dict[str, Any]]) -> bool:
+    """Store a run's result or failure in the outcome; returns whether it succeeded."""
     try:
         outcome.results[job] = result()
     except UserError:
@@ -117,25 +117,27 @@ class _Process:
         self._end(signal.SIGTERM)
 
     def make(self, job: Job) -> dict[str, Any]:
-        """The result of the run. Raises UserError for wrong input, RunError if it failed or its process died."""
+        """The result of the run. Raises UserError for invalid input, RunError if it failed or its process died."""
         log_file = Path(job.folder) / LOG
         process = self._started(log_file)
         assert process.stdin is not None
         assert process.stdout is not None
-        with suppress(BrokenPipeError):  # the process died: the missing answer shows it
+        with suppress(BrokenPipeError):  # the process died, and its answer will be empty
             process.stdin.write(job.as_json() + "\n")
             process.stdin.flush()
         answer = process.stdout.readline()
         if answer == "\n":
             result = finished(job)
             if result is None:
-                raise RunError(f"Another program changed its results in {job.folder}.")
+                raise RunError(
+                    f"Another program changed its results in {job.folder}. Run the same command again to repeat it."
+                )
             return result
         failure = json.loads(answer) if answer else {"wrong_input": False, "reason": _death(process.wait())}
         self._end(signal.SIGKILL)
         if failure["wrong_input"]:
             raise UserError(failure["reason"])
-        raise RunError(f"{failure['reason']} What it printed is in {log_file}.")
+        raise RunError(f"{failure['reason']} Its output is in {log_file}.")
 
     def _started(self, log_file: Path) -> subprocess.Popen[str]:
         if not self._closed.acquire(blocking=False):
@@ -172,16 +174,16 @@ class _Process:
 
 
 def _death(code: int) -> str:
-    """The reason of a process's end, by its exit code."""
+    """Why a process ended, by its exit code."""
     if code >= 0:
         return f"Its process ended with code {code}."
     name = signal.Signals(-code).name
-    usual = " (out of memory is the usual cause: fewer --processes take less)" if name == "SIGKILL" else ""
-    return f"Its process was killed by {name}{usual}."
+    cause = " (usually out of memory: fewer --processes need less)" if name == "SIGKILL" else ""
+    return f"Its process was killed by {name}{cause}."
 
 
 def main() -> int:
-    """Execute the jobs from standard input; end when it is closed, so that no worker outlives a killed caller."""
+    """Execute the jobs from standard input. Exits when it is closed, so that no worker outlives a killed caller."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -207,7 +209,7 @@ def main() -> int:
             reason = str(error) if isinstance(error, UserError) else _reason(error)
             failure = json.dumps({"wrong_input": isinstance(error, UserError), "reason": reason})
         print(failure, file=answers, flush=True)
-        if failure:  # release its memory
+        if failure:  # end the process, which frees the run's memory
             return 1
 
 
