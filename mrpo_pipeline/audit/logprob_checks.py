@@ -47,7 +47,7 @@ def fault_by_logprobs(one: Evidence) -> Finding | None:
         stats.shared_prefixes * stats.inconsistent >= thresholds.INCONSISTENT_CASES
         and stats.inconsistent >= thresholds.INCONSISTENT_SHARE
     )
-    # Log-probs at shifted positions depend as little on their tokens, but on the right text where nothing was padded.
+    # With bad padding, log-probs at shifted positions also depend little on their tokens, but unpadded completions are right.
     dependence = _dependence(stats, inconsistent)
     if dependence is not None and not (inconsistent and _follows_length(stats, errors=4)):
         return one.finding(
@@ -102,15 +102,16 @@ def _dependence(stats: LogprobStats, inconsistent: bool) -> float | None:
 
 
 def _easy_only_in_longest(one: Evidence) -> float | None:
-    """The share of completions that begin, or end, well, where these are the longest of their batch; else None.
+    """The share of completions whose first, or last, token is easy, if these look like the longest of their batch; else None.
 
-    A model that fails on the rest of the text reads foreign text, of which it may know the longer ones; so the beginning counts only
-    for models that do not. Consistent prefixes rule out the end. A model without turns ends long texts more readily even when sound.
+    The first token is evidence only if the model predicts the rest of the text: a model that does not may know only the kind of text
+    that is longer. The last token is no evidence if completions with a common prefix are consistent, nor for a model without turns,
+    which ends long texts more readily even if it is sound.
     """
     stats = one.stats
     surprised = one.is_surprised and one.expects_turns
     lost = stats.first_over_unigram - 2 * stats.first_error > thresholds.FIRST_LOST
-    # A model that copes with padding is surprised less: then the relation to the length has to be stronger.
+    # A model that is robust to bad padding is surprised less: then the relation to the length has to be stronger.
     begins = (surprised and _follows_length(stats)) or (lost and _follows_length(stats, errors=5))
     if begins and stats.first_easy <= thresholds.LONGEST_OF_BATCH and stats.rest_over_unigram < thresholds.REST_KNOWN:
         return stats.first_easy

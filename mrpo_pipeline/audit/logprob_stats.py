@@ -1,7 +1,7 @@
 """Statistics of one reference's log-probs, token by token. Uses no other reference and no model.
 
-Each means the same for a tiny model and for a large one: shares, ratios, ranks, or nats relative to unigram frequencies. A sound
-language model, however weak, shows that:
+All are comparable between tiny and large models: shares, ratios, ranks, or nats relative to unigram frequencies. Of a sound
+language model, however weak, these hold:
 
 - The same tokens after the same prompt have the same log-probs, whatever else is in the batch.
 - Log-probs depend on their tokens: the token explains them far better than when they are permuted among completions of one length.
@@ -28,7 +28,7 @@ from mrpo_pipeline.audit.statistics import (
     share_explained,
 )
 
-# Below this, float32 log-probs have steps of their own (probabilities next to 1).
+# Nats below which float32 log-probs are coarse even if sound: probabilities next to 1 have few distinct values.
 _NEAR_ZERO = 1e-2
 _NEARLY_CERTAIN = 1e-3  # nats
 # A first or last token is easy at less than this share of the median cost of the same token, which has to occur this often.

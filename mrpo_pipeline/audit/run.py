@@ -64,7 +64,7 @@ def audit_pairs(
     Args:
         splits: by name: ``train`` or ``eval``, and ``weights`` (for VDW and VAW) if there is one.
         caches: of the references, in order.
-        method: its trust region and unit are used; None for the defaults.
+        method: for its trust region and unit; None for the defaults.
         readers: by reference, its renderers where available (see :func:`readers_of`).
         sampled_pairs: pairs whose tokens are examined; sums of all pairs are used.
 

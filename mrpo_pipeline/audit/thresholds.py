@@ -3,7 +3,7 @@
 # Minimum sample for checks by log-probs. One prompt does not show how a model reads prompts.
 MIN_COMPLETIONS, MIN_PROMPTS, MIN_TOKENS = 20, 20, 400
 
-# Shares of rows: a fault rather than an odd row; most; nearly all.
+# Shares of rows: enough for a fault; most; nearly all.
 SOME, MOST, NEARLY_ALL = 0.05, 0.5, 0.9
 # Of the rows with different ids, the share that differs only at the edges.
 EDGES_ONLY = 0.8
@@ -21,8 +21,8 @@ COPY_NATS, SAME_MODEL = 1e-3, 0.03
 # Completions of one prompt with a shared prefix: inconsistent cases, their share, and consistent cases that rule out bad padding.
 INCONSISTENT_CASES, INCONSISTENT_SHARE, CONSISTENT_CASES = 3, 0.1, 20
 
-# Log-probs of other tokens, in standard deviations from chance (a sound model has dozens): overall; within one length; where prefixes
-# are inconsistent; and the tokens that the second needs.
+# Dependence of log-probs on their tokens below which they belong to other texts, in standard deviations from chance (a sound model
+# has dozens): overall; within one length; where prefixes are inconsistent. And the number of tokens that the second needs.
 DEPENDENCE, DEPENDENCE_SAME_LENGTH, DEPENDENCE_INCONSISTENT, SAME_LENGTH_TOKENS = 5, 3, 10, 1000
 
 # Nats of the first token above a unigram table. A sound model on a language that it does not know: 0.5 (SmolLM2-135M-Instruct,

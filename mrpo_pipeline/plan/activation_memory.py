@@ -120,7 +120,7 @@ def traced_bytes(
 
 
 def head_for(model: Any) -> Head:
-    """The head of a model without weights, by its configuration: checking it needs weights."""
+    """The head of a model without weights, by its configuration; unlike ``models.head`` it can't be checked, which needs weights."""
     text = model.config.get_text_config()
     cap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
     projection = model.get_output_embeddings()

@@ -1,7 +1,7 @@
 """Totals over all prompts from a sample of prompts: tokens per byte in the sample, times the bytes of all.
 
 A hash puts every prompt, with all its pairs, into the sample with probability f. The error is that of the ratio estimator over
-prompts, Var = (1 − f) / f² · Σ e² with e what the ratio leaves over (Särndal, Swensson and Wretman, Model Assisted Survey
+prompts, Var = (1 − f) / f² · Σ e² with e the residuals of the ratio (Särndal, Swensson and Wretman, Model Assisted Survey
 Sampling, 1992, section 7.3).
 """
 
@@ -72,7 +72,7 @@ class Extrapolation:
         return Estimate(float(ratio * self._totals[by]), 1.96 * variance**0.5)
 
     def count(self, hits: npt.NDArray[np.bool_]) -> Estimate:
-        """How many of all are like the marked ones."""
+        """Number of all completions or pairs that are like the marked ones."""
         return self.total(hits, NUMBER)
 
 

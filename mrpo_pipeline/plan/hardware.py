@@ -98,7 +98,7 @@ def choose_machine(gpu: str | None, count: int, efficiency: float | None = None)
 def cpu_flops(dtype: str) -> float:
     """Matrix-product operations a second on this CPU with torch's threads, to two digits.
 
-    Measured by processor time, so that other programs do not count: the plan assumes an idle machine.
+    Measured in CPU time, which other programs hardly affect: the plan assumes an idle machine.
     """
     import torch
 

@@ -103,7 +103,7 @@ class TrainingData:
 
 
 def grouping(recipe: Recipe) -> Callable[[PreferenceExamples], bool]:
-    """Whether the recipe's training groups such pairs by prompt. Raises UserError as training does."""
+    """A function that tells whether the recipe's training groups given pairs by prompt. Raises UserError as training does."""
     training = recipe.training
     fast, drop_last = fast_paths(training), bool(training.get("dataloader_drop_last"))
     return lambda examples: groups_by_prompt(fast, recipe.method, examples, drop_last=drop_last)

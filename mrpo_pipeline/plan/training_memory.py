@@ -1,10 +1,10 @@
 """Peak memory of stage two.
 
-The peak is what is alive at once: the base weights in their dtype; the adapter's weights, gradients and optimizer states in
-float32; and the activations of the heaviest micro-batch, traced by running the trainer's forward and backward pass on fake
+The peak is the sum of what is live at once: the base weights in their dtype; the adapter's weights, gradients and optimizer states
+in float32; and the activations of the heaviest micro-batch, traced by running the trainer's forward and backward pass on fake
 tensors (see ``activation_memory``), with the run's gradient checkpointing and autocast.
 
-An allocator takes more. PyTorch's GPU allocator keeps freed blocks ("reserved" memory). So does glibc's malloc: with glibc 2.36 a
+A process holds more. PyTorch's GPU allocator keeps freed blocks ("reserved" memory). So does glibc's malloc: with glibc 2.36 a
 process on a CPU took 1.3 to 3 times its live bytes (benchmarks/bench_plan.py). ``MALLOC_MMAP_THRESHOLD_=131072`` in the
 environment returns freed blocks at once, for about a quarter more CPU time.
 """
@@ -110,7 +110,7 @@ def training_memory(
     states, process = optimizer_bytes(training, trainable), process_bytes(architecture.vocabulary, device)
     activations = peak = resident = None
     if found is not None:
-        # With one micro-batch a step the gradients come after the peak; with several, those of the first are there all along.
+        # With one micro-batch per step gradients are allocated after the peak; with several, the first one's are live at the peak.
         activations = max(0, found - (0 if several else lora))
         peak = weights + 2 * lora + states + activations
         resident = process + resident_bytes(peak + TRAINER_BYTES[device], device=device, checkpointing=checkpointing)

@@ -1,4 +1,4 @@
-"""The micro-batch of a run that takes the most memory, by the trainer's own sampler, collator and forward pass."""
+"""The micro-batch of a run that needs the most memory, from the trainer's own sampler, collator and forward pass."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def run_through(policy: Any, head: Any, pairs: PairLengths, training: Mapping[st
     (batch,) = StepDataset(examples_of(pairs), pairs.distinct).__getitems__([range(len(pairs))])
     try:
         chosen, rejected = policy(**forward.inputs(batch)).chunk(2)
-        # Any loss will do: each takes a few numbers per pair.
+        # The choice of loss hardly changes the memory: each keeps a few numbers per pair.
         result = pair_losses(chosen, rejected, batch["lengths"], batch, LossSettings())
         result.losses.sum().backward()  # type: ignore[no-untyped-call]
     finally:

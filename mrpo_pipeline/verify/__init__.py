@@ -1,6 +1,6 @@
-"""Are the cached log-probs right? Recompute some with plain transformers and compare.
+"""Verify cached log-probs: recompute some with plain transformers and compare.
 
-check_numbers(recipe, "base", wanted, 64)        # RunError where they differ by more than the dtype allows
+check_numbers(recipe, "base", wanted, 64)        # RunError if they differ by more than the dtype allows
 for found in verify_cache(recipe): …             # checksums of all shards, and the check of every reference
 """
 

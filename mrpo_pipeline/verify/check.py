@@ -38,7 +38,7 @@ log = logging.getLogger("mrpo")
 def check_numbers(
     recipe: Recipe, name: str, wanted: pl.DataFrame, count: int, *, limit: float | None = None, seed: int = 0
 ) -> Drift:
-    """As :func:`measure_drift`. Raises RunError beyond the limit, with the worst completion and the likely cause."""
+    """As :func:`measure_drift`, but raises RunError beyond the limit, with the worst completion and the likely cause."""
     drift = measure_drift(recipe, name, wanted, count, limit=limit, seed=seed)
     failure = drift.failure()
     if failure is not None:
@@ -153,7 +153,7 @@ def _measure(
 
 
 def _as_rendered(withheld: list[int], sides: Rendered) -> list[int]:
-    """As many token ids as were withheld, those of the rendering as far as it goes."""
+    """Token ids of the rendering in place of withheld ones, as many; 0 beyond its end."""
     ids: list[int] = sides.scored_ids[: len(withheld)].tolist()
     return ids + [0] * (len(withheld) - len(ids))
 

@@ -94,7 +94,7 @@ class _Row:
 
     @property
     def impossible(self) -> int:
-        """Cached values that are not log-probs, with zeros and denormals where the model is not certain of the token."""
+        """Number of cached values that no model gives: out of range, or zero where the model is not certain of the token."""
         cached = self.one.cached
         zero = (np.abs(cached) < 1e-30) & (self.one.recomputed < -1e-3)
         return int(np.count_nonzero((cached < _POSSIBLE[0]) | (cached > _POSSIBLE[1]) | zero))

@@ -66,5 +66,5 @@ def _explains(
             before.append(np.abs(one.difference))
     now = np.concatenate(after)
     within = float(now.max()) <= limits.token_max and float(now.mean()) <= limits.token_mean
-    # In 16 bits a small fault is within the limits anyway: the fault has to explain most of the difference.
+    # In 16 bits a small difference is within the limits anyway: the fault has to explain most of it.
     return within and float(now.mean()) < 0.3 * float(np.concatenate(before).mean())
