@@ -1,4 +1,4 @@
-"""The arrows between rooms, and the files at the root (docs/architecture.md)."""
+"""Imports between packages, and the modules at the root (docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 LIBRARY = Path(__file__).parents[1] / "mrpo_pipeline"
 
-# From the ground up: a room imports only from rooms above it in this list.
-FLOORS = (
+# Layers, lowest first: a package imports only from those before its own.
+LAYERS = (
     ("errors", "terminal", "settings"),
     ("files", "targets", "losses"),
     ("models", "pairs", "cache"),
@@ -24,15 +24,15 @@ FLOORS = (
     ("demo",),
 )
 LOOSE = {"__init__.py", "errors.py", "terminal.py", "settings.py"}
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and room of every import from this package, including those inside functions."""
+    """Line and package of every import from this package, including those inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mrpo_pipeline":
             parts = node.module.split(".")
@@ -48,18 +48,18 @@ def test_nothing_is_loose_at_the_root() -> None:
     assert {path.name for path in LIBRARY.glob("*.py")} == LOOSE
 
 
-def test_every_room_is_on_a_floor() -> None:
-    rooms = {path.name for path in LIBRARY.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    assert rooms == set(FLOOR_OF) - {name.removesuffix(".py") for name in LOOSE}
+def test_every_package_has_a_layer() -> None:
+    packages = {path.name for path in LIBRARY.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert packages == set(LAYER_OF) - {name.removesuffix(".py") for name in LOOSE}
 
 
-@pytest.mark.parametrize("room", sorted(FLOOR_OF))
-def test_a_room_imports_only_from_rooms_above_it(room: str) -> None:
-    files = [*(LIBRARY / room).rglob("*.py")] or [LIBRARY / f"{room}.py"]
+@pytest.mark.parametrize("package", sorted(LAYER_OF))
+def test_a_package_imports_only_from_lower_layers(package: str) -> None:
+    files = [*(LIBRARY / package).rglob("*.py")] or [LIBRARY / f"{package}.py"]
     wrong = [
         f"{path.relative_to(LIBRARY)}:{line} imports {other}"
         for path in files
         for line, other in imports(path)
-        if other != room and other in FLOOR_OF and FLOOR_OF[other] >= FLOOR_OF[room]
+        if other != package and other in LAYER_OF and LAYER_OF[other] >= LAYER_OF[package]
     ]
     assert not wrong
