@@ -95,7 +95,7 @@ def finished(job: Job) -> dict[str, Any] | None:
         if name not in written:
             return None
         if not (place / name).is_file() or written[name] != sha256_of_small(place / name):
-            log.warning("%s: %s was changed after it was written; the run is repeated.", job.title, place / name)
+            log.warning("%s: %s was changed after it was written; the run is made again.", job.title, place / name)
             return None
     return result
 

@@ -20,7 +20,7 @@ def names(found: Any) -> list[str]:
     return [one.name for one in contenders(found)]
 
 
-def test_without_methods_in_the_recipe_every_single_reference_stands_beside_its_own_method() -> None:
+def test_without_methods_in_the_recipe_every_single_reference_is_added_to_its_own_method() -> None:
     assert names(recipe()) == ["dpo-base", "dpo-abacus", "dpo-atlas", "simpo", "multi-dpo", "mrpo"]
     assert [one.baseline for one in contenders(recipe())] == [True, True, True, False, False, False]
     assert [one.reference_free for one in contenders(recipe())] == [False, False, False, True, False, False]
@@ -34,7 +34,7 @@ def test_single_references_are_added_to_the_methods_that_a_recipe_lists() -> Non
     assert {(one.method.beta, one.method.sft_weight) for one in found if not one.reference_free} == {(0.3, 0.2)}
 
 
-def test_training_without_a_reference_stands_among_the_baselines_as_simpo_usually_is() -> None:
+def test_simpo_with_usual_settings_is_among_the_baselines() -> None:
     (free,) = (one for one in contenders(recipe(method={"beta": 0.3, "loss": "hinge"})) if one.reference_free)
     own = free.method
     assert (free.name, free.single, free.baseline, free.references) == ("simpo", None, False, ())
@@ -66,7 +66,7 @@ def test_a_single_reference_that_is_listed_under_any_name_is_not_added_again() -
     assert names(recipe(methods=listed)) == ["dpo-abacus", "simpo", "plain", "against-atlas", "mrpo"]
 
 
-def test_a_single_reference_with_another_beta_is_no_baseline_of_the_recipe() -> None:
+def test_dpo_with_another_beta_is_not_the_baseline() -> None:
     listed = {"dpo-base": {"name": "dpo", "beta": 0.5}, "mrpo": {}}
     assert names(recipe("base abacus", methods=listed)) == ["dpo-base-alone", "dpo-abacus", "simpo", "dpo-base", "mrpo"]
 
@@ -83,7 +83,7 @@ def test_leaving_one_out_adds_the_method_without_each_reference_but_the_anchor()
         contenders(recipe(leave_one_out=True, method={"weights": [0.5, 0.3, 0.2]}))
 
 
-def test_a_sweep_makes_the_settings_that_a_method_reads_and_no_other() -> None:
+def test_a_sweep_varies_only_the_settings_that_a_method_reads() -> None:
     run = recipe(sweep={"beta": [0.1, 0.2], "epsilon": [0.05, 0.1], "temperature": []})
     found = {one.name: settings_of(run, one) for one in contenders(run)}
     assert [dict(one.settings) for one in found["dpo-base"]] == [{"beta": 0.1}, {"beta": 0.2}]
@@ -99,12 +99,12 @@ def test_a_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
         contenders(recipe(methods={name: {}}))
 
 
-def test_seeds_that_stand_twice_are_refused() -> None:
+def test_repeated_seeds_are_refused() -> None:
     with pytest.raises(UserError, match=r"compare\.seeds"):
         recipe(seeds=[0, 1, 0])
 
 
-def test_a_method_over_spans_is_another_one_only_where_spans_change_it() -> None:
+def test_a_method_over_spans_is_a_separate_one_only_if_spans_change_it() -> None:
     """Three runs of one training are one contender's; `dpo-atlas` over spans is the baseline of that name."""
     over = {"aggregate_over": "span"}
     for same in ({"aggregate": "geometric"}, {"name": "multi-dpo"}, {"aggregate": "single:atlas"}, {"name": "dpo"}):
@@ -121,9 +121,7 @@ def test_a_method_over_spans_is_another_one_only_where_spans_change_it() -> None
 
 
 @pytest.mark.parametrize("loss", ["hypo-each", "aot"])
-def test_multi_dpo_is_not_added_where_the_loss_has_no_meaning_with_it(
-    loss: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_multi_dpo_is_not_added_if_its_loss_does_not_support_it(loss: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "mrpo"):
         assert names(recipe("base abacus", {"loss": loss})) == ["dpo-base", "dpo-abacus", "simpo", "mrpo"]
     assert f"multi-dpo is not among the methods: The loss {loss}" in caplog.text

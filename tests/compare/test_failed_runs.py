@@ -20,7 +20,7 @@ from mrpo_pipeline.errors import RunError
     ],
     ids=["a library's", "ours"],
 )
-def test_a_reason_is_sentences_that_others_can_follow(
+def test_a_reason_is_a_full_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, told: str
 ) -> None:
     def failing(*_: Any) -> Any:

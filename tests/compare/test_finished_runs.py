@@ -36,21 +36,21 @@ def change_a_number(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_short, empty, Path.unlink])
-def test_sums_that_are_damaged_are_made_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_run_with_damaged_sums_is_repeated(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     job = run_left(tmp_path)
     assert finished(job) is not None
     damage(tmp_path / PAIRS)
     assert finished(job) is None
 
 
-def test_sums_that_are_others_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_with_replaced_sums_is_repeated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     job = run_left(tmp_path)
     change_a_number(tmp_path / PAIRS)
     assert finished(job) is None
     assert "dpo, seed 0" in caplog.text and "is made again" in caplog.text
 
 
-def test_a_run_that_did_not_measure_what_a_sweep_chooses_by_is_made_again(tmp_path: Path) -> None:
+def test_a_run_without_the_sums_that_a_sweep_chooses_by_is_repeated(tmp_path: Path) -> None:
     job = run_left(tmp_path)
     assert finished(replace(job, choice="inputs/choice-ab12")) is None
     sums = tmp_path / "choice-ab12.parquet"

@@ -64,7 +64,7 @@ def judged(found: Outcomes, asked: str = "accuracy/policy") -> tuple[str, Any]:
     return metric, verdict_of(CONTENDERS, compared, shares(found), 3, metric, note=note)
 
 
-def test_where_no_pair_changes_sides_the_verdict_looks_at_what_moved() -> None:
+def test_if_no_pair_changes_sides_the_verdict_uses_the_metric_that_moved() -> None:
     found, _ = outcomes({"dpo-base": 0.1, "dpo-abacus": 0.1, "mrpo": 0.6}, np.random.default_rng(0))
     metric, verdict = judged(found)
     assert metric == "accuracy/anchor"
@@ -88,7 +88,7 @@ def test_a_metric_that_moves_is_kept() -> None:
     assert metric_that_moves(found, "accuracy/policy") == ("accuracy/policy", "")
 
 
-def test_where_nothing_moved_that_is_what_is_reported_and_no_single_reference_is_the_best() -> None:
+def test_if_no_metric_moved_that_is_reported_and_no_single_reference_is_the_best() -> None:
     found, _ = outcomes({"dpo-base": 0.0, "dpo-abacus": 0.0, "mrpo": 0.0}, np.random.default_rng(0))
     metric, verdict = judged(found)
     assert metric == "accuracy/policy" and verdict.kind == "none" and verdict.drop == []
@@ -98,7 +98,7 @@ def test_where_nothing_moved_that_is_what_is_reported_and_no_single_reference_is
 
 
 @pytest.mark.parametrize("engine", [0.0, 7e-5, 2e-3, 0.04])
-def test_what_engines_differ_by_is_a_tie(engine: float) -> None:
+def test_a_difference_between_engines_is_a_tie(engine: float) -> None:
     """Float32, the worst seen in float32, and bfloat16: a policy that did not move has moved nowhere."""
     found, one = outcomes({"mrpo": 0.0}, np.random.default_rng(1), engine)
     values = found.methods["mrpo"]["accuracy/anchor"]
@@ -109,7 +109,7 @@ def test_what_engines_differ_by_is_a_tie(engine: float) -> None:
     assert one is not None
 
 
-def test_another_model_is_no_drift() -> None:
+def test_the_difference_to_another_model_is_not_drift() -> None:
     one = examples(np.random.default_rng(2))
     assert drift_per_token(one.anchor_chosen + 40, one.anchor_rejected - 30, one) == 0.0
     assert ties_within(0.0, one).max() == 0.0

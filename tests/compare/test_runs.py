@@ -63,7 +63,7 @@ def test_for_a_seed_every_method_starts_from_the_same_adapter_and_takes_the_same
     assert by_seed[0][0] != by_seed[1][0]
 
 
-def test_what_is_left_and_what_a_second_call_takes_as_it_is(
+def test_a_comparison_is_complete_and_a_second_call_reuses_it(
     tmp_path: Path, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "out"
@@ -128,7 +128,7 @@ def test_what_is_left_and_what_a_second_call_takes_as_it_is(
     assert trained == ["mrpo, seed 0", "mrpo-again, seed 0"]
 
 
-def test_a_run_that_was_stopped_goes_on_from_its_checkpoint_and_ends_as_if_it_had_not_been(
+def test_an_interrupted_run_resumes_from_its_checkpoint_with_the_same_result(
     tmp_path: Path, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2}
@@ -156,7 +156,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint_and_ends_as_if_it_ha
         assert same(*(adapter(tmp_path / which / name / "seed-0") for which in ("whole", "stopped")))
 
 
-def test_a_run_that_fails_is_told_the_others_finish_and_what_is_complete_is_compared(
+def test_a_failed_run_is_reported_the_others_finish_and_complete_methods_are_compared(
     tmp_path: Path, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = job.run_job
@@ -206,7 +206,7 @@ def test_a_sweep_chooses_by_the_third_split_and_by_a_metric_that_moves(
     assert found["costs"]["runs_made_now"] == 6
 
 
-def test_where_no_metric_moves_a_sweep_keeps_the_recipes_own_setting(
+def test_if_no_metric_moves_a_sweep_keeps_the_recipes_own_setting(
     tmp_path: Path, document: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     sweep = {"sweep": {"beta": [0.05, 0.1, 2.0]}, "methods": {}}
@@ -234,7 +234,7 @@ def _worker_on(folder: Path) -> int | None:
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_told_the_others_finish_and_the_same_call_again_goes_on(
+def test_a_killed_process_is_reported_the_others_finish_and_the_same_call_resumes(
     tmp_path: Path, document: dict[str, Any]
 ) -> None:
     out = tmp_path / "out"

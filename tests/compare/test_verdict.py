@@ -66,7 +66,7 @@ def test_better_than_all_single_references_but_one_is_not_better() -> None:
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_the_verdict_is_on_mrpo_where_it_is_among_the_methods(seeds: int) -> None:
+def test_the_verdict_is_about_mrpo_if_it_is_among_the_methods(seeds: int) -> None:
     verdict = judged([0, 2, -5, 20, 2], seeds)
     assert (verdict.method, verdict.against, verdict.drop) == ("mrpo", "dpo-abacus", [])
     assert "mrpo" in verdict.sentence and "multi-dpo" not in verdict.sentence
@@ -173,7 +173,7 @@ def test_one_seed_claims_nothing_however_large_the_difference() -> None:
     assert "cannot be known" in verdict.sentences[0] and "--seeds" in verdict.sentences[0]
 
 
-def test_without_a_method_with_several_the_best_single_one_is_set_against_the_start() -> None:
+def test_without_a_method_with_several_the_best_single_one_is_compared_with_the_start() -> None:
     verdict = judged([0, 5, -5], contenders=SINGLES)
     assert (verdict.kind, verdict.method, verdict.against) == ("better", "dpo-abacus", "start")
 
@@ -183,7 +183,7 @@ def paid(verdict: Verdict) -> str:
     return sentence
 
 
-def test_what_references_were_worth_is_a_sentence_of_its_own() -> None:
+def test_the_benefit_of_references_is_a_separate_sentence() -> None:
     everyone = (*EVERYONE, NONE_AT_ALL)
     better = paid(judged([0, 2, -5, 1, 8, 2], contenders=everyone))
     told = re.fullmatch(
@@ -222,7 +222,7 @@ def test_training_without_a_reference_is_neither_one_of_several_nor_a_single_one
     assert only.kind == "none" and "No method with a reference" in only.sentence
 
 
-def test_nothing_trained_to_the_end_is_said() -> None:
+def test_a_verdict_without_trained_methods_says_so() -> None:
     assert "nothing can be compared" in verdict_of(EVERYONE, [], {}, 3).sentence
 
 

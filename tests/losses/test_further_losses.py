@@ -25,7 +25,7 @@ def softplus(x):
     return math.log(1 + math.exp(x))
 
 
-def test_minor_dpo_by_hand_where_the_policy_likes_the_rejected_side_more_than_the_reference():
+def test_minor_dpo_by_hand_where_the_policy_finds_the_rejected_side_likelier_than_the_reference():
     """arXiv 2408.09834. u_w = −10 − (−12) = 2, u_l = −17 − (−18) = 1 > 0: as DPO, z = ½·(2 − 1) = 0.5.
 
     −log σ(0.5) = log(1 + e^−0.5) = log 1.6065… = 0.4741.
@@ -36,7 +36,7 @@ def test_minor_dpo_by_hand_where_the_policy_likes_the_rejected_side_more_than_th
     assert (result.chosen_rewards.item(), result.rejected_rewards.item()) == (exactly(1.0), exactly(0.5))
 
 
-def test_minor_dpo_by_hand_where_the_rejected_side_is_liked_less_already():
+def test_minor_dpo_by_hand_where_the_policy_finds_the_rejected_side_less_likely():
     """u_w = 2, u_l = −20 − (−18) = −2 < 0, so max(0, u_l) = 0: z = ½·2 = 1, and not ½·4 as DPO has it.
 
     −log σ(1) = 0.3133; the gradient with respect to ℓ_θ(y_l) is 0, to ℓ_θ(y_w) it is −β·σ(−1) = −0.5·0.2689.

@@ -20,7 +20,7 @@ def exactly(value):
     return pytest.approx(value, rel=0, abs=1e-12)
 
 
-def test_label_smoothing_may_come_near_one_half():
+def test_label_smoothing_may_be_just_below_one_half():
     """z = 0.5·4 = 2, s = 0.4: 0.6·log(1 + e^−2) + 0.4·log(1 + e^2)."""
     check_loss(LossSettings(label_smoothing=0.49))
     result = preference_loss(
@@ -30,7 +30,7 @@ def test_label_smoothing_may_come_near_one_half():
     assert result.losses.item() == exactly(0.6 * math.log(1 + math.exp(-2)) + 0.4 * math.log(1 + math.exp(2)))
 
 
-def test_the_preference_of_modpo_counts_whole_unless_it_is_said_otherwise():
+def test_the_preference_of_modpo_has_weight_1_by_default():
     """z = 2, margin 0.5, w_1 = 1: log(1 + e^−1.5)."""
     result = preference_loss(
         doubles(-10), doubles(-20), doubles(-12)[:, None], doubles(-18)[:, None], doubles(1)[:, None],
@@ -82,7 +82,7 @@ def test_references_and_weights_of_one_wrong_shape_are_refused(shape):
         ({"loss": "ipo", "chosen_lengths": doubles(3), "rejected_lengths": doubles(2, 2)}, r"\(2,\), expected"),
     ],
 )
-def test_counts_of_one_side_alone_or_of_another_shape_are_refused(counts, found):
+def test_counts_of_only_one_side_or_of_another_shape_are_refused(counts, found):
     with pytest.raises(ValueError, match=found):
         preference_loss(
             doubles(-1), doubles(-2), doubles(-1)[:, None], doubles(-2)[:, None], doubles(1)[:, None],

@@ -161,7 +161,7 @@ def test_gradients_agree_with_finite_differences(loss, references):
     assert torch.autograd.gradcheck(losses, policy)
 
 
-def test_the_gradient_reaches_the_policy_alone_and_rewards_carry_none():
+def test_the_gradient_reaches_only_the_policy_and_rewards_have_none():
     policy = torch.tensor([-3.0], requires_grad=True)
     reference = column(-3.0).requires_grad_()
     result = preference_loss(policy, torch.tensor([-4.0]), reference, column(-4.0), column(1.0), beta=0.1)

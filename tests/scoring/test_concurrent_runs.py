@@ -42,7 +42,7 @@ def test_alone_everything_is_scored_in_order() -> None:
     assert parts == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-def test_two_meet_in_the_middle_and_leave_nothing_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_two_runs_meet_in_the_middle_and_leave_nothing_out(caplog: pytest.LogCaptureFixture) -> None:
     cache = Cache()
     runs = [
         concurrent_runs.units("base", cache, MISSING, lambda first=first: [Other("process 7", first)], "transformers")
@@ -64,7 +64,7 @@ def test_two_meet_in_the_middle_and_leave_nothing_out(caplog: pytest.LogCaptureF
     ] * 2
 
 
-def test_a_third_goes_in_an_order_of_its_own_and_leaves_nothing_out() -> None:
+def test_a_third_run_scores_in_random_order_and_leaves_nothing_out() -> None:
     before = [Other("process 7", True), Other("process 8", True)]
     parts = [
         numbers(unit) for unit, _ in concurrent_runs.units("base", Cache(), MISSING, lambda: before, "transformers")

@@ -23,7 +23,7 @@ def test_workers_of_one_machine_share_its_cores() -> None:
     assert places_here("base", settings(workers=4), Node("a", 4, 0), 2) == [Place(1, 0, 1)] * 4
 
 
-def test_workers_of_one_machine_take_a_gpu_each_or_as_many_as_the_model_is_spread_over() -> None:
+def test_each_worker_of_one_machine_gets_the_gpus_of_one_model() -> None:
     machine = Node("a", 32, 4)
     assert places_here("base", settings(workers=4), machine, 32) == [Place(1, 1)] * 4
     spread = settings(workers=2, tensor_parallel_size=2)
@@ -55,7 +55,7 @@ def test_a_cluster_without_gpus_gets_a_worker_on_each_machine_with_its_cores() -
     assert places_on_cluster("base", settings(workers=2), [Node("head", 0, 0)]) == [Place(1, 0, None)] * 2
 
 
-def test_machines_that_are_gone_are_not_counted() -> None:
+def test_dead_machines_are_not_counted() -> None:
     table = [
         {"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
         {"NodeID": "b", "Alive": False, "Resources": {"CPU": 2.0}},
@@ -64,7 +64,7 @@ def test_machines_that_are_gone_are_not_counted() -> None:
     assert nodes_of(table) == [Node("a", 2, 1), Node("c", 0, 0)]
 
 
-def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setattr("mrpo_pipeline.scoring.ray.session.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'mrpo\[ray\]'"):
@@ -75,9 +75,7 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch)
     ("address", "said"),
     [("127.0.0.1:1", "refused"), ("somewhere", "expected HOST:PORT"), ("ray://127.0.0.1:1", "Ray Client")],
 )
-def test_an_address_where_no_cluster_is_is_told_at_once(
-    monkeypatch: pytest.MonkeyPatch, address: str, said: str
-) -> None:
+def test_an_address_without_a_cluster_fails_at_once(monkeypatch: pytest.MonkeyPatch, address: str, said: str) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match=said), ray_session("ray", cores=1):

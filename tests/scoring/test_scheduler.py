@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return reference(tmp_path_factory.mktemp("models") / "base", "llama", "qwen")
 
 
-def test_a_worker_without_room_is_not_waited_for_and_references_take_turns(tmp_path: Path, model: Path) -> None:
+def test_a_worker_without_resources_is_not_waited_for_and_references_take_turns(tmp_path: Path, model: Path) -> None:
     ranked = {
         "prompt": [{"role": "user", "content": "Which of seven?"}],
         "completions": [f"Number {i}, " + "well, " * i for i in range(7)],
@@ -66,7 +66,7 @@ def test_a_worker_without_room_is_not_waited_for_and_references_take_turns(tmp_p
     assert [(again.scored, again.workers) for again in score_references(by_two)] == [(0, 0), (0, 0)]
 
 
-def test_a_wrong_setting_is_told_by_the_worker_as_by_one_process(tmp_path: Path, model: Path) -> None:
+def test_a_worker_reports_a_wrong_setting_like_one_process(tmp_path: Path, model: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs.jsonl", plain_pairs(3))
     told = []
     for scoring in ({"engine": "transformers", "max_batch_tokens": -1}, {**BY_WORKERS, "max_batch_tokens": -1}):
@@ -76,7 +76,7 @@ def test_a_wrong_setting_is_told_by_the_worker_as_by_one_process(tmp_path: Path,
     assert told[0] == told[1]
 
 
-def test_an_engine_that_fails_ends_the_run_with_its_own_words(tmp_path: Path) -> None:
+def test_a_failed_engine_ends_the_run_with_its_own_message(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -157,7 +157,7 @@ def test_an_engine_whose_process_dies_once_is_started_again(tmp_path: Path) -> N
     assert len(cached_rows(tmp_path / "cache", "base")) == 24
 
 
-def test_a_folder_that_is_not_shared_is_told(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_not_shared_is_refused(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "SEEN_WITHIN", 0.0)
     monkeypatch.setattr(scheduler, "manifest_digest", lambda cache: "what lies in a folder of the same name here")
     pairs = write_pairs(tmp_path / "pairs.jsonl", plain_pairs(3))

@@ -121,7 +121,7 @@ def test_a_completion_in_many_pairs_is_scored_once(tmp_path: Path, model: Path) 
     assert scored(score_references(recipe(tmp_path, {"base": model}, pairs))) == [(7, 0)]
 
 
-def test_learning_rate_beta_and_engine_score_nothing_anew(tmp_path: Path, model: Path) -> None:
+def test_learning_rate_beta_and_engine_cause_no_rescoring(tmp_path: Path, model: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs.jsonl", plain_pairs(5))
     score_references(recipe(tmp_path, {"base": model}, pairs))
     changed = recipe(

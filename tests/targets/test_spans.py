@@ -148,7 +148,7 @@ def test_with_tokens_for_spans_arithmetic_is_the_mixture_of_next_token_distribut
         np.testing.assert_allclose(targets, [np.log(mixture[np.arange(5), text]).sum() for text in side], rtol=1e-13)
 
 
-def test_spans_of_hundreds_of_nats_neither_underflow_nor_lose_what_they_differ_by():
+def test_spans_of_hundreds_of_nats_neither_underflow_nor_lose_their_difference():
     """−log(½e^{900} + ½e^{901}) = −901 − log ½(1 + e^{−1}); the mixture of −900 and −901 is −900 + log ½(1 + e^{−1})."""
     side = [np.array([[-900.0, -901.0], [-0.5, -0.5]])]
     apart = math.log((1 + math.exp(-1)) / 2)
@@ -248,7 +248,7 @@ def test_counts_add_up():
         ),
     ],
 )
-def test_what_cannot_be_over_spans_is_refused(keys, says):
+def test_settings_that_do_not_support_spans_are_refused(keys, says):
     with pytest.raises(UserError, match=says):
         check_target(*settings_of(names_of(2), aggregate_over="span", **keys))
     check_target(

@@ -26,20 +26,20 @@ def test_a_window_by_hand():
     np.testing.assert_allclose(found, [[0.55, 0.45]], rtol=1e-15)
 
 
-def test_a_pair_that_comes_back_is_left_out_of_its_own_window():
+def test_a_pair_seen_before_is_not_in_its_own_window():
     """Seen 0, 1, 2; pair 2 again with a window of 2: the last two others are 0 and 1: 0.25. Pair 3 still has 1 and 2."""
     found = window_of(rows(0.1, 0.4, 0.7, 0.9), [0, 1, 2], [2, 3], 2)
     np.testing.assert_allclose(found[:, 0], [0.25, 0.55], rtol=1e-15)
 
 
-def test_what_has_equal_content_is_the_same_pair():
+def test_pairs_with_equal_content_are_the_same_pair():
     """Pairs 2 and 3 hold the same texts: 3 does not see 2 either."""
     found = window_of(rows(0.1, 0.4, 0.7, 0.7), [0, 1, 2], [3], 2, content=[0, 1, 2, 2])
     np.testing.assert_allclose(found[:, 0], [0.25], rtol=1e-15)
 
 
 @pytest.mark.parametrize(("seen", "pairs"), [([], [0, 1]), ([0, 0, 0], [0])])
-def test_before_another_pair_was_seen_weights_are_uniform(seen, pairs):
+def test_weights_are_uniform_before_another_pair_was_seen(seen, pairs):
     np.testing.assert_array_equal(window_of(rows(0.1, 0.9), seen, pairs, 4), np.full((len(pairs), 2), 0.5))
 
 
@@ -85,7 +85,7 @@ NAMES = ["a", "b", "c"]
     ],
     ids=str,
 )
-def test_a_steps_targets_are_those_of_the_same_weights_given(changes):
+def test_targets_of_a_step_equal_those_of_the_same_fixed_weights(changes):
     random = np.random.default_rng(3)
     sides = random.normal(-60, 15, (2, 6, 3))
     units = {"units_chosen": random.integers(3, 30, 6), "units_rejected": random.integers(3, 30, 6)}
@@ -105,7 +105,7 @@ def test_a_steps_targets_are_those_of_the_same_weights_given(changes):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
 
 
-def test_of_step_scoped_weights_what_depends_on_them_is_not_told_beforehand():
+def test_diagnostics_of_step_scoped_weights_are_left_out():
     random = np.random.default_rng(4)
     sides = random.normal(-60, 15, (2, 6, 3))
     kind = settings_of(reference_names=NAMES, weights="sliding-window")
@@ -138,7 +138,7 @@ def test_thompson_posterior_means_by_hand():
     np.testing.assert_array_equal(Thompson(4).posterior_means(), [0.25] * 4)
 
 
-def test_thompson_draws_are_those_of_the_seed_step_and_counts_and_of_nothing_else():
+def test_thompson_draws_depend_only_on_seed_step_and_counts():
     one, other = Thompson(3, seed=1), Thompson(3, seed=1)
     other.draw(0)
     other.restore(one.state())
@@ -164,7 +164,7 @@ def test_thompson_draws_as_often_as_the_beta_distributions_have_it():
     assert 60 < [even.draw(step) for step in range(200)].count(0) < 140
 
 
-def test_nothing_is_judged_before_it_was_drawn_and_measured():
+def test_judging_before_a_draw_and_a_measurement_is_refused():
     with pytest.raises(ValueError, match="expected both"):
         Thompson(2).judge(0.5)
 
@@ -179,7 +179,7 @@ def test_thompson_draws_from_a_generator_of_the_seed_and_step_that_no_version_ma
     assert len(set(expected)) > 1
 
 
-def test_the_oldest_pair_seen_counts_where_the_window_is_not_full_without_it():
+def test_the_oldest_pair_counts_if_the_window_is_not_full_without_it():
     """Seen 1, 0, 0, 0; pair 0 with a window of 2 looks back over all four, and finds pair 1 alone."""
     found = window_of(rows(0.9, 0.2), [1, 0, 0, 0], [0], 2)
     np.testing.assert_allclose(found, [[0.2, 0.8]], rtol=1e-15)
@@ -207,7 +207,7 @@ def test_either_of_the_two_missing_is_refused(arm, accuracy):
         Thompson(2, arm=arm, accuracy=accuracy).judge(0.5)
 
 
-def test_thompson_goes_on_from_its_state_with_everything():
+def test_thompson_is_restored_completely_from_its_state():
     one = Thompson(2, every=4)
     one.accuracy = 0.25
     one.draw(0)

@@ -44,7 +44,7 @@ def test_influence_is_the_derivative_of_the_target_by_each_reference(aggregate):
         ([0.1, 0.3], True),
     ],
 )
-def test_the_user_is_told_of_weights_whose_sum_is_off_by_more_than_a_millionth(weights, told):
+def test_weights_whose_sum_is_off_by_more_than_a_millionth_are_reported(weights, told):
     assert bool(compute_targets(*SIDES, *settings(weights=weights)).notices) == told
 
 
@@ -94,7 +94,7 @@ def test_without_held_out_weights_the_message_says_none():
         (-5000.00052, False),
     ],
 )
-def test_a_tie_is_what_float32_sums_cannot_tell_apart(rejected, tie):
+def test_a_tie_is_a_difference_below_float32_rounding(rejected, tie):
     chosen = 0.0 if rejected > -1 else -5000.0
     report = compute_targets([[chosen, -1.0]], [[rejected, -2.0]], *settings()).diagnostics
     assert report["refs/base/ties"] == tie
@@ -114,7 +114,7 @@ def test_a_pair_ranked_wrongly_before_and_after_clipping_is_no_flip(trust_region
     assert (report["refs/base/sign_flips"], report["refs/other/sign_flips"]) == (0, 0)
 
 
-def test_targets_made_by_hand_are_of_pairs_and_not_of_steps():
+def test_targets_are_not_step_scoped_by_default():
     """What is not said to be step-scoped has one π̃ for a pair."""
     one = np.full((2, 1), -3.0)
     targets = Targets(one, one, one, one[:, 0], one[:, 0] - 1, {}, (), False, None, None)
@@ -130,7 +130,7 @@ def test_a_pair_whose_references_are_all_certain_shares_the_width_evenly(epsilon
         np.testing.assert_array_equal(width, [epsilon / 2] * 2)
 
 
-def test_the_ends_of_a_band_change_places_just_above_zero_and_the_lower_one_wins():
+def test_above_zero_the_bounds_of_a_band_swap_and_the_lower_one_applies():
     """Anchor 1e−7, ε = 0.5: the ends are 1.5e−7 and 0.5e−7. numpy takes the second one where they cross."""
     clipped, _ = clip_to_anchor(np.array([[1e-7, -1.0]]), np.array([[-1.0, -1.0]]), "fixed", 0.5)
     assert clipped[0].tolist() == [1e-7, 0.5e-7]

@@ -56,7 +56,7 @@ def test_clip_rate_counts_completions_and_never_the_anchor():
     assert report["refs/base/clip_rate"] == 0
 
 
-def test_argmin_share_looks_at_what_is_aggregated():
+def test_argmin_share_is_of_the_clipped_log_probs():
     """Unclipped the second reference is the smallest everywhere; clipped to the anchor (ε = 0) both are."""
     report = diagnostics([[-100.0, -130.0]], [[-100.0, -130.0]], trust_region="fixed", epsilon=0.0)
     assert report["refs/base/argmin_share"] == 0.5
@@ -78,12 +78,12 @@ def test_sign_flips_count_pairs_whose_preference_clipping_turned_round():
     assert report["refs/base/sign_flips"] == 0
 
 
-def test_a_margin_clipped_to_nothing_is_no_flip():
+def test_a_margin_clipped_to_0_is_not_a_sign_flip():
     report = diagnostics([[-100.0, -150.0]], [[-100.0, -200.0]], trust_region="fixed", epsilon=0.1)
     assert report["refs/other/sign_flips"] == 0
 
 
-def test_accuracy_counts_a_tie_as_one_half_and_names_it_apart():
+def test_accuracy_counts_a_tie_as_one_half_and_ties_are_reported():
     """Δ of the second reference: 1, −1, 0, 1e−7 (within the float32 of the sums): 1 + 0 + ½ + ½ of 4."""
     chosen = [[-5.0, -9.0], [-5.0, -11.0], [-5.0, -10.0], [-5.0, -10.0]]
     rejected = [[-6.0, -10.0], [-6.0, -10.0], [-6.0, -10.0], [-6.0, -10.0000001]]
@@ -94,7 +94,7 @@ def test_accuracy_counts_a_tie_as_one_half_and_names_it_apart():
     assert report["refs/base/ties"] == 0
 
 
-def test_accuracy_is_that_of_the_reference_itself_not_of_its_clipped_form():
+def test_accuracy_is_of_the_unclipped_log_probs():
     report = diagnostics([[-100.0, -200.0]], [[-120.0, -150.0]], trust_region="fixed", epsilon=0.05)
     assert report["refs/other/accuracy"] == 0
 

@@ -120,7 +120,7 @@ def test_settings_that_do_not_touch_the_method_are_let_be(changes):
 @pytest.mark.parametrize(
     "changes", [{"name": "dpo"}, {"aggregate": "single:other"}, {"reference_names": ["base"]}], ids=str
 )
-def test_where_one_reference_alone_counts_no_weighting_needs_anything(weights, changes):
+def test_with_a_single_reference_no_weighting_needs_input(weights, changes):
     method, names = settings_of(**{"reference_names": ["base", "other"], "weights": weights, **changes})
     assert not method.is_step_scoped(names)
     assert not method.needs_held_out(names)
@@ -163,7 +163,7 @@ def test_log_probs_that_are_not_finite_name_their_reference_side_and_pair(bad):
         compute_targets(chosen, rejected, *settings_of(reference_names=["base", "other"]))
 
 
-def test_units_are_asked_for_where_they_are_needed_and_only_there():
+def test_units_are_required_only_where_they_are_used():
     logps = np.full((2, 2), -1.0)
     settings = settings_of(reference_names=["base", "other"], normalize="byte")
     for units in (None, [1], [1, 0], [1, np.nan], [[1], [1]]):
@@ -173,7 +173,7 @@ def test_units_are_asked_for_where_they_are_needed_and_only_there():
     assert compute_targets(logps, logps, *plain, units_chosen=[9, 9]).loss_inputs().chosen_units is None
 
 
-def test_what_is_not_said_is_what_the_documentation_says():
+def test_defaults_are_those_of_the_documentation():
     assert TargetSettings().model_dump() == {
         "name": "mrpo",
         "reference": "cached",
@@ -227,7 +227,7 @@ def test_weights_by_a_column_are_1_on_each_pairs_reference(aggregate):
         assert getattr(found, f"target_{side}").tolist() == clipped[range(4), [1, 0, 2, 1]].tolist()
 
 
-def test_a_floor_lies_under_weights_by_a_column_and_then_spans_are_mixed():
+def test_a_floor_applies_to_weights_by_a_column_and_spans_are_then_mixed():
     floored, names = settings_of(ABC, weights=BY_COLUMN, floor=0.1, aggregate_over="span")
     one_hot = floored.model_copy(update={"weights_options": WeightsOptions()})
     assert floored.mixes_spans(names) and not floored.is_one_hot
@@ -253,7 +253,7 @@ def test_no_pair_needs_no_reference():
     )
 
 
-def test_by_column_says_the_reference_of_each_value():
+def test_by_column_gives_the_reference_of_each_value():
     method, _ = settings_of(ABC, weights=BY_COLUMN)
     assert method.by_column(ABC) == ("domain", {"code": "b", "math": "c"}, "a")
     no_other, _ = settings_of(ABC, weights={"column": "domain", "code": "b"})

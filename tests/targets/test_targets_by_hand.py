@@ -63,7 +63,7 @@ def test_adaptive_weights_look_at_the_log_probs_before_clipping():
     assert targets.clipped_chosen.tolist() == [[-10, -10]]
 
 
-def test_fixed_trust_region_clips_at_both_ends_and_leaves_what_lies_inside():
+def test_fixed_trust_region_clips_at_both_bounds_and_leaves_values_inside():
     """Anchor −100, ε = 0.1: the band is [−110, −90]. −130 → −110, −60 → −90, −95 stays."""
     targets = compute_targets(
         [[-100.0, -130.0, -60.0, -95.0]],
@@ -138,7 +138,7 @@ def test_official_code_adds_a_millionth_to_the_sum_of_the_margins():
     assert targets.weights[0] == exactly([0.5, 0.5])
 
 
-def test_official_code_gives_the_second_reference_no_weight_where_no_reference_tells_the_sides_apart():
+def test_official_code_gives_the_second_reference_no_weight_if_every_margin_is_0():
     """Δ = (0, 0): α of the second = 0 / 1e−6 = 0; the swap then leaves the second reference alone in π̃."""
     targets = compute_targets(
         [[-3.0, -5.0]], [[-3.0, -5.0]], *settings(weights="adaptive", compatibility="official-code")
@@ -195,7 +195,7 @@ def test_temperature_takes_a_root_and_the_floor_is_mixed_in_after_it():
     assert targets.weights[0] == exactly([11 / 30, 19 / 30])
 
 
-def test_weights_that_do_not_sum_to_one_are_divided_by_their_sum_and_the_user_is_told():
+def test_weights_that_do_not_sum_to_one_are_divided_by_their_sum_and_reported():
     """(2, 6) / 8 = (1/4, 3/4)."""
     targets = compute_targets([[-1.0, -1.0]], [[-2, -2]], *settings(weights=[2, 6]))
     assert targets.weights.tolist() == [[0.25, 0.75]]

@@ -44,7 +44,7 @@ def test_the_unit_of_normalize_counts():
     np.testing.assert_allclose(result.row, [2.75 / 10.25, 7.5 / 10.25], rtol=1e-14)
 
 
-def test_temperature_and_floor_come_after_and_the_notice_says_what_is_used():
+def test_temperature_and_floor_are_applied_and_the_notice_has_the_final_weights():
     """T = ½ squares: 1/16 : 9/16 is 0.1 and 0.9; floor 0.2: 0.2 + 0.6·0.1 = 0.26, and 0.74."""
     settings = kinds(VDW, temperature=0.5, floor=0.2)
     held_out = validation_weights(CHOSEN, REJECTED, *settings)
@@ -56,7 +56,7 @@ def test_temperature_and_floor_come_after_and_the_notice_says_what_is_used():
 @pytest.mark.parametrize(
     ("weights", "deltas"), [(VDW, np.zeros((3, 2))), (VAW, -np.ones((3, 2))), (VAW, np.zeros((3, 2)))]
 )
-def test_where_no_pair_gives_a_signal_weights_are_uniform_and_it_is_said(weights, deltas):
+def test_without_a_signal_weights_are_uniform_and_the_notice_says_so(weights, deltas):
     result = validation_weights(CHOSEN, CHOSEN - deltas, *kinds(weights))
     np.testing.assert_array_equal(result.row, [0.5, 0.5])
     assert "is 0 for every reference on the 3 pairs" in result.notice

@@ -158,7 +158,7 @@ def test_bos_doubled_by_the_text_is_named(tmp_path: Path, model: Path) -> None:
     assert "confirmed: the prompt's first token (such as BOS) was doubled" in message
 
 
-def test_bos_doubled_by_the_engine_alone_is_named(tmp_path: Path, model: Path) -> None:
+def test_a_bos_doubled_only_by_the_engine_is_named(tmp_path: Path, model: Path) -> None:
     recipe = recipe_of(tmp_path, model)
     plant(recipe, fed=lambda prompt: np.concatenate([prompt[:1], prompt]))
     message = failure(recipe)
@@ -265,7 +265,7 @@ def test_positions_of_another_rope_are_named(tmp_path: Path) -> None:
     assert "every token up to position 6" in message and "sliding window" in message
 
 
-def test_other_ids_are_named_with_their_place(tmp_path: Path, model: Path) -> None:
+def test_other_ids_are_named_with_their_position(tmp_path: Path, model: Path) -> None:
     recipe = recipe_of(tmp_path, model)
 
     def swap(place: int, row: CompletionRow) -> CompletionRow:

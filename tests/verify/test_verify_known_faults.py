@@ -50,7 +50,7 @@ def test_the_fault_that_gives_the_cached_numbers_is_confirmed_alone() -> None:
     assert "was missing (so computed, the 2 worst completions" in reason
 
 
-def test_an_adapter_is_left_out_only_where_there_is_one() -> None:
+def test_a_missing_adapter_is_tried_only_if_there_is_one() -> None:
     assert confirmed(2 * RIGHT) == []
     model = SyntheticModel()
     model.without_adapter = model.disable_adapter
@@ -58,11 +58,11 @@ def test_an_adapter_is_left_out_only_where_there_is_one() -> None:
     assert "the adapter was not loaded" in reason and not model.bare
 
 
-def test_what_comes_near_and_not_within_the_limits_is_not_confirmed() -> None:
+def test_a_fault_that_comes_near_the_limits_is_not_confirmed() -> None:
     assert confirmed(TWICE + 0.01) == []
 
 
-def test_what_passes_the_limits_and_explains_little_is_not_confirmed() -> None:
+def test_a_fault_that_explains_little_is_not_confirmed() -> None:
     # Halfway between: 0.25 from right, 0.25 from BOS twice, and one token beyond the limit by the text as it is.
     halfway = RIGHT - 0.25
     halfway[4] -= 0.02
