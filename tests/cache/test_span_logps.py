@@ -74,7 +74,7 @@ def completions(draw: st.DrawFn):  # type: ignore[no-untyped-def]
     return rows, asked
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 @given(completions(), st.integers(1, 4))
 def test_spans_are_those_of_a_plain_loop(made, per_shard):  # type: ignore[no-untyped-def]
     rows, asked = made
