@@ -66,14 +66,18 @@ def short_context(
     unfit: pl.DataFrame,
     *,
     pairs: int | None = None,
+    spare: int = 1,
+    outcome: str = "are left out",
 ) -> str | None:
-    """A notice on the pairs that do not fit a reference's context, with the length that keeps them; None if all fit.
+    """A notice on the pairs that do not fit a model's context, with the length that keeps them; None if all fit.
 
     Args:
-        context: the reference's context length; prompt and completion together must have fewer tokens.
+        context: the model's context length, in tokens.
         frames: of ``truncate.Prepared``, in the policy's tokens.
-        unfit: ``completion_id`` and ``tokens`` (the reference's tokens of prompt and completion).
+        unfit: ``completion_id`` and ``tokens`` (the model's tokens of prompt and completion).
         pairs: the number of all pairs if ``frames`` are a sample.
+        spare: positions that prompt and completion leave free: an engine generates one token to score a text.
+        outcome: what happens to these pairs.
     """
     every = pl.concat([_lengths(frame) for frame in frames])
     long = (
@@ -90,7 +94,7 @@ def short_context(
     left_out = sides["pair"].n_unique()
     if not left_out:
         return None
-    share = sides.select((pl.col("policy") * (context - 1) / pl.col("tokens")).floor().min().cast(pl.Int64)).item()
+    share = sides.select((pl.col("policy") * (context - spare) / pl.col("tokens")).floor().min().cast(pl.Int64)).item()
     # Tokens of another tokenizer are not proportional to the policy's.
     length = share if (sides["policy"] == sides["tokens"]).all() else int(share * 0.95)
     scale = 1 if pairs is None or not every.height else pairs / every.height
@@ -98,7 +102,7 @@ def short_context(
     found = "null" if limits.max_length is None else limits.max_length
     text = (
         f"{name} reads {context:,} tokens, limits.max_length is {found}: {about}{round(left_out * scale):,} of "
-        f"{round(every.height * scale):,} pairs are left out"
+        f"{round(every.height * scale):,} pairs {outcome}"
     )
     if length < 2:
         return text
@@ -108,13 +112,13 @@ def short_context(
     return f"{text}; --max-length {length}{own} keeps them, cut"
 
 
-def expected_unfit(context: int, frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+def expected_unfit(context: int, frames: Iterable[pl.DataFrame], *, spare: int = 1) -> pl.DataFrame:
     """Completions that do not fit a context by the policy's tokens: ``completion_id``, ``tokens``."""
     lengths = pl.concat([_lengths(frame) for frame in frames])
     return pl.concat(
         lengths.select(pl.col(f"{side}_id").alias("completion_id"), pl.col(f"{side}_length").alias("tokens"))
         for side in ("chosen", "rejected")
-    ).filter(pl.col("tokens") > context - 1)
+    ).filter(pl.col("tokens") > context - spare)
 
 
 def _lengths(frame: pl.DataFrame) -> pl.DataFrame:

@@ -184,12 +184,9 @@ def _require_policy_context(recipe: Recipe, splits: Mapping[str, Split]) -> None
     if context is None:
         return
     frames = [split.pairs.frame for split in splits.values()]
-    # References need one position more, for a token after the last; the policy can fill its whole context.
-    text = short_context("The policy", context + 1, recipe.limits, frames, expected_unfit(context + 1, frames))
+    unfit = expected_unfit(context, frames, spare=0)
+    text = short_context("The policy", context, recipe.limits, frames, unfit, spare=0, outcome="are longer")
     if text is not None:
-        text = text.replace(f"reads {context + 1:,} tokens", f"reads {context:,} tokens").replace(
-            "are left out", "are longer"
-        )
         raise UserError(f"{text}. Expected pairs that the policy reads as the references do. Give that length.")
 
 
