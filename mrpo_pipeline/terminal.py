@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import time
 import warnings
@@ -91,6 +92,10 @@ def track(what: str, total: float, unit: str = "") -> Iterator[Progress]:
         what: the start of the line.
         total: the size, in ``unit``.
     """
+    if hasattr(signal, "siginterrupt"):
+        # Importing polars makes system calls restart after Ctrl-C: a wait for other processes would not end
+        # (pola-rs/polars#21739).
+        signal.siginterrupt(signal.SIGINT, True)
     lines = _Lines(what, total, unit)
     try:
         if is_quiet() or not sys.stderr.isatty():

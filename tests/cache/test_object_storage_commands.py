@@ -35,7 +35,7 @@ def test_score_interrupt_resume_and_train(s3: LoopbackS3, bucket: str, tmp_path:
     local = mrpo("score-refs", *recipe, "--cache", "local", cwd=tmp_path)
     assert local.returncode == 0, local.stderr
 
-    s3.line.cut_after = 40_000
+    s3.line.cut_after = 80_000
     broken = mrpo("score-refs", *recipe, "--cache", url, cwd=tmp_path)
     assert broken.returncode == 1, broken.stderr
     told = broken.stderr.strip().splitlines()[-1]
