@@ -11,6 +11,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum, EnumType
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,17 @@ class _IndexReader(pickle.Unpickler):
             return getattr(torch, name)
         if name in _NAMES.get(module, ()):
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
         raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _enum_member(cls: Any, name: str) -> Enum:
+    """The ``getattr`` by which some releases of Python (3.11.2) pickle a member of an enum; for nothing else."""
+    if isinstance(cls, EnumType) and name in cls.__members__:
+        member: Enum = cls[name]
+        return member
+    raise pickle.UnpicklingError("it names builtins.getattr")
 
 
 def check_indexes(checkpoint: Path) -> None:

@@ -8,13 +8,14 @@ import json
 import os
 import pickle
 import shutil
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import numpy as np
 import pytest
 import torch
 from tiny_policy import write_policy
 from torch.distributed import checkpoint as sharded
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 from training_run import run
 
 from mrpo_pipeline.errors import UserError
@@ -107,6 +108,26 @@ def test_a_planted_index_of_a_sharded_part_does_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
     pickle.loads(index.read_bytes())
     assert (tmp_path / "ran").exists(), "without the guard it runs"
+
+
+class Attribute:
+    """Pickled as a member of an enum is by Python 3.11.2: by ``getattr``."""
+
+    def __init__(self, of: type, name: str) -> None:
+        self.found = getattr, (of, name)
+
+    def __reduce__(self) -> tuple[object, tuple[type, str]]:
+        return self.found
+
+
+def test_an_index_reads_members_of_its_enum_by_name_and_no_other_attribute(tmp_path):
+    index = tmp_path / INDEX
+    index.write_bytes(pickle.dumps(Attribute(_MEM_FORMAT_ENCODING, "TORCH_CHANNELS_LAST")))
+    check_indexes(tmp_path)
+    for of, name in ((_MEM_FORMAT_ENCODING, "__init_subclass__"), (PosixPath, "unlink")):
+        index.write_bytes(pickle.dumps(Attribute(of, name)))
+        with pytest.raises(UserError, match=r"it names builtins\.getattr"):
+            check_indexes(tmp_path)
 
 
 def test_a_planted_number_in_a_sharded_part_does_not_run(tmp_path):
