@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mrpo_pipeline.cache.manifest import Manifest
 from mrpo_pipeline.cache.schema import encode_shard
-from mrpo_pipeline.cache.shards import SHARDS, read_checked, read_rows, shard_table
+from mrpo_pipeline.cache.shards import SHARDS, checked_table
 from mrpo_pipeline.cache.storage import Storage
 from mrpo_pipeline.cache.superseded import Places, shard_keys, superseded_rows
 
@@ -54,10 +54,7 @@ def compact_cache(storage: Storage, manifest: Manifest, rows_per_shard: int = 10
 def _tables(storage: Storage, names: Sequence[str], superseded: Mapping[str, Places]) -> Iterator[pa.Table]:
     """The verified rows of each shard, without the superseded ones."""
     for name in names:
-        data = read_checked(storage, name)
-        for _ in read_rows(storage, name, data):
-            pass
-        table = shard_table(data)
+        table = checked_table(storage, name)
         if name in superseded:
             table = table.take(pa.array(np.setdiff1d(np.arange(table.num_rows), superseded[name])))
         yield table

@@ -21,12 +21,10 @@ from mrpo_pipeline.cache.shards import (
     SHARDS,
     DamagedError,
     check_origin,
+    checked_table,
     is_damage,
     list_parts,
     one_array,
-    read_checked,
-    read_rows,
-    shard_table,
 )
 from mrpo_pipeline.cache.storage import Storage
 
@@ -192,7 +190,4 @@ def read_completions(storage: Storage, best: pl.DataFrame) -> Iterator[pa.Table]
         DamagedError: for a damaged shard.
     """
     for (name,), part in best.group_by("shard", maintain_order=True):
-        data = read_checked(storage, str(name))
-        for _ in read_rows(storage, str(name), data):
-            pass
-        yield shard_table(data).take(pa.array(part["row"].to_numpy()))
+        yield checked_table(storage, str(name)).take(pa.array(part["row"].to_numpy()))

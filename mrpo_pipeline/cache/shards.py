@@ -135,6 +135,14 @@ def shard_table(data: pa.Buffer) -> pa.Table:
     return table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
 
 
+def checked_table(storage: Storage, name: str) -> pa.Table:
+    """All rows of a shard in the shard schema. Raises DamagedError for bytes or rows that are not what was written."""
+    data = read_checked(storage, name)
+    for _ in read_rows(storage, name, data):
+        pass
+    return shard_table(data)
+
+
 def _rows(table: pa.Table, first: int) -> Rows:
     columns = [one_array(table, name) for name in SHARD_SCHEMA.names]
     ids, prompt_tokens, token_ids, logprobs, byte_ends, complete = columns
