@@ -81,7 +81,7 @@ def make_caches(folder: str, references: int) -> dict[str, float]:
 
     from mrpo_pipeline.cache import ReferenceCache
     from mrpo_pipeline.models.source import resolve
-    from mrpo_pipeline.rendering.model_reading import renderer_of
+    from mrpo_pipeline.rendering.identity_cache import renderer_of
 
     draw = np.random.default_rng(0)
     for source in recipe(folder, references, 1).sources():

@@ -40,7 +40,7 @@ def ids_of(task: Task) -> list[list[int]]:
     """The distinct completions of the pairs as stage one scores them, prompt and completion in one list."""
     from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
     from mrpo_pipeline.rendering import tokens_to_score
-    from mrpo_pipeline.rendering.model_reading import renderer_of
+    from mrpo_pipeline.rendering.identity_cache import renderer_of
 
     recipe = side_by_side.recipe(task, task.path("unused"), task.path("unused"))
     wanted = wanted_completions(list(prepare_splits(recipe).values()))

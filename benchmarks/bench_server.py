@@ -51,7 +51,7 @@ def ids_of(recipe: Any) -> list[list[int]]:
     """Prompt and completion of the distinct completions, as stage one asks for them."""
     from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
     from mrpo_pipeline.rendering import tokens_to_score
-    from mrpo_pipeline.rendering.model_reading import renderer_of
+    from mrpo_pipeline.rendering.identity_cache import renderer_of
 
     wanted = wanted_completions(list(prepare_splits(recipe).values()))
     rendered = renderer_of(recipe.sources()[0]).render(list(wanted.select("prompt", "completion").iter_rows()))

@@ -46,7 +46,7 @@ def requests_of(pairs: Path, model: str) -> list[Any]:
     from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
     from mrpo_pipeline.engines import ScoringRequest
     from mrpo_pipeline.recipe import parse_recipe
-    from mrpo_pipeline.rendering.model_reading import renderer_of
+    from mrpo_pipeline.rendering.identity_cache import renderer_of
 
     named = {"pairs": {"train": str(pairs)}, "policy": {"model": model}, "references": {"base": {"model": model}}}
     recipe = parse_recipe(named | {"cache": "unused", "output_dir": "unused"})

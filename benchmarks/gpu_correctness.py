@@ -197,7 +197,7 @@ def training_step(place: Place, dtype: torch.dtype) -> dict[str, Any]:
 
 def anchor_check(place: Place, dtype: torch.dtype) -> dict[str, Any]:
     """The anchor as stage one scores it against the policy's start in stage two; and with the wrong prompts, which must be refused."""
-    from mrpo_pipeline.dataset.policy_start import AnchorStart
+    from mrpo_pipeline.dataset.anchor_mismatch import AnchorStart
     from mrpo_pipeline.errors import UserError
     from mrpo_pipeline.policy.anchor_check import TOLERANCE, check_start
 

@@ -28,7 +28,7 @@ from mrpo_pipeline.evaluation import evaluate_recipe
 from mrpo_pipeline.pairs import parse_prompt, read_pairs
 from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import Recipe, parse_recipe
-from mrpo_pipeline.rendering.model_reading import renderer_of
+from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.scoring import score_references
 from mrpo_pipeline.terminal import quiet_libraries, show_messages, track
 

@@ -12,7 +12,7 @@ LIBRARY = Path(__file__).parents[1] / "mrpo_pipeline"
 
 # Layers, lowest first: a package imports only from those before its own.
 LAYERS = (
-    ("errors", "terminal", "settings"),
+    ("errors", "terminal", "settings_base"),
     ("files", "targets", "losses"),
     ("models", "pairs", "cache"),
     ("rendering", "engines", "recipe"),
@@ -23,7 +23,7 @@ LAYERS = (
     ("compare", "iterate"),
     ("demo",),
 )
-LOOSE = {"__init__.py", "errors.py", "terminal.py", "settings.py"}
+LOOSE = {"__init__.py", "errors.py", "terminal.py", "settings_base.py"}
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 
 

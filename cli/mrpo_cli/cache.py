@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrpo_cli import ending
+from mrpo_cli import closing_lines
 from mrpo_cli.cache_transfer import merge, pull, push
-from mrpo_cli.ending import Ending
+from mrpo_cli.closing_lines import Ending
 from mrpo_cli.values import cache_place
 from mrpo_cli.verify import verify
 from mrpo_pipeline.errors import UserError
@@ -110,4 +110,4 @@ def compact(cache: Place = "cache", reference: Names = []) -> None:  # noqa: B00
 
 
 def _end(cache: str, following: str) -> None:
-    ending.report(Ending(next=shlex.join(["mrpo", "cache", following, "--cache", cache])))
+    closing_lines.report(Ending(next=shlex.join(["mrpo", "cache", following, "--cache", cache])))

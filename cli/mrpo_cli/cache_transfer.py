@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrpo_cli import ending
-from mrpo_cli.ending import Ending
+from mrpo_cli import closing_lines
+from mrpo_cli.closing_lines import Ending
 from mrpo_cli.options import PRIVATE
 
 if TYPE_CHECKING:
@@ -94,4 +94,4 @@ def _recipe(path: Path | None) -> Recipe | None:
 def _report(done: list[Transfer], place: str, following: list[str]) -> None:
     for one in done:
         print(f"{one.reference}: {one.files:,} files copied, {one.size / 1e6:,.2f} MB; {one.present:,} were present")
-    ending.report(Ending(results=place, next=shlex.join(following)))
+    closing_lines.report(Ending(results=place, next=shlex.join(following)))

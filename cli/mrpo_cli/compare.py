@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrpo_cli.ending import Ending
+from mrpo_cli.closing_lines import Ending
 from mrpo_cli.recipe_decorator import report_ignored, takes_recipe
 from mrpo_pipeline.errors import UserError
 

@@ -2,8 +2,8 @@
 
 import typer
 
-from mrpo_cli import ending
-from mrpo_cli.ending import Ending
+from mrpo_cli import closing_lines
+from mrpo_cli.closing_lines import Ending
 
 app = typer.Typer(add_completion=False)
 
@@ -17,4 +17,4 @@ def demo() -> None:
     from mrpo_pipeline.demo.run import run_demo
 
     report = run_demo()
-    ending.report(Ending(str(report), f"open {report} in a browser; mrpo recipes copy small"))
+    closing_lines.report(Ending(str(report), f"open {report} in a browser; mrpo recipes copy small"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrpo_cli.ending import Ending
+from mrpo_cli.closing_lines import Ending
 from mrpo_cli.options import TASKS
 from mrpo_cli.recipe_decorator import report_unread, takes_recipe
 
@@ -43,7 +43,7 @@ def evaluate(
     The method is that of the recipe.yaml beside the adapter, which is also the default recipe if --model is not given. Results are
     written to the adapter's folder, or with --adapter to --output-dir.
     """
-    from mrpo_pipeline.policy.adapter_folder import require_adapter
+    from mrpo_pipeline.policy.adapter_check import require_adapter
 
     folder = require_adapter(Path(recipe.output_dir) if adapter is None else adapter)
     from mrpo_pipeline.evaluation import evaluate_recipe

@@ -9,7 +9,7 @@ import time
 
 from mrpo_cli import interrupts
 from mrpo_cli.interrupts import INTERRUPTED
-from mrpo_pipeline.files import python_processes
+from mrpo_pipeline.files import python_launch
 from mrpo_pipeline.terminal import guard_output, lost_output
 
 # Variables that turn off the libraries' usage reports, unless the user has set them.
@@ -27,7 +27,7 @@ IS_RANK_ZERO = os.environ.get("RANK", "0") == "0"
 def main() -> None:
     """Run the command. Exit codes: 0 done, 1 failed while running, 2 invalid input, 130 interrupted."""
     interrupts.exit_at_once()
-    python_processes.forget_current_folder()
+    python_launch.forget_current_folder()
     guard_output()
     for name, value in REPORTS_OFF.items():
         os.environ.setdefault(name, value)

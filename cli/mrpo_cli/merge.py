@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mrpo_cli import ending
-from mrpo_cli.ending import Ending
+from mrpo_cli import closing_lines
+from mrpo_cli.closing_lines import Ending
 
 app = typer.Typer(add_completion=False)
 
@@ -27,7 +27,7 @@ def merge(
     ] = False,
 ) -> None:
     """Merge an adapter into its base as one plain checkpoint, and check its log-probs against the adapted model's."""
-    from mrpo_pipeline.policy.adapter_folder import require_adapter
+    from mrpo_pipeline.policy.adapter_check import require_adapter
 
     require_adapter(adapter)
     from mrpo_pipeline.policy.merge import merge_adapter
@@ -41,6 +41,6 @@ def merge(
         f"the adapted one's by {found.rounding:.2g}, as {merged.dtype} rounds."
     )
     print(f"The merged model is in {output} ({merged.dtype}).")
-    ending.report(
+    closing_lines.report(
         Ending(f"{output} (a plain checkpoint that loads like any model)", shlex.join(["vllm", "serve", str(output)]))
     )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrpo_cli.ending import Ending
+from mrpo_cli.closing_lines import Ending
 from mrpo_cli.recipe_decorator import takes_recipe
 from mrpo_pipeline.errors import RunError
 

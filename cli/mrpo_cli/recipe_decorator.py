@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from mrpo_cli.ending import Ending, report, with_same_recipe
+from mrpo_cli.closing_lines import Ending, report, with_same_recipe
 from mrpo_cli.options import COMMANDS, POLICY_PANEL, RecipeOption, options_of, parameter
 from mrpo_cli.values import value_of
 from mrpo_pipeline.errors import UserError

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from mrpo_cli import ending
-from mrpo_cli.ending import Ending
+from mrpo_cli import closing_lines
+from mrpo_cli.closing_lines import Ending
 from mrpo_pipeline.errors import UserError
 
 app = typer.Typer(
@@ -31,7 +31,7 @@ def list_recipes(context: typer.Context) -> None:
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         print(f"{name:16} {first}")
-    ending.report(Ending(next="mrpo recipes copy small"))
+    closing_lines.report(Ending(next="mrpo recipes copy small"))
 
 
 @app.command("layouts", epilog="Example:  mrpo recipes layouts")
@@ -43,7 +43,7 @@ def layouts() -> None:
     print(f"{AS_IS:28} prompt, chosen, rejected, or prompt, completions, and ranks or scores")
     for layout in LAYOUTS:
         print(f"{layout.name:28} {layout.about}")
-    ending.report(Ending(next="mrpo render RECIPE --layout NAME shows what is read of a row"))
+    closing_lines.report(Ending(next="mrpo render RECIPE --layout NAME shows what is read of a row"))
 
 
 @app.command("copy", epilog="Example:  mrpo recipes copy small my-recipe.yaml")
@@ -69,4 +69,4 @@ def copy(
             f"{target} can't be written ({error.strerror}): expected a new file in a folder. Give another name."
         ) from None
     print(target)
-    ending.report(Ending(str(target), shlex.join(["mrpo", "plan", str(target)])))
+    closing_lines.report(Ending(str(target), shlex.join(["mrpo", "plan", str(target)])))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrpo_cli.ending import Ending
+from mrpo_cli.closing_lines import Ending
 from mrpo_cli.recipe_decorator import takes_recipe
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def render(
 
     `--reference NAME` shows only that reference (`policy` for the policy).
     """
-    from mrpo_pipeline.dataset.render_row import show_row
+    from mrpo_pipeline.dataset.row_preview import show_row
 
     if color is None:
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mrpo_cli import ending
-from mrpo_cli.ending import Ending
+from mrpo_cli import closing_lines
+from mrpo_cli.closing_lines import Ending
 
 app = typer.Typer(add_completion=False)
 
@@ -22,4 +22,4 @@ def report(
 
     written = write_report(folder)
     print(written)
-    ending.report(Ending(f"{written}; its plots are in {folder / 'plots'}", f"open {written} in a browser"))
+    closing_lines.report(Ending(f"{written}; its plots are in {folder / 'plots'}", f"open {written} in a browser"))

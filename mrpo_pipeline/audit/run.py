@@ -28,7 +28,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.pairs.completion import text_bytes
 from mrpo_pipeline.recipe import Method, Recipe
-from mrpo_pipeline.rendering.model_reading import renderer_of
+from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.targets.settings import TargetSettings
 from mrpo_pipeline.verify.tolerances import limits_for
 

@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from mrpo_pipeline.cache.bounded_parquet import BoundedParquet
 from mrpo_pipeline.cache.coverage_index import load_index, store_index
 from mrpo_pipeline.cache.manifest import Manifest
-from mrpo_pipeline.cache.parquet import BoundedParquet
 from mrpo_pipeline.cache.shards import (
     SHARDS,
     DamagedError,

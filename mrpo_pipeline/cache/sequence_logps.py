@@ -19,8 +19,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from mrpo_pipeline.cache.bounded_parquet import BoundedParquet
 from mrpo_pipeline.cache.manifest import Manifest
-from mrpo_pipeline.cache.parquet import BoundedParquet
 from mrpo_pipeline.cache.schema import encode_plain
 from mrpo_pipeline.cache.shards import DamagedError, Rows, read_checked, read_rows
 from mrpo_pipeline.cache.storage import Storage, StoreError

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mrpo_pipeline.cache.bounded_parquet import BoundedParquet
 from mrpo_pipeline.cache.manifest import Manifest, foreign
-from mrpo_pipeline.cache.parquet import BoundedParquet
 from mrpo_pipeline.cache.schema import FINGERPRINT_KEY, SHARD_SCHEMA, impossible
 from mrpo_pipeline.cache.storage import Storage, sha256_hex
 from mrpo_pipeline.errors import RunError, UserError

@@ -11,7 +11,7 @@ from typing import cast
 import polars as pl
 import pyarrow as pa
 
-from mrpo_pipeline.cache.parquet import BoundedParquet
+from mrpo_pipeline.cache.bounded_parquet import BoundedParquet
 from mrpo_pipeline.cache.schema import UNFIT_SCHEMA, Unfit, encode_plain
 from mrpo_pipeline.cache.shards import DamagedError, read_checked
 from mrpo_pipeline.cache.storage import Storage, StoreError

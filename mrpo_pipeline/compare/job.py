@@ -21,7 +21,7 @@ from mrpo_pipeline.files.folder_lock import held
 from mrpo_pipeline.files.hashing import sha256_of_small
 
 if TYPE_CHECKING:
-    from mrpo_pipeline.dataset.policy_start import AnchorStart
+    from mrpo_pipeline.dataset.anchor_mismatch import AnchorStart
     from mrpo_pipeline.recipe import Method, Policy
 
 log = logging.getLogger("mrpo")
@@ -45,7 +45,7 @@ class Job:
         policy, method, training: as in ``mrpo_pipeline.policy.train``, the first two as plain data.
         key: digest of everything that decides the result.
         card, diagnostics: see ``mrpo_pipeline.policy.train``.
-        anchor: ``dataset.policy_start.AnchorStart`` as plain data; None if the start is not compared.
+        anchor: ``dataset.anchor_mismatch.AnchorStart`` as plain data; None if the start is not compared.
     """
 
     name: str
@@ -194,7 +194,7 @@ def _measure(job: Job, policy: Policy, method: Method) -> dict[str, Any]:
 
 
 def _anchor(job: Job) -> AnchorStart | None:
-    from mrpo_pipeline.dataset.policy_start import AnchorStart
+    from mrpo_pipeline.dataset.anchor_mismatch import AnchorStart
 
     return None if job.anchor is None else AnchorStart(**job.anchor)
 

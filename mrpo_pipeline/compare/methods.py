@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mrpo_pipeline.dataset.loss_inputs import check_losses
+from mrpo_pipeline.dataset.loss_compatibility import check_losses
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe import Method, Recipe, method_for
 

@@ -16,13 +16,13 @@ from mrpo_pipeline.compare.results import Comparison, clusters_of, summarize
 from mrpo_pipeline.compare.runs import Runs
 from mrpo_pipeline.compare.sweep_selection import choose
 from mrpo_pipeline.compare.worker_pool import Outcome
-from mrpo_pipeline.dataset.policy_start import anchor_start, start_notice
+from mrpo_pipeline.dataset.anchor_mismatch import anchor_start, start_notice
 from mrpo_pipeline.dataset.reference_logps import CachedPairs, open_caches
 from mrpo_pipeline.dataset.splits import Split, check_columns, check_method, load_splits
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.files.atomic import remove_leftovers, temporary_folder, whole_file, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
-from mrpo_pipeline.pairs.readable import readable_completion, readable_prompt
+from mrpo_pipeline.pairs.display_text import readable_completion, readable_prompt
 from mrpo_pipeline.policy.output_dir import check_output_folder
 from mrpo_pipeline.policy.run import check_training
 from mrpo_pipeline.recipe import Recipe

@@ -26,7 +26,7 @@ from typing import Any
 from mrpo_pipeline.compare.job import LOG, Job, finished, run_job
 from mrpo_pipeline.compare.parallelism import Places
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.files.python_processes import child_environment, code_command
+from mrpo_pipeline.files.python_launch import child_environment, code_command
 from mrpo_pipeline.terminal import show_messages, track
 
 log = logging.getLogger("mrpo")

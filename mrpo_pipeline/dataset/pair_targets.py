@@ -9,12 +9,12 @@ import numpy.typing as npt
 import polars as pl
 
 from mrpo_pipeline.dataset.examples import PreferenceExamples
-from mrpo_pipeline.dataset.loss_inputs import floored_margins
+from mrpo_pipeline.dataset.loss_compatibility import floored_margins
 from mrpo_pipeline.dataset.modpo_rewards import objective_margins
-from mrpo_pipeline.dataset.pair_spans import pair_spans
 from mrpo_pipeline.dataset.ragged_ids import IdRows, MaskRows
-from mrpo_pipeline.dataset.reference_column import chosen_references
+from mrpo_pipeline.dataset.reference_by_column import chosen_references
 from mrpo_pipeline.dataset.reference_logps import CachedPairs
+from mrpo_pipeline.dataset.reference_span_logps import pair_spans
 from mrpo_pipeline.dataset.shared_prompt import scored_counts
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.completion import text_bytes

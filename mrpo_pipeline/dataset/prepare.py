@@ -19,7 +19,7 @@ from mrpo_pipeline.pairs.counts import require_balance
 from mrpo_pipeline.pairs.sources import PairFile, find_files, looks_right
 from mrpo_pipeline.recipe import Pairs, Recipe
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.model_reading import ModelReading, renderer_of
+from mrpo_pipeline.rendering.identity_cache import ModelReading, renderer_of
 from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer
 
 log = logging.getLogger("mrpo")

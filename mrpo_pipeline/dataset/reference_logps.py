@@ -13,14 +13,14 @@ import polars as pl
 from mrpo_pipeline.cache import ReferenceCache
 from mrpo_pipeline.dataset.drop_reasons import TOO_LONG_FOR, UNWRITTEN_BY
 from mrpo_pipeline.dataset.nothing_left import few_pairs_notice, nothing_left, short_context
-from mrpo_pipeline.dataset.pair_spans import completion_cuts, distinct_of
 from mrpo_pipeline.dataset.prepare import report_reading
+from mrpo_pipeline.dataset.reference_span_logps import completion_cuts, distinct_of
 from mrpo_pipeline.dataset.truncate import Prepared
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource, as_recorded, has_tokenizer, resolve
 from mrpo_pipeline.pairs.counts import require_balance
 from mrpo_pipeline.recipe import Limits, Recipe
-from mrpo_pipeline.rendering.model_reading import ModelReading
+from mrpo_pipeline.rendering.identity_cache import ModelReading
 
 log = logging.getLogger("mrpo")
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from mrpo_pipeline.dataset.examples import PreferenceExamples
-from mrpo_pipeline.dataset.loss_inputs import check_losses
+from mrpo_pipeline.dataset.loss_compatibility import check_losses
 from mrpo_pipeline.dataset.modpo_rewards import check_objectives
 from mrpo_pipeline.dataset.pair_targets import no_held_out_pairs, training_examples
 from mrpo_pipeline.dataset.prepare import prepare_splits
-from mrpo_pipeline.dataset.reference_column import check_column
+from mrpo_pipeline.dataset.reference_by_column import check_column
 from mrpo_pipeline.dataset.reference_logps import CachedPairs, join_splits
 from mrpo_pipeline.dataset.truncate import Prepared
 from mrpo_pipeline.errors import UserError

@@ -20,8 +20,8 @@ from mrpo_pipeline.evaluation.trained_with import by_its_method
 from mrpo_pipeline.files.atomic import write_whole, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
 from mrpo_pipeline.pairs.counts import Counts
-from mrpo_pipeline.pairs.readable import readable_completion, readable_prompt
-from mrpo_pipeline.policy.adapter_folder import require_adapter
+from mrpo_pipeline.pairs.display_text import readable_completion, readable_prompt
+from mrpo_pipeline.policy.adapter_check import require_adapter
 from mrpo_pipeline.policy.anchor_drift import DRIFT
 from mrpo_pipeline.policy.output_dir import check_output_folder
 from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
@@ -155,7 +155,7 @@ def _check_output(recipe: Recipe, output: Path) -> None:
 
 
 def _measure_on_pairs(recipe: Recipe, folder: Path, output: Path, result: Evaluation) -> None:
-    from mrpo_pipeline.dataset.policy_start import anchor_start, start_notice
+    from mrpo_pipeline.dataset.anchor_mismatch import anchor_start, start_notice
     from mrpo_pipeline.dataset.prepare import tokenizer_of
     from mrpo_pipeline.dataset.reference_logps import caches_of_method
     from mrpo_pipeline.dataset.shared_prompt import own_prompts

@@ -10,7 +10,7 @@ import polars as pl
 
 from mrpo_pipeline.dataset.pair_targets import pair_targets
 from mrpo_pipeline.dataset.prepare import prepare_splits
-from mrpo_pipeline.dataset.reference_column import check_column
+from mrpo_pipeline.dataset.reference_by_column import check_column
 from mrpo_pipeline.dataset.reference_logps import CachedPairs, join_splits, open_caches
 from mrpo_pipeline.dataset.splits import Split
 from mrpo_pipeline.errors import UserError

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.losses.functional import LOSSES, LossName
-from mrpo_pipeline.settings import Settings
+from mrpo_pipeline.settings_base import Settings
 
 # Sums of losses with a name. MPO (arXiv 2411.10442): preference, quality and generation loss with their usual weights.
 SHORTHANDS: dict[str, dict[str, float]] = {"mpo": {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}}

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from mrpo_pipeline.settings import Name, Settings
+from mrpo_pipeline.settings_base import Name, Settings
 
 _EXPECTED = "the address of a running vLLM, such as http://host:8000"
 

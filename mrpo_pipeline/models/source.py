@@ -35,7 +35,7 @@ from mrpo_pipeline.models.files import (
 )
 from mrpo_pipeline.models.server import Server
 from mrpo_pipeline.models.template_arguments import reserved
-from mrpo_pipeline.settings import Name, Settings
+from mrpo_pipeline.settings_base import Name, Settings
 
 RENDERING_FIELDS = ("tokenizer", "template", "end_of_turn")
 AS_SERVED = "as served"

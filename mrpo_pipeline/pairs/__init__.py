@@ -5,7 +5,7 @@ json_records, csv_records, arrow_records, parquet_records     rows of a file, on
 layout_detection, row_reader                                  columns to named fields
 messages, transcripts, ranked, row_pairs                      fields to prompt and completions
 read, table                  rows to a polars frame
-identity, split              content ids; splits by prompt
+identity, prompt_splits      content ids; splits by prompt
 
 Modules are imported at first use, so a light command does not load polars.
 """

@@ -7,7 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.pairs.cell_values import (
+from mrpo_pipeline.pairs.columns import MEDIA, RANKED, Columns, nearest
+from mrpo_pipeline.pairs.field_paths import get_path, is_filled, top_column
+from mrpo_pipeline.pairs.layout_values import (
     alternating_turns,
     decode_list,
     join_messages,
@@ -16,8 +18,6 @@ from mrpo_pipeline.pairs.cell_values import (
     require_objects,
     split_marked_turns,
 )
-from mrpo_pipeline.pairs.columns import MEDIA, RANKED, Columns, nearest
-from mrpo_pipeline.pairs.field_paths import get_path, is_filled, top_column
 from mrpo_pipeline.pairs.layouts import PROMPT_PARTS, Choice, Layout, Ranked, Sides
 from mrpo_pipeline.pairs.row_errors import BadRowError, NoPreferenceError, describe
 

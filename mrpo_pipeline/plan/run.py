@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
+from mrpo_pipeline.dataset.anchor_mismatch import start_notice
 from mrpo_pipeline.dataset.nothing_left import require_pairs, short_context
-from mrpo_pipeline.dataset.policy_start import start_notice
 from mrpo_pipeline.dataset.truncate import Prepared, prepare
 from mrpo_pipeline.pairs import PairTable
 from mrpo_pipeline.plan.completions import Completions, describe_data, readable
@@ -15,7 +15,7 @@ from mrpo_pipeline.plan.sampling import read_population
 from mrpo_pipeline.plan.stage_one import ReferencePlanner
 from mrpo_pipeline.plan.stage_two import TrainingData, grouping, plan_training
 from mrpo_pipeline.recipe import Recipe
-from mrpo_pipeline.rendering.model_reading import renderer_of
+from mrpo_pipeline.rendering.identity_cache import renderer_of
 
 
 def plan_run(

@@ -23,7 +23,7 @@ from mrpo_pipeline.plan.result import ReferencePlan
 from mrpo_pipeline.plan.scoring_memory import scoring_memory
 from mrpo_pipeline.recipe import Scoring
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.model_reading import renderer_of
+from mrpo_pipeline.rendering.identity_cache import renderer_of
 
 T = TypeVar("T")
 

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mrpo_pipeline.dataset.distinct import Distinct
+from mrpo_pipeline.dataset.distinct_completions import Distinct
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.pair_targets import id_rows, mask_rows
 from mrpo_pipeline.policy.arguments import DEFAULTS, fast_paths
-from mrpo_pipeline.policy.packing import Measure, token_limit
+from mrpo_pipeline.policy.micro_batching import Measure, token_limit
 from mrpo_pipeline.policy.sampler import StepDataset, StepSampler
 from mrpo_pipeline.recipe.training import FastPaths
 

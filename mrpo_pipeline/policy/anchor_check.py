@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from mrpo_pipeline.dataset.anchor_mismatch import AnchorStart
 from mrpo_pipeline.dataset.examples import PreferenceExamples
-from mrpo_pipeline.dataset.policy_start import AnchorStart
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.policy.sampler import PairLoader
 from mrpo_pipeline.policy.trainer import PreferenceTrainer

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mrpo_pipeline.dataset.anchor_mismatch import AnchorStart, anchor_start, start_notice
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.nothing_left import expected_unfit, short_context
-from mrpo_pipeline.dataset.policy_start import AnchorStart, anchor_start, start_notice
 from mrpo_pipeline.dataset.reference_logps import caches_of_method
 from mrpo_pipeline.dataset.splits import Split, check_columns, check_method, examples_of, load_splits
 from mrpo_pipeline.errors import UserError

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
 from mrpo_pipeline.files.atomic import whole_file
-from mrpo_pipeline.policy.packing import Indices
+from mrpo_pipeline.policy.micro_batching import Indices
 from mrpo_pipeline.policy.sampler import TrainingOrder
 from mrpo_pipeline.targets.compute import temper_and_lift
 from mrpo_pipeline.targets.online_weights import Thompson, sliding_window, step_inputs

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mrpo_pipeline.dataset.anchor_mismatch import AnchorStart
 from mrpo_pipeline.dataset.examples import PreferenceExamples
-from mrpo_pipeline.dataset.policy_start import AnchorStart
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.atomic import write_whole, write_whole_json
 from mrpo_pipeline.losses.settings import check_loss

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from mrpo_pipeline.dataset.distinct import Distinct, of_ranked
+from mrpo_pipeline.dataset.distinct_completions import Distinct, of_ranked
 from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
 from mrpo_pipeline.models.adapters import saves_embeddings
 from mrpo_pipeline.models.causality import require_causal
@@ -31,8 +31,8 @@ from mrpo_pipeline.policy.fused_lora import fuse_adapters
 from mrpo_pipeline.policy.method_callback import MethodCallback
 from mrpo_pipeline.policy.method_state import MethodState
 from mrpo_pipeline.policy.metrics import MetricSums, evaluation_metrics, metric_names, pair_losses, pair_metrics
+from mrpo_pipeline.policy.micro_batching import Measure, token_limit
 from mrpo_pipeline.policy.nonfinite import StepWatch, require_finite_sums
-from mrpo_pipeline.policy.packing import Measure, token_limit
 from mrpo_pipeline.policy.sampler import EvalDataset, EvalSampler, PairLoader, StepDataset, StepSampler
 from mrpo_pipeline.policy.share_prompts import share_prompts
 from mrpo_pipeline.recipe import Method

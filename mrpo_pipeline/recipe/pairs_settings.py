@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.settings import Name, Settings
+from mrpo_pipeline.settings_base import Name, Settings
 
 
 class Source(NamedTuple):

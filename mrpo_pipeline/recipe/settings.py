@@ -17,7 +17,7 @@ from mrpo_pipeline.models.server import Server
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.recipe.pairs_settings import Pairs
 from mrpo_pipeline.recipe.plain_yaml import write_yaml
-from mrpo_pipeline.settings import Name, Settings
+from mrpo_pipeline.settings_base import Name, Settings
 from mrpo_pipeline.targets.settings import TargetSettings
 
 # The paper's settings [MRPO, code] that differ from transformers' defaults.

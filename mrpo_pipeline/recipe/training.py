@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mrpo_pipeline.settings import Settings
+from mrpo_pipeline.settings_base import Settings
 
 
 class FastPaths(Settings):

@@ -11,9 +11,9 @@ from mrpo_pipeline.models.checks import reason_of
 from mrpo_pipeline.pairs.identity import Message, PromptSettings
 from mrpo_pipeline.rendering.content_location import Frame, Located, find_content
 from mrpo_pipeline.rendering.message_formats import FormatFinder, cannot_write
-from mrpo_pipeline.rendering.template_arguments import check_arguments, undeclared
 from mrpo_pipeline.rendering.template_sandbox import LimitedFunction, TemplateFaultError, TemplateLimitError
 from mrpo_pipeline.rendering.template_source import PLAIN_TEMPLATE, TEMPLATE_DATE, template_text, tool_template
+from mrpo_pipeline.rendering.template_variables import check_arguments, undeclared
 
 _DATE = datetime.fromisoformat(TEMPLATE_DATE)
 _VIEWS_KEPT = 256  # each row may have its own arguments

@@ -17,7 +17,7 @@ from mrpo_pipeline.rendering.byte_offsets import TokenBytes, byte_ends
 from mrpo_pipeline.rendering.chat_template import ChatTemplate
 from mrpo_pipeline.rendering.end_of_turn import TurnEnd, no_end_token
 from mrpo_pipeline.rendering.escaped_tokenizer import EscapedTokenizer
-from mrpo_pipeline.rendering.prompt_frame import PromptFrame
+from mrpo_pipeline.rendering.prompt_rendering import PromptFrame
 from mrpo_pipeline.rendering.token_boundary import Spans, TokenBoundary, first_from
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.rendering.chat_template import ChatTemplate
 from mrpo_pipeline.rendering.escaped_tokenizer import EscapedTokenizers, text_pieces
-from mrpo_pipeline.rendering.prompt_frame import prompt_frame
+from mrpo_pipeline.rendering.prompt_rendering import prompt_frame
 from mrpo_pipeline.rendering.template_source import TEMPLATE_DATE, uses_date
 
 if TYPE_CHECKING:

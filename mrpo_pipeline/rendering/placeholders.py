@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mrpo_pipeline.pairs.identity import Message
 from mrpo_pipeline.rendering.content_location import trimmed_variants
-from mrpo_pipeline.rendering.prompt_frame import spellings
+from mrpo_pipeline.rendering.prompt_rendering import spellings
 
 SlotKind = Literal["reasoning", "content", "name", "result"]
 

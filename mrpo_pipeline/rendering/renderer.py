@@ -8,11 +8,11 @@ from typing import Any
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.files import refuse_gguf
 from mrpo_pipeline.rendering.chat_template import ChatTemplate, UntrustedModelError
+from mrpo_pipeline.rendering.encoding_jobs import JobBuilder
 from mrpo_pipeline.rendering.encoding_split import Rendered, Splitter
 from mrpo_pipeline.rendering.end_of_turn import find_turn_end
 from mrpo_pipeline.rendering.escaped_tokenizer import EscapedTokenizer, EscapedTokenizers, control_tokens, role_markers
 from mrpo_pipeline.rendering.identity import identity
-from mrpo_pipeline.rendering.job_builder import JobBuilder
 from mrpo_pipeline.rendering.rendering_check import RenderingCheck
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer, with_model_files
 from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer

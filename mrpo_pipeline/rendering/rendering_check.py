@@ -20,7 +20,7 @@ from mrpo_pipeline.pairs.identity import Message
 from mrpo_pipeline.rendering.byte_offsets import component_types
 from mrpo_pipeline.rendering.chat_template import UntrustedModelError
 from mrpo_pipeline.rendering.encoding_split import Job, Rendered, Splitter
-from mrpo_pipeline.rendering.prompt_frame import FROM_GENERATION_PROMPT, written_to
+from mrpo_pipeline.rendering.prompt_rendering import FROM_GENERATION_PROMPT, written_to
 
 EACH = 3  # conversations per shape
 

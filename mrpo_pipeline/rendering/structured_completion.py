@@ -24,7 +24,13 @@ from mrpo_pipeline.rendering.placeholders import (
     split_pieces,
     with_placeholders,
 )
-from mrpo_pipeline.rendering.prompt_frame import dropped_reasoning, find_dropped, holds_call, place_in, replaced_head
+from mrpo_pipeline.rendering.prompt_rendering import (
+    dropped_reasoning,
+    find_dropped,
+    holds_call,
+    place_in,
+    replaced_head,
+)
 
 _KINDS: dict[SlotKind, str] = {
     "reasoning": "reasoning",

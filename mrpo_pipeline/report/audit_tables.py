@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mrpo_pipeline.report.audit_plots import at
+from mrpo_pipeline.report.comparison_tables import Cell, Names, Row, Table
 from mrpo_pipeline.report.formatting import fixed, percent, real
 from mrpo_pipeline.report.results_folder import Folder
-from mrpo_pipeline.report.tables import Cell, Names, Row, Table
 
 # Title, unit, decimals (None: a share), and the path in each reference's figures.
 _FIGURES = (

@@ -8,11 +8,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.report import audit_tables, formatting, tables
+from mrpo_pipeline.report import audit_tables, comparison_tables, formatting
 from mrpo_pipeline.report.audit_plots import at, audit_plots
 from mrpo_pipeline.report.charts import Plot
-from mrpo_pipeline.report.disagreements import disagreements_of
 from mrpo_pipeline.report.learning_curves import curve_plots
+from mrpo_pipeline.report.method_disagreements import disagreements_of
 from mrpo_pipeline.report.palette import css_variables
 from mrpo_pipeline.report.result_plots import difference_plots, drift_plots, method_plots
 from mrpo_pipeline.report.results_folder import Folder
@@ -42,7 +42,7 @@ def render_page(folder: Folder) -> tuple[str, list[Plot]]:
     html = environment.get_template("report.html.j2").render(
         folder=folder,
         document=folder.document,
-        names=tables.Names(folder),
+        names=comparison_tables.Names(folder),
         tables=_tables(folder),
         plots=plots,
         audit=_audit(folder),
@@ -77,18 +77,18 @@ def _plots(folder: Folder) -> dict[str, list[Plot]]:
 
 
 def _tables(folder: Folder) -> dict[str, Any]:
-    pairs, notes = tables.pairs_table(folder)
+    pairs, notes = comparison_tables.pairs_table(folder)
     return {
-        "methods": tables.methods_table(folder),
-        "references": tables.references_table(folder),
+        "methods": comparison_tables.methods_table(folder),
+        "references": comparison_tables.references_table(folder),
         "pairs": pairs,
         "pair_notes": notes,
-        "results": tables.results_table(folder),
-        "own": tables.own_metrics_table(folder),
-        "differences": tables.difference_tables(folder),
-        "sweep": tables.sweep_table(folder),
-        "diagnostics": tables.diagnostics_table(folder),
-        "seconds": tables.seconds_table(folder),
+        "results": comparison_tables.results_table(folder),
+        "own": comparison_tables.own_metrics_table(folder),
+        "differences": comparison_tables.difference_tables(folder),
+        "sweep": comparison_tables.sweep_table(folder),
+        "diagnostics": comparison_tables.diagnostics_table(folder),
+        "seconds": comparison_tables.seconds_table(folder),
         "tasks": task_tables(folder),
     }
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from mrpo_pipeline.report.comparison_tables import Cell, Columns, Names, Row, Table, known
 from mrpo_pipeline.report.formatting import count, fixed, real
 from mrpo_pipeline.report.results_folder import Folder
-from mrpo_pipeline.report.tables import Cell, Columns, Names, Row, Table, known
 
 
 def task_tables(folder: Folder) -> list[Table]:

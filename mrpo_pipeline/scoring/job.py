@@ -14,7 +14,7 @@ from mrpo_pipeline.models.source import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.recipe import Scoring
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.model_reading import ModelReading
+from mrpo_pipeline.rendering.identity_cache import ModelReading
 from mrpo_pipeline.scoring.report import ReferenceReport, unfit_counts
 from mrpo_pipeline.scoring.scorer import Assignment
 

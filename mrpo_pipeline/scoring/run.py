@@ -10,9 +10,9 @@ from typing import Literal
 
 import polars as pl
 
+from mrpo_pipeline.dataset.anchor_mismatch import start_notice
 from mrpo_pipeline.dataset.drop_reasons import TOO_LONG_FOR, UNWRITTEN_BY
 from mrpo_pipeline.dataset.nothing_left import expected_unfit, nothing_left, require_pairs, short_context
-from mrpo_pipeline.dataset.policy_start import start_notice
 from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
 from mrpo_pipeline.dataset.truncate import Prepared
 from mrpo_pipeline.errors import RunError, UserError

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, field_validator
 
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.settings import Settings
+from mrpo_pipeline.settings_base import Settings
 
 # Weights computed once from the third split, and weights that change from step to step.
 HELD_OUT_WEIGHTS = ("validation-discrimination", "validation-accuracy")

@@ -21,7 +21,7 @@ from mrpo_pipeline.models.source import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.pairs.completion import completion_text
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.rendering import Rendered, Renderer
-from mrpo_pipeline.rendering.model_reading import renderer_of
+from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.terminal import quiet_libraries, track
 from mrpo_pipeline.verify.comparison import Compared, differences, worst_token
 from mrpo_pipeline.verify.diagnosis import guess_reasons

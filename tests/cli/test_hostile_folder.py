@@ -71,7 +71,7 @@ def test_rays_workers_run_no_module_of_the_folder(folder: Path, document: dict[s
 
 
 def test_pythonpath_counts_in_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mrpo_pipeline.files.python_processes import child_environment
+    from mrpo_pipeline.files.python_launch import child_environment
 
     (tmp_path / "of_mine.py").write_text("print('found')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -84,6 +84,6 @@ def test_pythonpath_counts_in_children(tmp_path: Path, monkeypatch: pytest.Monke
 def test_every_python_program_is_started_by_the_one_function_that_does_it_safely() -> None:
     sources = [path for folder in ("mrpo_pipeline", "cli") for path in (ROOT / folder).rglob("*.py")]
     others = {path.name for path in sources if "sys.executable" in path.read_text(encoding="utf-8")}
-    assert others == {"python_processes.py"}
+    assert others == {"python_launch.py"}
     for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines():
         assert "python -m" not in line and "(PYTHON) -m" not in line, f"without -P: {line}"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import typer
+from mrpo_cli.closing_lines import with_same_recipe
 from mrpo_cli.commands import app
-from mrpo_cli.ending import with_same_recipe
 from mrpo_cli.options import COMMANDS, COMPARE, METHOD, PAIRS, TASKS, options_of
 from mrpo_cli.recipe_decorator import takes_recipe
 from mrpo_cli.values import value_of

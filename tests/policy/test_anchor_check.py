@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_policy import load_base, make_examples, write_policy
 
-from mrpo_pipeline.dataset.policy_start import AnchorStart
+from mrpo_pipeline.dataset.anchor_mismatch import AnchorStart
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.anchor_check import TOLERANCE, check_start
 from mrpo_pipeline.policy.arguments import training_arguments

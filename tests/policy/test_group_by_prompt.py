@@ -11,7 +11,7 @@ import torch
 from test_share_prompts import SHARED, assert_equal, policy
 from tiny_policy import VOCABULARY, make_examples
 
-from mrpo_pipeline.dataset.distinct import Distinct, is_ranked, of_ranked, pairs_by_prompt
+from mrpo_pipeline.dataset.distinct_completions import Distinct, is_ranked, of_ranked, pairs_by_prompt
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation.held_out import evaluate_policy
@@ -23,7 +23,7 @@ from mrpo_pipeline.policy.argument_checks import groups_by_prompt
 from mrpo_pipeline.policy.arguments import fast_paths, training_arguments
 from mrpo_pipeline.policy.collate import lay_out_pairs
 from mrpo_pipeline.policy.forward import PolicyForward
-from mrpo_pipeline.policy.packing import Measure, micro_batches
+from mrpo_pipeline.policy.micro_batching import Measure, micro_batches
 from mrpo_pipeline.policy.sampler import EvalDataset, EvalSampler, PairLoader, StepDataset, StepSampler
 from mrpo_pipeline.policy.train import train_policy
 from mrpo_pipeline.policy.trainer import PreferenceTrainer

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrpo_pipeline.policy.packing import Measure, micro_batches
+from mrpo_pipeline.policy.micro_batching import Measure, micro_batches
 from mrpo_pipeline.policy.sampler import GROUPED_STEPS, EvalSampler, StepSampler, epoch_steps
 
 RANDOM = np.random.default_rng(5)

@@ -7,7 +7,7 @@ import torch
 from test_policy_loss import trainer_for
 from tiny_policy import load_base, make_examples, plain_sums, write_policy
 
-from mrpo_pipeline.dataset.policy_start import AnchorStart
+from mrpo_pipeline.dataset.anchor_mismatch import AnchorStart
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.policy.lora import add_adapter
 from mrpo_pipeline.policy.model import load_policy

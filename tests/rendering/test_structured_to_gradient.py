@@ -32,7 +32,7 @@ from mrpo_pipeline.pairs.table import SCHEMA
 from mrpo_pipeline.policy.collate import lay_out_pairs
 from mrpo_pipeline.policy.forward import PolicyForward
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.model_reading import renderer_of
+from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.scoring.scorer import Assignment, Scorer
 from mrpo_pipeline.verify import check_numbers
 

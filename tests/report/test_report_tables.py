@@ -11,9 +11,9 @@ from made_comparison import make_comparison
 from page_reader import Page
 
 from mrpo_pipeline.report import write_report
+from mrpo_pipeline.report.comparison_tables import Cell, Names, difference_tables, own_metrics_table, results_table
 from mrpo_pipeline.report.result_plots import drift_plots
 from mrpo_pipeline.report.results_folder import Folder, read_folder
-from mrpo_pipeline.report.tables import Cell, Names, difference_tables, own_metrics_table, results_table
 from mrpo_pipeline.report.task_tables import task_tables
 
 

@@ -26,7 +26,7 @@ from mrpo_pipeline.dataset.shared_prompt import own_prompts
 from mrpo_pipeline.exports import export_targets
 from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.rendering import Rendered, Renderer
-from mrpo_pipeline.rendering.model_reading import renderer_of
+from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.scoring import score_references
 from mrpo_pipeline.verify import check_numbers
 

@@ -16,7 +16,7 @@ from tiny_references import HARD_TEXTS, hard_pairs, pair, plain_pairs, reference
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import completion_id, dump_prompt
 from mrpo_pipeline.recipe import parse_recipe
-from mrpo_pipeline.rendering.model_reading import renderer_of
+from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.scoring import ReferenceReport, score_references
 
 # (architecture, tokenizer): byte-level BPE of three families, SentencePiece-style BPE of two, Unigram of two.

@@ -21,7 +21,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.hashing import SETTLED_NS
 from mrpo_pipeline.models.source import resolve
 from mrpo_pipeline.recipe import load_recipe
-from mrpo_pipeline.rendering.model_reading import renderer_of
+from mrpo_pipeline.rendering.identity_cache import renderer_of
 
 CHANGES = [*ALTERING, *HARMLESS]
 

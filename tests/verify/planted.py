@@ -16,7 +16,7 @@ from mrpo_pipeline.engines import ScoringRequest, open_engine
 from mrpo_pipeline.models.source import ModelSource, resolve
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.rendering import Rendered
-from mrpo_pipeline.rendering.model_reading import renderer_of
+from mrpo_pipeline.rendering.identity_cache import renderer_of
 
 Score = Callable[[list[ScoringRequest]], list[np.ndarray]]
 

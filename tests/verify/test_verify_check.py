@@ -21,7 +21,7 @@ from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.rendering import Rendered
-from mrpo_pipeline.rendering.model_reading import renderer_of
+from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.scoring import score_references
 from mrpo_pipeline.verify import check_numbers, measure_drift
 from mrpo_pipeline.verify.oracle import PlainModel

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_pipeline.errors import RunError
-from mrpo_pipeline.files.python_processes import child_environment, module_command
+from mrpo_pipeline.files.python_launch import child_environment, module_command
 from mrpo_pipeline.models.adapters import file_tensors
 from mrpo_pipeline.models.merging import EXPECTED, NOT_MERGEABLE
 

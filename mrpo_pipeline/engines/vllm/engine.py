@@ -27,7 +27,7 @@ from mrpo_pipeline.engines.vllm.errors import cause
 from mrpo_pipeline.engines.vllm.ipc import receive, send, split
 from mrpo_pipeline.engines.vllm.options import check_here
 from mrpo_pipeline.errors import ProcessDiedError, RunError, UserError
-from mrpo_pipeline.files.python_processes import module_command
+from mrpo_pipeline.files.python_launch import module_command
 from mrpo_pipeline.models.source import ModelSource, resolve, resolve_dtype
 
 # Large enough that the engine's process always has at least a step's tokens.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mrpo_pipeline.files.python_processes import child_environment
+from mrpo_pipeline.files.python_launch import child_environment
 
 
 def environment(threads: int, options: Mapping[str, Any]) -> dict[str, str]:

@@ -64,7 +64,7 @@ def reading_differences(recipe: Recipe, anchor: Mapping[str, str]) -> list[str]:
     Args:
         anchor: the fingerprint of the anchor's cache.
     """
-    from mrpo_pipeline.rendering.model_reading import ModelReading
+    from mrpo_pipeline.rendering.identity_cache import ModelReading
 
     try:
         own = ModelReading(recipe.required_policy()).identity()

@@ -12,11 +12,11 @@ import pytest
 from tiny_recipes import QUICK, run_of
 from tiny_references import HARD_TEXTS, pair, reference, write_pairs
 
-from mrpo_pipeline.dataset import pair_spans as module
-from mrpo_pipeline.dataset.loss_inputs import check_losses
-from mrpo_pipeline.dataset.pair_spans import pair_spans
+from mrpo_pipeline.dataset import reference_span_logps as module
+from mrpo_pipeline.dataset.loss_compatibility import check_losses
 from mrpo_pipeline.dataset.pair_targets import pair_targets
 from mrpo_pipeline.dataset.reference_logps import open_caches
+from mrpo_pipeline.dataset.reference_span_logps import pair_spans
 from mrpo_pipeline.dataset.splits import check_method, load_splits
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation import evaluate_recipe

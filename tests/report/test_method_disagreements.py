@@ -9,7 +9,7 @@ import pytest
 from made_comparison import make_comparison
 from page_reader import Page
 
-from mrpo_pipeline.report.disagreements import disagreements_of
+from mrpo_pipeline.report.method_disagreements import disagreements_of
 from mrpo_pipeline.report.results_folder import read_folder
 from mrpo_pipeline.report.write import write_report
 

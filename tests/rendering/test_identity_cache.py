@@ -11,8 +11,8 @@ import pytest
 from tiny_references import reference
 
 from mrpo_pipeline.models.source import ModelSource
-from mrpo_pipeline.rendering import model_reading
-from mrpo_pipeline.rendering.model_reading import ModelReading, renderer_of
+from mrpo_pipeline.rendering import identity_cache
+from mrpo_pipeline.rendering.identity_cache import ModelReading, renderer_of
 
 JINJA = (
     "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
@@ -82,7 +82,7 @@ def test_settings_are_part_of_the_key(model: Path, tmp_path: Path) -> None:
 
 def test_other_code_and_libraries_do_not_share(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read(model)
-    monkeypatch.setattr(model_reading, "_code", lambda: ["of another version"])
+    monkeypatch.setattr(identity_cache, "_code", lambda: ["of another version"])
     assert loaded(read(model))
 
 
@@ -91,7 +91,7 @@ def test_a_model_with_code_and_an_unpinned_hub_name_are_never_kept(model: Path, 
         ModelSource(model=str(model), trust_remote_code=True),
         ModelSource(model="org/name", revision="main"),
     ):
-        assert model_reading._key(source) is None
+        assert identity_cache._key(source) is None
 
 
 def test_a_damaged_entry_is_made_again(model: Path, tmp_path: Path) -> None:
@@ -106,6 +106,6 @@ def test_files_that_change_meanwhile_are_not_kept(model: Path, tmp_path: Path, m
         (model / "chat_template.jinja").write_text(JINJA)
         return renderer_of(source)
 
-    monkeypatch.setattr(model_reading, "renderer_of", slow)
+    monkeypatch.setattr(identity_cache, "renderer_of", slow)
     read(model)
     assert not (tmp_path / "home" / "readings").exists()

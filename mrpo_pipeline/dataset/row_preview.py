@@ -13,7 +13,7 @@ from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.pairs import PairTable
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.model_reading import renderer_of
+from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.rendering.token_view import LEGEND, view
 from mrpo_pipeline.terminal import printable
 

@@ -13,7 +13,7 @@ from mrpo_pipeline.rendering.encoding_split import Job, PreparedPrompt
 from mrpo_pipeline.rendering.end_of_turn import TurnEnd, find_calls_end
 from mrpo_pipeline.rendering.escaped_tokenizer import EscapedTokenizer, EscapedTokenizers
 from mrpo_pipeline.rendering.placeholders import mask_all
-from mrpo_pipeline.rendering.prompt_frame import EMPTY_SYSTEM, FROM_GENERATION_PROMPT, MERGED, prompt_frame
+from mrpo_pipeline.rendering.prompt_rendering import EMPTY_SYSTEM, FROM_GENERATION_PROMPT, MERGED, prompt_frame
 from mrpo_pipeline.rendering.structured_completion import write
 
 _FRAMES_KEPT = 4096

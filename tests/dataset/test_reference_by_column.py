@@ -15,7 +15,7 @@ from mrpo_pipeline.compare.methods import contenders
 from mrpo_pipeline.dataset import prepare as prepare_module
 from mrpo_pipeline.dataset.pair_targets import pair_targets
 from mrpo_pipeline.dataset.prepare import prepare_splits
-from mrpo_pipeline.dataset.reference_column import check_column, chosen_references
+from mrpo_pipeline.dataset.reference_by_column import check_column, chosen_references
 from mrpo_pipeline.dataset.reference_logps import open_caches
 from mrpo_pipeline.dataset.splits import check_columns, load_splits
 from mrpo_pipeline.errors import UserError

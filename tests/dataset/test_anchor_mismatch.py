@@ -13,7 +13,7 @@ import pytest
 from tiny_recipes import run_of
 from tiny_references import reference
 
-from mrpo_pipeline.dataset.policy_start import AnchorStart, start_differences, start_notice
+from mrpo_pipeline.dataset.anchor_mismatch import AnchorStart, start_differences, start_notice
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation import evaluate_recipe
 from mrpo_pipeline.plan.run import plan_run
