@@ -6,9 +6,12 @@ Fixtures of several rooms: an S3 server on loopback.
 from __future__ import annotations
 
 import itertools
+import subprocess
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
+from forked_vllm import ForkedProcess
 from hypothesis import HealthCheck, settings
 from loopback_s3 import LoopbackS3
 
@@ -30,6 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in missing.items():
             if reason is not None and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def forked_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's process is forked from one that has imported it, see `forked_vllm.py`."""
+    from mrpo_pipeline.engines.vllm import engine
+
+    only = SimpleNamespace(Popen=ForkedProcess, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(engine, "subprocess", only)
 
 
 @pytest.fixture(scope="session")

@@ -97,6 +97,7 @@ def test_the_engine_refuses_it_when_it_loads(tmp_path, source_of) -> None:  # ty
 
 
 @pytest.mark.vllm
+@pytest.mark.usefixtures("forked_vllm")
 def test_vllm_refuses_it_when_it_starts(tmp_path, source_of) -> None:  # type: ignore[no-untyped-def]
     path = build("llama", tmp_path / "llama", is_causal=False)
     with pytest.raises(RunError, match=r"first half.* nats per token away, as where a model sees what follows"):

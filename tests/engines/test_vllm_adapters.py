@@ -13,7 +13,7 @@ from mrpo_pipeline.engines import open_engine
 from mrpo_pipeline.engines.vllm.adapters import UnsupportedError, adapt, why_not_served
 from mrpo_pipeline.engines.vllm.engine import VllmUnsupportedError
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("forked_vllm")]
 
 
 @pytest.fixture

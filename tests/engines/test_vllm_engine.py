@@ -21,6 +21,7 @@ from mrpo_pipeline.errors import RunError, UserError
 
 GIB = 1 << 30
 needs_vllm = pytest.mark.vllm
+forked = pytest.mark.usefixtures("forked_vllm")
 
 
 def descendants(pid: int) -> list[int]:
@@ -51,6 +52,7 @@ def resident_bytes() -> int:
 
 
 @needs_vllm
+@forked
 @pytest.mark.parametrize("kind", ["qwen3", "mistral", "gemma2", "gpt2", "gpt_neox"])
 def test_every_token_agrees_with_a_plain_forward(kind, tmp_path, uneven, oracle, source_of) -> None:  # type: ignore[no-untyped-def]
     path = build(kind, tmp_path / kind)
@@ -112,6 +114,7 @@ def test_one_engine_from_start_to_end(tmp_path, uneven, oracle, source_of) -> No
 
 
 @needs_vllm
+@forked
 def test_a_sequence_longer_than_it_started_for_makes_it_start_again(tmp_path, uneven, oracle, source_of) -> None:  # type: ignore[no-untyped-def]
     source = source_of(path := build("phi", tmp_path / "phi", max_position_embeddings=10_000))
     draw = np.random.default_rng(2)
@@ -131,6 +134,7 @@ def test_a_sequence_longer_than_it_started_for_makes_it_start_again(tmp_path, un
 
 
 @needs_vllm
+@forked
 def test_a_text_seen_before_is_scored_in_full_with_prefix_caching_on(tmp_path, uneven, oracle, source_of) -> None:  # type: ignore[no-untyped-def]
     """Completions that share a prefix beyond several blocks of the cache, and one that comes twice."""
     path = build("llama", tmp_path / "llama")
@@ -231,6 +235,7 @@ def test_a_script_without_a_guard_can_score_with_an_adapter(tmp_path, plain) -> 
 
 
 @needs_vllm
+@forked
 def test_what_vllm_cannot_do_is_told_and_auto_goes_on(tmp_path, uneven, oracle, source_of) -> None:  # type: ignore[no-untyped-def]
     path = build("recurrent_gemma", tmp_path / "model")
     requests = uneven(4)
@@ -242,6 +247,7 @@ def test_what_vllm_cannot_do_is_told_and_auto_goes_on(tmp_path, uneven, oracle, 
 
 
 @needs_vllm
+@forked
 def test_options_that_vllm_does_not_take_are_named_in_one_line(tmp_path, source_of) -> None:  # type: ignore[no-untyped-def]
     source = source_of(build("llama", tmp_path / "llama"))
     starts = [start_engine("auto", source, options) for options in ({"max_num_seq": 4}, {"max_num_seqs": "many"})]

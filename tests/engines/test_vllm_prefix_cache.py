@@ -239,6 +239,7 @@ def in_one_process(
 
 
 @pytest.mark.vllm
+@pytest.mark.usefixtures("forked_vllm")
 def test_a_model_runner_without_dense_answers_reads_no_cache(tmp_path, oracle) -> None:  # type: ignore[no-untyped-def]
     """V1, which the CPU build has: it would leave what comes from the cache unwritten."""
     path, requests = build("llama", tmp_path / "llama"), list(requests_of_few_prompts())
