@@ -93,6 +93,7 @@ def sums_by_hand(model: Path, frame: Any, side: str) -> np.ndarray:
     return np.array(sums)
 
 
+@pytest.mark.usefixtures("forked_vllm")
 @pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow])])
 def test_the_cache_holds_the_scored_tokens_and_serves_training(tmp_path: Path, model: Path, engine: str) -> None:
     run = run_of(tmp_path, model, scoring={"engine": engine})

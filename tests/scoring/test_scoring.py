@@ -84,6 +84,7 @@ def test_transformers_cache_agrees_with_a_plain_forward_pass(tmp_path: Path, kin
 
 
 @pytest.mark.vllm
+@pytest.mark.usefixtures("forked_vllm")
 @pytest.mark.slow
 def test_vllm_cache_agrees_with_a_plain_forward_pass(tmp_path: Path) -> None:
     """Of a byte-level and a sentencepiece tokenizer; test_vllm_engine has more architectures."""

@@ -47,6 +47,7 @@ WITH_PREFIX_CACHE = textwrap.dedent(
 )
 
 
+@pytest.mark.usefixtures("forked_vllm")
 def test_float32_of_vllm_agrees_with_transformers(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, reference(tmp_path / "model", "qwen3", "llama3"), rows=hard_pairs())
     recipe = recipe.model_copy(update={"scoring": recipe.scoring.model_copy(update={"engine": "vllm"})})
