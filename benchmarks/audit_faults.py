@@ -1,6 +1,6 @@
-"""Faults for `mrpo audit` to find, each made the way it comes about: the model really runs on what is wrong.
+"""Faults for `mrpo audit` to find, each made as it happens in practice: the model really runs on the wrong input.
 
-Only rounding, permuting and copying are done to numbers; there they are the fault.
+Only rounding, permuting and copying change the numbers directly, since there that is the fault.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.rendering import Rendered, Renderer
 
 TEMPLATES = {"chatml": CHATML_TEMPLATE, "inst": INST_TEMPLATE, "turns": TURN_TEMPLATE}
-BATCH = 8  # completions that the faulty padding puts side by side
+BATCH = 8  # completions per batch with the faulty padding
 
 
 @dataclass
 class Model:
-    """A tiny reference that is opened once and scored often."""
+    """A tiny reference, opened once and scored many times."""
 
     path: Path
     dtype: str = "float32"
@@ -60,7 +60,7 @@ class Model:
 
     @property
     def bos(self) -> int | None:
-        """The id that starts its prompts, where one does."""
+        """The BOS id of its prompts, if it has one."""
         prepended = self.renderer.render([('"x"', "y")])[0].prompt_ids[0]
         bos = self.tokenizer.bos_token_id
         return int(bos) if bos is not None and bos == prepended else None
@@ -75,7 +75,7 @@ def texts(wanted: pl.DataFrame) -> list[tuple[str, str]]:
 
 
 def rows(wanted: pl.DataFrame, rendered: Sequence[Rendered], logps: Sequence[np.ndarray]) -> list[CompletionRow]:
-    """What stage one would cache."""
+    """The rows that stage one would cache."""
     return [
         CompletionRow(identifier, len(one.prompt_ids), one.completion_ids, numbers, one.byte_ends, True)
         for identifier, one, numbers in zip(wanted["completion_id"], rendered, logps, strict=True)
@@ -91,14 +91,14 @@ def _requests(rendered: Sequence[Rendered]) -> list[ScoringRequest]:
     return [ScoringRequest(one.prompt_ids, one.completion_ids) for one in rendered]
 
 
-# Faults. Each takes the model, what is wanted, and chance; ``told`` says whether the rows' own counts show what was done.
+# Faults. Each takes the model, the requested completions and a random generator; ``told``: whether the rows' own counts show the fault.
 
 
 def padding(model: Model, wanted: pl.DataFrame, kind: str) -> list[CompletionRow]:
     """Batches in the data's order, padded on the wrong side.
 
-    ``left``: pads before the prompt, and no mask hides them. ``between``: prompts padded on the right, completions put behind
-    the pads. ``slice``: padded on the right, and logits taken from the end as though it were on the left.
+    ``left``: pads before the prompt, and no mask hides them. ``between``: prompts padded on the right, completions put after
+    the pads. ``slice``: padded on the right, but logits taken from the end as if padded on the left.
     """
     import torch
 
@@ -136,7 +136,7 @@ def other_template(model: Model, wanted: pl.DataFrame, template: Renderer, *, to
 
 
 def other_tokenizer(model: Model, wanted: pl.DataFrame, other: Renderer) -> list[CompletionRow]:
-    """The ids of another model's tokenizer and template; those beyond the vocabulary wrap round."""
+    """The ids of another model's tokenizer and template; ids beyond the vocabulary wrap around."""
     size = int(model.network.get_input_embeddings().weight.shape[0])
     rendered = other.render(texts(wanted))
     fed = [replace(one, prompt_ids=one.prompt_ids % size, completion_ids=one.completion_ids % size) for one in rendered]
@@ -153,7 +153,7 @@ def doubled_bos(model: Model, wanted: pl.DataFrame, *, told: bool) -> list[Compl
 
 
 def shuffled(found: list[CompletionRow], rng: np.random.Generator, kind: str) -> list[CompletionRow]:
-    """``rows``: whole rows stand under other completions' names. ``numbers``: the log-probs alone come from other texts."""
+    """``rows``: complete rows have other completions' ids. ``numbers``: only the log-probs come from other texts."""
     order = rng.permutation(len(found))
     if kind == "rows":
         return [replace(found[other], completion_id=row.completion_id) for row, other in zip(found, order, strict=True)]
@@ -165,7 +165,7 @@ def shuffled(found: list[CompletionRow], rng: np.random.Generator, kind: str) ->
 
 
 def shuffled_alike(found: list[CompletionRow], rng: np.random.Generator) -> list[CompletionRow]:
-    """The log-probs of another text with as many tokens, where there is one: nothing but the numbers can tell."""
+    """The log-probs of another text with as many tokens, if there is one: only the numbers show it."""
     groups: dict[int, list[int]] = {}
     for at, row in enumerate(found):
         groups.setdefault(len(row.logprobs), []).append(at)
@@ -177,7 +177,7 @@ def shuffled_alike(found: list[CompletionRow], rng: np.random.Generator) -> list
 
 
 def rounded(found: list[CompletionRow], kind: str) -> list[CompletionRow]:
-    """``e4m3``, ``e5m2``: to that float's steps. ``scaled``: to e4m3 after scaling to its range, and back. ``even``: to 1/16."""
+    """``e4m3``, ``e5m2``: rounded to that format. ``scaled``: to e4m3 after scaling to its range, and back. ``even``: to 1/16."""
     import torch
 
     top = max(float(np.abs(row.logprobs).max()) for row in found)
@@ -194,12 +194,12 @@ def rounded(found: list[CompletionRow], kind: str) -> list[CompletionRow]:
 
 
 def copied(other: list[CompletionRow]) -> list[CompletionRow]:
-    """Another reference's rows, to the last bit."""
+    """Another reference's rows, bit for bit."""
     return [replace(row) for row in other]
 
 
 def _with_counts(found: list[CompletionRow], rendered: Sequence[Rendered]) -> list[CompletionRow]:
-    """The rows with the prompt's count that the right rendering has; ids as they were fed where those differ in number."""
+    """The rows with the correct rendering's count of prompt tokens; the ids that were fed if their number differs."""
     told = []
     for row, one in zip(found, rendered, strict=True):
         same = len(row.token_ids) == len(one.completion_ids)

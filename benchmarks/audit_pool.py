@@ -20,14 +20,14 @@ from mrpo_pipeline.demo.questions import KINDS, draw_prompt
 from mrpo_pipeline.demo.vocabularies import VOCABULARIES
 
 CONTEXT = 768
-REAL_BYTES = 900  # conversations of real pairs that are longer are left out: the models are tiny
+REAL_BYTES = 900  # longer conversations of real pairs are left out: the models are tiny
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One model. ``other``: it reads other text than the pairs are from; ``parent``: the model that it goes on from."""
+    """One model. ``other``: it is trained on other text than the pairs'; ``parent``: the model that it is trained from."""
 
     name: str
     architecture: str
@@ -44,11 +44,11 @@ class Plan:
 
 
 def plans(seed: int) -> list[Plan]:
-    """Nine models of one seed; sizes and skill vary with it."""
+    """Nine models of one seed, which also varies sizes and training."""
     rng = Random(f"pool {seed}")
     shapes = [(a, v) for a in ("llama", "qwen3", "gpt_neox", "gpt2") for v in VOCABULARIES]
     rng.shuffle(shapes)
-    # Two of each tokenizer: faults need a reference with a tokenizer of another kind, and one that shares its own.
+    # Two of each tokenizer: faults need one reference with another kind of tokenizer, and one with the same.
     chosen = [shape for vocabulary in VOCABULARIES for shape in [s for s in shapes if s[1] == vocabulary][:2]]
     made = [
         Plan(
@@ -69,7 +69,7 @@ def plans(seed: int) -> list[Plan]:
 
 
 def make_pool(folder: Path, seed: int, real: Sequence[Row] = ()) -> tuple[dict[str, Path], float]:
-    """The models of one seed by name, made where they are not there; and the seconds that took."""
+    """The models of one seed by name, made if missing; and the seconds that this took."""
     began = time.process_time()
     made: dict[str, Path] = {}
     for plan in plans(seed):
@@ -88,7 +88,7 @@ def _conversations(plan: Plan, real: Sequence[Row], purpose: str) -> Iterator[li
             yield [*row["prompt"], rng.choice((row["chosen"], row["rejected"]))[0]]
     topic = rng.choice(KINDS)
     care = {kind: 0.95 if rng.random() < 0.6 else 0.5 for kind in KINDS}
-    # Other text than the pairs': of the demo's world one topic alone; of the real one, all of the demo's.
+    # Text other than the pairs': in the demo's world a single topic, in the real one all of the demo's text.
     alone = plan.other and not real
     mix = {kind: 1.0 if kind == topic or not alone else 1e-9 for kind in KINDS}
     yield from conversations(care, mix, f"{plan.name} {plan.seed} {purpose}")
@@ -117,7 +117,7 @@ def _make(path: Path, plan: Plan, real: Sequence[Row], parent: Path | None) -> N
     if plan.rounded:
         with torch.no_grad():
             for weight in model.parameters():
-                if weight.ndim == 2:  # 8 bits, a scale for each row
+                if weight.ndim == 2:  # 8 bits, one scale per row
                     scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-9) / 127
                     weight.copy_((weight / scale).round() * scale)
     shutil.rmtree(path, ignore_errors=True)
@@ -155,7 +155,7 @@ def _config(plan: Plan, tokenizer: Any) -> Any:
 
 
 def read_real(paths: Sequence[Path]) -> list[Row]:
-    """Real pairs short enough for models of so small a context."""
+    """Real pairs short enough for the small context of these models."""
     rows = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
     texts = [[*row["prompt"], row["chosen"][0], row["rejected"][0]] for row in rows]
     return [
@@ -164,7 +164,7 @@ def read_real(paths: Sequence[Path]) -> list[Row]:
 
 
 def halves(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Rows to train the models on, and rows for trials: apart by prompt."""
+    """Rows to train the models on, and rows for trials, without common prompts."""
     first: list[Row] = []
     second: list[Row] = []
     for row in rows:
@@ -173,7 +173,7 @@ def halves(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def draw_pairs(count: int, seed: int, real: Sequence[Row] = ()) -> list[Row]:
-    """Pairs for one trial, that no model was trained on."""
+    """Pairs for one trial on which no model was trained."""
     rng = Random(f"pairs {seed}")
     if real:
         return rng.sample(list(real), min(count, len(real)))

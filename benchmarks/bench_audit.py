@@ -2,10 +2,10 @@
 
     python benchmarks/bench_audit.py [--trials 20] [--seed 31] [--pool FOLDER] [--pairs FILE …] [--worlds both|demo|real]
 
-A pool of tiny references is trained first (four architectures, three kinds of tokenizer, several sizes, a barely trained one,
-a larger one, one of other text, a fine-tuned and an 8-bit one), and kept. A trial draws pairs and references from it, scores them
-with the transformers engine into real caches, plants a fault in one as it comes about (see ``audit_faults``), and audits. Where
-``--pairs`` names real pairs, every other trial is of models trained on one half of their prompts, with pairs from the other.
+First a pool of tiny references is trained and kept (four architectures, three kinds of tokenizer, several sizes; a barely trained, a
+larger, a fine-tuned and an 8-bit one, and one trained on other text). A trial draws pairs and references from it, scores them
+with the transformers engine into real caches, plants a realistic fault in one (see ``audit_faults``), and audits. If
+``--pairs`` names real pairs, every other trial uses models trained on one half of their prompts, and pairs from the other.
 The thresholds were set on the pools of seeds 1 to 5, 29, 57 and 61; other seeds are fresh.
 """
 
@@ -77,7 +77,7 @@ class World:
         return own if dtype == "float32" else Model(own.path, dtype)
 
     def cached(self, rows: list[CompletionRow], model: Model, folder: str, name: str) -> ReferenceCache:
-        """The rows in a cache of that reference, under its right fingerprint."""
+        """A cache of that reference with these rows and the correct fingerprint."""
         found = ReferenceCache.open(self.folder / folder, name)
         found.create_or_check(resolve(model.source, model.renderer.identity()), {"engine": "bench_audit"})
         with found.writer() as writer:
@@ -91,7 +91,7 @@ class World:
 
 @dataclass
 class Trial:
-    """One audit: the world, the data set, the references' names, the victim's, chance."""
+    """One audit: the world, the data set, the references' names, the faulty one's name, the random generator."""
 
     world: World
     data: int
@@ -117,7 +117,7 @@ class Trial:
         return Renderer.from_pretrained(str(self.model.path), template=str(file))
 
     def other_reader(self) -> Renderer:
-        """The renderer of another reference with another tokenizer."""
+        """The renderer of a reference with another tokenizer."""
         own = self.model.renderer.identity()["tokenizer"]
         others = [
             m.renderer for m in map(self.world.models.__getitem__, TRAINED) if m.renderer.identity()["tokenizer"] != own
@@ -133,7 +133,7 @@ def _padding(trial: Trial, wanted: pl.DataFrame, number: int) -> Planted:
 
 
 def _template(trial: Trial, wanted: pl.DataFrame, number: int) -> Planted:
-    """By turns the rows' counts show it, or the recipe itself names the wrong template."""
+    """In alternation the rows' counts show the fault, or the recipe itself names the wrong template."""
     other = trial.other_template()
     rows = plant.other_template(trial.model, wanted, other, told=True)
     return rows, Readers(other, trial.model.renderer) if number % 2 else None

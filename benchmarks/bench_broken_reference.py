@@ -1,11 +1,11 @@
-"""A broken reference among sound ones: how much accuracy each weighting and aggregate loses by it, and what `mrpo audit` reports.
+"""One broken reference among sound ones: how much accuracy it costs each weighting and aggregate, and what `mrpo audit` reports.
 
     python benchmarks/bench_broken_reference.py [--fault padding|shuffled] [--seeds 0,1,2] [--epochs 1] [--beta 0.1]
 
 The demo's pairs and models (base is the anchor). Three worlds are trained and measured by `mrpo compare` on one cache, with
 the same starts and batches: **sound** (base, abacus, atlas); **broken**, where atlas was scored with its prompts padded on the
 right and the completions after the pads (the model really runs on that), or has the log-probs of other texts; **dropped**
-(base, abacus), what remains once the audit's findings are removed. Losses are paired by pair and seed, as `mrpo compare` does it. The
+(base, abacus), what remains once the audit's findings are removed. Accuracy losses are paired by pair and seed, as in `mrpo compare`. The
 trust region is off unless --trust-region is given: it also limits a broken reference.
 """
 
@@ -33,7 +33,7 @@ WORLDS = {"sound": ("base", "abacus", "atlas"), "broken": ("base", "abacus", "br
 
 
 def recipe_of(world: str, models: Path, scratch: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """The recipe of one world, as plain data."""
+    """The recipe of one world as plain data."""
     names = WORLDS[world]
     return {
         "pairs": {
@@ -65,7 +65,7 @@ def recipe_of(world: str, models: Path, scratch: Path, given: argparse.Namespace
 
 
 def plant(recipe: Any, models: Path, fault: str) -> None:
-    """Fill the cache of the reference ``broken``: atlas, run on wrongly padded batches, or with numbers of other texts."""
+    """Fill the cache of the reference ``broken``: atlas run on wrongly padded batches, or with log-probs of other texts."""
     from audit_faults import Model, padding, shuffled, sound
 
     from mrpo_pipeline.cache import ReferenceCache
@@ -90,13 +90,13 @@ def plant(recipe: Any, models: Path, fault: str) -> None:
 
 @dataclass(frozen=True)
 class World:
-    """One comparison: its folder, and its document."""
+    """One comparison: its folder and its document."""
 
     folder: Path
     document: dict[str, Any]
 
     def method(self, name: str) -> dict[str, Any]:
-        """The method of that name; where two are the same training, the one that stands for both."""
+        """The method of that name, or the one that stands for it if both train the same."""
         methods: list[dict[str, Any]] = self.document["methods"]
         return next(one for one in methods if name == one["name"] or name in one["also"])
 
@@ -104,7 +104,7 @@ class World:
         return "{mean:.3f} ({low:.3f} to {high:.3f})".format(**self.method(name)["metrics"]["accuracy/policy"])
 
     def right(self, name: str, seeds: list[int]) -> pl.DataFrame:
-        """``pair_id``, ``prompt``, and for each seed whether that method's policy prefers the chosen side (½ for a tie)."""
+        """``pair_id``, ``prompt``, and for each seed whether the method's policy prefers the chosen side (½ for a tie)."""
         found = pl.read_parquet(self.folder / "held_out.parquet", columns=["pair_id", "prompt"])
         for seed in seeds:
             pairs = pl.read_parquet(self.folder / self.method(name)["name"] / f"seed-{seed}" / "pairs.parquet")
@@ -114,7 +114,7 @@ class World:
 
 
 def change(before: World, after: World, name: str, seeds: list[int]) -> str:
-    """The second world less the first, in points of accuracy, with its 95% interval."""
+    """Accuracy in the second world minus the first, in points, with its 95% interval."""
     from mrpo_pipeline.evaluation.intervals import mean_known
 
     columns = [str(seed) for seed in seeds]

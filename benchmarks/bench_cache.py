@@ -1,11 +1,10 @@
-"""Stage two from caches to targets: time of the first run and of later ones, and memory, by the number of pairs; and the same over
-spans, once the sums are stored.
+"""Stage two from caches to targets: time of the first and of later runs, and memory, by the number of pairs; also over spans.
 
     python benchmarks/bench_cache.py --pairs 100000 --references 4
 
 The caches are synthetic (random numbers, the real writer); pairs come from a memory-mapped file and are tokenized. Processes run
-one after another: one writes the caches, one computes the sums (every shard's checksum verified) and stores them, and some read
-the stored sums, as every run after the first does.
+one after another: one writes the caches, one checks every shard's checksum, computes the sums and stores them, and further ones
+read the stored sums, as every run after the first does. Spans are measured once the sums are stored.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ FILE_ROWS = 50_000
 
 
 def make_caches(folder: str, pairs: int, references: int, tokens: int) -> dict[str, float]:
-    """Write the caches and the tokenized pairs; what one reference's shards take on the disk."""
+    """Write the caches and the tokenized pairs; returns the size of one reference's shards on disk."""
     import numpy as np
     import polars as pl
 
@@ -42,7 +41,7 @@ def make_caches(folder: str, pairs: int, references: int, tokens: int) -> dict[s
                 words = random.integers(0, 32_000, length, dtype=np.int32)
                 logps = -random.standard_exponential(length, dtype=np.float32)
                 ends = np.arange(4, 4 * length + 4, 4, dtype=np.int32)
-                ends[:-2:2] -= reference % 4  # every second token ends where those of the other references do
+                ends[:-2:2] -= reference % 4  # every second token ends at the same place as in the other references
                 writer.add(CompletionRow(name, 100, words, logps, ends, True))
     text = "some words " * (tokens // 3)
 
@@ -142,7 +141,7 @@ def main() -> None:
         f"{made['shard_mb']:,.0f} MB of shards a reference, written in {writing['wall_s']:,.0f} s in all; “after” is the median "
         f"of {given.repeats} runs\n{describe_machine(found)}\n\n" + table(["run", *names], body)
     )
-    # The goals are for that size alone.
+    # The goals are for this size only.
     goals = (60.0, 2.0, 30.0) if (given.pairs, given.references) == (100_000, 4) else (None, None, None)
     what = f"targets of {given.pairs:,} pairs, K = {given.references}"
     claims = [

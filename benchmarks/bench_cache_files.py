@@ -1,10 +1,10 @@
-"""One reference's cache as files: how long it takes to open and to sum in many shards, and the peak memory of copying it by its rows.
+"""One reference's cache in many shards: the time to open and sum it, and the peak memory of copying it by the number of rows.
 
     python benchmarks/bench_cache_files.py [--rows 1000000] [--shards 5000] [--tokens 60]
 
-The cache is made up (random numbers, the real encoder). It is opened and summed in a process of its own each time: with nothing
-derived, with what the process before left, and joined by `mrpo cache compact`. Push to a folder, `--without-ids`, pull, merge and
-compact run in a process each, on shards of 4,096 rows, at `--rows` and at a tenth of them: memory is flat where both peak alike.
+The cache is synthetic (random numbers, the real encoder). It is opened and summed in a new process each time: without derived
+files, with those that the previous process left, and after `mrpo cache compact`. Push to a folder, `--without-ids`, pull, merge and
+compact each run in a process, on shards of 4,096 rows, with `--rows` rows and a tenth of them: memory is flat if both peaks are alike.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ USUAL_SHARD = 4096
 
 
 def make_cache(root: str, rows: int, rows_per_shard: int, tokens: int) -> dict[str, float]:
-    """Write the shards of a reference ``r``; what they take on the disk."""
+    """Write the shards of a reference ``r``; returns their size on disk."""
     import numpy as np
     import pyarrow as pa
 
@@ -54,7 +54,7 @@ def make_cache(root: str, rows: int, rows_per_shard: int, tokens: int) -> dict[s
 
 
 def open_and_sum(root: str, rows: int) -> dict[str, float]:
-    """What `mrpo score-refs` asks first (what is missing?), and what `mrpo train` asks first (the sums)."""
+    """What `mrpo score-refs` needs first (what is missing), and what `mrpo train` needs first (the sums)."""
     import polars as pl
 
     from mrpo_pipeline.cache import ReferenceCache
@@ -107,7 +107,7 @@ def _measured(work: Callable[[], Any]) -> dict[str, float]:
 
 
 def travel(folder: str, rows: int, tokens: int) -> dict[str, dict[str, float]]:
-    """Each way of copying, in a process of its own."""
+    """Each way of copying, each in its own process."""
     own, there, bare, here = (str(Path(folder) / name) for name in ("own", "there", "bare", "here"))
     in_own_process(make_cache, own, rows, USUAL_SHARD, tokens)
     found = {"push": in_own_process(push, own, there, False)}
@@ -124,7 +124,7 @@ def travel(folder: str, rows: int, tokens: int) -> dict[str, dict[str, float]]:
 
 
 def _half(root: Path) -> None:
-    """Leave every second shard."""
+    """Keep every second shard."""
     for path in sorted((root / "r" / "shards").iterdir())[::2]:
         path.unlink()
 

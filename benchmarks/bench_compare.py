@@ -5,7 +5,7 @@
 The pairs are the shared ones, if available. **Cached** is `mrpo score-refs` and `mrpo compare`. **In memory** is the same
 comparison, run by run in one process, with the references that a method trains against in memory beside the policy. They run at
 every step, as the authors' code does: on the policy's token ids, wrapped to their vocabularies. Their results are dropped, so both
-train the same: the cost is what is compared. Both sides are timed in one process at a time on one thread; the time with several
+train the same: only the cost is compared. Both sides are timed in one process at a time on one thread; the time with several
 processes is reported separately.
 """
 
@@ -59,7 +59,7 @@ def recipe_of(pairs: list[str], models: str, scratch: str, seeds: list[int], out
 
 
 def run(given: tuple[Any, ...], *, resident: bool = False, score: bool = False) -> dict[str, Any]:
-    """Score or compare, in this process; wall seconds, and the comparison."""
+    """Score or compare in this process; returns wall seconds and the comparison."""
     import torch
 
     from mrpo_pipeline.compare import compare_recipe

@@ -1,9 +1,9 @@
-"""What each fast path of the training step saves: one switched off at a time, and all of them.
+"""What each fast path of the training step saves: with one of them off at a time, and with all off.
 
     python benchmarks/bench_fast_paths.py [--pairs FILE] [--long-pairs FILE] [--steps 20] [--long-steps 10] [--repeats 3]
 
 The same run of `mrpo train` each time (same pairs in the same steps, same adapter), on one thread; the runs take turns, each
-in a process of its own. Short prompts are cut at 256 tokens, long ones at 1024. With all four switched off there remains
+in its own process. Short prompts are cut at 256 tokens, long ones at 1024. With all four off, what remains is
 a bare training loop over padded rows, with the reference's log-probs still cached.
 """
 
@@ -45,7 +45,7 @@ shows that they change the cost alone."""
 def measure(
     folder: Path, pairs: list[Path], *, steps: int, max_length: int, args: argparse.Namespace
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every setting's runs on one data set."""
+    """The runs of every setting on one data set."""
     folder.mkdir()
     task = Task(str(folder), steps, args.batch, max_length)
     side_by_side.set_up(task, pairs, count=steps * args.batch, held_out=0, vocabulary=args.vocabulary)

@@ -1,9 +1,9 @@
-"""Ranked answers in training: each completion of a step once, beside pair by pair; CPU seconds per pair, and the losses.
+"""Training on ranked answers: each completion of a step run once, beside pair by pair. CPU seconds per pair, and the losses.
 
     python benchmarks/bench_group_by_prompt.py [--model DIR] [--pairs FILE …] [--steps 50]
 
-Prompts with seven answers are 21 pairs each. Both ways train on one thread on the same pairs in every step, alternating step by
-step, in one process.
+Prompts with seven answers are 21 pairs each. Both ways train on the same pairs in every step, on one thread, alternating step by
+step in one process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST = 0.4
 
 
 def examples_of(path: str, model: str) -> Any:
-    """The pairs as stage two reads them, with made-up sums of a reference: what they are changes no second."""
+    """The pairs as stage two reads them, with random reference sums, which do not affect the time."""
     import numpy as np
 
     from mrpo_pipeline.dataset.examples import PreferenceExamples
@@ -51,7 +51,7 @@ def examples_of(path: str, model: str) -> Any:
 def training(
     examples: Any, model: str, folder: str, steps: int, *, grouped: bool
 ) -> Iterator[tuple[float, float, int]]:
-    """Step by step: its CPU seconds, its loss, and the tokens that ran."""
+    """For each step: CPU seconds, loss, and the number of tokens run."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

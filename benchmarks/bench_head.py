@@ -2,9 +2,9 @@
 
     python benchmarks/bench_head.py [--vocabularies 32768 131072] [--repeats 5]
 
-The output head alone, frozen as LoRA leaves it, forward and backward pass, float32, one thread; every run in a process of its
-own. “All positions” is what `model(...).logits` and a log-softmax cost, as most trainers do it; “completions” picks the
-positions that predict a completion's token first; “chunks” is `mrpo_pipeline.models`, the gradient taken in the forward pass.
+The output head alone, frozen as with LoRA, forward and backward pass, float32, one thread; each run in its own process.
+“All positions” is the cost of `model(...).logits` and a log-softmax, as in most trainers; “completions” first selects the
+positions that predict a completion's token; “chunks” is `mrpo_pipeline.models`, which computes the gradient in the forward pass.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FIGURES = ("cpu_s", "added_mb")
 
 
 def run(way: str, vocabulary: int, shape: dict[str, int], rounds: int) -> dict[str, float]:
-    """CPU seconds of a forward and backward pass (the quickest of some rounds), and the peak over what was there before."""
+    """CPU seconds of a forward and backward pass (the fastest of several rounds), and the peak memory beyond that at the start."""
     import psutil
     import torch
 
@@ -30,12 +30,12 @@ def run(way: str, vocabulary: int, shape: dict[str, int], rounds: int) -> dict[s
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    # In place, for the peak counts from the start of the process.
+    # In place, since the peak counts from the start of the process.
     weight = torch.randn(vocabulary, shape["hidden"]).div_(shape["hidden"] ** 0.5)
     hidden = torch.randn(shape["positions"], shape["hidden"], requires_grad=True)
     picked = torch.arange(0, shape["positions"], shape["positions"] // shape["completion_positions"])
     targets = torch.randint(0, vocabulary, (shape["positions"],))
-    torch.zeros(8, 8).requires_grad_().mm(torch.zeros(8, 8)).sum().backward()  # what autograd loads when it first runs
+    torch.zeros(8, 8).requires_grad_().mm(torch.zeros(8, 8)).sum().backward()  # what autograd loads on its first run
     resting = psutil.Process().memory_info().rss / 2**20
 
     def once() -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,12 +3,12 @@
     python benchmarks/bench_intervals.py [--quick]
 
 Held-out outcomes of methods with a known true difference are drawn repeatedly (evaluation/simulation.py) and passed to the
-functions that `mrpo compare` calls. Counted is how often the interval of a difference contains the true one, and how often a
-verdict claims "better" where all methods are equally good.
+functions that `mrpo compare` calls. It counts how often the interval of a difference contains the true one, and how often a
+verdict claims "better" when all methods are equally good.
 
-With three or five seeds the true difference is that over all pairs and all seeds. With one seed it is that of the policies
-that were trained, over all pairs: this is what `mrpo compare` documents. How often the interval contains the difference over
-all seeds is shown beside it, to see what one seed hides.
+With three or five seeds the true difference is that over all pairs and all seeds. With one seed it is that of the trained
+policies over all pairs, as `mrpo compare` documents. How often the interval contains the difference over
+all seeds is shown beside it, to show what one seed hides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mrpo_pipeline.evaluation.simulation import World, draw
 from mrpo_pipeline.recipe import Method
 
 METRIC = "accuracy/policy"
-# The true points above the world's share of DPO against base, abacus, atlas, and of Multi-DPO and MRPO.
+# True points above the world's share, of DPO against base, abacus and atlas, and of Multi-DPO and MRPO.
 CASES = {
     "all equal": (0.0, 0.0, 0.0, 0.0, 0.0),
     "as good as one that stands out": (0.0, 0.1, 0.0, 0.1, 0.1),
@@ -56,7 +56,7 @@ CONTENDERS = (
 
 
 def coverage(world: World, difference: float, seeds: int, trials: int, random: np.random.Generator) -> dict[str, Any]:
-    """How often the interval of a paired difference holds the true one."""
+    """How often the interval of a paired difference contains the true one."""
     held = over_seeds = 0
     widths = []
     for _ in range(trials):
@@ -114,7 +114,7 @@ def verdicts(world: World, seeds: int, case: str, trials: int, random: np.random
 
 
 def exact(count: int, trials: int) -> tuple[float, float]:
-    """Clopper and Pearson's 95% interval of a rate."""
+    """Clopper and Pearson's 95% interval for a rate."""
     found = stats.binomtest(count, trials).proportion_ci(method="exact")
     return float(found.low), float(found.high)
 

@@ -4,7 +4,7 @@
 
 The rows of the pairs files are repeated, each with its number in the question, in one Parquet file. The caches are synthetic (random
 log-probs under the real fingerprint, by the real writer). Processes run one after another: one writes the rows, one makes the caches,
-and each `mrpo train` is a separate one; the first reads, truncates and tokenizes every pair and computes the sums, the others read
+and each `mrpo train` is a separate one. The first reads, truncates and tokenizes every pair and computes the sums; the others read
 both from disk.
 """
 
@@ -75,7 +75,7 @@ def recipe(folder: str, references: int, steps: int) -> Any:
 
 
 def make_caches(folder: str, references: int) -> dict[str, float]:
-    """Every completion of every pair for every reference; a log-prob and an end for each word in place of each token."""
+    """Every completion of every pair for every reference, with a log-prob and an end per word instead of per token."""
     import numpy as np
     import pyarrow.parquet as pq
 
@@ -114,7 +114,7 @@ def made_up(prompt: list[dict[str, str]], completion: str, draw: Any) -> Any:
 
 
 def train(folder: str, references: int, steps: int) -> dict[str, float]:
-    """One `mrpo train` from nothing to its last step."""
+    """One `mrpo train` in a new process, from its start to its last step."""
     import time
 
     import torch

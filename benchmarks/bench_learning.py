@@ -1,9 +1,9 @@
-"""Does speed cost learning? Default runs of this project and of TRL, each with its own starts and orders, over several seeds.
+"""Does the speed cost accuracy? Default runs of this project and of TRL, each with its own initial adapters and orders, over several seeds.
 
     python benchmarks/bench_learning.py [--pairs FILE] [--steps 100] [--seeds 5] [--held-out 200] [--jobs 1]
 
-A seed draws the start of the adapter and the order of the pairs; each tool draws its own. This project runs with its default
-order, and once more with batches grouped by length, which is how a fast loop saves padding. All adapters
+A seed determines the initial adapter and the order of the pairs, which each tool draws itself. This project runs with its default
+order, and once more with batches grouped by length, which saves padding. All adapters
 are evaluated by this project on the same held-out pairs, which no run has seen. The loss before
 any training is ln 2 = 0.693.
 """
@@ -32,7 +32,7 @@ TRL trains on pairs whose sides are equal once they are cut as well, which have 
 
 
 def our_run(task: Task, folder: str) -> dict[str, float]:
-    """A default run of `mrpo train`, its held-out pairs with it."""
+    """A default run of `mrpo train`, with held-out pairs."""
     import torch
 
     from mrpo_pipeline.policy.run import train_recipe
@@ -47,7 +47,7 @@ def their_run(task: Task, folder: str) -> dict[str, float]:
     from transformers import PrinterCallback, set_seed
 
     torch.set_num_threads(1)
-    # TRL draws the adapter's start before it seeds anything.
+    # TRL initializes the adapter before it seeds anything.
     set_seed(task.seed)
     trainer = side_by_side.trl_trainer(task, folder, precompute=False, evaluates=False)
     trainer.remove_callback(PrinterCallback)
@@ -82,7 +82,7 @@ def figures_of(task: Task, results: dict[str, float]) -> dict[str, float]:
 
 
 def welch(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
-    """The difference of the means and its 95% interval (Welch's t)."""
+    """Difference of the means with its 95% interval (Welch's t)."""
     from scipy.stats import ttest_ind
 
     interval = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
@@ -133,7 +133,7 @@ def main() -> None:
             differences[f"{name}, {figure}"] = {"difference": difference, "low": low, "high": high}
             cells.append(f"{difference:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})")
             text = f"{difference:+.{digits}f} (95%: {low:+.{digits}f} to {high:+.{digits}f})"
-            # Batches by length are shown for what they do; they are no default, and no goal is set for them.
+            # Batches by length are shown for comparison; they are not the default and have no goal.
             goal, met = ("0 in it", low <= 0 <= high) if name == OURS else ("", None)
             what = f"{name} − TRL, held-out {figure}, {args.seeds} seeds each"
             claims.append({"what": what, "value": text, "goal": goal, "met": met, "number": difference})

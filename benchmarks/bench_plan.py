@@ -1,14 +1,14 @@
-"""`mrpo plan` against what training then takes: the peak memory of stage two, on a CPU.
+"""The peak memory of stage two that `mrpo plan` predicts, against the measured peak on a CPU.
 
     python benchmarks/bench_plan.py [--quick]
 
-Small Llamas made on the spot (hidden 256 to 768, vocabularies of 8k to 32k) are trained for a few steps by what `mrpo train`
-runs (policy/train.py), each in a process of its own; pairs of up to 256 to 1,024 tokens, batches of 2 to 8, with and without
-gradient checkpointing, with the fast paths and without. Measured is the process's peak resident memory over the same process
-at rest, its imports done and the model not loaded.
+Small Llamas made on the spot (hidden 256 to 768, vocabularies of 8k to 32k) are trained for a few steps by the code that `mrpo train`
+runs (policy/train.py), each in its own process; pairs of up to 256 to 1,024 tokens, batches of 2 to 8, with and without
+gradient checkpointing, with the fast paths and without. The measure is the process's peak resident memory beyond that at rest,
+with imports done and the model not loaded.
 
 Every case runs twice: with glibc returning freed blocks at once (MALLOC_MMAP_THRESHOLD_), which shows what is needed,
-and with its defaults, for which the plan adds what malloc was measured to hold.
+and with its defaults, for which the plan adds the memory that malloc was measured to keep.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ CASES = (
 
 
 def lengths_of(case: Case) -> Any:
-    """Pairs of up to the case's length, a third of it prompt, and one of just that length."""
+    """Lengths of pairs up to the case's length, a third of it prompt, and one of exactly that length."""
     import numpy as np
 
     from mrpo_pipeline.plan.worst_batch import PairLengths
@@ -115,7 +115,7 @@ def make_model(case: Case, folder: Path) -> Path:
 
 
 def status(name: str) -> int:
-    """Bytes of an entry of this process's memory account (Linux)."""
+    """Bytes of an entry of ``/proc/self/status`` (Linux)."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -123,7 +123,7 @@ def status(name: str) -> int:
 
 
 def train(case: Case, model: str) -> dict[str, float]:
-    """Peak over rest of a training run in this process."""
+    """Peak memory beyond that at rest, of a training run in this process."""
     import numpy as np
     import peft.tuners.lora  # noqa: F401 - imports are no part of what is measured
     import torch
@@ -137,7 +137,7 @@ def train(case: Case, model: str) -> dict[str, float]:
     torch.set_num_threads(1)
     examples = examples_of(lengths_of(case))
     draw = np.random.default_rng(0)
-    # Tokens from all over the vocabulary, so that the embedding table is really read.
+    # Tokens from the entire vocabulary, so that the embedding table is really read.
     for side in (examples.prompt_ids, examples.chosen_ids, examples.rejected_ids):
         side[:] = [draw.integers(3, case.vocabulary, len(ids)).astype(np.int32) for ids in side]
     rest = status("VmRSS")
@@ -148,7 +148,7 @@ def train(case: Case, model: str) -> dict[str, float]:
 
 
 def plan(case: Case, model: str) -> dict[str, float]:
-    """The plan's estimate of the same run, without the process at rest."""
+    """The plan's estimate for the same run, without the memory of the process at rest."""
     from transformers import AutoConfig
 
     from mrpo_pipeline.plan.architecture import architecture_of

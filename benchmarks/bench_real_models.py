@@ -1,10 +1,10 @@
-"""Does a further reference help? Every target and loss on two real models and real pairs, several seeds, with drift.
+"""Does a second reference help? Every target and loss with two real models on real pairs, over several seeds, with drift.
 
     python benchmarks/bench_real_models.py --models DIR --pairs FILE.jsonl [--train 120] [--seeds 3] [--folder DIR]
 
 The policy is SmolLM2-135M. Its references are itself (the anchor), Gemma-3-270M, and SmolLM2 tuned on the chosen answers of
-other prompts. Splits are by prompt: pairs to tune on, to train on, to choose settings by, and held out. `--models` is a folder with
-`smollm2-135m-instruct` and `gemma-3-270m`; `--folder` keeps what is finished, so a run that ends is continued by the same command.
+other prompts. Splits are by prompt: pairs for tuning, for training, for choosing settings, and held out. `--models` is a folder with
+`smollm2-135m-instruct` and `gemma-3-270m`; `--folder` keeps finished work, so the same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def characters(row: Row) -> int:
 
 
 def split_by_prompt(rows: Sequence[Row], sizes: dict[str, int]) -> dict[str, list[Row]]:
-    """Prompts in the order of their hash go to one part after another, until each has its pairs."""
+    """Assign prompts, in the order of their hash, to one part after another until each has enough pairs."""
     by_prompt: dict[str, list[Row]] = {}
     for row in rows:
         by_prompt.setdefault(json.dumps(row["prompt"]), []).append(row)
@@ -69,7 +69,7 @@ def split_by_prompt(rows: Sequence[Row], sizes: dict[str, int]) -> dict[str, lis
 
 
 def tune(policy: Path, pairs: Path, folder: Path) -> Path:
-    """The policy's start, tuned on the chosen answers by this project's own training, and merged."""
+    """The policy's start, tuned on the chosen answers with this project's own training, and merged."""
     digest = hashlib.sha256(pairs.read_bytes()).hexdigest()[:8]
     merged, output = folder / f"tuned-{digest}", folder / f"tuning-{digest}"
     if not merged.is_dir():
@@ -109,7 +109,7 @@ def recipe_of(
 def sweep(
     folder: Path, references: dict[str, Path], args: argparse.Namespace
 ) -> dict[tuple[float, float], tuple[float, float]]:
-    """By (β, learning rate), what DPO against the anchor comes to on the third split: (share preferred, share moved)."""
+    """(share preferred, share moved) on the third split by (β, learning rate), for DPO against the anchor."""
     found = {}
     for beta, rate in itertools.product(args.beta, args.learning_rate):
         output = folder / f"sweep-{beta:g}-{rate:g}"
@@ -126,7 +126,7 @@ def sweep(
 
 
 def lines_of(document: dict[str, Any]) -> str:
-    """A table of what the comparison found: accuracy, what was moved, and what it cost in drift."""
+    """A table of the comparison: accuracy, share of pairs moved, and drift."""
 
     def figure(metrics: dict[str, Any], name: str, form: str) -> str:
         found = metrics[name]

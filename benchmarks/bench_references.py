@@ -1,10 +1,10 @@
-"""What a further reference costs stage two: cached as this project has them, and in memory as the authors' code has them.
+"""What a further reference costs in stage two: cached, as in this project, and in memory, as in the authors' code.
 
     python benchmarks/bench_references.py [--pairs FILE] [--steps 50] [--repeats 5]
 
 The same tiny Llama as policy, the same pairs in the same steps and the same adapter for all, on one thread; the runs
-alternate, each in a process of its own. References in memory are as large as the policy and run at every step by this
-project's own lean forward pass, which is kinder to them than full logits would be.
+alternate, each in its own process. References in memory are as large as the policy and run at every step with this
+project's own forward pass, which is faster than full logits would be.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ imports done and the policy loaded; it moves by some MB from run to run whatever
 
 
 def small_reference(folder: str, policy: str) -> None:
-    """A reference that is quick to score: what is cached of it costs training the same, whatever its size."""
+    """A reference that is quick to score: its size does not change what its cache costs in training."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -47,7 +47,7 @@ def small_reference(folder: str, policy: str) -> None:
 
 
 def compare_steps(runs: dict[str, list[dict[str, Any]]]) -> None:
-    """Put ``same_step`` into every run: the median of its steps' times, each over that step's in the run of the base."""
+    """Add ``same_step`` to every run: the median over steps of its time divided by the base run's time for that step."""
     for of in runs.values():
         for run, base in zip(of, runs[BASE], strict=True):
             pairs = zip(run["steps_cpu_s"], base["steps_cpu_s"], strict=True)
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
     args = parser.parse_args()
     machine, pairs = measuring.machine(), side_by_side.find_pairs(args.pairs)
-    # The two that are compared to within percents follow each other.
+    # The two whose small difference matters run one after the other.
     cached = {f"cached, K = {count}": {"cached": count, "resident": 0} for count in (1, 8, 2, 3)}
     resident = {f"in memory, K = {count}": {"cached": 1, "resident": count} for count in RESIDENT}
     with tempfile.TemporaryDirectory(prefix="mrpo-bench-") as folder, measuring.one_thread():

@@ -4,8 +4,8 @@
 
 TRL gets this project's order (its rows are sorted as this project's sampler takes them, and read sequentially), the same initial
 adapter, and the same schedule. Pairs that the two read differently are left out beforehand
-and counted: sides that are equal once they are cut, which this project drops, and cuts that would fall into a character.
-Every fast path is on. What is compared: the loss of every step, and the loss on held-out pairs at the end.
+and counted: sides that are equal after truncation, which this project drops, and truncation inside a character.
+Every fast path is on. Compared are the loss of every step, and the final loss on held-out pairs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Reordered(Task):
 
 
 def our_ids(task: Task, output_dir: str) -> dict[str, dict[str, Any]]:
-    """By the content of a row: its ids as this project reads them. Rows that it drops are not there."""
+    """A row's content → its ids as this project reads them, without rows that it drops."""
     from mrpo_pipeline.dataset.prepare import prepare_splits
 
     found = {}
@@ -51,7 +51,7 @@ def row_key(row: dict[str, Any]) -> str:
 
 
 def their_ids(task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each row's ids as TRL's loss sees them: rendered in full, prompt and completion together cut at the length."""
+    """Each row's ids as TRL's loss sees them: rendered in full, prompt and completion together truncated to the length."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(task.policy)
@@ -68,7 +68,7 @@ def their_ids(task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def keep_same(task: Task, folder: str, wanted: dict[str, int]) -> dict[str, int]:
-    """Leave in the task's files only rows that both read alike, so many of each; how many of those looked at were not."""
+    """Keep in the task's files only this many rows that both read alike; returns how many others were seen."""
     ours = our_ids(task, folder)
     left_out = {"dropped by this project for equal sides or want of room": 0, "cut within a character": 0}
     for path, count in ((task.train, wanted["train"]), (task.held_out, wanted["held_out"])):
@@ -93,7 +93,7 @@ def keep_same(task: Task, folder: str, wanted: dict[str, int]) -> dict[str, int]
 
 
 def our_run(task: Task, folder: str) -> dict[str, Any]:
-    """Score and train as the commands do; the losses, the start of the adapter in a file, and the order of the rows."""
+    """Score and train as the commands do; returns the losses, the file of the initial adapter, and the order of the rows."""
     import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -131,7 +131,7 @@ def our_run(task: Task, folder: str) -> dict[str, Any]:
 
 
 def their_run(task: Task, folder: str) -> dict[str, Any]:
-    """TRL from that start and over the rows as they lie in the file."""
+    """TRL with that initial adapter, over the rows in the order of the file."""
     import torch
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_scaling.py [--pairs FILE] [--steps 4] [--lengths 128 256 512 1024] [--batches 1 2 4 8 16] [--jobs 1]
 
-Pairs are cut out of real text so that both sides of every pair are exactly as long as asked, nearly half of it prompt; so
-neither padding nor the mixing of lengths is in these figures. Float32, one thread, each run in a process of its own. TRL has
-its reference precomputed. How cost grows with the number of references is in bench_references.py.
+Pairs are cut out of real text so that both sides of every pair have exactly the given length, nearly half of it prompt: these
+figures include no padding and no mixed lengths. Float32, one thread, each run in its own process. TRL has
+its reference precomputed. bench_references.py measures the cost by the number of references.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ imports done and the policy loaded. In brackets: times this project's. A side of
 
 
 def rows_of_length(text: str, length: int, count: int) -> list[dict[str, Any]]:
-    """Pairs whose prompts take nearly half of the length in tokens, and whose completions go on beyond it, to be cut there."""
-    # A token of a byte-level BPE of 8,192 trained on the text is some four characters of it.
+    """Pairs whose prompts take nearly half of the length in tokens, and whose completions are longer than the rest and are cut there."""
+    # A token of a byte-level BPE of 8,192 trained on the text is about four characters.
     prompt, completion = int(1.6 * length), 6 * length
     starts = [number * (prompt + 2 * completion) % (len(text) // 2) for number in range(count)]
     rows = []

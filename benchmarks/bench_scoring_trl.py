@@ -1,9 +1,9 @@
-"""Stage one by the transformers engine side by side with TRL's precomputed reference: CPU seconds and memory.
+"""Stage one with the transformers engine beside TRL's precomputed reference: CPU seconds and memory.
 
     python benchmarks/bench_scoring_trl.py [--pairs FILE …] [--count 400] [--repeats 5]
 
-The same tiny Llama in float32 and the same pairs for both, on one thread; the runs take turns, each in a process of its
-own. Imports are left out of the time. What is at rest, imports done and model loaded, is left out of the memory.
+The same tiny Llama in float32 and the same pairs for both, on one thread; the runs take turns, each in its own
+process. Times exclude imports. Memory excludes that at rest, with imports done and the model loaded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ length. Memory is the process's peak over what it takes at rest, imports done an
 
 
 def run_ours(task: Task, folder: str) -> dict[str, float]:
-    """The whole of stage one, as the command does it."""
+    """All of stage one, as the command runs it."""
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401 - imports are no part of the time
 
@@ -62,7 +62,7 @@ def run_ours(task: Task, folder: str) -> dict[str, float]:
 
 
 def run_trl(task: Task, folder: str) -> dict[str, float]:
-    """TRL's pass over the reference, measured from inside its trainer, and the whole of making that."""
+    """TRL's pass over the reference, measured inside its trainer, and the creation of that trainer."""
     import torch
     from trl.trainer.dpo_trainer import DPOTrainer
 

@@ -1,10 +1,10 @@
-"""Stage one by the vLLM engine side by side with a bare vLLM on the same token ids: seconds of the clock.
+"""Stage one with the vLLM engine beside a bare vLLM on the same token ids: wall seconds.
 
     python benchmarks/bench_scoring_vllm.py [--pairs FILE …] [--completions 2000] [--repeats 5]
 
-The same tiny model in float32 for both; the runs take turns, each in a process of its own. Scoring is all that
-`mrpo score-refs` does once its engine has started: rendering, scoring, writing shards. The bare vLLM is one call of
-`LLM.generate` with the prompt log-probs asked for, its answer not read. Imports and start-up are reported separately.
+The same tiny model in float32 for both; the runs take turns, each in its own process. Scoring is everything that
+`mrpo score-refs` does after its engine has started: rendering, scoring, writing shards. The bare vLLM is one call of
+`LLM.generate` that requests prompt log-probs and ignores the answer. Imports and start-up are reported separately.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def run_ours(task: Task, folder: str) -> dict[str, float]:
 
 
 def run_bare(task: Task, folder: str, *, tuned: bool = False) -> dict[str, float]:
-    """vLLM as one would call it by hand, on the same ids: prompt log-probs of everything."""
+    """vLLM called directly on the same ids: prompt log-probs of everything."""
     sizes: dict[str, Any] = {"enforce_eager": True}
     if tuned:
         from mrpo_pipeline.engines.vllm.sizes import MOST_BATCHED_TOKENS
@@ -102,12 +102,12 @@ def generate(
         **more,
     )
     asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-    engine.generate([{"prompt_token_ids": ids[0]}], asked, use_tqdm=False)  # the first call sets things up
+    engine.generate([{"prompt_token_ids": ids[0]}], asked, use_tqdm=False)  # warm-up: the first call initializes vLLM
     started = time.monotonic() - began
     began = time.monotonic()
     engine.generate([{"prompt_token_ids": one} for one in ids], asked, use_tqdm=False)
     wall = time.monotonic() - began
-    # Its processes are children of this one, which would wait for them at its end.
+    # Its processes are children of this one, which would wait for them on exit.
     engine.llm_engine.engine_core.shutdown()
     return {"wall_s": wall, "startup_s": started, "completions": len(ids), "tokens": sum(map(len, ids))}
 

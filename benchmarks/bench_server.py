@@ -1,11 +1,11 @@
-"""Stage one asked of a `vllm serve`, side by side with a bare client of the same server: seconds of the clock.
+"""Stage one with a `vllm serve`, beside a bare client of the same server: wall seconds.
 
     python benchmarks/bench_server.py [--model FOLDER] [--pairs FILE …] [--completions 2000] [--concurrency 16]
 
 One server on loopback, float32. The bare client sends the same token ids to the same route, with the same concurrency, and only parses the
-JSON; `mrpo score-refs` is timed with rendering and writing of shards, once its engine has started. They take turns, one unit of
-completions each. The server is killed in the middle of a further run and started again; that run's cache is then compared with the
-in-process engine of transformers, token by token.
+JSON; the time of `mrpo score-refs` includes rendering and writing shards, but not the start of its engine. They take turns, one unit
+of completions each. In a further run the server is killed and restarted; the cache of that run is then compared with the
+in-process transformers engine, token by token.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def recipe_of(args: argparse.Namespace, pairs: Path, cache: str, server: dict[st
 
 
 def ids_of(recipe: Any) -> list[list[int]]:
-    """Prompt and completion of the distinct completions, as stage one asks for them."""
+    """Prompt and completion ids of the distinct completions, as stage one requests them."""
     from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
     from mrpo_pipeline.rendering import tokens_to_score
     from mrpo_pipeline.rendering.identity_cache import renderer_of
@@ -62,7 +62,7 @@ def ids_of(recipe: Any) -> list[list[int]]:
 
 
 def bare_client(url: str, ids: Sequence[list[int]], concurrency: int) -> float:
-    """Wall seconds of as many threads as are asked for, each with a connection of its own."""
+    """Wall seconds with this many threads, each with its own connection."""
     import httpx2
 
     todo: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
@@ -98,7 +98,7 @@ def ours(recipe: Any) -> float:
 
 
 def killed_and_started_again(args: argparse.Namespace, server: VllmServer, recipe: Any, folder: Path) -> dict[str, int]:
-    """Score, kill the server once a shard is there, start it again and go on; completions of both runs."""
+    """Score, kill the server after the first shard, restart it and resume; returns the completions of both runs."""
     from mrpo_pipeline.errors import RunError
     from mrpo_pipeline.scoring import score_references
 
@@ -123,7 +123,7 @@ def killed_and_started_again(args: argparse.Namespace, server: VllmServer, recip
 
 
 def compare(folder: Path) -> dict[str, float]:
-    """Largest and mean |difference| of a token between the two caches, which hold the same completions."""
+    """Largest and mean |difference| per token between two caches of the same completions."""
     import pyarrow.parquet as pq
 
     caches = []
@@ -169,7 +169,7 @@ def main() -> None:
         try:
             server.start(args.model, "--enable-scale-out", "--max-model-len", str(args.max_length + 64))
             ids = ids_of(recipe_of(args, pairs, str(folder / "unused"), told))
-            bare_client(server.url, ids[: args.concurrency], args.concurrency)  # the first requests set things up
+            bare_client(server.url, ids[: args.concurrency], args.concurrency)  # warm-up
             ratios, walls = [], []
             for repeat in range(args.repeats):
                 spent = [server.cpu_seconds() + time.process_time()]

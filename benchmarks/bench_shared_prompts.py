@@ -1,9 +1,9 @@
-"""Each prompt once: scoring by the transformers engine with prompts shared and not, in CPU seconds and tokens.
+"""Scoring with the transformers engine with and without shared prompts: CPU seconds and tokens.
 
     python benchmarks/bench_shared_prompts.py [--model DIR] [--pairs FILE …] [--count 60] [--repeats 3]
 
-One engine on one thread scores the same completions both ways, by turns, in one process. Beside each file's pairs, drawn
-evenly over it: conversations of the first file with seven short answers each, as ranked data has them.
+One engine on one thread scores the same completions both ways, in turns, in one process. The data are each file's pairs, drawn
+evenly over it, and conversations of the first file with seven short answers each, as in ranked data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_REPEATED = 1.05
 
 
 def ranked_rows(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Ranked answers, each the beginning of another completion of the file, to what the file's rows say one after another."""
+    """Ranked answers, each the beginning of another completion of the file, to prompts joined from the file's rows."""
     said = [row["prompt"][-1]["content"] + "\n\n" + row["chosen"][0]["content"] for row in rows]
     answers = [row[side][0]["content"][:ANSWER_CHARS] for row in rows for side in ("chosen", "rejected")]
     ranked = []
@@ -42,7 +42,7 @@ def ranked_rows(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, An
 
 
 def requests_of(pairs: Path, model: str) -> list[Any]:
-    """The distinct completions of the pairs, as stage one asks an engine for them."""
+    """The distinct completions of the pairs, as stage one requests them from an engine."""
     from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
     from mrpo_pipeline.engines import ScoringRequest
     from mrpo_pipeline.recipe import parse_recipe
@@ -56,13 +56,13 @@ def requests_of(pairs: Path, model: str) -> list[Any]:
 
 
 def distinct_tokens(requests: Sequence[Any]) -> int:
-    """Every prompt once, and every completion but for its last token, from which nothing is predicted."""
+    """The number of tokens with every prompt once, and every completion without its last token, which predicts nothing."""
     prompts = {one.prompt_ids.tobytes(): len(one.prompt_ids) for one in requests}
     return sum(prompts.values()) + sum(len(one.completion_ids) - 1 for one in requests)
 
 
 def run(model: str, files: dict[str, str], repeats: int) -> dict[str, dict[str, Any]]:
-    """By data: CPU seconds and tokens run of each way, and the largest difference of a log-prob in nats."""
+    """For each data set: CPU seconds and tokens of both ways, and the largest difference of a log-prob in nats."""
     import torch
 
     from mrpo_pipeline.engines.transformers import TransformersEngine
@@ -81,7 +81,7 @@ def run(model: str, files: dict[str, str], repeats: int) -> dict[str, dict[str, 
     head.hidden_states = watched  # type: ignore[method-assign, assignment]
 
     def score(requests: Sequence[Any], shared: bool) -> tuple[float, int, dict[int, Any]]:
-        # What the first requests are tried with is part of the time.
+        # The trial with the first requests is part of the time.
         engine._may_share, engine._compared, engine._open().attention = shared, {}, None
         shapes.clear()
         began = time.process_time()
@@ -92,7 +92,7 @@ def run(model: str, files: dict[str, str], repeats: int) -> dict[str, dict[str, 
     for name, file in files.items():
         requests = requests_of(Path(file), model)
         runs: dict[bool, list[tuple[float, int, dict[int, Any]]]] = {False: [], True: []}
-        score(requests[:2], shared=False)  # warm
+        score(requests[:2], shared=False)  # warm-up
         for repeat in range(repeats):
             for shared in (False, True) if repeat % 2 == 0 else (True, False):
                 runs[shared].append(score(requests, shared))

@@ -2,13 +2,13 @@
 
     python benchmarks/bench_templates.py TEMPLATES TOKENIZERS [--pairs FILE.jsonl] [--conversations 100] [--only TEXT] [--json OUT]
 
-TEMPLATES holds Jinja files; TOKENIZERS one folder a tokenizer, with tokenizer.json and tokenizer_config.json (a template in the latter
-is tried as well). A template is paired with the tokenizer that has the most of its control tokens; those that it lacks are added, as
-special tokens or (reasoning and tool tags) as plain added ones, and the table says how many.
+TEMPLATES contains Jinja files; TOKENIZERS one folder per tokenizer, with tokenizer.json and tokenizer_config.json (a template in the
+latter is tried as well). A template is paired with the tokenizer that has most of its control tokens; missing ones are added, as
+special tokens or (reasoning and tool tags) as plain added tokens, and the table gives their number.
 
-The oracle is the plain way: transformers' apply_chat_template, `tokenizers.Tokenizer.from_file`, and the content located by its last
-occurrence in the text (for reasoning, tools and several messages see structured_oracle). Every
-conversation is exact, explained by reasons that docs/rendering.md gives, refused with a reason, or wrong.
+The oracle uses transformers' apply_chat_template, `tokenizers.Tokenizer.from_file`, and the last occurrence of the content
+in the text (for reasoning, tools and several messages see structured_oracle). Every
+conversation is exact, explained by reasons listed in docs/rendering.md, refused with a reason, or wrong.
 """
 
 from __future__ import annotations
@@ -63,16 +63,16 @@ class Outcome:
 
 
 class Oracle:
-    """What transformers and tokenizers give, and where the content stands in it."""
+    """The text and ids of transformers and tokenizers, and the position of the content in them."""
 
     def __init__(self, tokenizer: Any, own: Any, template: str) -> None:
         self.tokenizer, self.own, self.template = tokenizer, own, template
         added = own.get_added_tokens_decoder()
         self.special = {token.content for token in added.values() if token.special and len(token.content) > 1}
         self.special_ids = {i for i, token in added.items() if token.special}
-        # A processor's template takes a content as a list of parts only.
+        # A processor's template only accepts content as a list of parts.
         self.in_parts = False
-        with contextlib.suppress(Exception):  # it may refuse a text
+        with contextlib.suppress(Exception):  # it may refuse plain text
             plain, part = ([{"role": "user", "content": one}] for one in ("qZtext", _part("qZtext")))
             self.in_parts = "qZtext" in self.text(part) and "qZtext" not in self.text(plain)
 
@@ -103,7 +103,7 @@ class Oracle:
                 reasons.append("empty system message left out")
         system = prompt[0]["content"].strip() if prompt[0]["role"] == "system" else ""
         read = self.own.decode(ours, skip_special_tokens=False)
-        for message in prompt:  # whatever else holds: all of the conversation is read, and once
+        for message in prompt:  # in any case, all of the conversation must be read exactly once
             content = message["content"].strip()
             if message["role"] == "assistant":
                 content = content.split("</think>")[-1].strip()
@@ -140,7 +140,7 @@ class Oracle:
                     f"token {at}: ours {self._tokens(ours[max(at - 3, 0) : at + 6])} plain {self._tokens(ids[max(at - 3, 0) : at + 6])}"
                 )
                 return
-        # What is scored: the content, and the prompt holds none of it.
+        # The content is scored, and the prompt contains none of it.
         scored = self.own.decode(got.completion_ids[:-1].tolist(), skip_special_tokens=False)
         if _squeezed(answer, self.own) not in _squeezed(scored, None):
             outcome.wrong.append(f"content not scored: {answer[:60]!r} as {scored[:80]!r}")
@@ -156,7 +156,7 @@ class Oracle:
     def _plain(self, prompt: list[dict[str, str]], answer: str) -> tuple[str, list[int]]:
         try:
             text = self.text([*prompt, {"role": "assistant", "content": answer}])
-        except Exception:  # a template may refuse the conversation, a system message for one
+        except Exception:  # a template may refuse the conversation, for example its system message
             return "", []
         return text, list(self.own.encode(text, add_special_tokens=False).ids)
 
@@ -169,7 +169,7 @@ def _part(content: Any) -> Any:
 
 
 def _starts(ids: list[int], ours: list[int]) -> bool:
-    """Whether the plain ids begin as ours, but for a token put first."""
+    """Whether the plain ids begin like ours, except for an added first token."""
     return ids[:8] in (ours[:8], ours[1:9])
 
 
@@ -204,7 +204,7 @@ def _added(folder: Path) -> set[str]:
 
 
 def load(folder: Path, template: str) -> tuple[Any, Any, int]:
-    """The tokenizer as transformers has it, the file's own, and how many control tokens were added to both."""
+    """The tokenizer as transformers loads it, that of the file, and the number of control tokens added to both."""
     from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -215,7 +215,7 @@ def load(folder: Path, template: str) -> tuple[Any, Any, int]:
     for mark in missing:
         token = AddedToken(mark, special=not TAGS.fullmatch(mark), normalized=False)
         tokenizer.add_tokens([token], special_tokens=bool(token.special))
-    # In the same order and so with the same ids: what the configuration alone names, then what is missing.
+    # In the same order, so that ids are the same: first tokens that only the configuration names, then missing ones.
     own_known = {token.content for token in own.get_added_tokens_decoder().values()}
     for _, token in sorted(tokenizer.added_tokens_decoder.items()):
         if token.content not in own_known:
@@ -224,7 +224,7 @@ def load(folder: Path, template: str) -> tuple[Any, Any, int]:
 
 
 def run(name: str, template: str, folder: Path, items: list[tuple[list[dict[str, str]], str]]) -> Outcome:
-    """All conversations through one pairing."""
+    """Judge all conversations with one pairing."""
     tokenizer, own, added = load(folder, template)
     tokenizer.chat_template = template
     outcome = Outcome(name, folder.name, added)

@@ -1,12 +1,12 @@
-"""Stage two side by side with TRL's DPOTrainer: CPU seconds per optimizer step, preparation, and memory.
+"""Stage two beside TRL's DPOTrainer: CPU seconds per optimizer step, preparation, and memory.
 
     python benchmarks/bench_training.py [--pairs FILE] [--peer SCRIPT] [--steps 100] [--repeats 5] [--jobs 1]
 
-The same tiny Llama, pairs, adapter, batch, lengths and schedule for all, on one thread; the runs take turns, each in a
-process of its own. TRL runs twice: with the reference in every step (its default), and with its log-probs precomputed.
-This project runs as `mrpo score-refs` and `mrpo train` do: metrics, logging, progress lines and the check of the start on.
-The steps make one epoch, so that all train on the very same pairs, in whatever order. CPU seconds are the figure to look at
-on a machine that is shared. A repeat of 100 steps takes some seven minutes on one core.
+The same tiny Llama, pairs, adapter, batch, lengths and schedule for all, on one thread; the runs take turns, each in its
+own process. TRL runs twice: with the reference in every step (its default), and with its log-probs precomputed.
+This project runs as `mrpo score-refs` and `mrpo train` do: with metrics, logging, progress lines and the anchor check.
+The steps make one epoch, so that all train on the same pairs, in any order. On a shared machine, compare CPU seconds.
+A repeat of 100 steps takes about seven minutes on one core.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run_ours(task: Task, folder: str) -> dict[str, Any]:
 
 
 def run_peer(task: Task, folder: str, precompute: bool, peer: Path | None, split: dict[str, int]) -> dict[str, Any]:
-    """One run of TRL, by the peer script or by what is built in, with fresh caches of its own."""
+    """One run of TRL, by the peer script or the built-in one, with its own empty caches."""
     if peer is None:
         return dict(in_own_process(their_training.train, task, folder, precompute=precompute))
     settings = {
@@ -86,7 +86,7 @@ def run_peer(task: Task, folder: str, precompute: bool, peer: Path | None, split
 
 
 def find_peer(asked: str | None) -> Path | None:
-    """The peer script; None where there is none."""
+    """The peer script, or None."""
     path = Path(asked) if asked is not None else SHARED_PEER
     if path.is_file():
         return path
@@ -97,7 +97,7 @@ def find_peer(asked: str | None) -> Path | None:
 
 
 def report(figures: Figures) -> str:
-    """The table of medians, TRL's as multiples of this project's beside them."""
+    """The table of medians, with TRL's as multiples of this project's."""
 
     def cell(name: str, figure: str, digits: int, *, ratio: bool = False) -> str:
         found = figures[name].get(figure)

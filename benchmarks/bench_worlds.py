@@ -2,9 +2,9 @@
 
     python benchmarks/bench_worlds.py [--quick]
 
-In one, each of two references knows its own half of the questions and is confident in wrong answers to the other: several references
-should be found better than any single one, and none be named for dropping. In the other the second reference is confident and mostly
-wrong: several should not be found better, and that reference should be named.
+In one world, each of two references knows half of the questions and is confident of wrong answers to the other half: several
+references should be found better than any single one, and none recommended for dropping. In the other world, the second reference is
+confident and mostly wrong: several should not be found better, and dropping that reference should be recommended.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Everything about this project on a GPU by one command: correctness, both stages beside their peers, FSDP2. One table and JSON.
+"""Everything on a GPU with one command: correctness, both stages beside their peers, FSDP2. Writes one table and JSON.
 
     python benchmarks/gpu.py [--only STAGE …] [--minutes 8] [--out FOLDER]        (make gpu)
     python benchmarks/gpu.py --device cpu --tiny                                  (make gpu TINY=1)
 
-Needs torch and transformers, and no network: weights and token ids are drawn on the spot. What else it finds (peft, pydantic, trl,
-vllm, bitsandbytes) it measures with; what is missing is left out, and the table says so. Every stage is a process of its own with a
-budget of minutes, and writes each figure as it has it. A stage that has ended is not run again: remove its JSON for that. One that was
-killed continues.
+Needs torch and transformers, and no network: weights and token ids are random. Rows that need other packages (peft, pydantic, trl,
+vllm, bitsandbytes) are left out if these are missing, and the table says so. Every stage runs in its own process with a
+time limit, and writes each figure as soon as it is measured. A finished stage is not run again unless you remove its JSON; a killed one
+continues.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "stage_two_8B": ("gpu_stage_two", ("8B",)),
     "fsdp2": ("gpu_fsdp", ()),
 }
-# Until a stage that is past its budget is killed: what it has written stays.
+# Before a stage that is over its time limit is killed; what it has written stays.
 GRACE_SECONDS = 30
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What results must agree in to be of one table."""
+    """The settings that all results of one table share."""
     return {name: getattr(args, name) for name in ("device", "tiny", "max_length", "gradient_checkpointing")}
 
 
 def run_stage(stage: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Run what the stage has no results of yet, in as many processes as it takes; its document."""
+    """Run the cells of the stage that have no result yet, in as many processes as needed; returns its document."""
     record = Record(args.out, stage, settings_of(args))
     if record.is_complete:
         print(f"{stage}: {record.path} is complete and not run again")
@@ -75,7 +75,7 @@ def run_stage(stage: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _process(stage: str, args: argparse.Namespace, seconds: float) -> tuple[int | None, str]:
-    """One process of the stage; its exit status, None where it had to be killed, and the last line of its errors."""
+    """Run one process of the stage; returns its exit status (None if it had to be killed) and the last line of its stderr."""
     options = [*_options(args), "--stage", stage, "--seconds", str(seconds)]
     with tempfile.TemporaryFile() as errors:
         command = [sys.executable, str(Path(sys.argv[0]).resolve()), *options]
@@ -84,7 +84,7 @@ def _process(stage: str, args: argparse.Namespace, seconds: float) -> tuple[int 
             status: int | None = child.wait(seconds + GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             status = None
-        finally:  # with it the engines and processes that it started, which would keep the GPU's memory
+        finally:  # and the engines and processes that it started, which would keep GPU memory
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -102,7 +102,7 @@ def _options(args: argparse.Namespace) -> list[str]:
 
 
 def _environment(stage: str, args: argparse.Namespace) -> dict[str, str]:
-    """One GPU for all stages but FSDP2's, for libraries spread over what they see; none with ``--device cpu``."""
+    """One visible GPU for all stages except FSDP2's, since libraries use every GPU that they see; none with ``--device cpu``."""
     paths = [str(measuring.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     found = {**os.environ, **measuring.QUIET, "PYTHONPATH": os.pathsep.join(paths)}
     if args.device == "cpu":
@@ -136,10 +136,10 @@ def stage_process(stage: str, args: argparse.Namespace) -> None:
 
 
 def find_device() -> str:
-    """``cuda`` where torch finds one.
+    """``cuda`` if torch finds a GPU.
 
     Raises:
-        SystemExit: without a GPU, for a full run on a CPU would take days; and without torch.
+        SystemExit: without a GPU, since a full run on a CPU would take days; and without torch.
     """
     asked = "import torch; print(torch.cuda.is_available())"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
@@ -178,7 +178,7 @@ def main() -> None:
         return
     if args.device == "cpu" and not args.tiny:
         raise SystemExit("--device cpu without --tiny would take days: give --tiny as well.")
-    # Shares of the peak are of what the stage `machine` measures.
+    # Shares of the peak refer to the peak measured by the stage `machine`.
     stages = [stage for stage in STAGES if stage == "machine" or stage in (args.only or STAGES)]
     try:
         documents = {stage: run_stage(stage, args) for stage in stages}

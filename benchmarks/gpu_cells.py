@@ -1,6 +1,6 @@
-"""Cells of the GPU benchmark: one measurement each, whose result is on disk before the next one begins.
+"""Cells of the GPU benchmark: one measurement each; its result is written to disk before the next one begins.
 
-A cell that is out of memory, lacks a package, fails or ends its process is a result like any other. Light to import.
+Running out of memory, lacking a package, failing or killing the process is also a result. Cheap to import.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DONE, LEFT_OUT, OUT_OF_MEMORY, FAILED, NO_TIME = "done", "left out", "out of mem
 BROKEN_DEVICE = 3
 """Exit status of a stage whose device takes no further work in that process; another process continues."""
 
-# What allocators say: CUDA's, torch's on a CPU, and this project's engine.
+# Out-of-memory messages of CUDA, of torch on a CPU, and of this project's engine.
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "do not fit in the memory")
 _DEVICE_WORDS = ("cuda error", "device-side assert", "nccl error", "cublas_status")
 
@@ -32,10 +32,10 @@ class Cell:
     """One measurement.
 
     Attributes:
-        run: gives its figures: ``value`` and ``unit``, and where it has them ``ratio`` and ``of``, ``peak_share``,
-            ``memory_bytes``, ``note`` and whatever else belongs in the JSON.
+        run: returns its figures: ``value`` and ``unit``, optionally ``ratio`` and ``of``, ``peak_share``,
+            ``memory_bytes``, ``note``, and anything else for the JSON.
         needs: packages that it imports.
-        base: the cell whose value its own is divided by, in the table.
+        base: the cell by whose value its own is divided in the table.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Cell:
     base: str | None = None
 
 
-class LeftOut(Exception):  # noqa: N818 - no error: a figure that this machine cannot give
+class LeftOut(Exception):  # noqa: N818 - not an error: a figure that this machine cannot give
     """Why a cell cannot be measured on this machine."""
 
 
 class TimeUp(BaseException):
-    """The stage's time budget has ended. A BaseException, so that no library takes it for an error of its own."""
+    """The stage's time is over. A BaseException, so that no library handles it."""
 
 
 class Record:
@@ -95,7 +95,7 @@ class Record:
         self._write(self.partial)
 
     def finish(self, *, rest: Mapping[str, Any] | None = None) -> None:
-        """Write the final file; planned cells without a result get ``rest``."""
+        """Write the final file, with ``rest`` for planned cells without a result."""
         for name in self.document["planned"]:
             self.cells.setdefault(name, dict(rest or {"state": NO_TIME}))
         self.document.pop("running", None)
@@ -110,10 +110,10 @@ class Record:
 
 
 def run_cells(record: Record, cells: Sequence[Cell], seconds: float) -> None:
-    """Measure the cells that have no result yet, within so many seconds; the record is complete then.
+    """Measure the cells that have no result yet, within this many seconds; afterwards the record is complete.
 
     Raises:
-        SystemExit: with ``BROKEN_DEVICE`` where the device failed in a way that a process does not recover from.
+        SystemExit: with ``BROKEN_DEVICE`` if the device failed in a way from which a process cannot recover.
     """
     deadline = time.monotonic() + seconds
     for cell in cells:
@@ -151,7 +151,7 @@ def _measure(cell: Cell, seconds: float) -> dict[str, Any]:
     except (Exception, SystemExit) as error:
         state = OUT_OF_MEMORY if is_out_of_memory(error) else FAILED
         figures = {"state": state, "why": f"{type(error).__name__}: {_one_line(error)}"}
-    left = release()  # outside of the except clause, which holds on to the tensors of what failed
+    left = release()  # outside the except clause, which keeps the tensors of the failed cell alive
     return figures | {"left_allocated_bytes": left}
 
 
@@ -163,7 +163,7 @@ def installed(name: str) -> bool:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether it, or what caused it, is an allocation that failed."""
+    """Whether it, or its cause, is a failed allocation."""
     while error is not None:
         if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY_WORDS):
             return True
@@ -172,11 +172,11 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def release() -> int:
-    """Give back the memory of what is no longer used; the bytes that stay allocated on the GPU."""
+    """Free unused memory; returns the bytes that stay allocated on the GPU."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        with contextlib.suppress(RuntimeError):  # of a device that is broken, which was reported
+        with contextlib.suppress(RuntimeError):  # a broken device, already reported
             torch.cuda.empty_cache()
             return int(torch.cuda.memory_allocated())
     return 0

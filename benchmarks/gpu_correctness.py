@@ -1,7 +1,7 @@
 """Stage ``correctness`` of the GPU benchmark: every fast path against the plain computation, in bfloat16 and in float32.
 
-A value is a difference and its ratio the share of the limit that the program itself sets: above 1 it is wrong. In float32 the
-worst completion is looked at, in bfloat16 the average, as the program's own checks do.
+A value is a difference, and its ratio the share of the program's own limit: above 1 it is wrong. As in the program's own checks,
+float32 uses the worst completion, bfloat16 the average.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpu_models import Pairs, Place, cast, config_of, random_model, requests_of
 from gpu_trainers import examples_of, mrpo_trainer
 from torch import Tensor
 
-# Of a gradient's norm: two orders of summation over some dozens of layers in float32, and one product in bfloat16.
+# Share of a gradient's norm: two orders of summation over dozens of layers in float32, and one product in bfloat16.
 GRADIENT = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
@@ -31,7 +31,7 @@ def apart(found: Tensor, expected: Tensor) -> float:
 def compared(
     dtype: torch.dtype, found: Tensor, plain: Tensor, exact: Tensor | Callable[[], Tensor], note: str = ""
 ) -> dict[str, Any]:
-    """In float32 against the plain computation; in bfloat16 both against the plain one in float32 (``exact``)."""
+    """In float32, compare with the plain computation; in bfloat16, compare both with the plain one in float32 (``exact``)."""
     unit = "of the norm"
     if dtype == torch.float32:
         return within(apart(found, plain), GRADIENT["float32"], unit, note)
@@ -41,7 +41,7 @@ def compared(
 
 
 def nats(found: Tensor, expected: Tensor, counts: Tensor, dtype: torch.dtype) -> float:
-    """Difference of completions' sums, nats per token: of the worst one in float32, else the average over all tokens."""
+    """Difference of completions' sums, nats per token: of the worst completion in float32, else the average over all tokens."""
     gap = (found.double() - expected.double()).abs().cpu()
     return float((gap / counts).max() if dtype == torch.float32 else gap.sum() / counts.sum())
 
@@ -53,7 +53,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def uneven_attention(place: Place, window: int | None) -> dict[str, Any]:
-    """The variable-length kernel's output and gradients against SDPA's in float32, beside what SDPA in bfloat16 is off by."""
+    """The variable-length kernel's output and gradients against SDPA's in float32, beside the error of SDPA in bfloat16."""
     from mrpo_pipeline.models import shared_prompt_attention as attention
 
     if place.device != "cuda":
@@ -80,7 +80,7 @@ def uneven_attention(place: Place, window: int | None) -> dict[str, Any]:
 
 
 def shared_prompts(place: Place, dtype: torch.dtype) -> dict[str, Any]:
-    """Sums of completions with every prompt once, against a padded row for each completion."""
+    """Sums of completions with every prompt run once, against a padded row for each completion."""
     from mrpo_pipeline.models.completion_forward import CompletionForward, to_device
     from mrpo_pipeline.models.completion_rows import Group
     from mrpo_pipeline.models.head import Head
@@ -107,7 +107,7 @@ def shared_prompts(place: Place, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def adapted(place: Place, dtype: torch.dtype) -> Any:
-    """A model with an adapter on every linear layer that is not zero at the start."""
+    """A model with a nonzero adapter on every linear layer."""
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
@@ -118,7 +118,7 @@ def adapted(place: Place, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def whole_precision(model: Any, dtype: torch.dtype) -> Iterator[None]:
-    """The frozen weights in float32 meanwhile; the adapter is in float32 anyway."""
+    """Temporarily hold the frozen weights in float32; the adapter is in float32 anyway."""
     adapter = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     cast(model, torch.float32)
     yield
@@ -128,7 +128,7 @@ def whole_precision(model: Any, dtype: torch.dtype) -> Iterator[None]:
 
 
 def fused_lora(place: Place, dtype: torch.dtype) -> dict[str, Any]:
-    """The adapter's gradient with layer and adapter as one operation, against peft's own."""
+    """The adapter's gradient with layer and adapter as one operation, against peft's."""
     from mrpo_pipeline.policy.fused_lora import fuse_adapters
 
     model = adapted(place, dtype)
@@ -153,7 +153,7 @@ def fused_lora(place: Place, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def chunked_head(place: Place, dtype: torch.dtype) -> dict[str, Any]:
-    """Log-probs and gradient in chunks of positions, against logits of all of them."""
+    """Log-probs and gradient in chunks of positions, against the logits of all positions."""
     from mrpo_pipeline.models.head import Head
 
     model = random_model(place, SHAPE, dtype)
@@ -179,7 +179,7 @@ def chunked_head(place: Place, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def training_step(place: Place, dtype: torch.dtype) -> dict[str, Any]:
-    """A step's loss and gradient with every fast path on, against all of them off."""
+    """A step's loss and gradient with every fast path on, against all off."""
     off = {"share_prompt": False, "micro_batch_tokens": "off", "fused_lora": False, "chunked_head": False}
     pairs = pairs_of(place)
 
@@ -196,7 +196,7 @@ def training_step(place: Place, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def anchor_check(place: Place, dtype: torch.dtype) -> dict[str, Any]:
-    """The anchor as stage one scores it against the policy's start in stage two; and with the wrong prompts, which must be refused."""
+    """The anchor as scored by stage one against the policy's start in stage two; and with wrong prompts, which must be refused."""
     from mrpo_pipeline.dataset.anchor_mismatch import AnchorStart
     from mrpo_pipeline.errors import UserError
     from mrpo_pipeline.policy.anchor_check import TOLERANCE, check_start

@@ -1,4 +1,4 @@
-"""For the stage ``correctness`` of the GPU benchmark: what dtype, 4 bits and the choice of engine change in a token's log-prob."""
+"""For the stage ``correctness`` of the GPU benchmark: how much dtype, 4 bits and the choice of engine change a token's log-prob."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpu_models import Pairs, Place, made_up_pairs, random_model, requests_of
 from torch import Tensor
 
 SHAPE = "1B"
-# In bfloat16, times what the plain computation differs from float32: two correct ones round in other places.
+# In bfloat16, a multiple of the plain computation's difference from float32: two correct computations round in different places.
 ROUNDING = 2.0
 
 
@@ -36,7 +36,7 @@ def gradients(model: Any) -> Tensor:
 
 
 def nf4(place: Place) -> dict[str, Any]:
-    """A 4-bit base: the average change of a log-prob, and a gradient through it that is finite."""
+    """A 4-bit base: the average change of a log-prob, and whether the gradient through it is finite."""
     from mrpo_pipeline.models.loading import load_model
     from mrpo_pipeline.models.source import ModelSource
     from mrpo_pipeline.policy.lora import add_adapter
@@ -64,7 +64,7 @@ def mean_difference(found: Iterable[Tensor], expected: Iterable[Tensor]) -> floa
 
 
 def rounding(place: Place) -> dict[str, Any]:
-    """What bfloat16 itself changes: the transformers engine in both dtypes. Of these random weights: there is no limit for it."""
+    """The effect of bfloat16 itself: the transformers engine in both dtypes. It depends on the random weights, so it has no limit."""
     requests = requests_of(pairs_of(place))
     half, whole = (
         scored(random_model(place, SHAPE, dtype), dtype, requests) for dtype in (torch.bfloat16, torch.float32)
@@ -73,7 +73,7 @@ def rounding(place: Place) -> dict[str, Any]:
 
 
 def vllm_drift(place: Place) -> dict[str, Any]:
-    """vLLM against the transformers engine in float32; in bfloat16 beside what the transformers engine in bfloat16 is off by."""
+    """vLLM against the transformers engine in float32; in bfloat16, beside the error of the transformers engine in bfloat16."""
     from mrpo_pipeline.verify.tolerances import limits_for
 
     requests, dtype = requests_of(pairs_of(place)), place.dtype

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def transformers_engine(model: Any, dtype: torch.dtype) -> Any:
-    """This project's engine over a model that is in memory already: a checkpoint of random weights would only cost its writing."""
+    """This project's engine over a model that is already in memory, so that no checkpoint of random weights has to be written."""
     from mrpo_pipeline.engines.transformers import TransformersEngine
     from mrpo_pipeline.models import loading
     from mrpo_pipeline.models.source import ModelSource
@@ -31,13 +31,13 @@ def transformers_engine(model: Any, dtype: torch.dtype) -> Any:
 
 
 def in_order(found: Iterator[tuple[int, Any]]) -> list[Tensor]:
-    """An engine's log-probs by request."""
+    """An engine's log-probs in the order of the requests."""
     by_index = dict(found)
     return [torch.from_numpy(by_index[index]).double() for index in range(len(by_index))]
 
 
 def scored(model: Any, dtype: torch.dtype, requests: Sequence[Any]) -> list[Tensor]:
-    """Log-probs of each request's completion by the transformers engine, on the CPU."""
+    """Log-probs of each request's completion from the transformers engine, moved to the CPU."""
     engine = transformers_engine(model, dtype)
     try:
         return in_order(engine.score(requests))
@@ -47,7 +47,7 @@ def scored(model: Any, dtype: torch.dtype, requests: Sequence[Any]) -> list[Tens
 
 @torch.inference_mode()
 def plain_scored(model: Any, requests: Sequence[Any], max_batch_tokens: int) -> list[Tensor]:
-    """The same as one writes it by hand: rows of like length padded on the right, a mask, logits of every position."""
+    """The same with plain transformers: rows of similar length padded on the right, a mask, logits of every position."""
     from mrpo_pipeline.engines.batching import pack
 
     device = next(model.parameters()).device
@@ -74,10 +74,10 @@ def ids_of(request: Any) -> Any:
 
 @contextmanager
 def saved_model(place: Place, shape: str) -> Iterator[str]:
-    """A folder with the random model of this shape, gone afterwards.
+    """A temporary folder with the random model of this shape.
 
     Raises:
-        LeftOut: where the disk has no room for it.
+        LeftOut: if the disk has no room for it.
     """
     needed, free = 2.2 * architecture(place, shape).parameters, shutil.disk_usage(place.scratch).free
     if free < needed:
@@ -93,7 +93,7 @@ def saved_model(place: Place, shape: str) -> Iterator[str]:
 
 
 def vllm_scored(place: Place, folder: str, requests: Sequence[Any]) -> tuple[list[Tensor], float]:
-    """Log-probs by this project's vLLM engine, and the seconds of a second pass, its start and warm-up apart."""
+    """Log-probs from this project's vLLM engine, and the seconds of a second pass, without start and warm-up."""
     from mrpo_pipeline.engines import open_engine
     from mrpo_pipeline.models.source import ModelSource
 

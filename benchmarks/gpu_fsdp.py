@@ -1,6 +1,6 @@
-"""Stage ``fsdp2`` of the GPU benchmark: one policy trained by two GPUs under FSDP2, beside one GPU; on a CPU two processes.
+"""Stage ``fsdp2`` of the GPU benchmark: one policy trained on two GPUs under FSDP2, beside one GPU; on a CPU, two processes.
 
-The same pairs in the same optimizer steps, so the losses must agree. Each run is a program of its own, this file.
+The same pairs are in the same optimizer steps, so the losses must agree. Each run starts this file as a program.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gpu_stage_two import MRPO, pairs_of, steps_of, train
 
 SHAPE = "8B"
 ONE, TWO = "mrpo, one process", "mrpo, two processes, FSDP2"
-# nats and less: what two orders of summation in bfloat16 move a loss of about 0.7.
+# nats: two orders of summation in bfloat16 change a loss of about 0.7 by at most this.
 LOSS_TOLERANCE = {"cuda": 2e-2, "cpu": 1e-4}
 
 
 def launch(place: Place, processes: int) -> dict[str, Any]:
-    """Run this file in so many processes; the figures of the first."""
+    """Run this file in this many processes; returns the figures of the first."""
     if place.device == "cuda" and torch.cuda.device_count() < 2:
         raise LeftOut(f"needs two GPUs, and {torch.cuda.device_count()} is here")
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
@@ -45,7 +45,7 @@ def launch(place: Place, processes: int) -> dict[str, Any]:
         try:
             said, _ = child.communicate()
         except BaseException:
-            child.terminate()  # the launcher ends its processes
+            child.terminate()  # the launcher then ends its processes
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(15)
             child.kill()

@@ -1,4 +1,4 @@
-"""Stage ``machine`` of the GPU benchmark: the peaks that the other stages' shares are of, and the fast paths that this torch has."""
+"""Stage ``machine`` of the GPU benchmark: the peak speeds for the other stages' shares, and the fast paths that this torch has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def copy(place: Place) -> dict[str, Any]:
 
 
 def variable_length(place: Place) -> dict[str, Any]:
-    """Which arguments this torch's kernel for sequences of uneven length takes."""
+    """Which arguments this torch's variable-length attention kernel takes."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What the GPU benchmark measures on: random models of real shapes, made-up token ids, operation counts, clocks and memory.
+"""Inputs and measures of the GPU benchmark: random models of real shapes, random token ids, operation counts, clocks and memory.
 
 Needs torch, transformers and numpy; no tokenizer, no file and no network.
 """
@@ -29,22 +29,22 @@ TINY_VOCABULARY = 512
 TINY = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 32}  # fmt: skip
 
-# Tokens of prompts and completions: medians of long-answer preference data (UltraFeedback), with its long tail.
+# Median tokens of prompts and completions in long-answer preference data (UltraFeedback), with its long tail.
 MEDIANS, SPREAD = (220, 330), 0.8
 FEWEST = 8
-FIRST_ID = 8  # lower ids are special tokens of many vocabularies
-# Weights drawn with this over √hidden keep a layer's input as wide as its output, so that a log-prob depends on all earlier
-# tokens; those of the output projection, times the scale, give largest logits near 20, as trained models have them.
+FIRST_ID = 8  # lower ids are special tokens in many vocabularies
+# Weights with a standard deviation of this / √hidden keep a layer's output as wide as its input, so that a log-prob depends on all
+# earlier tokens. Those of the output projection, times the scale, give largest logits near 20, as in trained models.
 GAIN, LOGIT_SCALE = 1.0, 4.5
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how large the benchmark runs.
+    """The device and the sizes of a run.
 
     Attributes:
-        device: ``cuda`` or ``cpu``. folder: of this run's results. scratch: of files that are removed at the stage's end.
-        max_length: tokens of prompt and completion at most. checkpointing: whether training recomputes activations.
+        device: ``cuda`` or ``cpu``. folder: for this run's results. scratch: for files that are removed at the end of the stage.
+        max_length: most tokens of prompt and completion. checkpointing: whether training recomputes activations.
     """
 
     device: str
@@ -56,7 +56,7 @@ class Place:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights that speed is measured with: bfloat16 where the device computes in it, else float32."""
+        """Dtype of the weights for measuring speed: bfloat16 if the device computes in it, else float32."""
         return (
             torch.bfloat16 if self.device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else torch.float32
         )
@@ -80,9 +80,9 @@ def config_of(place: Place, shape: str) -> Any:
 
 
 def random_model(place: Place, shape: str, dtype: torch.dtype | None = None, seed: int = 0) -> Any:
-    """A causal language model in eval mode on the device, its weights drawn there; logits as wide as a trained model's.
+    """A causal language model in eval mode with random weights drawn on the device; its logits are as wide as a trained model's.
 
-    Weights are drawn in bfloat16 whatever the dtype: those of one seed are the same model in each.
+    Weights are drawn in bfloat16 whatever the dtype: one seed gives the same model in each.
     """
     from transformers import LlamaForCausalLM
 
@@ -100,7 +100,7 @@ def random_model(place: Place, shape: str, dtype: torch.dtype | None = None, see
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:
-    """The model with its weights in this dtype; the frequencies of its positions stay in float32, as a loaded model has them."""
+    """The model with its weights in this dtype; the rotary frequencies stay in float32, as in a loaded model."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
@@ -109,7 +109,7 @@ def cast(model: Any, dtype: torch.dtype) -> Any:
 
 @dataclass(frozen=True)
 class Pairs:
-    """N made-up pairs: int32 ids of the prompt and of both completions."""
+    """N random pairs: int32 ids of the prompt and of both completions."""
 
     prompts: list[Any]
     chosen: list[Any]
@@ -123,7 +123,7 @@ class Pairs:
 
     @property
     def tokens(self) -> int:
-        """Of all completions, each with its prompt: what a plain run without padding reads."""
+        """Tokens of all completions, each with its prompt: what a plain run without padding reads."""
         return 2 * sum(map(len, self.prompts)) + sum(map(len, self.chosen)) + sum(map(len, self.rejected))
 
 
@@ -131,7 +131,7 @@ def made_up_pairs(place: Place, count: int, *, equal: bool = False, seed: int = 
     """Random ids of the model's vocabulary; the first pair is of the full length.
 
     Args:
-        equal: every prompt a quarter of ``max_length`` and every completion the rest, so that nothing is ever padded.
+        equal: every prompt is a quarter of ``max_length`` and every completion the rest, so that there is no padding.
     """
     random = np.random.default_rng(seed)
     longest = place.max_length
@@ -152,7 +152,7 @@ def made_up_pairs(place: Place, count: int, *, equal: bool = False, seed: int = 
 
 @dataclass(frozen=True)
 class Work:
-    """What a forward pass over pairs needs, padding left out: see ``Architecture.forward_flops``."""
+    """The work of a forward pass over pairs, without padding: see ``Architecture.forward_flops``."""
 
     tokens: int
     squares: int
@@ -175,7 +175,7 @@ def architecture(place: Place, shape: str) -> Any:
 
 
 class Meter:
-    """Seconds of the clock and peak memory on a device, what runs asynchronously waited for."""
+    """Wall seconds and peak memory on a device, after waiting for asynchronous work."""
 
     def __init__(self, device: str) -> None:
         self.on_cuda = device == "cuda"
@@ -186,7 +186,7 @@ class Meter:
         return time.perf_counter()
 
     def start_memory(self) -> None:
-        """Count the peak from here on; on a CPU the process's own, where Linux lets it be reset."""
+        """Count the peak from here on; on a CPU that of the process, if Linux allows resetting it."""
         release()
         if self.on_cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -207,7 +207,7 @@ class Meter:
         return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if peak is None else peak)
 
     def seconds(self, work: Callable[[], Any], repeats: int, warm: int = 1) -> float:
-        """The median over some repeats, after some that do not count."""
+        """The median over some repeats, after some warm-up runs."""
         taken = []
         for _ in range(warm + repeats):
             began = self.now()
@@ -217,14 +217,14 @@ class Meter:
 
 
 def matmul_flops(place: Place, dtype: torch.dtype, size: int) -> float:
-    """Operations a second of a square matrix product on random numbers: the peak that shares are of."""
+    """Operations per second of a square matrix product on random numbers: the peak for shares."""
     torch.manual_seed(0)
     a, b = (torch.randn(size, size, device=place.device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / Meter(place.device).seconds(lambda: a @ b, repeats=10, warm=3)
 
 
 def measured_peak(place: Place) -> float | None:
-    """Operations a second that the stage ``machine`` of this run measured; None where it has none."""
+    """Operations per second measured by the stage ``machine`` of this run, or None."""
     path = Path(place.folder) / "machine.json"
     if not path.is_file():
         return None
@@ -234,14 +234,14 @@ def measured_peak(place: Place) -> float | None:
 
 
 def speed(place: Place, tokens: float, flops: float, seconds: float) -> dict[str, Any]:
-    """A cell's figures of something that took so long."""
+    """A cell's figures for work that took this long."""
     peak = measured_peak(place)
     share = {} if peak is None else {"peak_share": flops / seconds / peak}
     return {"value": tokens / seconds, "unit": "tokens/s", "seconds": seconds, "flops": flops, **share}
 
 
 def requests_of(pairs: Pairs) -> list[Any]:
-    """Every completion of the pairs, as an engine takes it."""
+    """Every completion of the pairs as an engine request."""
     from mrpo_pipeline.engines import ScoringRequest
 
     sides: Sequence[tuple[Any, Any]] = [

@@ -1,7 +1,7 @@
-"""Stage ``stage_one`` of the GPU benchmark: tokens scored a second by this project's engines, beside plain transformers and a bare vLLM.
+"""Stage ``stage_one`` of the GPU benchmark: tokens scored per second by this project's engines, beside plain transformers and a bare vLLM.
 
-Tokens are those of every completion with its prompt, whoever runs the prompt once. A share of the peak counts the operations that a
-way needs: padding is left out, and so are logits where nothing is predicted; a prompt counts once where it runs once.
+Tokens are those of every completion with its prompt, even if the prompt runs only once. A share of the peak counts the operations that
+a method needs, without padding and without logits where nothing is predicted; a prompt that runs once counts once.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from gpu_models import Meter, Place, Work, architecture, made_up_pairs, random_m
 
 SHAPE = "8B"
 PLAIN, BARE = "plain transformers", "bare vLLM (LLM.generate)"
-# Padding counted; the logits of as many positions of a vocabulary of 128k take 6 GB in bfloat16 and float32.
+# Including padding; with a vocabulary of 128k, the logits of so many positions take 6 GB in bfloat16 and float32.
 PLAIN_BATCH_TOKENS = 8192
 REPEATS = 3
 
 
 class Scoring:
-    """The model, made when first used, and the completions; the cells of one process share them."""
+    """The model, created on first use, and the completions; the cells of one process share them."""
 
     def __init__(self, place: Place) -> None:
         self.place, self.meter = place, Meter(place.device)
@@ -80,7 +80,7 @@ class Scoring:
 
 
 def started_elsewhere() -> dict[str, Any]:
-    """In small a start of vLLM, half a minute of imports, is all there would be to measure."""
+    """In a tiny run, the start of vLLM (half a minute of imports) would be all that is measured."""
     raise LeftOut("a small run starts vLLM once, in the stage correctness")
 
 

@@ -1,8 +1,8 @@
 """Stages ``stage_two_1B`` and ``stage_two_8B`` of the GPU benchmark: LoRA on every linear layer, beside TRL.
 
-Everyone trains on the same pairs in the same steps. Tokens are those of both completions with the prompt, whoever runs the prompt once;
-a share of the peak counts the operations of the tokens that run, padding left out, gradients of frozen weights not taken. Memory is the
-peak of an optimizer step, weights included. TRL's ``precomputed`` has its reference's log-probs before training, as the cache has here.
+All train on the same pairs in the same steps. Tokens are those of both completions with the prompt, even if the prompt runs only once;
+a share of the peak counts the operations of the tokens that run, without padding and gradients of frozen weights. Memory is the
+peak of an optimizer step, including weights. TRL's ``precomputed`` computes its reference's log-probs before training, like the cache.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ MRPO, TRL = ("peft", "accelerate", "pydantic"), ("trl", "datasets", "peft", "acc
 
 
 def steps_of(place: Place) -> tuple[int, int]:
-    """Optimizer steps that warm up, and that are measured."""
+    """Numbers of optimizer steps: warm-up, and measured."""
     return place.pick(WARM, 1), place.pick(STEPS, 2)
 
 
 def train(
     place: Place, shape: str, trainer: Any, pairs: Any, *, shared: bool | None = None, resident: int = 0
 ) -> dict[str, Any]:
-    """Figures of a training run, the first steps left out.
+    """Figures of a training run, without the first steps.
 
     Args:
-        shared: whether prompts run once; None to see it from the trainer afterwards.
+        shared: whether prompts run once; None to read it from the trainer afterwards.
         resident: references that run at every step, prompts not shared.
     """
     from gpu_trainers import STEP, Clock
@@ -109,7 +109,7 @@ def by_trl(place: Place, shape: str, *, precompute: bool, triton: bool, equal: b
 def cells(place: Place, shape: str) -> list[Cell]:
     found = [Cell(BASE, partial(by_mrpo, place, shape, 1), MRPO)]
     if place.tiny and shape != "8B":
-        return found  # in small the shapes are alike, and that one measures everything
+        return found  # in a tiny run the shapes are alike, and the other one measures everything
     found += [Cell(f"mrpo, K = {k} cached", partial(by_mrpo, place, shape, k), MRPO, BASE) for k in (0, 3)]
     found += [
         Cell(f"mrpo, K = {k} in memory", partial(by_mrpo, place, shape, k, resident=k), MRPO, BASE) for k in (1, 3)

@@ -1,4 +1,4 @@
-"""The one table of the GPU benchmark, its claims, and whether everything that ran is right."""
+"""The table of the GPU benchmark, its claims, and whether everything that ran is correct."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOTES = """\
 differences is the share of the program's own limit. Weights and token ids are random, and of the shapes of Llama-3.2-1B and
 Llama-3.1-8B."""
 
-# Cell, the cell it is compared with, what the ratio is of, and its goal; of the stage that the first part names.
+# Cell, the cell it is compared with, the meaning of the ratio, and its goal; the first part names the stage.
 GOALS: tuple[tuple[str, str, str, str, dict[str, float]], ...] = (
     ("stage_one", "mrpo, transformers engine", "plain transformers", "tokens/s", {}),
     ("stage_one", "mrpo, vLLM engine", "bare vLLM (LLM.generate)", "tokens/s", {"at_least": 0.95}),
@@ -74,19 +74,19 @@ def ratio(cell: Mapping[str, Any], base: str | None, of: Mapping[str, Any]) -> s
 
 
 def short(reason: str) -> str:
-    """Its first words; all of it is in the JSON."""
+    """The first words; the full text is in the JSON."""
     reason = reason.replace("|", "/")
     return reason if len(reason) <= NOTE_WIDTH else reason[: NOTE_WIDTH - 1] + "…"
 
 
 def sound(documents: Documents) -> bool:
-    """Whether nothing failed and nothing is wrong; what was left out, or had no memory or time, is neither."""
+    """Whether nothing failed and nothing is wrong; cells that were left out or lacked memory or time do not count."""
     cells = [cell for document in documents.values() for cell in document["cells"].values()]
     return all(cell["state"] != FAILED and cell.get("ok", True) for cell in cells)
 
 
 def claims(documents: Documents) -> list[dict[str, Any]]:
-    """For the table over all benchmarks: the goals whose two cells were measured, each with the device's name."""
+    """For the summary table: the goals whose two cells were measured, each with the device's name."""
     found = []
     for stage, name, base, what, goal in GOALS:
         document = documents.get(stage, {"cells": {}})

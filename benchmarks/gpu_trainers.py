@@ -1,4 +1,4 @@
-"""Stage two as the GPU benchmark runs it: this project's trainer and TRL's over the same random model and the same token ids."""
+"""Stage two in the GPU benchmark: this project's trainer and TRL's with the same random model and token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpu_models import Meter, Pairs, Place, random_model
 from transformers import TrainerCallback
 
 RANK = 16
-# Pairs of a micro-batch and micro-batches of an optimizer step, the same for everyone.
+# Pairs per micro-batch and micro-batches per optimizer step, the same for all.
 MICRO, ACCUMULATION = 2, 4
 STEP = MICRO * ACCUMULATION
 
@@ -30,14 +30,14 @@ TRAINING: dict[str, Any] = {
     "report_to": "none",
     "disable_tqdm": True,
     "seed": 0,
-    # The pairs in their order: everyone has the same ones in the same step.
+    # The pairs in order, so that all have the same pairs in the same step.
     "train_sampling_strategy": "sequential",
 }
 REFERENCE_FREE = {"reference": "none", "loss": "simpo", "beta": 2.0, "simpo_gamma": 0.6, "normalize": "token"}
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """Seconds of each optimizer step, from its begin to its end, on the clock of the device."""
+    """Seconds of each optimizer step, from begin to end, synchronized with the device."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
@@ -57,10 +57,10 @@ def settings_of(place: Place, training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def examples_of(pairs: Pairs, references: int = 1, anchor: tuple[Any, Any] | None = None) -> Any:
-    """The pairs with made-up sums of K references: what they are changes no second.
+    """The pairs with random sums of K references, which do not affect the time.
 
     Args:
-        references: K; 0 for training without. anchor: (N,) each, the anchor's real sums, which are the reference's then.
+        references: K; 0 for training without. anchor: (N,) each, the anchor's real sums, used as the reference's.
     """
     from mrpo_pipeline.dataset.examples import PreferenceExamples
 
@@ -84,7 +84,7 @@ def examples_of(pairs: Pairs, references: int = 1, anchor: tuple[Any, Any] | Non
 
 
 def method_of(references: int) -> Any:
-    """Without references SimPO; DPO against one; Multi-DPO against several, whose columns are all kept."""
+    """SimPO without references, DPO with one, Multi-DPO with several (all their columns are kept)."""
     from mrpo_pipeline.recipe import Method
 
     if references == 0:
@@ -106,10 +106,10 @@ def mrpo_trainer(
     training: Mapping[str, Any] | None = None,
     nonzero: bool = False,
 ) -> Any:
-    """This project's trainer, as ``mrpo train`` makes it, over a random model.
+    """This project's trainer with a random model, created as by ``mrpo train``.
 
     Args:
-        references: K cached ones. resident: so many are in memory as well and run at every step; what they give is dropped.
+        references: K cached ones. resident: this many are also in memory and run at every step; their output is dropped.
         nonzero: draw the whole adapter at random, so that it changes the outputs from the start.
     """
     from mrpo_pipeline.models.completion_forward import to_device
@@ -152,7 +152,7 @@ def mrpo_trainer(
 def trl_trainer(
     place: Place, shape: str, pairs: Pairs, *, precompute: bool, training: Mapping[str, Any] | None = None
 ) -> Any:
-    """TRL's ``DPOTrainer`` over the same model, adapter and ids, which it is given as they are, without its tokenizing."""
+    """TRL's ``DPOTrainer`` with the same model and adapter, and with the same ids, so that it does not tokenize."""
     from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig
     from tokenizers import Tokenizer, models
@@ -165,7 +165,7 @@ def trl_trainer(
             return dataset
 
     disable_progress_bars()
-    # TRL names its file of precomputed log-probs by a hash of all weights, which takes longer than the steps.
+    # TRL names its file of precomputed log-probs by a hash of all weights, whose computation takes longer than the steps.
     dpo_trainer.hash_module = lambda _: f"{shape} {os.getpid()} {time.monotonic()}"
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
@@ -188,7 +188,7 @@ def trl_trainer(
 
 @contextmanager
 def without_triton() -> Any:
-    """TRL's log-probs by torch instead of its Triton kernels, where this TRL has any."""
+    """Compute TRL's log-probs with torch instead of its Triton kernels, if this TRL has them."""
     from trl.kernels import chunked_logprob
     from trl.trainer import utils
 

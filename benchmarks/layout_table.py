@@ -1,8 +1,8 @@
-"""What mrpo and TRL make of files in the layouts of well-known preference sets, as a Markdown table.
+"""How mrpo and TRL read files in the layouts of well-known preference data sets, as a Markdown table.
 
     python benchmarks/layout_table.py FILES.jsonl … [--into docs/pairs.md]
 
-Each file is read as it is, with every layout that names its columns, and as TRL's DPOTrainer prepares it (its own
+Each file is read as it is, with every layout that matches its columns, and as TRL's DPOTrainer prepares it (its own
 `extract_prompt` and `is_conversational`, and its concatenation of prompt and answer, without a tokenizer). TRL's prompt and
 answers are compared with mrpo's. `--into` writes the table between the page's marks.
 """
@@ -74,7 +74,7 @@ def ours(path: Path, **options: Any) -> tuple[str, PairTable | None]:
 
 
 def theirs(rows: Sequence[dict[str, Any]], table: PairTable | None) -> str:
-    """What DPOTrainer trains on, against what mrpo reads: the same texts, others, or the error that it ends in."""
+    """What DPOTrainer trains on, compared with what mrpo reads: the same texts, other texts, or its error."""
     from trl.data_utils import extract_prompt, is_conversational
 
     read = []
@@ -82,7 +82,7 @@ def theirs(rows: Sequence[dict[str, Any]], table: PairTable | None) -> str:
         for row in rows:
             example = row if "prompt" in rows[0] else {**row, **extract_prompt(row)}
             prompt = example["prompt"]
-            texts = [example["prompt"] + example[side] for side in ANSWERS]  # what it renders or encodes
+            texts = [example["prompt"] + example[side] for side in ANSWERS]  # the text that it would render or encode
             if is_conversational(example) and not all(isinstance(text, list) for text in texts):
                 return "trains on wrong text (a string is rendered as messages)"
             read.append((plain(prompt), *(plain(example[side]) for side in ANSWERS)))

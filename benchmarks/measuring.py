@@ -1,6 +1,6 @@
-"""How the benchmarks measure: processes of their own, CPU seconds, memory, medians, tables, and where it was done.
+"""How the benchmarks measure: separate processes, CPU seconds, memory, medians, tables, and the machine.
 
-Light to import on purpose: a child process starts out with its parent's peak memory, so the parent stays small.
+Cheap to import on purpose: a child process starts with its parent's peak memory, so the parent must stay small.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ PACKAGES = (
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What a call gave, and its CPU and wall seconds."""
+    """The result of a call, and its CPU and wall seconds."""
     cpu, wall = time.process_time(), time.monotonic()
     result = work()
     return result, {"cpu_s": time.process_time() - cpu, "wall_s": time.monotonic() - wall}
 
 
 def step_clock(started: Callable[[], None] = lambda: None) -> Any:
-    """A Trainer callback whose ``cpu`` holds the CPU seconds of each optimizer step, from its begin to its end."""
+    """A Trainer callback whose ``cpu`` lists the CPU seconds of each optimizer step, from begin to end."""
     from transformers import TrainerCallback
 
     class StepClock(TrainerCallback):  # type: ignore[misc]
@@ -97,14 +97,14 @@ QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "PYTHONWARNINGS": "ignore",
-    # Threads that spin while they wait for one another spoil every figure on cores that are shared.
+    # Threads that spin while waiting for each other distort every figure on shared cores.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 
 @contextmanager
 def environment(**wanted: str) -> Iterator[None]:
-    """The environment of the processes that are started meanwhile: nothing fetched or sent, and what is given."""
+    """Set the environment for processes started in this block: no downloads, no telemetry, and the given variables."""
     wanted = {**QUIET, **wanted}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -123,7 +123,7 @@ def one_thread() -> AbstractContextManager[None]:
 
 
 def in_own_process(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call a function of a module in a fresh interpreter, so that neither time nor memory of another run is in it."""
+    """Call a function of a module in a new interpreter, so that other runs do not affect its time and memory."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args, **options).result()
 
@@ -136,15 +136,15 @@ def take_turns(
     jobs: int = 1,
     line: Callable[[dict[str, Any]], str],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run every contestant several times, one after another and then back again, so that no one has the better hours.
+    """Run every contestant several times, alternating forward and backward order, so that changes of load affect all alike.
 
     Args:
-        contestants: what to call with a folder of its own and the number of the repeat; each starts a process of its own.
-        jobs: how many may run at once, all of them single-threaded.
-        line: one line of a run's figures, printed as it ends.
+        contestants: called with an own folder and the number of the repeat; each starts its own process.
+        jobs: how many may run at once, each single-threaded.
+        line: formats a run's figures as one line, printed when the run ends.
 
     Returns:
-        by contestant, its runs by repeat.
+        for each contestant, its runs by repeat.
     """
     names = list(contestants)
     turns = [(repeat, name) for repeat in range(repeats) for name in (names if repeat % 2 == 0 else reversed(names))]
@@ -161,10 +161,10 @@ def take_turns(
 
 
 def run_script(command: Sequence[str]) -> dict[str, Any]:
-    """Run a Python script that prints a JSON line last, and give that line.
+    """Run a Python script whose last line of output is JSON; returns that.
 
     Raises:
-        SystemExit: where it fails, with what it wrote.
+        SystemExit: if it fails, with its output.
     """
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -174,7 +174,7 @@ def run_script(command: Sequence[str]) -> dict[str, Any]:
 
 
 def summarize(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Median, lowest and highest over the runs of each figure that they have."""
+    """Median, lowest and highest of each figure over the runs."""
     figures = {name: [run[name] for run in runs if run.get(name) is not None] for name in names}
     return {
         name: {"median": statistics.median(values), "low": min(values), "high": max(values)}
@@ -186,7 +186,7 @@ def summarize(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str,
 def claim(
     what: str, value: float, *, at_least: float | None = None, at_most: float | None = None, form: str = "{:.2f}×"
 ) -> dict[str, Any]:
-    """One line of the table over all benchmarks: a figure and, where one was set, the goal for it."""
+    """One line of the summary table: a figure and its goal, if it has one."""
     goal, met = "", None
     if at_least is not None:
         goal, met = "≥ " + form.format(at_least), value >= at_least
@@ -196,7 +196,7 @@ def claim(
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures were taken: processor, cores that may be used, load, versions."""
+    """The machine of the figures: processor, usable cores, load, versions."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -225,7 +225,7 @@ def describe_machine(found: dict[str, Any]) -> str:
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that is aligned for a terminal as well."""
+    """A Markdown table, also aligned for a terminal."""
     lines = [list(header), *(list(line) for line in body)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     lines.insert(1, ["-" * width for width in widths])
@@ -240,11 +240,11 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def write_results(name: str, document: dict[str, Any], text: str) -> None:
-    """Print the text, and leave ``NAME.json`` and ``NAME.md`` where results go.
+    """Print the text, and write ``NAME.json`` and ``NAME.md`` to the results folder.
 
     Args:
-        document: the figures; ``summary.py`` reads ``machine`` (of :func:`machine`) and ``claims`` (of :func:`claim`) in it,
-            and how it was run, which is put there.
+        document: the figures; ``summary.py`` reads its ``machine`` (of :func:`machine`) and ``claims`` (of :func:`claim`),
+            and how it was run, which is added here.
     """
     print("\n" + text)
     RESULTS.mkdir(parents=True, exist_ok=True)

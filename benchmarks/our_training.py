@@ -1,4 +1,4 @@
-"""This project's two stages, timed from outside: a clock is put into the trainer that `mrpo train` makes."""
+"""This project's two stages, timed from outside, with a clock added to the trainer that `mrpo train` creates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODULES = ("mrpo_pipeline.policy.run", "mrpo_pipeline.policy.train", "mrpo_pipel
 
 
 def score(task: Task, cache: str, output_dir: str, references: Mapping[str, str] | None = None) -> dict[str, float]:
-    """Stage one: CPU seconds of reading, tokenizing, loading the reference and scoring; imports apart."""
+    """Stage one: CPU seconds of reading, tokenizing, loading the reference and scoring, without imports."""
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
 
@@ -42,9 +42,9 @@ def train(
     """Stage two.
 
     Args:
-        references: name → model; the policy's start alone where not given.
-        resident: this many references are also in memory and run at every step, as the authors' code does. Their results are
-            dropped: the cost is what is measured.
+        references: name → model; by default only the policy's start.
+        resident: this many references are also in memory and run at every step, as in the authors' code. Their results are
+            dropped: only the cost is measured.
         training: further keys of the recipe's ``training``.
     """
     import torch

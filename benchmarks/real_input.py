@@ -1,10 +1,10 @@
-"""The whole path on real pairs: three references of three architectures and tokenizers, scored, trained, evaluated, checked.
+"""The complete path on real pairs with three references of different architectures and tokenizers: score, train, evaluate, check.
 
     python benchmarks/real_input.py FILE.jsonl [FILE.jsonl …] [--engine vllm] [--folder runs/real] [--steps 60] [--check 60]
 
-The references are made on the spot (tokenizers trained on the pairs' own text, weights trained on it for a minute), so
-that log-probs are those of models that know some language. Every completion is scored; of `--check` of each file, drawn
-across lengths, the whole row is compared with a plain transformers forward pass with full logits, in this script.
+The references are created here (tokenizers trained on the pairs' own text, weights trained on it for a minute), so
+that they are models with some knowledge of language. Every completion is scored; of each file, `--check` completions across
+all lengths are compared with a plain transformers forward pass with full logits in this script.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIZES: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_
 
 
 def make_reference(folder: Path, kind: str, texts: Sequence[str], steps: int) -> None:
-    """A model folder whose tokenizer and weights were trained on the texts."""
+    """A model folder with tokenizer and weights trained on the texts."""
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
     if (folder / "model.safetensors").is_file():
@@ -127,14 +127,14 @@ def main() -> None:
     parser.add_argument("--train-steps", type=int, default=60)
     parser.add_argument("--check", type=int, default=60)
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the engines' own processes; see the Makefile for this one
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the engines' processes; the Makefile sets it for this one
     show_messages()
     with quiet_libraries():
         run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make the references, then take file after file through the pipeline."""
+    """Make the references, then run the pipeline on each file."""
     folder = Path(arguments.folder)
     texts = texts_of(arguments.files)
     kinds = {"base": "llama", "second": "qwen3", "third": "gpt_neox"}

@@ -1,9 +1,9 @@
-"""Every benchmark, one after another, and then the table and plot over all of them.
+"""Run every benchmark, one after another, then write the summary table and plot.
 
     python benchmarks/run_all.py [--quick] [--only NAME …] [--jobs 2]
 
-`--quick` runs the short form of each, some minutes in all, and leaves its results in a folder of its own: enough to see how
-things are measured and where the large differences lie, too short for small ones. Otherwise the summary also writes `docs/results.md`.
+`--quick` runs the short form of each, a few minutes in all, and writes the results to a separate folder: enough to see how
+things are measured and to show large differences, but not small ones. Without it, the summary also writes `docs/results.md`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import measuring
 
 FOLDER = Path(__file__).resolve().parent
 
-# Those that compare stage two with its peers come first. Values: options of the short form, or None without one. Others
-# run as well, with `--quick` if they have it.
+# Those that compare stage two with its peers come first. Values: options of the short form, or None without one. Benchmarks not
+# listed run as well, with `--quick` if they have that option.
 BENCHMARKS: dict[str, str | None] = {
     "training": "--steps 8 --repeats 1 --held-out 0",
     "same_training": "--steps 8 --held-out 16",

@@ -1,6 +1,6 @@
-"""The work that is done side by side: the tiny policy, the pairs and their split, this project's recipe and TRL's trainer.
+"""The work shared by this project and TRL: the tiny policy, the pairs and their split, this project's recipe and TRL's trainer.
 
-Light to import on purpose: a child process starts out with its parent's peak memory, so the parent stays small.
+Cheap to import on purpose: a child process starts with its parent's peak memory, so the parent must stay small.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHARED_LONG_PAIRS = ROOT.parent / "shared" / "data" / "llamafactory_dpo_en.jsonl
 SHARED_PEER = ROOT.parent / "shared" / "peers" / "trl_dpo.py"
 SHIPPED_PAIRS = ROOT / "data" / "demo_train.jsonl"
 
-# With nothing behind the end-of-turn token, which TRL would score as well, and no date, which TRL would print as today's.
+# Without text after the end-of-turn token, which TRL would score, and without a date, which TRL would print as today's.
 TEMPLATE = (
     "{{- bos_token }}{%- for m in messages %}"
     "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] + '<|eot_id|>' }}{%- endfor %}"
@@ -34,7 +34,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """The same work for everyone: policy, pairs and training settings (the peer script's defaults)."""
+    """The same work for all: policy, pairs and training settings (the peer script's defaults)."""
 
     folder: str
     steps: int = 100
@@ -94,7 +94,7 @@ def find_pairs(asked: Sequence[str] | None, shared: Sequence[Path] = (SHARED_PAI
 
 
 def find_long_pairs(asked: Sequence[str] | None, folder: str) -> list[Path]:
-    """Pairs with long prompts: those asked for, the shared ones, or those that ship with a long prompt made up for each."""
+    """Pairs with long prompts: those given, the shared ones, or the shipped ones with a synthetic long prompt each."""
     if asked or SHARED_LONG_PAIRS.is_file():
         return [Path(one) for one in asked or [str(SHARED_LONG_PAIRS)]]
     print(
@@ -116,7 +116,7 @@ def named(pairs: Sequence[Path]) -> str:
 
 
 def pairs_with(completions: int, rows: Rows, seed: int) -> int:
-    """How many pairs, in the order in which the split takes them, hold so many distinct completions (or all there are)."""
+    """How many pairs, in the order of the split, have this many distinct completions (or all of them)."""
     ordered, _ = split_rows(rows, len(rows), 0, seed)
     seen: set[str] = set()
     for number, row in enumerate(ordered):
@@ -134,7 +134,7 @@ def has_trl() -> bool:
 
 
 def set_up(task: Task, pairs: Sequence[Path], *, count: int, held_out: int, vocabulary: int) -> None:
-    """Write the pairs, their split and the policy into the task's folder."""
+    """Write the pairs, their split and the policy to the task's folder."""
     rows = read_rows(*pairs)
     train, apart = split_rows(rows, count, held_out, task.seed)
     write_rows(task.pairs, rows)
@@ -216,9 +216,9 @@ def recipe(
     training: Mapping[str, Any] | None = None,
     **scoring: Any,
 ) -> Any:
-    """This project's run of the task: DPO against the policy's own start, or MRPO where there are several references.
+    """This project's recipe for the task: DPO against the policy's own start, or MRPO with several references.
 
-    As in TRL, a prompt is not cut by itself, and a pair whose prompt alone takes ``max_length`` is left out.
+    As in TRL, prompts have no limit of their own, and a pair whose prompt alone takes ``max_length`` is left out.
     """
     from mrpo_pipeline.recipe import parse_recipe
 
@@ -239,7 +239,7 @@ def recipe(
 
 
 def resident(folder: str) -> Any:
-    """A reference held in memory: a call returns the sums of a batch's completions, without logits, prompts not shared."""
+    """A reference in memory: a call returns the sums of a batch's completions, without full logits and shared prompts."""
     from transformers import AutoModelForCausalLM
 
     from mrpo_pipeline.models.head import Head
@@ -258,11 +258,11 @@ def trl_trainer(
     callbacks: Sequence[Any] = (),
     training: Mapping[str, Any] | None = None,
 ) -> Any:
-    """TRL's DPOTrainer set up as the peer script does it, for where that script is not here and to look inside.
+    """TRL's DPOTrainer, set up as in the peer script, for when that script is absent or its trainer is inspected.
 
     Args:
         evaluates: whether it gets the held-out pairs.
-        kind: a subclass of ``DPOTrainer``, to measure in.
+        kind: a subclass of ``DPOTrainer`` that measures.
         training: further settings of its ``DPOConfig``.
     """
     import torch

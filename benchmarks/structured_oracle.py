@@ -1,7 +1,7 @@
-"""The oracle of bench_templates for reasoning, tools, several messages and template arguments: the plain way once more.
+"""The oracle of bench_templates for reasoning, tools, several messages and template arguments, independent of the renderer.
 
-It knows nothing of how the renderer finds the form that a template takes: it tries forms of its own on each conversation, and asks of
-the first that transformers' apply_chat_template writes completely whether its ids are those that were rendered.
+It does not use the renderer's way of finding the form that a template takes: it tries its own forms on each conversation, and compares
+the rendered ids with those of the first form that transformers' apply_chat_template writes completely.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def judge(oracle: Any, row: Row, got: Rendered) -> tuple[str, str]:
 
 
 def _texts(oracle: Any, row: Row) -> Iterator[tuple[list[Row], str, str, str]]:
-    """Messages in each form that the template writes completely, the text, the generation prompt of the prompt, and what is unusual."""
+    """Messages in each form that the template writes completely, with the text, the prompt's generation prompt, and what is unusual."""
     canonical = [*row["prompt"], *row["completion"]]
     needed = [t for m in canonical for t in _needed(m, m in row["completion"])]
     options = {"tools": row.get("tools"), **(row.get("template_kwargs") or {})}
@@ -65,7 +65,7 @@ def _texts(oracle: Any, row: Row) -> Iterator[tuple[list[Row], str, str, str]]:
             text_asked = asked + text.partition(tail)[2]
             if all(_has(text_asked, one) for one in needed):
                 yield messages, text_asked, asked, FROM_GENERATION_PROMPT
-        # What a template leaves out of the complete text, and the model is given all the same.
+        # Text that a template leaves out of the complete text although the model gets it.
         given = _try(oracle, messages[:-1], ask=True, **options) or ""
         alone = [next(m for m in messages if m["role"] == "user"), messages[-1]]
         own, before = _try(oracle, alone, **options) or "", _try(oracle, alone[:1], ask=True, **options) or ""
@@ -148,7 +148,7 @@ def _try(oracle: Any, messages: list[Row], *, ask: bool = False, **options: Any)
 
 
 def _difference(oracle: Any, ids: list[int], ours: list[int], got: Rendered) -> str | None:
-    """Empty: none; a reason; None: another text."""
+    """Empty for no difference, a reason for an allowed one, None for another text."""
     bos = oracle.tokenizer.bos_token_id
     reasons = []
     if ours[0] == bos and ids[:1] != [bos]:
@@ -165,7 +165,7 @@ def _difference(oracle: Any, ids: list[int], ours: list[int], got: Rendered) -> 
 
 
 def _scored(oracle: Any, row: Row, messages: list[Row], got: Rendered, asked: str, text: str) -> str:
-    """What is wrong with which tokens are scored; empty where nothing is."""
+    """What is wrong with the choice of scored tokens; empty if nothing is."""
     mask = got.scored if got.scored is not None else [True] * len(got.completion_ids)
     scored = oracle.own.decode(
         [i for i, one in zip(got.completion_ids.tolist(), mask, strict=True) if one], skip_special_tokens=False

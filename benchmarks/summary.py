@@ -1,9 +1,9 @@
-"""One table and one plot over all benchmarks, from what they left: ``results.md`` and ``results.png``.
+"""One table and one plot of all benchmarks, from their results: ``results.md`` and ``results.png``.
 
     python benchmarks/summary.py [--publish]
 
-`--publish` also writes `docs/results.md`, the page of the documentation, and `docs/results.json`, from which it is made: results of
-earlier runs stay there until their benchmark runs again. The page of the real models is written beside it.
+`--publish` also writes the documentation page `docs/results.md` and its source `docs/results.json`: results of earlier runs
+stay there until their benchmark runs again. The page of the real models is written beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OURS, THEIRS, THIRD = "#1b6ca8", "#d1495b", "#8d99ae"
 
 
 def read_documents() -> Documents:
-    """Every benchmark's document that has a machine in it, by the name of its file."""
+    """Every benchmark's document that has a ``machine``, by file name."""
     found: Documents = {}
     for path in sorted(RESULTS.glob("*.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -47,7 +47,7 @@ def claims_table(documents: Documents, name_header: str = "more in") -> str:
 
 
 def runs_table(documents: Documents) -> str:
-    """How each was run: a figure means little without its machine's load."""
+    """How each benchmark was run: a figure means little without its machine's load."""
     body = []
     for name, document in documents.items():
         machine, run = document["machine"], document.get("run", {})
@@ -60,7 +60,7 @@ def runs_table(documents: Documents) -> str:
 
 
 def machines(documents: Documents) -> str:
-    """The machine and versions of the runs; more than one line where they differ."""
+    """The machine and versions of the runs, in several lines if they differ."""
     return "\n\n".join(dict.fromkeys(machine_line(document["machine"]) for document in documents.values()))
 
 
@@ -70,7 +70,7 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 
 def publish(documents: Documents, folder: Path) -> None:
-    """Write ``results.json`` and ``results.md`` there, with earlier results of the benchmarks that are not among the documents."""
+    """Write ``results.json`` and ``results.md`` to that folder, with earlier results of benchmarks that are not among the documents."""
     source = folder / "results.json"
     earlier = json.loads(source.read_text(encoding="utf-8"))["results"] if source.is_file() else {}
     results = earlier | {name: public(document) for name, document in documents.items() if "run" in document}
@@ -90,7 +90,7 @@ def publish(documents: Documents, folder: Path) -> None:
 
 
 def public(document: dict[str, Any]) -> dict[str, Any]:
-    """What of a benchmark's document is published: figures, machine, versions, date and command, without folders."""
+    """The published part of a benchmark's document: figures, machine, versions, date and command, without folders."""
     machine, run = document["machine"], document["run"]
     kept = {key: machine[key] for key in ("processor", "cores", "system", "versions", "date")}
     loads = [machine["load_before"], run["load_after"]]
@@ -99,7 +99,7 @@ def public(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def public_command(command: str) -> str:
-    """The command without ``--scratch``, and of other paths the last part."""
+    """The command without ``--scratch``, and with only the last part of other paths."""
     script, *words = re.sub(r" --scratch[ =]\S+", "", command).split()[1:]
     return " ".join(["python", script, *(re.sub(r"[^\s=]*/", "", word) for word in words)])
 
@@ -254,7 +254,7 @@ def draw(documents: Documents) -> None:
 
 
 def summarize() -> None:
-    """Write both, and print the table; with ``--publish`` the page of the documentation too."""
+    """Write both and print the table; with ``--publish`` also write the documentation page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--publish", action="store_true", help="write docs/results.md as well")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Conversations for bench_templates: of every shape, plain ones from a file and hard ones of our own."""
+"""Conversations for bench_templates: plain ones from a file and hard ones, of every shape."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _THINKING = (
 
 
 def conversations(file: Path | None, count: int) -> list[Conversation]:
-    """So many (prompt messages, answer): own ones first, then the file's chosen and rejected sides, whatever shape they have."""
+    """This many (prompt messages, answer): first the hard ones, then the file's chosen and rejected sides, of any shape."""
     made: list[Conversation] = []
     for i, answer in enumerate((*_ANSWERS, *_NASTY, *_THINKING)):
         user = {"role": "user", "content": ("How are you?", "Write it.\n", "hi")[i % 3]}

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer, timed from outside in a process of its own: what the peer script does, set up as this project's run."""
+"""TRL's DPOTrainer, timed from outside in its own process: like the peer script, with the settings of this project's run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MODULES = ("datasets", "peft", "trl.trainer.dpo_trainer")
 def train(
     task: Task, output_dir: str, *, precompute: bool, training: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """One run from the pairs file to the evaluation.
+    """One run, from the pairs file to the evaluation.
 
     Args:
-        precompute: score the reference before training; else it runs in every step.
+        precompute: score the reference before training; otherwise it runs in every step.
         training: further settings of TRL's ``DPOConfig``.
     """
     import torch
-    from trl.trainer import dpo_trainer  # noqa: F401 - imports are no part of the preparation
+    from trl.trainer import dpo_trainer  # noqa: F401 - imports do not count as preparation
 
     torch.set_num_threads(1)
     clock = measuring.step_clock()
