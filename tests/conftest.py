@@ -1,6 +1,6 @@
-"""Skip tests that need a GPU or vLLM where there is none, with the reason printed; no deadlines for properties.
+"""Skip tests that need a missing GPU or vLLM, with the reason; no deadlines for property tests.
 
-Fixtures of several rooms: an S3 server on loopback.
+Fixtures for several packages: an S3 server on loopback, a forked vLLM process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def forked_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's process is forked from one that has imported it, see `forked_vllm.py`."""
+    """Fork vLLM's process from one that has imported it, see `forked_vllm.py`."""
     from mrpo_pipeline.engines.vllm import engine
 
     only = SimpleNamespace(Popen=ForkedProcess, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired)

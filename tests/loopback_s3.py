@@ -40,7 +40,7 @@ class Stores:
 
     ``read-only…``: writes are denied, but for the tests' own client. ``unconditional…``: conditional PUTs are answered
     501. ``deaf…``: the condition is ignored. ``busy…``: each object's first conditional PUT is answered 409, as S3 does
-    when two meet. ``terse…``: a condition that does not hold is told by its code alone.
+    when two collide. ``terse…``: a failed condition is reported by its status code only.
     """
 
     def __init__(self, application: Callable[..., Iterable[bytes]], log: Path) -> None:
@@ -115,12 +115,12 @@ def serve(log: Path) -> None:
 
 
 class Line:
-    """A TCP forwarder on a port of its own, in threads.
+    """A TCP forwarder on its own port, in threads.
 
     Attributes:
         port: where it listens.
-        cut_after: bytes of a client's that still go through before everything is cut; None for no such end.
-        lose_answers: so many answers are not passed on: the connection closes in their place.
+        cut_after: client bytes still forwarded before everything is cut; None for no limit.
+        lose_answers: this many answers are not forwarded: the connection is closed instead.
     """
 
     def __init__(self, target: int) -> None:
@@ -142,7 +142,7 @@ class Line:
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
     def cut(self) -> None:
-        """Reset what is open, and refuse what comes."""
+        """Reset open connections, and refuse new ones."""
         listener, self._listener = self._listener, None
         if listener is not None:
             with suppress(OSError):
@@ -206,7 +206,7 @@ def _reset(one: socket.socket) -> None:
 
 
 class LoopbackS3:
-    """The server, the line to it, and what an independent client (boto3) sees there."""
+    """The server, the forwarder to it, and what an independent client (boto3) sees there."""
 
     def __init__(self, folder: Path) -> None:
         self._log = folder / "requests.jsonl"
@@ -216,7 +216,7 @@ class LoopbackS3:
         assert self._process.stdout is not None
         port = int(self._process.stdout.readline())
         self.line = Line(port)
-        # The tests' own client does not use the forwarder: it sees the store while that is cut.
+        # The tests' own client does not use the forwarder: it sees the store while the forwarder is cut.
         self.client = self._client(port)
         self.environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.line.port}"}
 
@@ -237,7 +237,7 @@ class LoopbackS3:
         self._process.wait()
 
     def requests(self) -> list[dict[str, Any]]:
-        """Every request that was answered so far, in order."""
+        """All requests answered so far, in order."""
         return [json.loads(line) for line in self._log.read_text().splitlines()]
 
     def bucket(self, name: str) -> str:

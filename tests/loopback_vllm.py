@@ -1,7 +1,7 @@
-"""Two servers on loopback: a real `vllm serve`, and one that answers as vLLM does by plain transformers, and can be made to misbehave.
+"""Two servers on loopback: a real `vllm serve`, and one that answers like vLLM with plain transformers and can be made to misbehave.
 
-The second starts at once, counts what it is asked, and has the dense answers that vLLM's CPU build has not. What it writes was
-compared with what vLLM 0.32 writes (tests/scoring/test_served_vllm.py runs the same engine against both).
+The second starts at once, counts requests, and gives the dense answers that vLLM's CPU build lacks. Its responses were
+compared with those of vLLM 0.32 (tests/scoring/test_served.py runs the same engine against both).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# The CPU build has another name than vLLM's command asks the version of.
+# vLLM's command looks up its version by another package name than the CPU build's.
 _SERVE = """
 from importlib import metadata
 version = metadata.version
@@ -49,7 +49,7 @@ def free_port() -> int:
 
 
 class VllmServer:
-    """`vllm serve` on loopback: started, killed with everything below it, started again on the same port."""
+    """`vllm serve` on loopback: started, killed with all child processes, restarted on the same port."""
 
     def __init__(self, log: Path) -> None:
         self.port = free_port()
@@ -80,7 +80,7 @@ class VllmServer:
             time.sleep(0.5)
 
     def kill(self) -> None:
-        """As a machine that goes down: nothing is finished first."""
+        """Like a machine that goes down: nothing is finished first."""
         import psutil
 
         if self._process is None:
@@ -97,7 +97,7 @@ class VllmServer:
         self._process = None
 
     def cpu_seconds(self) -> float:
-        """That the server and all below it have taken."""
+        """CPU seconds of the server and its descendants."""
         import psutil
 
         assert self._process is not None
@@ -113,14 +113,14 @@ class VllmServer:
 
 
 class LoopbackServer:
-    """Answers as vLLM does, by a plain forward pass of ``model``; a context manager.
+    """Answers like vLLM, with a plain forward pass of ``model``; a context manager.
 
     Attributes:
-        name: under which it is served. routes: that it has. key: that it asks for.
-        before: called with (route, request's body) ahead of each answer; it may wait, or return (status, content type, body) to be
-            sent in place of it. None as status closes the connection without a word.
-        change: called with (log-probs of the prompt's tokens but the first); returns those to be sent.
-        asked: requests for log-probs that were answered. most_at_once: at one time.
+        name: the served name. routes: the available routes. key: the required API key.
+        before: called with (route, request's body) before each answer; it may wait, or return (status, content type, body) to be
+            sent instead. None as status closes the connection without an answer.
+        change: called with (log-probs of the prompt's tokens except the first); returns those to send.
+        asked: number of answered requests for log-probs. most_at_once: most of them at one time.
     """
 
     def __init__(self, model: Any, *, name: str = "tiny", dense: bool = False, port: int | None = None) -> None:
@@ -204,7 +204,7 @@ class LoopbackServer:
         if self.key is not None and handler.headers.get("Authorization") != f"Bearer {self.key}":
             said = handler.headers.get("Authorization", "nothing")
             return 401, "application/json", json.dumps({"error": f"Unauthorized: {said}"}).encode()
-        if route == "/inference/v1/generate" and route not in self.routes:  # as vLLM without --enable-scale-out
+        if route == "/inference/v1/generate" and route not in self.routes:  # like vLLM without --enable-scale-out
             told = {
                 "error": {"message": "Scale-out endpoints are disabled.", "type": "PermissionDeniedError", "code": 403}
             }
@@ -259,7 +259,7 @@ class LoopbackServer:
         return self._logps(ids)[np.arange(len(ids) - 1), ids[1:]]
 
     def _logps(self, ids: list[int]) -> np.ndarray:
-        """(T - 1, V) log-probs of what follows each token."""
+        """(T - 1, V) log-probs of the token after each token."""
         with self._forward, torch.inference_mode():
             logits = self.model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
             return torch.log_softmax(logits, dim=-1).numpy()

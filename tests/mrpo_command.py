@@ -26,7 +26,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
 def mrpo(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run it in a folder, offline, on a terminal of 200 columns."""
+    """Run the command in a folder, offline, on a terminal of 200 columns."""
     command = ["mrpo", *map(str, arguments)]
     environment = {**os.environ, **ENVIRONMENT}
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +45,7 @@ def mrpo(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 def _server() -> ForkServerContext:
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(IMPORTED)
-    with mock.patch.dict(os.environ, ENVIRONMENT):  # libraries read it where they are imported
+    with mock.patch.dict(os.environ, ENVIRONMENT):  # libraries read it on import
         forkserver.ensure_running()
     return server
 

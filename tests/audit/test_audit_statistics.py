@@ -26,7 +26,7 @@ from mrpo_pipeline.targets.settings import TargetSettings, TrustRegion
 def test_without_clusters_the_interval_is_wilsons() -> None:
     """8 of 10: centre (0.8 + 1.9207/10) / (1 + 3.8415/10) = 0.7167, half-width 1.96/1.38415 √(0.016 + 0.0096) = 0.2266."""
     values = np.array([1.0] * 8 + [0.0] * 2)
-    # The linearised variance has C/(C − 1) in it, so ten clusters are worth nine pairs.
+    # The linearised variance has the factor C/(C − 1), so ten clusters count as nine pairs.
     share, low, high = share_with_interval(values, np.arange(10))
     worth, z = 9.0, 1.959963984540054
     centre = (0.8 + z**2 / (2 * worth)) / (1 + z**2 / worth)
@@ -90,7 +90,7 @@ def test_permutation_z_of_shuffled_and_of_dependent_values() -> None:
 
 
 def test_what_the_position_explains_is_not_dependence() -> None:
-    """Both values and groups go with the place, and with each other only through it."""
+    """Both values and groups depend on the position, and on each other only through it."""
     rng = np.random.default_rng(2)
     place = np.arange(3000) % 6
     groups, values = place * 2 + rng.integers(0, 2, 3000), place + 0.1 * rng.standard_normal(3000)
@@ -124,7 +124,7 @@ def test_metrics_of_a_reference_by_hand() -> None:
 
 
 def test_agreement_by_hand() -> None:
-    """Right: 1 0 ½ 1 and 0 1 0 0, so alike by 0, 0, ½, 0."""
+    """Right: 1 0 ½ 1 and 0 1 0 0, so the agreement is 0, 0, ½, 0."""
     (entry,) = agreement(scored())
     assert entry["same_ranking"] == pytest.approx(0.125)
     assert entry["delta"] == pytest.approx(np.corrcoef([2, -2, 0, 3], [-1, 1, -6, -8])[0, 1])
@@ -143,7 +143,7 @@ def test_weightings_by_hand() -> None:
 
 def test_under_mrpo_the_smallest_decides() -> None:
     found = under_mrpo(scored(), TargetSettings(trust_region=TrustRegion(kind="fixed", epsilon=0.5)), None)
-    # Of the eight completions one is the smaller in six, ties in one (−8), and lies above in one (−6 against −9).
+    # Of the eight completions, one is smaller in six, ties in one (−8), and is larger in one (−6 against −9).
     assert found["references"]["one"]["argmin_share"] == pytest.approx((6 + 0.5) / 8)
     assert 1 <= found["effective_k"] <= 2
 

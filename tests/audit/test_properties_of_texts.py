@@ -1,4 +1,4 @@
-"""Properties of the texts are not faults: two kinds of answers, answers that all begin or run alike."""
+"""Properties of the texts are not faults: two kinds of answers, answers with a common beginning or pattern."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrpo_pipeline.audit.statistics import auc_within, clustered_error, effectiv
 from mrpo_pipeline.audit.tokenization import Tokenization
 from mrpo_pipeline.audit.warnings import warnings_of
 
-# As measured on SmolLM2-135M-Instruct, sound, answers that are JSON objects against lines of semicolons (40 pairs).
+# Measured on SmolLM2-135M-Instruct (sound): answers that are JSON objects against lines of semicolons (40 pairs).
 MEASURED = {
     "completions": 80, "prompts": 40, "tokens": 1142, "nats_per_byte": 1.57, "byte_entropy": 3.11, "first": 5.4, "rest": 2.7,
     "last": 3.6, "first_over_unigram": 4.7, "first_error": 0.26, "rest_over_unigram": -0.31, "first_over_text": 2.05,

@@ -1,4 +1,4 @@
-"""Cells of the GPU benchmark: what becomes of one that has no memory, no package, no time, or ends its process; and what runs again."""
+"""Cells of the GPU benchmark: results of one that lacks memory, a package or time, or kills its process; and what runs again."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_killed_stage_continues_with_the_cells_that_have_no_result(tmp_path: P
     before = Record(tmp_path, "some", SETTINGS)
     before.plan(cells)
     before.put("first", {"state": "done", **figure(99.0)})
-    before.begin("second")  # and here it was killed
+    before.begin("second")  # killed at this point
     record = measured(tmp_path, cells)
     assert [cell["value"] for cell in record.cells.values()] == [99.0, 2.0]
 

@@ -1,4 +1,4 @@
-"""`make gpu TINY=1`: the whole GPU benchmark on a CPU, in small, with vLLM hidden from it as a machine without it would have it."""
+"""`make gpu TINY=1`: the complete GPU benchmark with tiny models on a CPU, with vLLM hidden as if not installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 STAGES = ("machine", "correctness", "stage_one", "stage_two_1B", "stage_two_8B", "fsdp2")
-# What a run can be without: a Python that does not find these packages. bitsandbytes needs a GPU anyway.
+# Optional packages, which this Python does not find. bitsandbytes needs a GPU anyway.
 HIDING = """
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 def run(out: Path, hiding: Path, *options: str) -> subprocess.CompletedProcess[str]:
     paths = [str(hiding), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     script = str(ROOT / "benchmarks" / "gpu.py")
-    # A machine that is busy with other tests fails no property.
+    # A machine that is busy with other tests must not fail this.
     command = [sys.executable, script, "--device", "cpu", "--tiny", "--minutes", "60", "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run([*command, *options], capture_output=True, text=True, env=environment, check=False)

@@ -31,10 +31,10 @@ def test_the_operations_of_a_forward_pass_are_those_that_torch_counts(shape: str
     with torch.device("meta"):
         model = LlamaForCausalLM(config_of(PLACE, shape)).to(torch.bfloat16)
         ids = torch.zeros(1, 2048, dtype=torch.long)
-        mask = torch.zeros(1, 1, 2048, 2048, dtype=torch.bfloat16)  # transformers looks at data to make one
+        mask = torch.zeros(1, 1, 2048, 2048, dtype=torch.bfloat16)  # transformers needs data to make one
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=ids, attention_mask=mask, use_cache=False)
-    # torch counts attention as if every position saw every other one; a causal model computes half of that.
+    # torch counts attention as if every position attended to all others; a causal model computes half of that.
     expected = architecture(PLACE, shape).forward_flops(2048, 2 * 2048**2, 2048)
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)
 
@@ -57,7 +57,7 @@ def test_made_up_pairs_fit_and_the_first_is_of_the_full_length(equal: bool) -> N
 
 @pytest.mark.parametrize("window", [None, 256])
 def test_the_variable_length_kernel_takes_8b_shapes_and_gives_gradients(window: int | None) -> None:
-    """What only a GPU computes: torch's own kernel, its arguments checked and its output shaped, on no data."""
+    """The kernel needs a GPU: here torch checks its arguments and gives its output shapes, without data."""
     config = config_of(PLACE, "8B")
     row = shared_prompt_attention.Row([(700, 500, 400), (300, 1, 900)], variable_length=True)
     total = sum(row.sizes)

@@ -1,4 +1,4 @@
-"""Runs that score into one cache in an object store see each other, whatever their own clocks say, until they end or die."""
+"""Runs that score into one cache in an object store see each other until they end or die, whatever their clocks say."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ with active_writers.register_run(ObjectStorage(sys.argv[1])) as others:
 
 
 class Writer:
-    """A process that is registered, and tells on demand whom it sees."""
+    """A registered process that reports on demand which others it sees."""
 
     def __init__(self, url: str, refresh: float = 0.3) -> None:
         command = [sys.executable, "-c", WRITER, url, str(refresh)]
@@ -79,14 +79,14 @@ def test_a_killed_one_counts_no_more_after_a_while_and_a_busy_one_does(
     busy, killed = Writer(url), Writer(url)
     busy.sees()
     killed.sees()
-    time.sleep(1.1)  # the store's times are whole seconds, and in one second names decide who came first
+    time.sleep(1.1)  # the store's times are in seconds; within one second, names decide who came first
     with register_run(ObjectStorage(url)) as others:
         assert {one.name for one in others()} == {f"process {one.process.pid}" for one in (busy, killed)}
         killed.process.send_signal(signal.SIGKILL)
         killed.process.wait()
         until(lambda: [one.name for one in others()] == [f"process {busy.process.pid}"])
         assert len(s3.keys(url)) == 2
-        time.sleep(12)  # longer than a dead one counts: only what it writes again keeps it there
+        time.sleep(12)  # longer than until it counts as dead: only its rewrites keep it registered
         assert [one.came_first for one in others()] == [True]
     busy.end()
 

@@ -1,4 +1,4 @@
-"""Check results are stored beside the manifest and are no part of the cached log-probs."""
+"""Check results are stored beside the manifest and are not part of the cached log-probs."""
 
 from __future__ import annotations
 

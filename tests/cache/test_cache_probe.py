@@ -1,4 +1,4 @@
-"""A probe in a manifest: compared by its tolerance, and by nothing else."""
+"""A probe in a manifest is compared within its tolerance, and by nothing else."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ NUMBERS = st.integers(0, 5)
 
 @st.composite
 def scored(draw: st.DrawFn):  # type: ignore[no-untyped-def]
-    """A completion or a prefix of it: rows of one number are prefixes of each other, as real ones are."""
+    """A completion or a prefix of it: rows of one number are prefixes of each other, like real ones."""
     number = draw(NUMBERS)
-    # The number decides the tokens, so that rows of one completion differ in length alone.
+    # The number determines the tokens, so that rows of one completion differ only in length.
     rng = np.random.default_rng(number)
     total = int(rng.integers(2, 9))
     ends = np.cumsum(rng.integers(0, 4, total))

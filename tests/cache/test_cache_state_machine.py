@@ -228,7 +228,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def prune(self) -> None:
-        """Prune keeps what serves and what is damaged; it removes leftovers of dead processes, not of living ones."""
+        """Prune keeps rows that are served and damaged files; it removes leftovers of dead processes, not of running ones."""
         living = self.base / "shards" / temporary_name()
         living.parent.mkdir(exist_ok=True)
         living.write_bytes(b"half")

@@ -67,7 +67,7 @@ def test_concurrent_writers_lose_nothing(place: Place) -> None:
 def test_kill_9_leaves_complete_shards_and_a_rerun_resumes(place: Place) -> None:
     turns = 4 if isinstance(place, FolderPlace) else 2
     for turn in range(turns):
-        # Each round starts at another row, so that it writes shards of its own.
+        # Each round starts at another row, so that it writes different shards.
         process = scorer(place.root, turn, 29_000)
         before = len(place.names("base/shards/"))
         while len(place.names("base/shards/")) <= before and process.poll() is None:
@@ -241,7 +241,7 @@ def test_leftovers_of_dead_processes_and_old_ones_are_removed(tmp_path: Path) ->
     for name in names.values():
         (shards / name).write_bytes(b"half")
     yesterday = time.time() - ABANDONED_SECONDS - 60
-    for old in ("old", "living"):  # a clock that jumps makes no living process's file a leftover
+    for old in ("old", "living"):  # even if the clock jumps, a running process's file is not a leftover
         os.utime(shards / names[old], (yesterday, yesterday))
     with cache.writer():
         pass

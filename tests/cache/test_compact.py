@@ -1,4 +1,4 @@
-"""Small shards merged into large ones: fewer files, the same numbers, at any time of a kill."""
+"""Small shards merged into large ones: fewer files, the same numbers, whenever it is killed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_fewer_shards_serve_the_same(place: Place) -> None:
     assert (done.joined, done.written) == (18, 3) and len(place.names("base/shards")) == 3
     again = ReferenceCache.open(place.root, "base")
     assert again.sums(ASKED).equals(before) and again.rows(ASKED).sort("completion_id").equals(rows)
-    assert again.stats().rows == 50  # the row that another superseded is gone
+    assert again.stats().rows == 50  # the superseded row is gone
     assert not [report.problem for report in again.verify() if report.problem]
 
 

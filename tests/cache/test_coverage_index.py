@@ -1,4 +1,4 @@
-"""The index of what many shards cover: opened by one read, and never believed of a shard whose file is another."""
+"""The index of what many shards cover: opened by one read, and never used for a shard whose file has changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the shards that are opened."""
+    """Names of the shards opened in this block."""
     names: list[str] = []
     for kind in (LocalStorage, ObjectStorage):
 
@@ -80,13 +80,13 @@ def test_shards_that_come_and_go_are_seen(place: Place, opened: list[str]) -> No
 def test_a_shard_whose_file_is_another_is_read_again(place: Place, tmp_path: Path) -> None:
     cache = many_shards(place)
     before = missing(place)
-    name, other = sorted(place.names("base/shards"))[5:7]  # of two alike the first serves
+    name, other = sorted(place.names("base/shards"))[5:7]  # of two equal rows the first is used
     path = tmp_path / "place" / name
     times = path.stat() if path.exists() else None
     held = cache._coverage.rows().filter(shard=name.removeprefix("base/"))["completion_id"].to_list()
     place.write(name, place.files(other)[other])
     if times is not None:
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the time of the change stays that of the change
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the change time (ctime) stays that of the change
     assert set(missing(place)) == set(before) | set(held)
     with pytest.raises(DamagedError, match="is damaged"):
         ReferenceCache.open(place.root, "base").rows(ASKED)
@@ -108,7 +108,7 @@ def test_an_index_that_is_not_sound_or_of_another_manifest_is_not_used(
     opened.clear()
     assert missing(place) == before
     assert len(opened) == COUNT // 2
-    assert len(place.names(f"base/{INDEX}")) == 1  # made again, the other removed
+    assert len(place.names(f"base/{INDEX}")) == 1  # rebuilt, and the old one removed
 
 
 def test_prune_removes_an_index_that_is_not_sound_and_keeps_a_sound_one(place: Place) -> None:

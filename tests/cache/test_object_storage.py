@@ -23,7 +23,7 @@ ASKED = wanted([(number, None) for number in range(30)])
 
 
 class Watched:
-    """The requests of the block."""
+    """The requests sent in the block."""
 
     def __init__(self, s3: LoopbackS3) -> None:
         self._s3 = s3
@@ -238,7 +238,7 @@ def test_a_store_that_ignores_the_condition_does_not_mix_two_references(s3: Loop
     cache = cache_at(url)
     with pytest.raises(UserError, match="`template`"):
         ReferenceCache.open(url, "base").create_or_check({**FINGERPRINT, "template": "t2"})
-    # Both found no manifest at the same time, and the other one's came last.
+    # Both found no manifest at the same time; the other one's was written last.
     with pytest.raises(RunError, match="removed or replaced"), cache.writer() as writer:  # noqa: PT012
         writer.add(ROWS[0])
         assert ObjectStorage(f"{url}/other").create("manifest.json", b"x")

@@ -1,4 +1,4 @@
-"""Rows that another row of their completion supersedes, against the best rows of the whole coverage."""
+"""Superseded rows (those with a better row of the same completion), against the best rows of the complete coverage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrpo_pipeline.cache.coverage import best_rows
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ReferenceCache:
-    """63 rows of up to 25 completions in shards of seven: complete and cut short, of many lengths, some alike."""
+    """63 rows of up to 25 completions in shards of seven: complete and truncated, of many lengths, some equal."""
     found, random = cache_at(tmp_path), np.random.default_rng(0)
     for _ in range(9):
         drawn = [random.integers([0, 1, 1, 0], [25, 4, 4, 2]).tolist() for _ in range(7)]
@@ -29,7 +29,7 @@ def cache(tmp_path: Path) -> ReferenceCache:
 def test_they_are_all_but_the_best(
     cache: ReferenceCache, monkeypatch: pytest.MonkeyPatch, at_once: int, alike: bool
 ) -> None:
-    """Also where the keys of different completions are equal, and where the repeated keys are taken in parts."""
+    """Also if different completions have equal keys, and if the repeated keys are processed in parts."""
     monkeypatch.setattr(superseded, "AT_ONCE", at_once)
     names, manifest = cache.storage.list("shards"), cache.manifest()
     keys = {name: superseded.shard_keys(cache.storage, name, manifest) for name in names}

@@ -83,7 +83,7 @@ def test_a_signal_ends_the_command_wherever_it_strikes(work: str) -> None:
 
 
 def test_a_command_in_the_background_of_a_script_hears_sigterm() -> None:
-    """A shell without job control starts it with SIGINT ignored."""
+    """A shell without job control starts the command with SIGINT ignored."""
     work = "signal.raise_signal(signal.SIGINT)\nprint('deaf')\nsignal.raise_signal(signal.SIGTERM)\ntime.sleep(30)"
     done = run(work, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     assert (done.returncode, done.stdout) == (130, "deaf\n") and "mrpo: interrupted." in done.stderr

@@ -31,7 +31,7 @@ def on_a_terminal(command: list[str]) -> str:
     while True:
         try:
             part = os.read(ours, 65536)
-        except OSError:  # the last one that had it open has closed it
+        except OSError:  # the last process that had it open has closed it
             break
         if not part:
             break

@@ -1,5 +1,5 @@
-"""The promises of SECURITY.md on this source, the network, and usage reports. Those on checkpoints from elsewhere are
-tested in policy/test_safe_resume.py, those on templates in rendering/test_template_sandbox.py."""
+"""The promises of SECURITY.md about this source, the network and telemetry. Those about checkpoints from elsewhere are
+tested in policy/test_safe_resume.py, those about templates in rendering/test_template_sandbox.py."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ ARGUMENTS = {
     ("trust_remote_code", True),
     ("verify", False),
 }
-# The only module that uses pickle is the one that restricts it; its own tests cover what it may build.
+# The only module that uses pickle is the one that restricts it; its own tests cover what it may load.
 ALLOWED = {("mrpo_pipeline/policy/safe_resume.py", "import pickle")}
 
 
 def dangers(source: str) -> Iterator[str]:
-    """Parts of a source that could run input as code, or call a shell."""
+    """Parts of a source file that could run input as code, or call a shell."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]

@@ -39,7 +39,7 @@ def scored(folder: Path) -> dict[str, Any]:
 
 
 def recipe_of(document: dict[str, Any], output: Path, **changes: Any) -> Any:
-    """The recipe with some keys changed, a mapping's keys laid over those there are."""
+    """The recipe with some keys changed; mappings are merged."""
     made = {**document, "output_dir": str(output)}
     for key, value in changes.items():
         made[key] = {**made[key], **value} if isinstance(made.get(key), dict) else value

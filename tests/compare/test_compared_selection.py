@@ -1,4 +1,4 @@
-"""A selection of the training pairs beside all of them: what is trained, and what is said."""
+"""A selection of the training pairs beside all pairs: what is trained, and what is reported."""
 
 from __future__ import annotations
 

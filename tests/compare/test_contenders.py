@@ -1,4 +1,4 @@
-"""Who takes part in a comparison."""
+"""Which methods take part in a comparison."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_simpo_with_usual_settings_is_among_the_baselines() -> None:
     own = free.method
     assert (free.name, free.single, free.baseline, free.references) == ("simpo", None, False, ())
     assert (own.loss, own.beta, own.simpo_gamma, own.normalize) == ("simpo", 2.0, 1.0, "token")
-    # A name that is another method's, and a method of the recipe that stands for it.
+    # A name that another method has, and a method of the recipe that replaces it.
     assert names(recipe("base", methods={"simpo": {"loss": "simpo"}})) == ["dpo-base", "simpo-alone", "simpo"]
     listed = {"free": {"reference": "none", "beta": 3.0, "loss": "simpo", "name": "multi-dpo"}, "mrpo": {}}
     assert names(recipe("base abacus", methods=listed)) == ["dpo-base", "dpo-abacus", "free", "mrpo"]
@@ -77,7 +77,7 @@ def test_leaving_one_out_adds_the_method_without_each_reference_but_the_anchor()
         ("mrpo-without-abacus", "abacus", ("base", "atlas")),
         ("mrpo-without-atlas", "atlas", ("base", "abacus")),
     ]
-    # Of two references, what is left is a single one, which stands there already.
+    # Leaving one of two references out gives a single reference, which is already included.
     assert names(recipe("base abacus", leave_one_out=True)) == names(recipe("base abacus"))
     with pytest.raises(UserError, match=r"compare\.leave_one_out"):
         contenders(recipe(leave_one_out=True, method={"weights": [0.5, 0.3, 0.2]}))
@@ -105,7 +105,7 @@ def test_repeated_seeds_are_refused() -> None:
 
 
 def test_a_method_over_spans_is_a_separate_one_only_if_spans_change_it() -> None:
-    """Three runs of one training are one contender's; `dpo-atlas` over spans is the baseline of that name."""
+    """Methods that train the same are one contender; `dpo-atlas` over spans is the baseline of that name."""
     over = {"aggregate_over": "span"}
     for same in ({"aggregate": "geometric"}, {"name": "multi-dpo"}, {"aggregate": "single:atlas"}, {"name": "dpo"}):
         plain, spans = contenders(recipe(methods={"a": same, "b": same | over}))[-2:]

@@ -1,4 +1,4 @@
-"""What is said of a run that failed."""
+"""What is reported about a failed run."""
 
 from __future__ import annotations
 

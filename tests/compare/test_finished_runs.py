@@ -1,4 +1,4 @@
-"""What an earlier call left of a run is taken when it is what was written, and made again when it is not."""
+"""A run left by an earlier call is reused if its files are as written, and repeated if not."""
 
 from __future__ import annotations
 

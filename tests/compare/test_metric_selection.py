@@ -1,4 +1,4 @@
-"""The verdict looks where training moved something, and ties cover what engines differ by."""
+"""The verdict uses a metric that training changed, and ties cover differences between engines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAIRS = 400
 
 @dataclass
 class Examples:
-    """What of ``PreferenceExamples`` the outcomes read."""
+    """The part of ``PreferenceExamples`` that outcomes read."""
 
     anchor_chosen: Any
     anchor_rejected: Any
@@ -36,14 +36,14 @@ class Examples:
 
 
 def examples(random: np.random.Generator) -> Any:
-    """Sides that are some 18 nats apart, of some 100 tokens."""
+    """Sides about 18 nats apart, of about 100 tokens."""
     chosen = -150 + 20 * random.normal(size=PAIRS)
     lengths = random.integers(40, 160, (2, PAIRS))
     return Examples(chosen, chosen - 18 * random.choice([-1, 1], PAIRS), *lengths)
 
 
 def outcomes(moves: dict[str, float], random: np.random.Generator, engine: float = 0.0) -> tuple[Outcomes, Any]:
-    """Methods that move each pair's margin by so many nats and half a nat of chance; ``engine``: nats a token of drift."""
+    """Methods that move each pair's margin by this many nats plus half a nat of noise; ``engine``: drift in nats per token."""
     one = examples(random)
     off = [engine * random.normal(size=PAIRS) * np.sqrt(tokens) for tokens in (one.chosen_counts, one.rejected_counts)]
     start = (one.anchor_chosen + off[0], one.anchor_rejected + off[1])
@@ -99,7 +99,7 @@ def test_if_no_metric_moved_that_is_reported_and_no_single_reference_is_the_best
 
 @pytest.mark.parametrize("engine", [0.0, 7e-5, 2e-3, 0.04])
 def test_a_difference_between_engines_is_a_tie(engine: float) -> None:
-    """Float32, the worst seen in float32, and bfloat16: a policy that did not move has moved nowhere."""
+    """Float32, the worst seen in float32, and bfloat16: a policy that did not move counts as unmoved."""
     found, one = outcomes({"mrpo": 0.0}, np.random.default_rng(1), engine)
     values = found.methods["mrpo"]["accuracy/anchor"]
     assert (values == 0.5).mean() > 0.93

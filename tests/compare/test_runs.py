@@ -1,4 +1,4 @@
-"""Runs of a comparison: same starts, what is finished is kept, what was stopped goes on, what fails is told."""
+"""Runs of a comparison: same starts, finished ones are kept, stopped ones resume, failures are reported."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_for_a_seed_every_method_starts_from_the_same_adapter_and_takes_the_same
         return iter(steps)
 
     monkeypatch.setattr(StepSampler, "__iter__", watched)
-    # With a learning rate of 0 the adapter that is saved is the one that training began with.
+    # With a learning rate of 0, the saved adapter is the initial one.
     compare = {"seeds": [0, 1], "methods": {"multi-dpo": {"name": "multi-dpo"}}}
     compare_recipe(recipe_of(document, tmp_path / "out", training={"learning_rate": 0.0}, compare=compare))
     methods = ("dpo-base", "dpo-other", "simpo", "multi-dpo")
@@ -75,7 +75,7 @@ def test_a_comparison_is_complete_and_a_second_call_reuses_it(
     assert found["methods"][2]["also"] == ["mrpo-again"] and not (out / "mrpo-again").exists()
     assert [method["baseline"] for method in found["methods"]] == [True, False, False, True]
     assert [method["reference_free"] for method in found["methods"]] == [False, True, False, False]
-    # A recipe beside its adapter that trains and measures it without references, as it was trained.
+    # The recipe beside its adapter has no references, so that it trains and evaluates as before.
     free = load_recipe(out / "simpo" / "seed-0" / "recipe.yaml")
     assert not free.references and free.method.reference == "none" and found["methods"][1]["diagnostics"] == {}
     assert "without a reference" in (out / "simpo" / "seed-0" / "README.md").read_text()
@@ -93,12 +93,12 @@ def test_a_comparison_is_complete_and_a_second_call_reuses_it(
     ):
         assert (out / name).is_file(), name
     assert not list(out.glob(".*"))
-    # The accuracy of the document is that of the sums that lie beside it.
+    # The accuracy in the document is that of the sums stored beside it.
     frame = pl.read_parquet(out / "mrpo" / "seed-0" / "pairs.parquet")
     share = (frame["logps_chosen"] > frame["logps_rejected"]).mean()
     assert found["methods"][2]["metrics"]["accuracy/policy"]["per_seed"] == pytest.approx([share])
     held_out = pl.read_parquet(out / "held_out.parquet")
-    # So is the drift, of a method without a reference as of the others; by the bytes that were read.
+    # So is the drift, also of a method without a reference, per byte of the text.
     for place in (1, 2):
         name = found["methods"][place]["name"]
         sums = pl.read_parquet(out / name / "seed-0" / "pairs.parquet")
@@ -121,10 +121,10 @@ def test_a_comparison_is_complete_and_a_second_call_reuses_it(
         path.write_text("{}")
         (path.parent / "tasks").mkdir()
     compare_recipe(recipe_of(document, out, compare={"methods": {**listed, "mrpo": {"beta": 0.7}}}))
-    # What was measured of an adapter goes with it.
+    # An adapter's measurements are kept with it.
     assert [path.exists() for path in measured] == [False, True]
     assert [(path.parent / "tasks").exists() for path in measured] == [False, True]
-    # What was trained under another name is not looked for; what has changed is trained.
+    # Runs under another name are not searched for; changed ones are trained.
     assert trained == ["mrpo, seed 0", "mrpo-again, seed 0"]
 
 
@@ -186,7 +186,7 @@ def test_a_sweep_chooses_by_the_third_split_and_by_a_metric_that_moves(
     sweep = {"sweep": {"beta": [0.05, 2.0]}, "methods": {"plain": {"name": "dpo"}}}
     with pytest.raises(UserError, match=r"pairs\.weights_fraction"):
         compare_recipe(recipe_of(document, tmp_path / "out", compare=sweep))
-    # So little training turns no pair, and moves every one: the metric that is asked for cannot choose.
+    # So little training changes no preference but moves every pair: the requested metric cannot choose.
     run = recipe_of(
         document, tmp_path / "out", compare=sweep, pairs={"weights_fraction": 0.3}, training={"learning_rate": 1e-5}
     )
@@ -200,7 +200,7 @@ def test_a_sweep_chooses_by_the_third_split_and_by_a_metric_that_moves(
     assert chosen["accuracy/anchor"] == max(one["accuracy/anchor"] for one in tried)
     method = next(one for one in found["methods"] if one["name"] == "plain")
     assert method["swept"] == chosen["settings"] and method["method"]["beta"] == chosen["settings"]["beta"]
-    # What was tried of the chosen setting is the method's run: it is not trained twice.
+    # The trial of the chosen setting is the method's run: it is not trained twice.
     place = tmp_path / "out" / "sweep" / f"plain-beta-{chosen['settings']['beta']:g}" / "seed-0"
     assert same(adapter(place), adapter(tmp_path / "out" / "plain" / "seed-0"))
     assert found["costs"]["runs_made_now"] == 6
@@ -221,7 +221,7 @@ def test_if_no_metric_moves_a_sweep_keeps_the_recipes_own_setting(
 
 
 def _worker_on(folder: Path) -> int | None:
-    """The process that makes the run in this folder: the one that writes its log."""
+    """The process of the run in this folder: the one that writes its log."""
     for process in psutil.Process().children(recursive=True):
         try:
             if worker_pool._COMMAND in process.cmdline() and any(

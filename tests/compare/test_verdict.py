@@ -1,4 +1,4 @@
-"""What a comparison says, on outcomes whose truth is known."""
+"""The verdict of a comparison on outcomes with a known truth."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def judged(
     draws: int = 0,
     world: World = WORLD,
 ) -> Verdict:
-    """The verdict where methods truly differ from 70 % by so many points, in the order of ``contenders``."""
+    """The verdict if the methods' true values differ from 70% by these points, in the order of ``contenders``."""
     drawn = draw(world, [point / 100 for point in points], seeds, np.random.default_rng(draws))
     return _of(drawn.outcomes, drawn.clusters, contenders)
 
@@ -90,7 +90,7 @@ def test_the_headline_is_one_sentence() -> None:
 
 
 def flipped(gain: float, noise: float, pairs: int, random: np.random.Generator) -> Outcomes:
-    """mrpo gains surely on dpo-base, pair by pair; dpo-atlas is as good as dpo-base on the whole, and another on most pairs."""
+    """mrpo is surely better than dpo-base, pair by pair; dpo-atlas is as good as dpo-base overall, but differs on most pairs."""
     base = np.repeat((random.random((pairs, 1)) < 0.7).astype(float), 3, axis=1)
     chance = random.random((pairs, 3))
     atlas = np.where(base == 0, chance < noise, chance >= noise * 3 / 7).astype(float)
@@ -101,7 +101,7 @@ def flipped(gain: float, noise: float, pairs: int, random: np.random.Generator) 
 
 @pytest.mark.parametrize(("gain", "noise"), [(0.05, 0.5), (0.03, 0.3), (0.08, 0.6), (0.0, 0.1), (0.0, 0.001)])
 def test_the_sentence_does_not_contradict_its_figures(gain: float, noise: float) -> None:
-    """No difference is said only where none is shown, and what is unlikely lies outside the interval that is told."""
+    """The verdict reports no difference only if none is shown; what it calls unlikely lies outside the reported interval."""
     contenders, seen = (SINGLES[0], SINGLES[2], MRPO), set()
     for number in range(24):
         outcomes = flipped(gain, noise, (400, 1000, 3000)[number % 3], np.random.default_rng(number))
@@ -123,12 +123,12 @@ def test_the_sentence_does_not_contradict_its_figures(gain: float, noise: float)
 
 
 def test_with_as_many_pairs_as_the_verdict_asks_for_one_point_over_every_single_reference_is_seen() -> None:
-    """Beating each of three after the correction takes far more than one comparison alone would."""
+    """Beating each of three after the correction needs far more pairs than a single comparison."""
     alike = replace(WORLD, seed_spread=0.0003)
     sentences = [judged([0, 0, 0, 0, 1], 5, draws=number, world=alike).text() for number in range(15)]
     asked = [re.search(r"About (\S+) more held-out pairs", sentence) for sentence in sentences]
     counts = [int(found[1].replace(",", "")) for found in asked if found]
-    assert len(counts) >= 5  # the others ask for more seeds too
+    assert len(counts) >= 5  # the other sentences ask for more seeds too
     larger = replace(alike, prompts=alike.prompts + int(np.median(counts)))
     seen = sum(judged([0, 0, 0, 0, 1], 5, draws=100 + number, world=larger).kind == "better" for number in range(60))
     assert seen / 60 > 0.7
@@ -154,7 +154,7 @@ def test_of_two_references_one_that_harms_a_method_and_helps_none_is_named() -> 
     verdict = judged([10, -4, 10, -5], contenders=two)
     assert (verdict.kind, verdict.drop) == ("none", ["abacus"])
     assert any(sentence.startswith("Drop abacus: mrpo is worse") for sentence in verdict.sentences)
-    # Where another method makes good use of it, it stays.
+    # If another method benefits from it, it is kept.
     assert judged([10, -4, 20, -5], contenders=two).drop == []
 
 
@@ -194,7 +194,7 @@ def test_the_benefit_of_references_is_a_separate_sentence() -> None:
     assert told and 5 < float(told[1]) < 10 and 0 < float(told[2]) < float(told[1]) < float(told[3])
     worse = paid(judged([0, 2, -5, 1, 2, 12], contenders=everyone))
     assert "mrpo is worse by " in worse and "DPO against abacus is worse by " in worse
-    # Of single references alone, and with one seed.
+    # With single references only, and with one seed.
     alone = paid(judged([0, 8, -5, 0], contenders=(*SINGLES, NONE_AT_ALL)))
     assert ": DPO against abacus is better by " in alone and ";" not in alone
     once = paid(judged([0, 2, -5, 1, 8, 0], seeds=1, contenders=everyone))
@@ -245,7 +245,7 @@ def test_every_question_is_corrected_by_itself_and_paired_by_seed() -> None:
 
 
 def test_better_is_claimed_in_at_most_5_of_100_draws_where_it_is_as_good_as_the_best_single_reference() -> None:
-    """The hardest case: one single reference stands out, and the methods with several are just as good as it."""
+    """The hardest case: one single reference stands out, and the methods with several are exactly as good."""
     trials = 250
     small = replace(WORLD, prompts=300, seed_spread=0.01)
     claims = sum(judged([0, 10, 0, 10, 10], draws=i, world=small).kind == "better" for i in range(trials))

@@ -1,4 +1,4 @@
-"""Two worlds whose truth is known, with real training: both references needed, and one that only harms."""
+"""Two worlds with a known truth and real training: in one both references are needed, in the other one of them only harms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_reference_that_only_harms_is_told_from_what_it_does_and_named(tmp_pat
 
 @pytest.mark.slow
 def test_where_each_reference_knows_its_own_half_several_do_better_than_any_one(tmp_path: Path) -> None:
-    """With one seed, to be quick: nothing is claimed, but the figures lie far apart. benchmarks/bench_worlds.py has three."""
+    """With one seed, to be fast: no significance is claimed, but the figures are far apart. benchmarks/bench_worlds.py uses three."""
     found = compared(
         tmp_path, "both_needed", 24, compare={"seeds": [0], "methods": {"multi-dpo": {"name": "multi-dpo"}}}
     )

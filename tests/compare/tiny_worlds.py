@@ -1,15 +1,15 @@
-"""Two small worlds whose truth is known, each with real models, a real cache and real training.
+"""Two small worlds with a known truth, each with real models, a real cache and real training.
 
-Every question has one right answer and one decoy, which is the rejected side. What a reference believes of each question is
-taught to it until it is sure: the right answer, the decoy, or neither more than the other.
+Every question has one right answer and one decoy, which is the rejected side. References are trained until they are sure of
+an answer: the right one, the decoy, or neither more than the other.
 
-``both_needed``: the policy's start believes every decoy. One reference knows the things of the first half and believes the
-decoys of the second, the other the reverse. A policy held to one reference is held to what it believes wrongly; held to the
-harmonic mean of all, it is held to none of the beliefs that they do not share.
+``both_needed``: the policy's start believes every decoy. One reference knows the right answers of the first half and believes the
+decoys of the second, the other the reverse. A policy kept near one reference is kept near its wrong beliefs; kept near the
+harmonic mean of all, it is kept near none of the beliefs that they do not share.
 
 ``second_harms``: the start believes neither answer more than the other, so that training against it alone learns all. The
-second reference is sure of itself and mostly wrong: a policy measured against it is credited for its mistakes beforehand,
-and does not learn those pairs.
+second reference is confident and mostly wrong: a policy trained against it already has the margin on the pairs that the reference
+gets wrong, and does not learn them.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ TEMPLATES = (
 TRAINED_ON = 4
 
 Fact = tuple[str, str]
-# The chance with which a reference's text has the right answer to a question.
+# The probability that a reference's training text has the right answer to a question.
 Belief = Callable[[Fact], float]
 
 
 def facts(items: int) -> list[Fact]:
-    """Two for each of so many things."""
+    """Two facts for each of this many things."""
     return [(item, relation) for item in ITEMS[:items] for relation in RELATIONS]
 
 
@@ -59,7 +59,7 @@ def first_half(fact: Fact) -> bool:
 
 
 def pairs(trained_on: bool, items: int) -> list[dict[str, Any]]:
-    """Every question in the wordings of one part, so that what is held out asks of known things in other words."""
+    """Every question in the wordings of one split, so that held-out questions ask about known things in other words."""
     templates = TEMPLATES[:TRAINED_ON] if trained_on else TEMPLATES[TRAINED_ON:]
     rows = []
     for number, fact in enumerate(facts(items)):
@@ -105,7 +105,7 @@ BELIEFS: dict[str, dict[str, Belief]] = {
 
 
 def make_models(folder: Path, world: str, *, items: int = 24, steps: int = 250, more: int = 150) -> dict[str, Path]:
-    """The world's models: one that has learnt how answers look, taught further to believe what each of them believes."""
+    """The world's models: one that has learnt the form of answers, trained further to have each model's beliefs."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -152,7 +152,7 @@ def recipe_of(folder: Path, models: dict[str, Path], *, items: int = 24, **chang
         "cache": str(folder / "cache"),
         "scoring": {"engine": "transformers"},
         "limits": {"max_length": 64},
-        # The trust region would hold every reference to within a tenth of the start, whose beliefs are what is tested.
+        # The trust region would keep every reference within a tenth of the start, whose beliefs are under test.
         "method": {"weights": "uniform", "trust_region": {"kind": "off"}, "beta": 4.0},
         "training": {
             "learning_rate": 4e-3, "num_train_epochs": 6, "per_device_train_batch_size": 16,

@@ -133,7 +133,7 @@ def test_a_complete_folder_is_kept_and_a_broken_one_remade(
     root = folders["base"].parent
     assert make_models(root, quick=True) == folders
     assert made == []
-    make_models(root, only=["abacus"])  # the full one is another model
+    make_models(root, only=["abacus"])  # the full model is different
     assert made == ["abacus"]
 
     copy = tmp_path / "base"

@@ -216,7 +216,7 @@ def test_recipes_in_the_docs_are_recipes() -> None:
 
 @pytest.mark.slow
 def test_the_chains_page_runs(tmp_path: Path) -> None:
-    """On a tiny model in the place of the page's, with two steps in the place of an epoch."""
+    """With a tiny model instead of the page's, and two steps instead of an epoch."""
     base = reference(tmp_path / "models" / "base", "llama", "qwen")
     (tmp_path / "data").mkdir()
     write_pairs(tmp_path / "data/demo_eval.jsonl", plain_pairs(26)[20:])
@@ -231,7 +231,7 @@ def test_the_chains_page_runs(tmp_path: Path) -> None:
     ):
         assert written in script
         script = script.replace(written, here)
-    # One process in the place of one for each command: they import the same.
+    # One process instead of one per command, to import the libraries only once.
     runner = "from typer.testing import CliRunner; from mrpo_cli.commands import app; import subprocess, sys, shlex\n"
     runner += "for part in sys.stdin.read().split('\\0'):\n"
     runner += "    if not part.startswith('mrpo '): subprocess.run(['bash', '-e'], input=part, text=True, check=True); continue\n"

@@ -1,4 +1,4 @@
-"""`docs/results.md` is what the benchmarks' summary writes of their results: no figure of it is typed by hand."""
+"""`docs/results.md` is what the benchmarks' summary writes from their results: no figure is typed by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
-# A benchmark of two figures in a process of its own, as all of them leave their results.
+# A benchmark with two figures in its own process, which writes results like all of them.
 BENCHMARK = """
 import sys
 sys.argv[:] = ["benchmarks/bench_cache.py", "--scratch", "/tmp/some/where", "--pairs", "/home/alice/pairs.jsonl", "--rows", "7"]

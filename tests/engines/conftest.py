@@ -16,7 +16,7 @@ VOCAB = 320
 
 
 def draw_requests(count: int, *, longest_prompt: int = 60, longest_completion: int = 50) -> list[ScoringRequest]:
-    """Requests of random lengths, one-token prompts and one-token completions among them."""
+    """Requests of random lengths, including one-token prompts and one-token completions."""
     draw = np.random.default_rng(0)
     prompts = [1, 1, longest_prompt, *draw.integers(1, longest_prompt, count).tolist()][:count]
     completions = [1, longest_completion, 1, *draw.integers(1, longest_completion, count).tolist()][:count]
@@ -41,7 +41,7 @@ def oracle() -> Callable[[Path, Sequence[ScoringRequest]], list[np.ndarray]]:
     from transformers import AutoModelForCausalLM
 
     def run(path: Path, requests: Sequence[ScoringRequest]) -> list[np.ndarray]:
-        # eager: the one attention of transformers that has every feature of every model (soft caps, say).
+        # eager: the only attention of transformers with every feature of every model (soft caps, for example).
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
         return [plain_logps(model, request) for request in requests]
 

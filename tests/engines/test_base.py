@@ -1,4 +1,4 @@
-"""What no engine can score is refused with the request's index; messages between processes survive the trip."""
+"""Requests that no engine can score are refused with their index; messages between processes arrive unchanged."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_auto_is_vllm_on_a_gpu_and_transformers_on_a_cpu(monkeypatch: pytest.Mon
     kind, why = engines.choose_engine("auto", {"max_batch_tokens": 512})
     assert kind == "transformers" and "on a CPU it starts at once" in why and "\n" not in why
     assert engines.choose_engine("auto", {"max_num_seqs": 4})[0] == "vllm"  # an option of vLLM's own
-    assert engines.choose_engine("auto", {}, "gpu")[0] == "vllm"  # planned for a GPU that is not here
+    assert engines.choose_engine("auto", {}, "gpu")[0] == "vllm"  # planned for a GPU that this machine lacks
     assert engines.choose_engine("vllm", {})[0] == "vllm"
     monkeypatch.setattr(environment, "has_gpu", lambda: True)
     assert engines.choose_engine("auto", {})[0] == "vllm"

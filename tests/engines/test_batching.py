@@ -1,4 +1,4 @@
-"""Packing: every request once, never over the budget in padded tokens, like lengths together."""
+"""Packing: every request once, never over the budget of padded tokens, similar lengths together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that sees what follows is refused; one that does not, of whatever kind, is not."""
+"""A model that attends to later tokens is refused; no causal model of any kind is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MASKED = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", MASKED)
 def test_a_model_that_sees_what_follows_is_refused(kind: str, dtype: str) -> None:
-    """Untrained, with the narrow weights of transformers' own start: none sees less of what follows than these."""
+    """Untrained, with the narrow initial weights of transformers: the models in which later tokens have the least effect."""
     torch.manual_seed(0)
     model = (
         AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **MASKED[kind])).to(getattr(torch, dtype)).eval()
@@ -53,7 +53,7 @@ def test_a_context_of_a_few_tokens_is_enough() -> None:
 
 
 class Blocks(torch.nn.Module):
-    """Sees to the end of its own block, as block diffusion does."""
+    """Attends to the end of its own block, as in block diffusion."""
 
     def __init__(self, size: int, jump: float = 0.0) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Blocks(torch.nn.Module):
         seen = (place[None] // self.size <= place[:, None] // self.size).float()
         mixed = seen @ states / seen.sum(-1, keepdim=True)
         self.passes += 1
-        if self.passes == 2:  # one pass rounds otherwise
+        if self.passes == 2:  # a single pass rounds differently
             mixed = mixed + self.jump
         return type("Output", (), {"logits": self.head(mixed)})
 

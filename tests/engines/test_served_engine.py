@@ -1,4 +1,4 @@
-"""The engine of a served reference, against a server on loopback that answers as vLLM does and can be made to misbehave."""
+"""The engine of a served reference, against a loopback server that answers like vLLM and can be made to misbehave."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def renamed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def misread(server: LoopbackServer, edit: Any) -> None:
-    """Let the server answer with what ``edit`` makes of its answer."""
+    """Let the server send its answer changed by ``edit``."""
     answer = server._generate
     server._generate = lambda body: edit(answer(body)) or answer(body)  # type: ignore[method-assign]
 
@@ -186,7 +186,7 @@ def test_what_no_server_can_score_is_refused_before_it_is_asked(server, texts) -
     assert server.asked == asked
 
 
-# What is wrong at the start: exit code 2.
+# Errors at the start: exit code 2.
 
 
 def test_nobody_at_the_address(texts: Any) -> None:

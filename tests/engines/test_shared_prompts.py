@@ -1,4 +1,4 @@
-"""A prompt and all its completions in one row: the numbers of plain rows, no token twice, and a word where it cannot be."""
+"""A prompt and all its completions in one row: the numbers of plain rows, no token twice, and a notice if that is impossible."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ANSWERS = (1, 7, 2, 1, 4)
 
 
 def ranked(longest: int = 40, seed: int = 0) -> list[ScoringRequest]:
-    """Prompts with one to seven answers each, of one token to `longest`, not in the order of their prompts."""
+    """Prompts with one to seven answers each, of one token to `longest`, not ordered by prompt."""
     draw = np.random.default_rng(seed)
 
     def ids(most: int, least: int = 1) -> np.ndarray:
@@ -40,7 +40,7 @@ def ranked(longest: int = 40, seed: int = 0) -> list[ScoringRequest]:
 
 
 def watched(engine: TransformersEngine) -> list[tuple[int, int]]:
-    """The shape of the ids of every forward pass, from here on."""
+    """The shapes of the ids of all later forward passes."""
     shapes: list[tuple[int, int]] = []
     head = engine._open().head
     own = head.hidden_states
@@ -113,7 +113,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-
 def test_no_token_runs_twice_but_where_a_prompt_is_split(budget, llama, source_of, oracle) -> None:  # type: ignore[no-untyped-def]
     requests = ranked()
     engine = TransformersEngine(source_of(llama), {"max_batch_tokens": budget})
-    list(engine.score(requests))  # tries it
+    list(engine.score(requests))  # the trial
     shapes = watched(engine)
     found = dict(engine.score(requests))
     assert all(rows == 1 for rows, _ in shapes)
@@ -156,7 +156,7 @@ def test_an_attention_that_is_asked_for_by_name_is_kept(llama, source_of, oracle
 def test_rows_longer_than_those_tried_are_tried_before_they_run(
     tmp_path, source_of, oracle, monkeypatch, caplog
 ) -> None:  # type: ignore[no-untyped-def]
-    """An attention without the window is right on short rows: it must not be believed on longer ones."""
+    """An attention without the window is right on short rows, but must not be trusted on longer ones."""
     real = shared_prompt_attention.attend
 
     def without_window(*args, sliding_window=None, **given):  # type: ignore[no-untyped-def]
@@ -237,7 +237,7 @@ def test_what_was_tried_in_a_shared_row_is_not_run_again(llama, source_of) -> No
     engine = TransformersEngine(source_of(llama))
     shapes = watched(engine)
     list(engine.score(requests))
-    short = [rows * length for rows, length in shapes[:2]]  # texts drawn at random
+    short = [rows * length for rows, length in shapes[:2]]  # random texts
     assert sum(short) < 500
     assert sum(length for _, length in shapes[2:]) <= distinct_tokens(requests) + 2 * max(map(len, requests))
 

@@ -78,7 +78,7 @@ def test_the_longest_come_first_and_one_batch_at_a_time(llama, uneven, source_of
     results = engine.score(requests)
     first = next(results)[0]
     assert len(requests[first]) == max(map(len, requests))
-    assert len(batches) <= 2  # one handed over, one waiting
+    assert len(batches) <= 2  # one given out, one waiting
     lengths = [len(requests[index]) for index, _ in results]
     assert lengths == sorted(lengths, reverse=True)
 
@@ -96,7 +96,7 @@ def test_a_sequence_that_fills_the_context_is_scored_and_one_more_token_is_refus
 
 
 def test_logits_are_only_made_of_completion_positions_and_by_chunks(llama, uneven, source_of, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """Every (rows, vocabulary) block that any operation returns stays within a chunk, and together they are one row a token."""
+    """Every (rows, vocabulary) result of any operation is within a chunk, and all together they have one row per token."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     vocab, rows = 320, 16
@@ -104,13 +104,13 @@ def test_logits_are_only_made_of_completion_positions_and_by_chunks(llama, uneve
     monkeypatch.setattr(head_logits, "CPU_CHUNK_BYTES", rows * vocab * 4)
     requests = uneven(20)
     engine = TransformersEngine(source_of(llama), {"max_batch_tokens": 1000})
-    list(engine.score(requests))  # tries whether prompts can be shared
+    list(engine.score(requests))  # the trial of shared prompts
     projected = []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             result = function(*args, **(kwargs or {}))
-            if function.overloadpacket is torch.ops.aten.t:  # the weight seen the other way round, no memory
+            if function.overloadpacket is torch.ops.aten.t:  # the transposed weight, a view without memory
                 return result
             for tensor in result if isinstance(result, tuple | list) else (result,):
                 if isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (vocab,) and tensor.numel() > vocab:

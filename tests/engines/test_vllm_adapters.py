@@ -1,4 +1,4 @@
-"""Adapters in vLLM, for real: what it serves is a LoRA request, what it would leave out is merged, and both are right."""
+"""Adapters in the real vLLM: a supported one is a LoRA request, one that vLLM would not apply fully is merged, and both are right."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("forked_vllm")]
 
 @pytest.fixture
 def merged_folders(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
-    """Folders of merged models that are still there; they would lie in this one."""
+    """Merged models' folders that still exist; they would be created in this one."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     return lambda: list((tmp_path / "tmp").glob("mrpo-merged-*"))
@@ -42,7 +42,7 @@ def test_what_vllm_would_leave_out_is_merged(
     engine = open_engine("vllm", source_of(tmp_path / "base", adapter=str(tmp_path / "adapter")))
     try:
         assert why in engine.notices[0] and "was merged" in engine.notices[0]
-        assert merged_folders() == []  # gone once it has been read
+        assert merged_folders() == []  # removed after it has been read
         for index, logps in engine.score(requests := uneven(20)):
             np.testing.assert_allclose(logps, plain(model, requests[index]), atol=1e-3, rtol=0)
     finally:
@@ -65,7 +65,7 @@ def test_many_texts_with_a_lora_adapter_and_prefix_caching(tmp_path, uneven, pla
 
 @pytest.mark.slow
 def test_an_adapter_that_vllm_refuses_is_merged_after_all(tmp_path, uneven, plain, source_of, merged_folders) -> None:  # type: ignore[no-untyped-def]
-    """GPT-2 takes no LoRA in vLLM, which only starting it tells."""
+    """vLLM supports no LoRA for GPT-2, which shows only on its start."""
     model = adapted("gpt2", tmp_path, target_modules=["c_attn"])
     engine = open_engine("vllm", source_of(tmp_path / "base", adapter=str(tmp_path / "adapter")))
     try:

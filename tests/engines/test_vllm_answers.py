@@ -1,4 +1,4 @@
-"""How answers of vLLM are asked for, read, compared and refused, on an engine core that answers as told."""
+"""How log-probs are requested from vLLM, read, compared and refused, with a scripted engine core."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLAT = frozenset({"prompt_logprobs", "flat_logprobs", "prompt_logprob_token_ids"
 
 
 class FlatLogprobs(list):  # type: ignore[type-arg]
-    """vLLM's: one entry a position but the first, in arrays."""
+    """Like vLLM's: one entry per position except the first, in arrays."""
 
     def __init__(self, ids: list[int], logps: list[float]) -> None:
         super().__init__([None, *ids])
@@ -27,7 +27,7 @@ class FlatLogprobs(list):  # type: ignore[type-arg]
 
 
 class Core:
-    """Answers every request at the next step: token id ÷ -10, in the usual way and densely, unless told otherwise."""
+    """Answers every request at the next step with token id ÷ -10, in the usual form and densely, by default."""
 
     def __init__(self, dense: Callable[[np.ndarray], Any] | None = lambda scores: scores) -> None:
         self.waiting: list[tuple[str, list[int], dict[str, Any]]] = []
@@ -105,7 +105,7 @@ def test_a_dense_answer_of_the_wrong_shape_is_asked_for_again_in_the_usual_way(w
     ("dense", "used", "told"),
     [
         (lambda scores: scores, True, []),
-        (None, False, []),  # refused: the model runner does not do it, which is no news
+        (None, False, []),  # refused: the model runner does not support it, as already known
         (lambda scores: None, False, ["scores of shape None"]),
         (lambda scores: np.roll(scores, 1, axis=0), False, ["nats per token away"]),
         (lambda scores: scores - 0.1, False, ["nats per token away from the usual answer"]),

@@ -1,4 +1,4 @@
-"""The vLLM engine, for real: the numbers of a plain forward pass, results as they come, everything given back."""
+"""The real vLLM engine: the numbers of a plain forward pass, results as they come, all resources released."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ forked = pytest.mark.usefixtures("forked_vllm")
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes below this one, zombies left out."""
+    """Descendants of this process, without zombies."""
     below: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -42,7 +42,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that one process has held."""
+    """The peak memory of one process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
@@ -57,7 +57,7 @@ def resident_bytes() -> int:
 def test_every_token_agrees_with_a_plain_forward(kind, tmp_path, uneven, oracle, source_of) -> None:  # type: ignore[no-untyped-def]
     path = build(kind, tmp_path / kind)
     requests = uneven(40)
-    # Fewer tokens a step than the longest sequence has: prompts are cut into chunks too.
+    # Fewer tokens per step than the longest sequence has, so that prompts are chunked too.
     engine = open_engine("vllm", source_of(path), {"max_num_batched_tokens": 64, "max_num_seqs": 8})
     try:
         assert engine.context_length == 512
@@ -72,7 +72,7 @@ def test_every_token_agrees_with_a_plain_forward(kind, tmp_path, uneven, oracle,
 
 @needs_vllm
 def test_one_engine_from_start_to_end(tmp_path, uneven, oracle, source_of) -> None:  # type: ignore[no-untyped-def]
-    """Several runs on one engine, a run left in the middle, refusals, and nothing left behind."""
+    """Several runs on one engine, an abandoned run, refusals, and nothing left behind."""
     path = build("llama", tmp_path / "llama")
     before, rss = set(descendants(os.getpid())), resident_bytes()
     engine = open_engine("auto", source_of(path), {"threads": 1, "max_batch_tokens": 77, "max_num_seqs": 64})
@@ -104,8 +104,8 @@ def test_one_engine_from_start_to_end(tmp_path, uneven, oracle, source_of) -> No
     left = engine.score(requests)
     next(left)
     process = engine._process
-    left.close()  # the caller walks away
-    assert process.returncode == 0  # it noticed by itself and was not killed
+    left.close()  # the caller abandons the run
+    assert process.returncode == 0  # it ended by itself and was not killed
     assert set(descendants(os.getpid())) <= before
     assert resident_bytes() - rss < GIB // 2
     with pytest.raises(RunError, match="closed"):
@@ -122,7 +122,7 @@ def test_a_sequence_longer_than_it_started_for_makes_it_start_again(tmp_path, un
     requests = uneven(5)
     engine = open_engine("vllm", source)
     try:
-        assert engine.context_length == 10_000  # the model's own, whatever vLLM was started for
+        assert engine.context_length == 10_000  # the model's own limit, whatever length vLLM was started with
         for index, logps in engine.score(requests):
             np.testing.assert_allclose(logps, oracle(path, requests)[index], atol=1e-3, rtol=0)
         got = dict(engine.score([*requests, long]))
@@ -136,13 +136,13 @@ def test_a_sequence_longer_than_it_started_for_makes_it_start_again(tmp_path, un
 @needs_vllm
 @forked
 def test_a_text_seen_before_is_scored_in_full_with_prefix_caching_on(tmp_path, uneven, oracle, source_of) -> None:  # type: ignore[no-untyped-def]
-    """Completions that share a prefix beyond several blocks of the cache, and one that comes twice."""
+    """Completions that share a prefix of several cache blocks, and one that is requested twice."""
     path = build("llama", tmp_path / "llama")
     shared = np.random.default_rng(3).integers(3, 320, 300).astype(np.int32)
     requests = [ScoringRequest(shared[:20], np.append(shared[20:], np.int32(token))) for token in (5, 6, 7, 5)]
     engine = open_engine("vllm", source_of(path), {"enable_prefix_caching": True, "max_num_seqs": 1})
     try:
-        # One after the other, and once more: what the first leaves in the cache lies ready for the others.
+        # One after the other, and again: the later ones could read what the first leaves in the prefix cache.
         got, again = dict(engine.score(requests)), dict(engine.score(requests))
     finally:
         engine.close()
@@ -173,13 +173,13 @@ def test_a_large_vocabulary_is_scored_within_the_memory_that_was_told(tmp_path, 
         grown = peak_bytes(engine._process.pid) - before
     finally:
         engine.close()
-    assert grown < (float(told[2]) + 0.5) * GIB  # and what else a first run touches
+    assert grown < (float(told[2]) + 0.5) * GIB  # and everything else that a first run uses
 
 
 @needs_vllm
 @pytest.mark.slow
 def test_a_model_cut_in_two_gives_the_same_numbers(tmp_path, uneven, oracle, source_of, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """Tensor parallel on two cores, which vLLM must be told of by hand where they are of one memory node."""
+    """Tensor parallel on two cores; vLLM needs explicit core numbers if both are on one memory node."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         pytest.skip("this machine has one core")
@@ -198,7 +198,7 @@ def test_a_model_cut_in_two_gives_the_same_numbers(tmp_path, uneven, oracle, sou
 
 @needs_vllm
 def test_a_script_without_a_guard_can_score_with_an_adapter(tmp_path, plain) -> None:  # type: ignore[no-untyped-def]
-    """As the `mrpo` command is one; and the caller's death takes the engine with it."""
+    """The `mrpo` command is such a script. If the caller dies, the engine ends too."""
     from peft import LoraConfig, get_peft_model
 
     path = build("llama", tmp_path / "llama")
@@ -227,7 +227,7 @@ def test_a_script_without_a_guard_can_score_with_an_adapter(tmp_path, plain) -> 
     request = ScoringRequest(np.array([5, 6, 7], np.int32), np.arange(20, 50, dtype=np.int32))
     np.testing.assert_allclose(answer["logps"], plain(adapted.eval(), request), atol=1e-3, rtol=0)
     assert abs(np.array(answer["logps"]) - plain(make("llama"), request)).max() > 0.01
-    assert done.stderr == ""  # vLLM's own talk goes elsewhere
+    assert done.stderr == ""  # vLLM's own output goes elsewhere
     deadline = time.monotonic() + 20
     while Path(f"/proc/{answer['pid']}").exists() and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Engine options of a recipe: what is wrong is said in a sentence that names the option."""
+"""Engine options of a recipe: an error is one sentence that names the option."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from mrpo_pipeline.errors import UserError
 
 @dataclass
 class Arguments:
-    """As vLLM's EngineArgs: types, and an annotation that only a type checker resolves."""
+    """Like vLLM's EngineArgs: types, and an annotation that only a type checker resolves."""
 
     seqs: int | None = None
     share: float = 0.9

@@ -1,4 +1,4 @@
-"""Prompts read from vLLM's prefix cache: when they may be, and what is asked again."""
+"""When prompts may be read from vLLM's prefix cache, and which requests are repeated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TABLE = torch.log_softmax(torch.randn(VOCAB, VOCAB, generator=torch.Generator().
 
 
 class Core:
-    """An engine core on a bigram model with a prefix cache, whose dense answers are made by vLLM's own class.
+    """An engine core with a bigram model and a prefix cache; vLLM's own class makes its dense answers.
 
     Args:
         chunk: tokens of a step. keeps: whether prompts are cached. spoils: what the model computes behind a hit. fills: rows in the
@@ -123,7 +123,7 @@ def test_all_rows_come_or_none_and_what_did_not_come_is_asked_again_without_the_
     scorer = scorer_on(core, Dense(reads_cache=True))
     texts: list[tuple[np.ndarray, int]] = []
     for prompt in (drawn(1, BLOCK + 1), drawn(2, 2 * BLOCK), drawn(3, 3), drawn(4, 1), drawn(5, 3 * BLOCK - 1)):
-        alike = drawn(6, 2 * BLOCK)  # two completions that begin alike for more than a block
+        alike = drawn(6, 2 * BLOCK)  # two completions with a common beginning of more than a block
         for completion in (drawn(7, 5), np.append(alike, 1), np.append(alike, 2), drawn(8, 1), drawn(7, 5)):
             texts.append((np.concatenate([prompt, completion]).astype(np.int32), len(completion)))
     found: dict[int, np.ndarray] = {}
@@ -134,7 +134,7 @@ def test_all_rows_come_or_none_and_what_did_not_come_is_asked_again_without_the_
     for number, (ids, count) in enumerate(texts):
         np.testing.assert_allclose(found[number], bigrams(ids, count), atol=1e-6)
     assert scorer.reads_cache and scorer.notices == [] and scorer.tokens_in_flight == 0
-    assert len(texts) < scorer._added < 2 * len(texts)  # some were asked again, and some were not
+    assert len(texts) < scorer._added < 2 * len(texts)  # some were requested again, and some were not
 
 
 @pytest.mark.vllm
@@ -166,7 +166,7 @@ def test_the_cache_is_read_where_the_numbers_stay_the_same(core: dict[str, Any],
     assert scorer.notices == ([] if told is None else [f"vLLM's prefix cache is not used: {told}"])
     scorer.add(0, ids := drawn(1, 20), 9)
     ((_, logps),) = scorer.step()
-    np.testing.assert_allclose(logps, bigrams(ids, 9), atol=1e-6)  # and dense, whatever came of it
+    np.testing.assert_allclose(logps, bigrams(ids, 9), atol=1e-6)  # and dense, in every case
     assert isinstance(scorer.answers, Dense)
 
 
@@ -219,7 +219,7 @@ IN_PROCESS = textwrap.dedent(
 
 
 def requests_of_few_prompts() -> Iterator[ScoringRequest]:
-    """Prompts of whole blocks of 32 tokens, and others; five completions of each, two of which begin alike."""
+    """Prompts of complete blocks of 32 tokens, and others; five completions each, two of which begin alike."""
     draw = np.random.default_rng(0)
     for length in (96, 70, 64, 33, 32, 20, 1):
         prompt, alike = (draw.integers(3, 320, size).astype(np.int32) for size in (length, 50))
@@ -241,13 +241,13 @@ def in_one_process(
 @pytest.mark.vllm
 @pytest.mark.usefixtures("forked_vllm")
 def test_a_model_runner_without_dense_answers_reads_no_cache(tmp_path, oracle) -> None:  # type: ignore[no-untyped-def]
-    """V1, which the CPU build has: it would leave what comes from the cache unwritten."""
+    """V1, which the CPU build has, leaves positions from the cache unwritten."""
     path, requests = build("llama", tmp_path / "llama"), list(requests_of_few_prompts())
     told, found = in_one_process(tmp_path, path, requests)
     if told["reads_cache"]:
         pytest.skip("this vLLM's model runner gives dense answers")
     assert told["asked"] == len(requests) and told["cached"] == 0
-    assert told["notices"] == []  # that V1 refuses dense answers is no news, and the options give the sizes
+    assert told["notices"] == []  # it is known that V1 refuses dense answers, and the options set the sizes
     for logps, expected in zip(found, oracle(path, requests), strict=True):
         np.testing.assert_allclose(logps, expected, atol=1e-3, rtol=0)
 
@@ -256,7 +256,7 @@ def test_a_model_runner_without_dense_answers_reads_no_cache(tmp_path, oracle) -
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "mistral"])
 def test_a_prompt_is_computed_once_by_the_real_engine(tmp_path, oracle, kind, source_of) -> None:  # type: ignore[no-untyped-def]
-    """Needs vLLM's V2 model runner, so Triton. Sliding windows among the models."""
+    """Needs vLLM's V2 model runner, and so Triton. The models include sliding windows."""
     path, requests = build(kind, tmp_path / kind), list(requests_of_few_prompts())
     told, found = in_one_process(tmp_path, path, requests)
     assert told["reads_cache"] and told["cached"] > 0

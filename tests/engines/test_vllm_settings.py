@@ -1,4 +1,4 @@
-"""Sizes that vLLM is started with, by hand: what is promised holds, and nothing is taken that is not free."""
+"""Sizes with which vLLM is started, worked by hand: guaranteed sizes hold, and only free memory is used."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CARD = {
 
 
 def test_a_large_vocabulary_lowers_the_tokens_of_a_step() -> None:
-    """152k entries: 8,192 tokens would take 14 GiB beside what vLLM has measured."""
+    """152k entries: 8,192 tokens would take 14 GiB beyond what vLLM has measured."""
     card = CARD
     large = choose_sizes(vocab_size=151_936, on_cpu=False, **card)
     small = choose_sizes(vocab_size=320, on_cpu=False, **card)
     assert small.max_num_batched_tokens == 8192
-    assert large.max_num_batched_tokens == 1408  # 2.4 GiB ÷ (151,936 × 12 bytes), in 64s
+    assert large.max_num_batched_tokens == 1408  # 2.4 GiB ÷ (151,936 × 12 bytes), in multiples of 64
     assert large.block_bytes <= 2.4 * GIB
     assert large.memory_share is not None
     assert large.memory_share * 24 * GIB + large.block_bytes <= 0.91 * 24 * GIB
@@ -34,7 +34,7 @@ def test_a_large_vocabulary_lowers_the_tokens_of_a_step() -> None:
 
 
 def test_weights_and_one_sequence_come_before_the_block() -> None:
-    """24 GiB, 0.9 of them usable, 19.2 of weights, 1 for a sequence, 1 to work with: 0.4 GiB are left, 256 tokens of 152k."""
+    """24 GiB, 0.9 of them usable; 19.2 for weights, 1 for a sequence, 1 of workspace: 0.4 GiB are left, 256 tokens of 152k."""
     full = choose_sizes(vocab_size=151_936, on_cpu=False, **(CARD | {"weight_bytes": int(19.2 * GIB)}))
     assert full.max_num_batched_tokens == 256
     assert full.memory_share is not None
@@ -56,7 +56,7 @@ def test_share_and_block_stay_within_what_is_free(vocab, free, weights, card, as
     )
     assert sizes.max_num_batched_tokens == 512 if asked else sizes.max_num_batched_tokens >= 256
     assert sizes.memory_share is not None
-    if sizes.memory_share > 0.05:  # else the card is full, which vLLM says
+    if sizes.memory_share > 0.05:  # otherwise the GPU is full, which vLLM reports
         assert sizes.memory_share * total + sizes.block_bytes <= (free - 0.019) * total
 
 

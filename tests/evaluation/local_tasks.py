@@ -37,7 +37,7 @@ metadata: {{version: 2.0}}
 
 
 def write_tasks(folder: Path, documents: int) -> Path:
-    """``folder`` with both tasks' YAML and their documents."""
+    """Write both tasks' YAML and documents; returns ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "questions.jsonl"
     words = ["stone", "water", "wheel", "river", "table", "paper", "green"]

@@ -1,4 +1,4 @@
-"""`mrpo evaluate --tasks`: the harness's own numbers on base and adapter, paired document by document."""
+"""`mrpo evaluate --tasks`: the harness's own numbers for base and adapter, paired by document."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS":
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, an adapter that moves it far, both tasks, and what `mrpo evaluate` left."""
+    """A base, an adapter that changes it strongly, both tasks, and the results of `mrpo evaluate`."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -142,7 +142,7 @@ def test_the_two_differ_and_the_difference_is_paired_over_documents(evaluated: P
     paired = sides[1] - sides[0]
     assert np.abs(paired).sum() > 2  # the adapter does change answers
     assert paired.mean() == pytest.approx(change["difference"], abs=1e-12)
-    # Student's t on the differences, by hand, but for the half pair each way that the interval adds.
+    # Student's t on the differences, by hand, except for the half pair that the interval adds on each side.
     error = np.sqrt(paired.var(ddof=1) / DOCUMENTS + 1 / DOCUMENTS**2)
     assert change["high"] - change["low"] == pytest.approx(2 * 2.0687 * error, rel=1e-3)
     assert change["low"] < change["difference"] < change["high"]

@@ -1,4 +1,4 @@
-"""`mrpo evaluate --adapter X`: by the method X was trained with, written where it is asked for."""
+"""`mrpo evaluate --adapter X` uses the method with which X was trained, and writes to the given folder."""
 
 from __future__ import annotations
 

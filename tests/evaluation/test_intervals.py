@@ -1,4 +1,4 @@
-"""How well a mean over pairs and seeds is known: by hand, and where the truth is known."""
+"""Intervals of a mean over pairs and seeds: by hand, and with a known truth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_variance_components_of_three_pairs_and_two_seeds_by_hand() -> None:
     # Mean 1/2; pairs' means ½, 0, 1; seeds' means 2/3, 1/3.
     # From pairs: 3/2 · (0² + ½² + ½²) / 3² = 1/12, and 1/9 for the next pair that might differ.
     # From seeds: variance of (2/3, 1/3) is 1/18, over 2 seeds 1/36.
-    # Left over d_ij − pair − seed + mean: ±1/3 (pair 1), ∓1/6 (pairs 2 and 3): squares 2/9 + 4/36 = 1/3;
+    # Residual d_ij − pair − seed + mean: ±1/3 (pair 1), ∓1/6 (pairs 2 and 3): squares 2/9 + 4/36 = 1/3;
     # over (3−1)(2−1), times 3/(9·2): 1/36.
     known = mean_known(values, np.arange(3))
     assert known.mean == pytest.approx(0.5)
@@ -40,7 +40,7 @@ def test_figures_without_bounds_get_the_plain_interval_of_a_mean() -> None:
     error = stats.sem(nats[:, 0])
     assert (known.mean, known.error) == (pytest.approx(3.75), pytest.approx(error))
     assert known.high - known.mean == pytest.approx(stats.t.ppf(0.975, 3) * error) and known.high > 1 > known.low
-    # From pairs, seeds and what is left, with nothing added: of what is measured in another unit, the same in that unit.
+    # From pairs, seeds and the residual, with nothing added: in another unit, the interval is the same in that unit.
     both, tenth = (mean_known(nats * unit, np.arange(4), shares=False) for unit in (1, 0.1))
     assert (tenth.low, tenth.high, tenth.p) == pytest.approx((both.low / 10, both.high / 10, both.p))
     still = mean_known(np.zeros((4, 2)), np.arange(4), shares=False)
@@ -97,7 +97,7 @@ def test_one_prompt_tells_nothing() -> None:
 
 
 def test_holm_by_hand() -> None:
-    # Sorted: .01 · 4, .02 · 3, .04 · 2, .05 · 1, none below the one before.
+    # Sorted: .01 · 4, .02 · 3, .04 · 2, .05 · 1, made non-decreasing.
     assert holm([0.04, 0.01, 0.05, 0.02]) == pytest.approx([0.08, 0.04, 0.08, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
 
@@ -139,7 +139,7 @@ def test_with_one_seed_what_would_be_needed_cannot_be_told() -> None:
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 @pytest.mark.parametrize("spread", [0.003, 0.03], ids=["seeds-alike", "seeds-apart"])
 def test_the_interval_holds_the_true_difference_in_95_of_100_draws(seeds: int, spread: float) -> None:
-    """With one seed the truth is that of the policies that were trained. benchmarks/bench_intervals.py does this in full."""
+    """With one seed the truth is that of the trained policies. benchmarks/bench_intervals.py does this in full."""
     random = np.random.default_rng(int(seeds * 1000 + spread * 1e4))
     world, trials, held = World("", prompts=300, pairs_each=2, seed_spread=spread), 1000, 0
     for _ in range(trials):

@@ -82,7 +82,7 @@ def test_an_upload_that_is_refused_shows_nothing_and_is_resumed(scored: Recipe, 
     hub.fail_after = None
     done = push_cache(scored.cache, URL)
     shards = sum(one.files for one in done)
-    assert hub.uploads == shards  # files that the hub has are not sent again
+    assert hub.uploads == shards  # files already on the hub are not sent again
     assert len(hub.commits) == 1 and sum(name.endswith(".parquet") for name in hub.repos["org/refs"]) == shards
     assert sum(one.files for one in push_cache(scored.cache, URL)) == 0
 

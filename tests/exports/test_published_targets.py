@@ -121,7 +121,7 @@ def test_the_hub_gets_one_commit_that_loads(
     assert not hub.repos["org/targets"] and hub.uploads == 2
     hub.fail_after = None
     done = publish_targets(scored, "trl", URL, rows_per_file=4)
-    assert len(hub.commits) == 1 and hub.uploads == done.written  # what the hub holds is not sent again
+    assert len(hub.commits) == 1 and hub.uploads == done.written  # files already on the hub are not sent again
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
     assert_is_ours(datasets.load_dataset("org/targets", cache_dir=str(tmp_path / "read")), scored)
     assert 'load_dataset("org/targets")' in hub.repos["org/targets"]["README.md"].decode()

@@ -18,8 +18,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 class HubStub:
     """``repos``: name → path → content of the last commit; ``blobs``: uploads by SHA-256; ``commits``: messages;
-    ``uploads``: number of blobs sent. ``fail_after``: refuse uploads after this number. ``tokens``: whose requests are
-    answered; None for anybody's."""
+    ``uploads``: number of blobs sent. ``fail_after``: refuse uploads after this number. ``tokens``: accepted
+    tokens; None accepts all requests."""
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def _is_refused(self) -> bool:
-        """Answer a request without a known token as the hub does: what is private is not there."""
+        """Answer a request without a known token as the hub does: private data is not found."""
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if self.stub.tokens is None or token in self.stub.tokens:
             return False

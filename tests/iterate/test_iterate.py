@@ -1,4 +1,4 @@
-"""`mrpo iterate`: each round's anchor is the policy of the one before, and what is finished is not done again."""
+"""`mrpo iterate`: each round's anchor is the previous round's policy, and finished rounds are not repeated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRAINING = {
 
 
 def document(folder: Path, **more: Any) -> dict[str, Any]:
-    """Two references of other tokenizers, dropout in the adapters, held-out pairs; in a folder that a process works in."""
+    """Two references with different tokenizers, dropout in the adapters, held-out pairs; paths are relative to the working folder."""
     if not (folder / "pairs.jsonl").exists():
         write_pairs(folder / "pairs.jsonl", plain_pairs(24))
         reference(folder / "base", "llama", "qwen")
@@ -57,7 +57,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def times(folder: Path) -> dict[str, int]:
-    """When each file of the rounds and of the cache was written."""
+    """Modification times of all files of the rounds and of the cache."""
     files = [*folder.glob("rounds/**/*"), *folder.glob("cache/*/shards/*")]
     return {str(path): path.stat().st_mtime_ns for path in files if path.is_file() and path.name != ".mrpo-lock"}
 
@@ -75,7 +75,7 @@ def test_the_anchor_of_a_round_is_the_policy_of_the_one_before(undisturbed: Path
         assert ReferenceCache.open(undisturbed / "cache", name).fingerprint()["adapted"] == "yes"
         # The log-probs before the first step were compared with the new anchor's.
         assert "their log-probs agreed" in (undisturbed / f"rounds/round-{number + 1}/README.md").read_text()
-    # Each trains the same adapter on, so that it serves on the base alone.
+    # Each round continues to train the same adapter, so that it works on the base alone.
     tensors = [load_file(undisturbed / f"rounds/round-{number}/adapter_model.safetensors") for number in (1, 2, 3)]
     assert all(tensors[0].keys() == one.keys() for one in tensors)
     assert len({bytes(next(iter(one.values())).numpy().data) for one in tensors}) == 3

@@ -1,4 +1,4 @@
-"""``preference_loss`` with its settings and references as options, as sums by hand are written."""
+"""``preference_loss`` with settings and references as plain arguments, for hand-worked sums."""
 
 from __future__ import annotations
 

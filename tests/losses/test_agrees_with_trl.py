@@ -1,6 +1,6 @@
-"""Every loss that TRL has, against TRL's own code on the same numbers: one reference, π̃ in its place.
+"""Every loss that TRL has, against TRL's own code on the same numbers, with π̃ as its one reference.
 
-``DPOTrainer._compute_loss`` and ``CPOTrainer.cpo_loss`` are called as they are installed, with a model that gives the log-probs
+The installed ``DPOTrainer._compute_loss`` and ``CPOTrainer.cpo_loss`` are called with a model that returns the log-probs
 of the test.
 """
 
@@ -20,7 +20,7 @@ trl = pytest.importorskip("trl", reason="trl is not installed")
 
 PAIRS, LONGEST = 5, 7
 
-# TRL's name, ours, and the settings that are not the default.
+# TRL's name, ours, and settings other than the defaults.
 SAME: list[tuple[str, str, dict[str, Any]]] = [
     ("sigmoid", "sigmoid", {}),
     ("hinge", "hinge", {}),
@@ -50,7 +50,7 @@ DIVERGENCES: list[dict[str, Any]] = [
 
 
 class Batch:
-    """Log-probs of both sides' tokens, right-padded as TRL has them, and the sums that TRL's reference would give."""
+    """Log-probs of both sides' tokens, right-padded as in TRL, and the sums of TRL's reference."""
 
     def __init__(self, seed: int, *, of_one_length: bool = False) -> None:
         random = torch.Generator().manual_seed(seed)
@@ -109,7 +109,7 @@ class Batch:
 @pytest.mark.parametrize(("theirs", "ours", "settings"), SAME)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_loss_of_trl_is_trls(theirs: str, ours: str, settings: dict[str, Any], seed: int) -> None:
-    # TRL's SFT loss is a mean over the batch's tokens, ours over each completion: the same where all are as long.
+    # TRL's SFT loss is a mean over the batch's tokens, ours over each completion: the same if all have the same length.
     batch = Batch(seed, of_one_length=ours == "sft")
     expected = batch.theirs({theirs: 1.0}, 0.3, settings, torch.float64)
     assert batch.ours(ours, 0.3, settings) == pytest.approx(expected, rel=0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""MinorDPO, MPO and MODPO against arithmetic worked by hand, and what must hold of them whatever the numbers."""
+"""MinorDPO, MPO and MODPO against hand-worked numbers, and properties that hold for any numbers."""
 
 import math
 
@@ -182,7 +182,7 @@ def losses_of(rows, beta, loss, **options):
 @settings(deadline=None)
 @given(pairs, st.floats(0.01, 1))
 def test_limits_in_which_they_are_dpo(rows, beta):
-    """A sum without its other loss, MODPO with nothing beside the preference, MinorDPO where u_l ≥ 0: the sigmoid loss."""
+    """A sum with one loss, MODPO with the preference only, MinorDPO with u_l ≥ 0: each is the sigmoid loss."""
     dpo = losses_of(rows, beta, "sigmoid")
     alone = losses_of(rows, beta, {"sigmoid": 1.0, "bco": 0.0}, reward_mean=3.0)
     np.testing.assert_allclose(alone, dpo, rtol=1e-12)

@@ -1,6 +1,6 @@
-"""Where one line of the losses ends and the next begins: limits, defaults, shapes and types, one at a time.
+"""Boundaries of the losses: limits, defaults, shapes and types, one at a time.
 
-What `tests/soak/mutate_targets.py` found to be held by no other test.
+`tests/soak/mutate_targets.py` found that no other test covers these.
 """
 
 import math
@@ -59,7 +59,7 @@ FITTING = {
     ],
 )
 def test_one_argument_of_another_shape_is_refused(name, shape):
-    """Each of these would broadcast to a loss of some shape."""
+    """Each of these would broadcast to a loss with another shape."""
     arguments = {key: torch.zeros(shape if key == name else fits) for key, fits in FITTING.items()}
     with pytest.raises(ValueError, match=r"expected \(B,\) twice and \(B, R\) three times"):
         preference_loss(**arguments, beta=0.1)

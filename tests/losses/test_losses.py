@@ -1,4 +1,4 @@
-"""Preference losses against arithmetic worked by hand, TRL's formulas, and finite differences."""
+"""Preference losses against hand-worked numbers, TRL's formulas, and finite differences."""
 
 import math
 
@@ -81,7 +81,7 @@ def test_units_divide_the_log_ratios_by_hand():
 
 
 def test_sft_loss_is_nats_per_token():
-    """30 nats over 10 tokens, whatever the unit is; as the SFT term beside a hinge that is past, ½·3."""
+    """30 nats over 10 tokens, whatever the unit; as the SFT term beside a hinge loss of 0, ½·3."""
     lengths = {"chosen_lengths": doubles(10), "rejected_lengths": doubles(2)}
     assert one_pair((-30, -8), (-3, -4), loss="sft", **lengths).losses.item() == exactly(3)
     units = {"chosen_units": doubles(60), "rejected_units": doubles(9)}
@@ -93,7 +93,7 @@ def test_sft_loss_is_nats_per_token():
 
 @pytest.mark.parametrize("size", [5.0, 5000.0])
 def test_a_policy_at_its_anchor_has_loss_ln_2_and_no_margin_at_any_sequence_length(size):
-    """The policy's sums in float32 as a trainer may hold them, the anchor's in float64 as the cache gives them."""
+    """The policy's sums in float32, as in a trainer; the anchor's in float64, as from the cache."""
     random = np.random.default_rng(0)
     chosen, rejected = -size * random.uniform(0.9, 1.1, (2, 64))
     result = preference_loss(

@@ -1,4 +1,4 @@
-"""Adapters whose vocabulary is not the base's, and files that do not fit: against peft on a base resized by hand."""
+"""Adapters with another vocabulary than the base's, and files that do not fit: against peft on a base resized by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VOCABULARY = 320
 
 
 def write_adapter(folder: Path, kind: str, rows: int, **lora: Any) -> Any:
-    """A base of 320 tokens and an adapter of it over `rows` tokens, both on disk; the adapted model, as an oracle."""
+    """Write a base of 320 tokens and an adapter of it over `rows` tokens; returns the adapted model as an oracle."""
     from peft import LoraConfig, get_peft_model
 
     build(kind, folder / "base")
@@ -47,7 +47,7 @@ def logps(model: Any, rows: int) -> torch.Tensor:
     [
         ("llama", 323, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
         ("llama", 323, {"target_modules": ["q_proj"]}),  # peft then saves the embeddings of the base
-        ("llama", 311, {"target_modules": ["q_proj"]}),  # padding that was cut off
+        ("llama", 311, {"target_modules": ["q_proj"]}),  # padding that was removed
         ("llama", 323, {"target_modules": ["q_proj", "lm_head", "embed_tokens"]}),
         (
             "phi",
@@ -97,7 +97,7 @@ def test_rows_of_added_tokens_that_no_file_holds_are_not_drawn_at_random(lora, l
 
 
 def test_a_weight_without_a_place_in_the_model_is_named(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """An adapter of a deeper model, otherwise of the same shape: peft passes over what it has no layer for."""
+    """An adapter of a deeper model, otherwise of the same shape: peft ignores weights for missing layers."""
     from peft import LoraConfig, get_peft_model
 
     deeper = get_peft_model(make("llama", num_hidden_layers=3), LoraConfig(r=4, target_modules=["q_proj"]))

@@ -1,4 +1,4 @@
-"""Engine options that may change a reference's numbers are part of what its cache is compared by; the others never are."""
+"""Engine options that may change a reference's numbers are part of its cache's fingerprint; the others never are."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_is_not_known_to_be_harmless_counts(options: dict[str, Any], said: 
 
 
 def test_every_option_that_is_called_harmless_is_one() -> None:
-    """A misspelt name would make its option count, and a cache be refused without need."""
+    """With a misspelt name the option would count as harmful, and a cache would be refused needlessly."""
     spec = find_spec("vllm")
     if spec is None or spec.origin is None:
         pytest.skip("vLLM is not installed")
@@ -59,7 +59,7 @@ def test_every_option_that_is_called_harmless_is_one() -> None:
     fields = set(re.findall(r"^    (\w+) *:", body, re.MULTILINE))
     assert len(fields) > 100
     assert {*TRANSFORMERS_OPTIONS} <= HARMLESS
-    # `swap_space` is of releases before this one.
+    # `swap_space` existed in earlier releases.
     assert HARMLESS - fields - {*TRANSFORMERS_OPTIONS} == {"swap_space"}
 
 

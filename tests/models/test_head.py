@@ -31,13 +31,13 @@ def places(batch: int = 3, length: int = 21) -> SimpleNamespace:
 
 
 def naive(model: nn.Module, at: SimpleNamespace) -> torch.Tensor:
-    """(N,) log-probs by full logits of the whole batch."""
+    """(N,) log-probs from full logits of the complete batch."""
     every = model(input_ids=at.ids, use_cache=False).logits.float().log_softmax(-1)
     return every[at.rows, at.positions].gather(-1, at.targets[:, None]).squeeze(-1)
 
 
 def gradient(model: nn.Module, logps: torch.Tensor, at: SimpleNamespace) -> torch.Tensor:
-    """All gradients of a loss that weighs each log-prob differently, as one vector."""
+    """All gradients of a loss with a different weight for each log-prob, as one vector."""
     model.zero_grad()
     (logps * at.weights).sum().backward()
     parts = [
@@ -54,7 +54,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of four positions, so that every test crosses their borders."""
+    """Chunks of four positions, so that every test crosses chunk borders."""
     monkeypatch.setattr(head_logits, "FEWEST_ROWS", 4)
     monkeypatch.setattr(head_logits, "CPU_CHUNK_BYTES", 4 * 4 * VOCAB)
 
@@ -93,7 +93,7 @@ def test_log_probs_and_gradients_equal_those_of_full_logits(kind: str, trained: 
         ("granite", {"use_rslora": True}),
         ("gpt_neox", {"use_dora": True}),
         ("llama", {"targets": ["q_proj", "lm_head"]}),  # the head is adapted: recomputing form
-        ("phi", {"targets": ["q_proj"], "modules_to_save": ["lm_head"]}),  # the head is trained whole
+        ("phi", {"targets": ["q_proj"], "modules_to_save": ["lm_head"]}),  # the complete head is trained
     ],
 )
 def test_peft_models(kind: str, settings: dict[str, object]) -> None:
@@ -105,7 +105,7 @@ def test_peft_models(kind: str, settings: dict[str, object]) -> None:
     theirs = naive(model, at)
     assert float((ours - theirs).abs().max()) <= 1e-4
     assert relative(by_ours, gradient(model, theirs, at)) <= 1e-5
-    with model.disable_adapter(), torch.no_grad():  # as a reference run through the policy's own weights
+    with model.disable_adapter(), torch.no_grad():  # like a reference run with the policy's own weights
         bare = head.completion_logps(at.ids, at.rows, at.positions, at.targets)
         assert float((bare - naive(model, at)).abs().max()) <= 1e-4
     assert float((bare - ours).abs().max()) > 1e-2
@@ -138,7 +138,7 @@ def test_the_two_step_form_is_the_one_call_form() -> None:
 
 
 class Twisted(nn.Module):
-    """A projection that no scale and cap describes."""
+    """A projection that no scale and cap can describe."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Twisted(nn.Module):
 
 
 def strange_model(*, keeps: bool) -> nn.Module:
-    """A Llama whose logits are bent after the projection in a way the configuration does not tell."""
+    """A Llama whose logits are changed after the projection in a way that the configuration does not show."""
     model = make("llama")
     plain = model.forward
 
@@ -193,7 +193,7 @@ def test_a_prompt_learning_adapter_is_computed_the_plain_way() -> None:
 
 
 def test_a_cap_too_high_to_show_on_ordinary_logits_is_found() -> None:
-    """These logits stay under 3, where a cap of 50 bends by 0.004: within bf16's rounding. The enlarged probe tells."""
+    """These logits stay under 3, where a cap of 50 changes them by 0.004, within bf16's rounding. The enlarged probe shows it."""
     model = make("gemma2", final_logit_softcapping=50.0).to(torch.bfloat16)
     assert Head.of(model).form == LogitForm(1.0, 50.0)
     model.config.final_logit_softcapping = None
@@ -258,7 +258,7 @@ def test_under_autocast_the_head_computes_as_the_model_would(frozen: bool) -> No
 
 
 def test_the_gradient_is_taken_without_keeping_logits() -> None:
-    """What the graph keeps for a frozen head is one (N, H) tensor; for a trained one, no logits."""
+    """The graph keeps one (N, H) tensor for a frozen head, and no logits for a trained one."""
     model = make("llama")
     head = Head.of(model)
     at = places()
@@ -287,7 +287,7 @@ def test_no_block_of_logits_is_larger_than_a_chunk_forward_or_backward(frozen: b
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             result = function(*args, **(kwargs or {}))
-            # (64, V) is the weight the other way round, or its gradient.
+            # (64, V) is the transposed weight, or its gradient.
             if isinstance(result, torch.Tensor) and result.shape[-1:] == (VOCAB,) and result.shape != (64, VOCAB):
                 rows.append(result.shape[0])
             return result
@@ -299,7 +299,7 @@ def test_no_block_of_logits_is_larger_than_a_chunk_forward_or_backward(frozen: b
 
 
 def test_a_cap_that_the_configuration_does_not_tell_is_noticed() -> None:
-    """On ordinary logits it is lost in bf16's rounding; on the enlarged ones it is not."""
+    """On ordinary logits it disappears in bf16's rounding; on the enlarged ones it does not."""
     model = make("llama", dtype="bfloat16")
     project = model.forward
 

@@ -1,4 +1,4 @@
-"""A merged checkpoint is the adapted model: head, embeddings, shared or not, whole modules, every kind of delta."""
+"""A merged checkpoint equals the adapted model: head, embeddings, tied or not, complete modules, every kind of delta."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def logps(model: Any) -> torch.Tensor:
 
 
 def merged(folder: Path, dtype: str = "float32") -> Any:
-    """The merged model as anyone loads it, after the comparison that the command makes."""
+    """The merged model as a user loads it, after the command's comparison."""
     from transformers import AutoModelForCausalLM
 
     (folder / "merged").mkdir()
@@ -60,9 +60,9 @@ def merged(folder: Path, dtype: str = "float32") -> Any:
             {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
             True,
         ),
-        ("gemma3", {"target_modules": ["q_proj", "embed_tokens"]}, False),  # scales what its embedding gives
+        ("gemma3", {"target_modules": ["q_proj", "embed_tokens"]}, False),  # scales the output of its embedding
         ("cohere", {"target_modules": ["q_proj", "lm_head"]}, False),
-        ("mixtral", {"target_modules": ["q_proj", "gate"]}, None),  # its experts are stored apart, and held as one
+        ("mixtral", {"target_modules": ["q_proj", "gate"]}, None),  # its experts are stored apart, loaded as one tensor
         ("llama", {"target_modules": "all-linear", "bias": "all"}, False),
     ],
 )
@@ -76,7 +76,7 @@ def test_merged_and_unmerged_agree_and_ties_are_kept_where_nothing_separated_the
 
 
 def test_a_16_bit_model_is_rounded_once_and_stays_16_bit(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """W + scale · B A in float32, then one rounding: what adding in 16 bits would not give."""
+    """W + scale · B A in float32, then one rounding, unlike an addition in 16 bits."""
     model = adapted("llama", tmp_path, dtype="bfloat16", target_modules=["lm_head"], lora_alpha=1)
     after = merged(tmp_path, "bfloat16")
     head = model.base_model.model.lm_head
@@ -106,7 +106,7 @@ def test_a_bias_for_a_layer_that_has_none_is_refused(tmp_path) -> None:  # type:
 
 
 def test_a_merged_folder_that_is_another_model_once_loaded_is_found(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """The head that an adapter parted from the embeddings, tied again: no tensor is missing, and the model is another."""
+    """A head that the adapter untied from the embeddings is tied again on loading: no tensor is missing, but the model differs."""
     adapted("qwen2", tmp_path, target_modules=["embed_tokens"])
     (tmp_path / "merged").mkdir()
     source = ModelSource(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter")).named("tiny")
@@ -176,7 +176,7 @@ def test_a_quantized_base_is_refused_by_its_method(tmp_path, monkeypatch, capsys
 
 
 def test_in_a_process_of_its_own(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """What the vLLM engine runs: the folder, and log-probs of a short text before merging to compare with."""
+    """As the vLLM engine runs it: returns the folder, and log-probs of a short text before merging for comparison."""
     model = adapted("llama", tmp_path, target_modules=["lm_head"])
     (tmp_path / "merged").mkdir()
     given = {

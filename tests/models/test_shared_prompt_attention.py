@@ -1,4 +1,4 @@
-"""Attention over a shared row: what each completion sees, in either way of computing it, and what is refused."""
+"""Attention over a shared row: what each completion attends to, in both implementations, and what is refused."""
 
 from itertools import pairwise
 
@@ -22,7 +22,7 @@ def test_something_that_is_not_done_here_is_refused_and_not_left_out(given):
 
 @pytest.mark.parametrize(("keys_per_token", "calls"), [(2, 1), (0, 7), (0.5, 3)])
 def test_the_variable_length_kernel_is_given_the_same_sequences(keys_per_token, calls, monkeypatch):
-    """The kernel itself needs a GPU; what it is called with is tried with its documented meaning written out."""
+    """The kernel needs a GPU: its arguments are tested with a plain implementation of their documented meaning."""
     from torch.nn.attention import varlen
 
     def written_out(

@@ -1,4 +1,4 @@
-"""What changes a reference's numbers changes its fingerprint; what does not, does not."""
+"""A change to a reference changes its fingerprint if and only if it changes its numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMITS = ("a" * 40, "b" * 40)
 
 @pytest.fixture(autouse=True)
 def _no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hub names are looked up in a cache of the test's own; a request would fail."""
+    """Hub names are looked up in the test's own cache; a request would fail."""
     import huggingface_hub.constants
 
     monkeypatch.setenv("MRPO_HOME", str(tmp_path / "home"))
@@ -48,7 +48,7 @@ def make_adapter(folder: Path, value: float = 1.0, **config: object) -> Path:
 
 
 def on_hub(tmp_path: Path, name: str, commit: str, ref: str = "main", value: float = 1.0) -> Path:
-    """Lay a snapshot into the Hugging Face cache as its client does."""
+    """Put a snapshot into the Hugging Face cache as its client does."""
     repo = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
     (repo / "refs").mkdir(parents=True, exist_ok=True)
     (repo / "refs" / ref).write_text(commit)
@@ -101,7 +101,7 @@ def test_what_does_not_change_the_numbers_changes_no_field(tmp_path: Path) -> No
     edit(tmp_path / "adapter" / "adapter_config.json", peft_version="1.0", base_model_name_or_path="elsewhere")
     (moved / "README.md").write_text("a model card")
     (moved / "generation_config.json").write_text("{}")
-    # The configuration's key as older ones write it.
+    # The key as older configurations have it.
     config = json.loads((moved / "config.json").read_text())
     config["torch_dtype"] = config.pop("dtype")
     (moved / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
@@ -278,7 +278,7 @@ def test_auto_is_one_dtype_for_reference_and_policy(tmp_path: Path, monkeypatch:
 
 
 def test_auto_takes_the_dtype_that_a_cache_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that was scored in 16 bits, on a GPU or by an earlier version, serves a machine without one, and grows in 16 bits."""
+    """A cache scored in 16 bits, on a GPU or by an earlier version, can be used on a machine without GPU, and is extended in 16 bits."""
     source = ModelSource(model=str(make_model(tmp_path / "model"))).named("base")
     recorded = {field: value for field, value in resolve(source, IDENTITY).items() if value is not None}
     assert recorded["dtype"] == "bfloat16"

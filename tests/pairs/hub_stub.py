@@ -1,7 +1,7 @@
 """A stub of the Hugging Face Hub on loopback with the API endpoints that a data set download uses.
 
-Stubbed: what the hub says of a repository (its commit), the list of a commit's files, and the files, by HTTP as the hub has it,
-with the headers that `huggingface_hub` reads. Not stubbed: the client, its cache, and whatever reads the files.
+Stubbed: a repository's commit, the list of a commit's files, and the files over HTTP,
+with the headers that `huggingface_hub` reads. Not stubbed: the client, its cache, and the readers of the files.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The plan of stage one against what scoring then does: exact counts."""
+"""The plan of stage one against the scoring that follows: exact counts."""
 
 from __future__ import annotations
 

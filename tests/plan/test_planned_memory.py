@@ -38,7 +38,7 @@ def test_live_bytes_of_forward_and_backward_match_a_hand_count() -> None:
             assert live.now - live.held == 4 * 32 * (8 + 16 + 4)
             y.sum().backward()
             del x, y
-        # Gradients of both weights are left, and the one of the sum's start is gone.
+        # Gradients of both weights remain; that of the initial sum is freed.
         assert live.now - live.held == live.held
     assert live.peak > live.now
 

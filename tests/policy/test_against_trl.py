@@ -52,8 +52,8 @@ TRAINING: dict[str, Any] = {
     "seed": 0,
 }
 SENTENCE = "River stone and water slowly turn the old mill wheel, which is why it does not last long"
-# As Llama 3's, but with no date, which TRL would print as today's. Nothing is written behind the end-of-turn token, for
-# TRL counts as completion whatever stands there.
+# Like Llama 3's, but without a date, which TRL would print as today's, and without text after the end-of-turn token, which
+# TRL would count as completion.
 TEMPLATE = (
     "{{- bos_token }}{%- for m in messages %}"
     "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] + '<|eot_id|>' }}{%- endfor %}"

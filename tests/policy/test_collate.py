@@ -36,7 +36,7 @@ def test_a_shared_row_is_walked_back_to_each_completions_own_context(batch):
     """From every predicting position, the visible tokens in order are the prompt and the completion so far."""
     laid = lay_out_pairs(batch, shared_row)
     ids, positions = laid["input_ids"][0].tolist(), laid["position_ids"][0].tolist()
-    parts = []  # of every place of the row: its pair, and 0 for prompt, 1 for chosen, 2 for rejected
+    parts = []  # for every position of the row: its pair, and 0 for prompt, 1 for chosen, 2 for rejected
     for pair, sizes in enumerate(laid["segments"]):
         parts += [(pair, kind) for kind, size in enumerate(sizes) for _ in range(size)]
     assert len(parts) == len(ids) == len(positions)

@@ -130,7 +130,7 @@ def test_a_prompts_pairs_stay_in_one_micro_batch_where_they_fit(world_size):
 
 
 def trainer_of(examples, folder, kind="llama", *, alone=False, **training):
-    """A run grouped by prompt; with ``alone`` on the very same steps, each pair by itself."""
+    """A run grouped by prompt; with ``alone``, the same steps with each pair run separately."""
     settings = {"per_device_train_batch_size": 21, "max_steps": 3, "disable_tqdm": True, "logging_steps": 1,
                 "learning_rate": 1e-2, "save_strategy": "no", "group_by_prompt": True} | training  # fmt: skip
     arguments = training_arguments(settings, folder, dtype="float32", evaluates=False)
@@ -233,7 +233,7 @@ def test_evaluation_runs_each_completion_of_ranked_answers_once_and_gives_the_sa
     assert max(run) == 4
     run.clear()
     found = torch.stack(trainer.policy_sums(examples))
-    assert sum(run) == len(examples) and max(run) > 4  # more pairs, of no more tokens
+    assert sum(run) == len(examples) and max(run) > 4  # more pairs with no more tokens
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert np.isfinite(trainer.evaluate(examples)["eval_loss"])
     figures = evaluate_policy(

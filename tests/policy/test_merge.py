@@ -65,7 +65,7 @@ def test_merged_and_unmerged_log_probs_agree_and_the_folder_loads_by_itself(tmp_
 
 
 def test_every_file_that_a_loader_needs_travels_byte_for_byte_and_no_other(tmp_path):
-    """A generation config and a configuration that transformers will not save, a processor, code, a licence."""
+    """A generation config and a configuration that transformers refuses to save, a processor, code, a licence."""
     base = write_policy(tmp_path / "base")
     odd = '{"temperature": 0.9, "do_sample": false,  "eos_token_id": 2}'
     files = {

@@ -119,7 +119,7 @@ def test_a_steps_loss_is_that_of_its_own_weights(runs, tmp_path):
 
 
 def test_thompson_counts_a_success_where_the_policy_ranks_more_of_the_judging_pairs_rightly(runs):
-    """The outcome of each step against accuracies measured by full logits from the adapters of its checkpoints."""
+    """The outcome of each step, against accuracies from full logits with the adapters of its checkpoints."""
     from peft import PeftModel
 
     model, done = runs
@@ -242,7 +242,7 @@ def test_a_method_that_carries_nothing_leaves_nothing(runs, kind):
 def test_where_the_best_checkpoint_is_loaded_held_out_pairs_are_measured_with_what_it_had_come_to(runs, tmp_path):
     model, _ = runs
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "save_steps": 3}
-    # The worst, so that it is not the last one.
+    # The checkpoint with the worst metric, so that it is not the last one.
     results = run(model, tmp_path, "mpo", greater_is_better=True, **best)
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     name = state["best_model_checkpoint"].rsplit("/", 1)[-1]
@@ -256,7 +256,7 @@ def test_where_the_best_checkpoint_is_loaded_held_out_pairs_are_measured_with_wh
 def test_a_resumed_run_that_would_restart_its_epoch_is_refused(runs, tmp_path):
     model, _ = runs
     run(model, tmp_path, "sliding-window", max_steps=2)
-    (tmp_path / "complete.json").unlink()  # as of a run that was killed after its last checkpoint
+    (tmp_path / "complete.json").unlink()  # like a run that was killed after its last checkpoint
     with pytest.raises(UserError, match=r"training\.ignore_data_skip"):
         run(model, tmp_path, "sliding-window", max_steps=2, resume=True, ignore_data_skip=True)
 

@@ -1,4 +1,4 @@
-"""What tests of several workers share: a run that lasts long enough to be killed in, and what its cache must serve."""
+"""Shared by the tests of several workers: a run that lasts long enough to be killed, and what its cache must serve."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import yaml
 from tiny_recipes import recipe
 from tiny_references import hard_pairs, plain_pairs, reference, write_pairs
 
-# Steps of few tokens, and units of several shards: a worker that is killed leaves one partly written.
+# Few tokens per step and several shards per unit: a killed worker leaves a unit partly written.
 SLOW = {"engine": "transformers", "threads": 1, "max_batch_tokens": 128, "unit": 48, "rows_per_shard": 20}
 
 
 def make_run(folder: Path, *, pairs: int = 500, **scoring: Any) -> Path:
-    """A recipe file over a fresh reference and hard and easy pairs; its cache is ``folder/cache``."""
+    """A recipe file with a new reference and hard and easy pairs; its cache is ``folder/cache``."""
     model = reference(folder / "model", "llama", "qwen")
     rows = write_pairs(folder / "pairs.jsonl", [*hard_pairs(), *plain_pairs(pairs)])
     made = recipe(folder, {"base": model}, rows, scoring={**SLOW, **scoring})
@@ -31,7 +31,7 @@ def make_run(folder: Path, *, pairs: int = 500, **scoring: Any) -> Path:
 
 
 def start(path: Path, *options: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """`mrpo score-refs --json` in a process of its own."""
+    """Start `mrpo score-refs --json` in a new process."""
     command = [
         sys.executable,
         "-c",
@@ -52,7 +52,7 @@ def shards(folder: Path) -> int:
 
 
 def wait_until(run: subprocess.Popen[str], true: Callable[[], bool], seconds: float = 180) -> None:
-    """While the run goes on; fails where it ends before."""
+    """Wait while the run continues; fails if the run ends first."""
     deadline = time.monotonic() + seconds
     while not true():
         assert run.poll() is None, f"the run ended before it was killed into: {run.communicate()}"
@@ -61,7 +61,7 @@ def wait_until(run: subprocess.Popen[str], true: Callable[[], bool], seconds: fl
 
 
 def workers_below(pid: int) -> list[psutil.Process]:
-    """Ray's workers that score, among the descendants of a process."""
+    """Ray's scoring workers among the descendants of a process."""
     found = []
     for process in psutil.Process(pid).children(recursive=True):
         try:

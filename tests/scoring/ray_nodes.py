@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, each a process tree of its own that can be killed like a machine."""
+"""A Ray cluster of several nodes on this machine, each a process tree that can be killed like a machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RAY = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
 
 
 def kill_tree(pid: int) -> None:
-    """`kill -9` of a process and all below it, as when a machine loses its power."""
+    """`kill -9` of a process and its descendants, like a machine that loses power."""
     with_children = (
         [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if psutil.pid_exists(pid) else []
     )
@@ -43,7 +43,7 @@ class RayNodes:
         self._folder = Path(tempfile.mkdtemp(prefix="mrpo-test-", dir="/tmp"))
         self._nodes: list[subprocess.Popen[bytes]] = []
         self.address = f"127.0.0.1:{_free_port()}"
-        # What `ray start` on two machines would be given: one token, and an early notice of a node that is gone.
+        # As for `ray start` on two machines: one token, and early detection of a lost node.
         self.environment = {
             **os.environ,
             "RAY_ADDRESS": self.address,
@@ -65,7 +65,7 @@ class RayNodes:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def start(self) -> int:
-        """One more node, the first being the head; returns its number once it is part of the cluster."""
+        """Start one more node (the first is the head); returns its number once it has joined the cluster."""
         common = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=80000000", "--block"]
         if self._nodes:
             arguments = [f"--address={self.address}", *common]

@@ -1,4 +1,4 @@
-"""Runs of `mrpo score-refs` at once on one cache: who is there is seen, and what another has scored is not scored again."""
+"""Concurrent runs of `mrpo score-refs` on one cache: they see each other, and nothing is scored twice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MISSING = pl.DataFrame({"completion_id": [f"{i:032x}" for i in range(10)]})
 
 
 class Cache:
-    """Serves what it was told is scored."""
+    """A cache with the given completions."""
 
     def __init__(self) -> None:
         self.scored: set[str] = set()

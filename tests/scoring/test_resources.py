@@ -1,4 +1,4 @@
-"""What each worker takes of a machine: a GPU, or a share of the cores, and never more than there is."""
+"""Resources of each worker: a GPU, or a share of the cores, and never more than the machine has."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_cluster_without_gpus_gets_a_worker_on_each_machine_with_its_cores() -
     assert three == [Place(8, 0, 8, "large")] * 2 + [Place(4, 0, 4, "small")]
     with pytest.raises(UserError, match="no room for a worker of base"):
         places_on_cluster("base", settings(), [Node("head", 0, 0)])
-    # A cluster that grows when it is asked has no machine yet.
+    # An autoscaling cluster has no machine yet.
     assert places_on_cluster("base", settings(workers=2), [Node("head", 0, 0)]) == [Place(1, 0, None)] * 2
 
 

@@ -1,4 +1,4 @@
-"""Workers in one small Ray: what fails in them is told as it is, and nothing waits for a worker that finds no room."""
+"""Workers in a small Ray: their failures are reported as they are, and nothing waits for a worker without resources."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BY_WORKERS = {"engine": "transformers", "runtime": "ray", "unit": 8, "threads": 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_core() -> Iterator[None]:
-    """Ray with room for one worker; scoring uses the connection that a program has."""
+    """Ray with room for one worker; scoring uses the program's existing connection."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
         ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -59,7 +59,7 @@ def test_a_worker_without_resources_is_not_waited_for_and_references_take_turns(
         assert (report.workers, report.deaths) == (1, 0)
         found = cached_rows(tmp_path / "cache", report.name)
         assert_serves_the_same(found, cached_rows(tmp_path / "alone", report.name))
-    # Nine pairs of two sides (one side stands in several), and seven completions of one prompt for its 21 pairs.
+    # Nine pairs of two sides (one side is in several pairs), and seven completions of one prompt for its 21 pairs.
     sides = {(str(row["prompt"]), row[side][0]["content"]) for row in hard_pairs() for side in ("chosen", "rejected")}
     assert reports[0].scored == len(sides) + 7
     assert reports[1].unfit > 0, "the short context was to be too short for something"
@@ -82,7 +82,7 @@ def test_a_failed_engine_ends_the_run_with_its_own_message(tmp_path: Path) -> No
 
     broken = reference(tmp_path / "broken", "llama", "qwen")
     weights = load_file(broken / "model.safetensors")
-    # Finite, and too large for what is computed with them.
+    # Finite, but too large to compute with.
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 3e38)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     pairs = write_pairs(tmp_path / "pairs.jsonl", plain_pairs(3))
@@ -111,7 +111,7 @@ class Deadly(LlamaForCausalLM):
 
 
 def deadly(folder: Path, how: str, at_start: str = "") -> tuple[Any, str]:
-    """A recipe whose model dies so of one long completion, or at its start, and that completion's id."""
+    """A recipe whose model dies in this way on one long completion, or at its start; and that completion's id."""
     path = reference(folder / "deadly", "llama", "qwen")
     (path / "modeling_deadly.py").write_text(MODELLING.format(how=how, at_start=at_start))
     config = json.loads((path / "config.json").read_text())

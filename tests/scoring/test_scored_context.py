@@ -1,7 +1,7 @@
-"""Completions with context inside, from the cache to the gradient: scored, cut, checked, trained on, and computed again.
+"""Completions with context inside, from the cache to the gradient: scored, cut, checked, trained on, and recomputed.
 
-The renderer is made to read `§` as the border between messages, of which every second one is a tool's, and a leading `¶` as
-what makes the template write the prompt in another way.
+The renderer is patched: `§` separates messages, every second of which is a tool's, and a leading `¶` makes the template write the
+prompt differently.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def run_of(folder: Path, model: Path, **more: Any) -> Any:
 
 
 def oracle(model: Path, one: Rendered) -> np.ndarray:
-    """(S,) full logits of the row alone, log-softmax, and a mask."""
+    """(S,) sums from full logits of each row alone, log-softmax, and a mask."""
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     ids = torch.tensor(np.concatenate([one.prompt_ids, one.completion_ids]), dtype=torch.long)[None]
     with torch.no_grad():
@@ -85,7 +85,7 @@ def oracle(model: Path, one: Rendered) -> np.ndarray:
 
 
 def sums_by_hand(model: Path, frame: Any, side: str) -> np.ndarray:
-    """(N,) of prepared pairs, each side read as its own prompt and what comes behind."""
+    """(N,) sums of prepared pairs, each side with its own prompt."""
     sums = []
     for prompt, ids, scored in frame.select("prompt_ids", f"{side}_ids", f"{side}_scored").iter_rows():
         mask = None if scored is None else np.array(scored)
@@ -110,7 +110,7 @@ def test_the_cache_holds_the_scored_tokens_and_serves_training(tmp_path: Path, m
         assert row["complete"] and row["prompt_tokens"] == len(one.prompt_ids)
         np.testing.assert_allclose(row["logprobs"], oracle(model, one), atol=1e-4, rtol=0)
     assert check_numbers(run, "base", wanted, 8).passed
-    # Every side behind the shared prompt reads its own prompt, and what is cached is what the policy is compared with.
+    # After the shared prompt, every side reads its own prompt; the policy is compared with the cached numbers.
     frame = prepared.frame
     by_text = dict(zip(wanted["completion"], rendered, strict=True))
     for side in ("chosen", "rejected"):

@@ -1,4 +1,4 @@
-"""Stage one end to end: what lies in the cache agrees with an independent forward pass, and nothing is scored twice."""
+"""Stage one end to end: the cache agrees with an independent forward pass, and nothing is scored twice."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_transformers_cache_agrees_with_a_plain_forward_pass(tmp_path: Path, kin
 @pytest.mark.usefixtures("forked_vllm")
 @pytest.mark.slow
 def test_vllm_cache_agrees_with_a_plain_forward_pass(tmp_path: Path) -> None:
-    """Of a byte-level and a sentencepiece tokenizer; test_vllm_engine has more architectures."""
+    """With a byte-level and a sentencepiece tokenizer; test_vllm_engine has more architectures."""
     rows = hard_pairs()
     paths = {
         kind: reference(tmp_path / kind, kind, tokenizer) for kind, tokenizer in (COMBINATIONS[0], COMBINATIONS[5])

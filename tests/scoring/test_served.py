@@ -1,4 +1,4 @@
-"""References that a server runs, end to end: against a server on loopback, and against a real `vllm serve`."""
+"""Served references end to end, with a loopback server and with a real `vllm serve`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a machine has that only asks a server: no weights, no configuration."""
+    """The files of a machine that only uses a server: no weights, no configuration."""
     folder = tmp_path_factory.mktemp("tokenizer")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / name).write_bytes((base / name).read_bytes())
@@ -235,7 +235,7 @@ def test_an_interrupt_keeps_what_was_scored(server, tmp_path, base, tokenizer) -
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_a_real_server_killed_in_the_middle_and_started_again(tmp_path, base, tokenizer, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """`vllm serve` with the route that takes token ids, killed; again without that route; then with another model."""
+    """`vllm serve` with the token-id route is killed, restarted without that route, and then with another model."""
     rows = plain_pairs(150)
     monkeypatch.setenv("MRPO_TEST_KEY", "sk-very-secret")
     recipe = tmp_path / "recipe.yaml"

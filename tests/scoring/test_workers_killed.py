@@ -1,4 +1,4 @@
-"""Workers and nodes that die in the middle: the run ends well, and the cache serves what one process would have scored."""
+"""Workers and nodes that die during a run: the run succeeds, and the cache equals that of a single process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("ray")
 
 
 def one_process(folder: Path, recipe: Path) -> dict[str, dict[str, Any]]:
-    """What a single process scores of the same recipe."""
+    """The cache of the same recipe scored by a single process."""
     run = load_recipe(recipe, {"cache": str(folder / "alone"), "scoring.workers": 1, "scoring.max_batch_tokens": 4096})
     score_references(run)
     return cached_rows(folder / "alone", "base")
@@ -32,7 +32,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing(tmp_path: Path) -> None:
     recipe = make_run(tmp_path)
     run = start(recipe, "--workers", "2")
     wait_until(run, lambda: shards(tmp_path) >= 1)
-    time.sleep(0.3)  # for units that are done, and of which no row is written yet
+    time.sleep(0.3)  # for finished units, none of whose rows are written yet
     before = shards(tmp_path)
     workers_below(run.pid)[0].kill()
     output, errors = run.communicate(timeout=180)
@@ -71,14 +71,14 @@ def test_a_node_killed_in_the_middle_costs_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_workers_have_scored_and_leaves_no_process(tmp_path: Path) -> None:
-    # No unit is over when the interrupt comes: what is found after it was written because of it.
+    # No unit is finished at the interrupt: rows found afterwards were written because of it.
     recipe = make_run(tmp_path, pairs=3000, unit=100_000, rows_per_shard=100_000)
     run = start(recipe, "--workers", "2")
     wait_until(run, lambda: "ray::Worker.score" in [one.cmdline()[0] for one in workers_below(run.pid)])
     family = psutil.Process(run.pid).children(recursive=True)
-    time.sleep(1.0)  # for some rows, that only a worker's memory holds
+    time.sleep(1.0)  # for some rows that are only in a worker's memory
     assert shards(tmp_path) == 0 and run.poll() is None
-    # What a scheduler sends; the command makes Ctrl-C of it, although Ray has a handler of its own.
+    # What a scheduler sends; the command handles it like Ctrl-C, although Ray has its own handler.
     run.send_signal(signal.SIGTERM)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130, errors

@@ -93,7 +93,7 @@ class Flips:
                 kept.rename(world.root / reference / "sums")
         if name.split("/")[1] == "shards":
             told = self.refusal(lambda: self.expect(world.same(world.read()), f"{what}: sums give other numbers"))
-            # For a completion that does not fit, shards are read beside the sums, and may be refused.
+            # For a completion that does not fit, shards are read as well as the sums, and may be refused.
             self.expect(not told or name in told, f"{what}: training with sound sums was told {told}")
             self.tally(kind, "refused beside sound sums" if told else "sound sums gave the sound numbers")
         found = self.named()

@@ -45,7 +45,7 @@ from mrpo_pipeline.scoring import score_references
 
 REASONS = ("No space left", "Read-only file system", "removed", "lacks", "No such file", "not there")
 STEPS = 4
-# Sums in this process are computed in another order than in a new one.
+# This process computes sums in another order than a new one.
 NEAR = 1e-6
 
 
@@ -202,7 +202,7 @@ class DiskFaults:
         """No room in mrpo's own folder (cached pairs, file hashes): the commands succeed."""
         home = self.victims.environment["MRPO_HOME"]
         file = write_pairs(self.folder / "many.jsonl", plain_pairs(self.pairs))
-        with file.open("a", encoding="utf-8") as more:  # as many bytes as are worth keeping
+        with file.open("a", encoding="utf-8") as more:  # the size from which pairs are cached
             more.write(" " * (5 << 20) + "\n")
         for pages in (0, 3, 100):
             with SmallDisk(self.work / "disk") as disk:
@@ -386,14 +386,14 @@ def vanish(disk: SmallDisk, cache: Path, how: str) -> None:
 
 
 def losses(out: Path) -> list[float]:
-    """Of every step, as logged; none where the run did not come to its end."""
+    """Logged losses of every step; empty if the run did not finish."""
     state = out / "trainer_state.json"
     history = json.loads(state.read_text())["log_history"] if state.is_file() else []
     return [entry["loss"] for entry in history if "learning_rate" in entry]
 
 
 def table(told: dict[str, Any]) -> str:
-    """What happened, for a reader."""
+    """The results as text."""
     said = [f"    {fault}: {said}" for fault, said in told["said"].items()]
     return "\n".join([*seen_lines(told["seen"], 36), "  what was said:", *said, *wrong_lines(told["wrong"])])
 

@@ -70,13 +70,13 @@ SEAMS = (
 
 @contextmanager
 def failing(seam: Seam, nth: int, number: int | None, *, after: bool = False) -> Iterator[list[int]]:
-    """Let the ``nth`` call (from 1) fail with the error of that number; None for none. Gives a list whose length is the
+    """Let the ``nth`` call (from 1) fail with the error of that number; None for no failure. Yields a list whose length is the
     number of calls."""
     real = getattr(seam.owner, seam.name)
     calls: list[int] = []
 
     def called(*given: Any, **named: Any) -> Any:
-        if seam.owner is builtins and (len(given) < 2 or given[1] != "xb"):  # a temporary file of the cache's, no other
+        if seam.owner is builtins and (len(given) < 2 or given[1] != "xb"):  # only the cache's temporary files
             return real(*given, **named)
         calls.append(len(calls) + 1)
         hit = number is not None and len(calls) == nth
@@ -103,7 +103,7 @@ def run(root: Path) -> pl.DataFrame:
             if one.completion_id in missing:
                 writer.add(one)
     if cache.unfit(asked)["completion_id"].to_list() != [cid(UNFIT)]:
-        # As stage two says it: a folder that is not there holds nothing.
+        # As in stage two: a missing folder is an empty cache.
         raise UserError("lacks 1 of 9 completions: expected it scored, or known not to fit.")
     return cache.sums(ASKED)
 
@@ -121,7 +121,7 @@ class FailingCalls:
         """Every call of every seam.
 
         Args:
-            choose: which kinds the k-th case takes; all where not given.
+            choose: which kinds of error the k-th case uses; all by default.
         """
         self.expected = run(self.folder / "undisturbed")
         case = 0
@@ -188,7 +188,7 @@ def served(cache: ReferenceCache) -> set[tuple[str, tuple[float, ...]]]:
 def main() -> int:
     given = parser_of(__doc__, seed="nothing is drawn: every call fails by every error").parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("mrpo").setLevel(logging.CRITICAL)  # sums that cannot be kept are told each time
+    logging.getLogger("mrpo").setLevel(logging.CRITICAL)  # sums that cannot be stored are logged each time
     print(f"failing calls: {len(SEAMS)} operations, {len(KINDS)} errors", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=given.out) as folder:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-# The first share of the rounds, in which libraries load what they need once and the allocator finds its size.
+# The first share of the rounds, in which libraries load once and the allocator reaches its size.
 WARM_UP = 0.25
 FEWEST = 8
 
@@ -42,10 +42,10 @@ class Trend:
 
 
 def trend(name: str, values: Sequence[float], tolerance: float) -> Trend:
-    """Judge a series, one number a round, its warm-up left out.
+    """Judge a series with one number per round, without its warm-up.
 
     Args:
-        tolerance: growth a round that is let pass, in the unit of the values.
+        tolerance: growth per round that is accepted, in the unit of the values.
     """
     settled = np.asarray(values[int(len(values) * WARM_UP) :], dtype=np.float64)
     if len(settled) < FEWEST:

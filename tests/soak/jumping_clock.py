@@ -1,4 +1,4 @@
-"""A clock that jumps hours and days, back and forth, and files that bear its times."""
+"""A clock that jumps by hours and days, back and forth, and files with its times."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ JUMPS = (0.0, -3 * DAY, 3 * DAY, -3600.0, -400 * DAY)
 
 @contextmanager
 def jumping_clock(draw: random.Random, every: int = 2) -> Iterator[list[float]]:
-    """``time.time`` jumps after so many calls; what is renamed into its place gets a time of then; each checkpoint's marker is
-    an hour older than the one before it. Gives the jumps that were made."""
+    """``time.time`` jumps after this many calls; renamed files get the clock's time; each checkpoint's marker is
+    an hour older than the previous one. Yields the jumps made."""
     real, real_ns, replace, mark = time.time, time.time_ns, os.replace, checkpoints.mark_complete
     calls, marks = itertools.count(1), itertools.count(1)
     made: list[float] = []

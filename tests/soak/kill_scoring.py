@@ -65,7 +65,7 @@ class Scoring(Campaigns):
         self.start = self.victims.undisturbed("score-refs", self.recipe("cache-0")).seconds
 
     def spend(self, one: int, two: int) -> None:
-        """Spend so many kills on runs of one writer, and so many on runs of two at once."""
+        """Use this many kills on runs of one writer, and this many on runs of two at once."""
         self.prepare()
         if two:
             self.share()
@@ -85,7 +85,7 @@ class Scoring(Campaigns):
         self.shared = [len(end.rows) for end in ends]
         self.scored_twice = sum(self.shared) - self.wanted.height
         self.tell([f"ended with {end.code}: {end.said[-800:]}" for end in ends if end.code], "two writers at once")
-        # What each had begun when it saw the other, and what both have in hand when they meet.
+        # What each had begun when it saw the other, and what both are scoring when they meet.
         if self.scored_twice > 4 * UNIT:
             self.tell([f"{self.scored_twice} completions were scored by both"], "two writers at once")
 
@@ -97,7 +97,7 @@ class Scoring(Campaigns):
             "policy": {"model": str(self.model)},
             "references": {"base": {"model": str(self.model)}},
             "cache": str(self.folder / cache),
-            # Some completions are cut by it, and some rows not complete.
+            # It cuts some completions, so that some rows are not complete.
             "limits": {"max_length": 60},
             "scoring": {
                 "engine": "transformers",
@@ -145,7 +145,7 @@ class Scoring(Campaigns):
         return kill, self.aimed(kill, places, most=6, late=0.02)
 
     def _length(self, inspection: CacheInspection) -> float:
-        """How long a run would take now, seconds: shorter, the more is there."""
+        """Seconds that a run would take now: fewer, the more is cached."""
         return self.length(1 - len(inspection.ids) / self.wanted.height, self.seconds)
 
     def _let_loose(self, recipe: str, kill: Kill, aim: Aim | None) -> Victim:
@@ -161,7 +161,7 @@ class Scoring(Campaigns):
         """Two writers at the same time: one is killed and the other finishes, or both are killed, one after the other."""
         both = room > 1 and self.draw.random() < 0.7
         drawn = [self._drawn(inspection) for _ in range(2)]
-        # Two at once take turns at the processor.
+        # Two at once share the processor.
         instants = sorted(self.draw.uniform(0, 1.5 * self._length(inspection)) for _ in range(2))
         victims = [
             self._let_loose(recipe, kill, aim if at == 0 or both else None) for at, (kill, aim) in enumerate(drawn)
@@ -169,7 +169,7 @@ class Scoring(Campaigns):
         self.strike(victims[0], *drawn[0], instants[0])
         if both:
             self.strike(victims[1], *drawn[1], instants[1] - instants[0])
-        # A reader comes while the other one may be writing still.
+        # A reader, while the other one may still be writing.
         self.tell(inspection.look(at_work=True), "while a writer is at work")
         ends = [(kill, victim.end()) for (kill, _), victim in zip(drawn, victims, strict=True)]
         for kill, _ in ends:
@@ -248,7 +248,7 @@ def not_heard(kill: Kill, end: End) -> list[str]:
 
 
 def kill_scoring(folder: Path, victims: Victims, *, one: int, two: int, seed: int, pairs: int = 100) -> Scoring:
-    """Spend so many kills on runs of one writer and of two at once."""
+    """Use this many kills on runs of one writer and of two at once."""
     scoring = Scoring(folder, victims, random.Random(seed), pairs=pairs)
     scoring.spend(one, two)
     return scoring

@@ -50,7 +50,7 @@ class Trained:
 
 
 def steps_of(state: Path) -> tuple[dict[int, dict[str, float]], list[dict[str, float]]]:
-    """What was logged: by step, and of the held-out pairs; without what a clock says."""
+    """The logged metrics by step, and of the held-out pairs, without times."""
     history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
     plain = [{name: value for name, value in entry.items() if not _CLOCK.search(name)} for entry in history]
     return (
@@ -60,7 +60,7 @@ def steps_of(state: Path) -> tuple[dict[int, dict[str, float]], list[dict[str, f
 
 
 def results_of(folder: Path) -> dict[str, float]:
-    """The results files, without what a clock says."""
+    """The results files, without times."""
     found: dict[str, float] = {}
     for split in ("train", "eval"):
         found |= json.loads((folder / f"{split}_results.json").read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def faults_of(checkpoint: Path, expected: Trained) -> list[str]:
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
             torch.load(checkpoint / name, map_location="cpu", weights_only=False)
         steps, _ = steps_of(checkpoint / "trainer_state.json")
-    except Exception as error:  # whatever a torn file does to its reader
+    except Exception as error:  # whatever a torn file raises in its reader
         return [f"{checkpoint.name} is taken for whole and is not: {error!r}"]
     if steps != {number: entry for number, entry in expected.steps.items() if number <= step}:
         return [f"{checkpoint.name} holds other figures than an undisturbed run's"]
@@ -99,7 +99,7 @@ class Training(Campaigns):
     expected: dict[str, Trained] = field(default_factory=dict)
 
     def spend(self, count: int) -> None:
-        """Spend so many kills, the methods in turn."""
+        """Use this many kills, the methods in turn."""
         self.prepare()
         for kills in self.shares(count):
             method = self.methods[self.turns % len(self.methods)]
@@ -154,12 +154,12 @@ class Training(Campaigns):
         return str(path)
 
     def campaign(self, method: str, kills: int) -> None:
-        """Kill one output folder's runs so many times (fewer where one gets through), then train it to its end."""
+        """Kill one output folder's runs this many times (fewer if a run finishes), then train it to its end."""
         self.campaigns += 1
         out = self.folder / f"out-{self.campaigns}"
         command = ["train", self.recipe(method), "--output-dir", str(out), "--resume"]
         if self.draw.random() < 0.5:
-            # The sums of the references are built anew, and the kill may come just then.
+            # The references' sums are rebuilt, so that the kill may happen during that.
             for name in ("base", "other"):
                 shutil.rmtree(self.folder / "cache" / name / "sums", ignore_errors=True)
         for _ in range(kills):
@@ -176,7 +176,7 @@ class Training(Campaigns):
             return Kill(name, how), None
         trace = self.expected[method].trace
         left = (STEPS - max(whole_steps(out), default=0)) // SAVE_STEPS
-        # What a checkpoint is written by, and what the whole run ends with.
+        # The calls that write a checkpoint, and those at the end of the run.
         ending = left < 4
         places = {
             place: times for place, times in trace.items() if "/checkpoint-" in place or (ending and " out-" in place)
@@ -185,7 +185,7 @@ class Training(Campaigns):
         return kill, self.aimed(kill, places, most=left, late=0.03)
 
     def _kill(self, command: list[str], method: str, out: Path) -> bool:
-        """Whether the run was killed, and did not get through."""
+        """Whether the run was killed before it finished."""
         kill, aim = self._drawn(method, out)
         before = whole_steps(out)
         victim = self.victims.start(*command, aim=aim, number=SIGNALS[kill.signal])
@@ -250,7 +250,7 @@ class Training(Campaigns):
 def kill_training(
     folder: Path, victims: Victims, *, count: int, seed: int, methods: tuple[str, ...] = tuple(METHODS)
 ) -> Training:
-    """Spend so many kills on runs of training, the methods in turn."""
+    """Use this many kills on training runs, the methods in turn."""
     training = Training(folder, victims, random.Random(seed), methods=methods)
     training.spend(count)
     return training

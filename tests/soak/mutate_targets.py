@@ -53,7 +53,7 @@ KILLED, SURVIVED, TIMED_OUT, BROKEN, SAME = "killed", "survived", "timed out", "
 
 @dataclass(frozen=True)
 class Plan:
-    """What the tests do to the unchanged code."""
+    """The tests' results on the unchanged code."""
 
     seconds: dict[str, float]
     """CPU time by test."""
@@ -61,19 +61,19 @@ class Plan:
     """By file: which tests run which lines, by test."""
 
     def tests_of(self, mutant: Mutant) -> list[str]:
-        """The tests that reach a mutant, fastest first; all of them where the change is made at import."""
+        """The tests that reach a mutant, fastest first; all tests if the changed code runs on import."""
         reached = self.lines[mutant.file]
         if mutant.line == 0:
             names: Sequence[str] = [*self.seconds]
         else:
             span = set(range(mutant.line, mutant.end_line + 1))
             names = [name for name, lines in reached.items() if lines & span]
-        # Where a change is made at import, the tests that use this file at all come first.
+        # If the changed code runs on import, the tests that use this file come first.
         return sorted(names, key=lambda name: (mutant.line == 0 and name not in reached, self.seconds[name]))
 
 
 class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds one module with other code in it."""
+    """An import finder that gives one module other code."""
 
     def __init__(self, module: str, path: Path, code: CodeType) -> None:
         self.module, self.path, self.code = module, path, code
@@ -89,7 +89,7 @@ class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class _Chosen:
-    """A pytest plugin: these tests alone, in this order."""
+    """A pytest plugin: only these tests, in this order."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.order = {name: place for place, name in enumerate(names)}
@@ -146,7 +146,7 @@ def preload(tests: Sequence[str]) -> None:
         database=None,
         derandomize=True,
         max_examples=_ROUNDS_OF_HYPOTHESIS,
-        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],  # a failure need not be made small
+        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],  # failures need no shrinking
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     hypothesis.settings.register_profile("mutation", profile)
@@ -174,7 +174,7 @@ def pytest_in_child(arguments: Sequence[str], plugins: Sequence[Any]) -> int:
 
 
 def in_child(work: Callable[[], int], cpu_seconds: float) -> tuple[int, int]:
-    """(exit status, signal) of a forked child whose output goes nowhere; one that takes too much CPU is ended."""
+    """(exit status, signal) of a forked child without output; it is ended if it takes too much CPU."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -196,7 +196,7 @@ def plan_tests(files: Sequence[str], folder: Path, tests: Sequence[str] = TESTS)
     """Run all tests once on the unchanged code.
 
     Raises:
-        RuntimeError: where they fail: a mutant would prove nothing.
+        RuntimeError: if they fail: a mutant would prove nothing.
     """
     report = folder / "tests.json"
 
@@ -216,7 +216,7 @@ def plan_tests(files: Sequence[str], folder: Path, tests: Sequence[str] = TESTS)
 
 
 def judge(mutant: Mutant, plan: Plan) -> str:
-    """Run a mutant's tests in a child: what became of it."""
+    """Run a mutant's tests in a child; returns its fate."""
     names = plan.tests_of(mutant)
     if not names:
         return SURVIVED
@@ -232,7 +232,7 @@ def judge(mutant: Mutant, plan: Plan) -> str:
     status, ended_by = in_child(work, limit)
     if ended_by in {signal.SIGPROF, signal.SIGXCPU, signal.SIGKILL}:
         return TIMED_OUT
-    # 1: a test failed; 2: a test file did not even import; 0: all passed. Anything else is this driver's own fault.
+    # 1: a test failed; 2: a test file failed to import; 0: all passed. Anything else is an error of this driver.
     return {0: SURVIVED, 1: KILLED, 2: KILLED}.get(status, BROKEN) if not ended_by else BROKEN
 
 
@@ -243,9 +243,9 @@ def equivalent() -> dict[str, str]:
 
 
 def judged_before(folder: Path) -> dict[str, str]:
-    """The mutants that an earlier run in this folder killed, or found to be equivalent as the list says, by key.
+    """The mutants that an earlier run in this folder killed, or that are on the list of equivalent ones, by key.
 
-    The tests may only have grown since: what they killed they kill.
+    Valid only if tests have only been added since.
     """
     path = folder / FATES
     fates: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -262,7 +262,7 @@ def run(
     tests: Sequence[str] = TESTS,
     verbose: bool = True,
 ) -> dict[str, Any]:
-    """Judge all mutants of some files, or so many drawn from them; the summary, ``ok`` among it."""
+    """Judge all mutants of some files, or this many drawn from them; returns the summary with ``ok``."""
     began = time.monotonic()
     preload(tests)
     folder.mkdir(parents=True, exist_ok=True)

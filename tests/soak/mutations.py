@@ -61,12 +61,12 @@ _FUNCTIONS = {
     "_log": "_logsumexp",
     "temper": "lift",
 }
-# Calls of one argument that leave its shape and type alone: dropping one is a fault that nothing else would show.
+# Calls of one argument that keep its shape and type: dropping such a call is a fault that nothing else shows.
 _DROPPED = {"abs", "square", "sign", "isfinite", "relu", "exp", "log", "logsigmoid", "detach", "double", "copy"}
-# What their arguments say is a message, or which order they come in is no matter.
+# Their arguments are messages, or the order of their arguments does not matter.
 _TEXTS = {"_one_of", "_number"}
 _UNORDERED = {"isinstance", "isclose", "zip", "promote_types"}
-# zip(strict=True) guards against what cannot come up where shapes were checked.
+# zip(strict=True) guards against what cannot happen after shapes were checked.
 _GUARDS = {"strict", "stacklevel"}
 
 
@@ -87,7 +87,7 @@ class Mutant:
     replacement: ast.AST = field(repr=False)
 
     def apply(self, tree: ast.Module) -> ast.Module:
-        """The tree with the change in it; the tree given is changed too."""
+        """The tree with the change; the given tree is changed too."""
         *way, (name, at) = self.path
         node: ast.AST = tree
         for step, place in way:
@@ -101,7 +101,7 @@ class Mutant:
 
 
 def mutants(root: Path, file: str) -> list[Mutant]:
-    """Every mutant of one file, in the order of its lines."""
+    """Every mutant of one file, in line order."""
     tree = ast.parse((root / file).read_text(encoding="utf-8"))
     found: list[Mutant] = []
     seen: Counter[str] = Counter()
@@ -140,7 +140,7 @@ def _places(
     parent: ast.AST | None = None,
     name: str = "",
 ) -> Iterator[_Place]:
-    """Nodes that may be changed, outermost first. ``depth`` counts functions: outside of one, code runs at import."""
+    """Nodes that may be changed, outermost first. ``depth`` counts enclosing functions: at 0, code runs on import."""
     if isinstance(node, ast.stmt) and depth:
         compound = isinstance(node, (ast.If, ast.For, ast.While, ast.With, ast.FunctionDef, ast.Try))
         end = node.lineno if compound else node.end_lineno or node.lineno
@@ -175,7 +175,7 @@ def _places(
             isinstance(node, ast.Call) and _name(node.func) in _TEXTS and step == "args"
         ):
             continue
-        # Defaults of arguments are made where the function is: at import, or whenever the outer one runs.
+        # Default arguments are evaluated where the function is defined: on import, or whenever the outer function runs.
         deeper = inner_depth if step == "body" else depth
         below = lines if not isinstance(node, ast.FunctionDef) or step == "body" else (0, 0)
         for at, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
@@ -309,7 +309,7 @@ def _sequence(node: ast.Tuple | ast.List, place: _Place) -> Iterator[tuple[str, 
     kind, items = type(node), node.elts
     for at in range(len(items) - 1):
         yield "element order", kind(_swapped(items, at), ast.Load())
-    # Elements of a result or of shapes would be missed at once; those of a list of names may not be.
+    # A missing element of a result or shape would be noticed at once; one of a list of names may not be.
     if all(isinstance(item, (ast.Constant, ast.Starred)) for item in items):
         for at in range(len(items)):
             yield "element", kind(items[:at] + items[at + 1 :], ast.Load())

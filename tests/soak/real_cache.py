@@ -18,7 +18,7 @@ from mrpo_pipeline.dataset.reference_logps import CachedPairs, join_references, 
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.scoring import score_references
 
-# name -> (architecture, tokenizer, settings): of three families; the last reads fewer tokens than the longest pair takes.
+# name -> (architecture, tokenizer, settings), of three families; the last has a shorter context than the longest pair.
 REFERENCES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "base": ("llama", "qwen", {}),
     "spm": ("mistral", "llama2", {}),
@@ -30,10 +30,10 @@ NEAR = 1e-5
 
 @dataclass
 class RealCache:
-    """Scored references, their recipe, and what an undamaged cache gives.
+    """Scored references, their recipe, and the results of an undamaged cache.
 
     Attributes:
-        folder: holds models, pairs, the cache and a pristine copy of it.
+        folder: contains models, pairs, the cache and a pristine copy of it.
         pairs: easy pairs beside the hard ones; shards follow from them.
     """
 
@@ -72,7 +72,7 @@ class RealCache:
         self.rows = {name: self.cache(name).rows(self.wanted).sort("completion_id") for name in self.names}
 
     def cache(self, name: str) -> ReferenceCache:
-        """The reference's cache, freshly opened: nothing is remembered of what it held before."""
+        """The reference's cache, newly opened, so that nothing is remembered."""
         return ReferenceCache.open(self.root, name)
 
     def files(self, name: str, folder: str = "shards") -> list[Path]:
@@ -80,28 +80,28 @@ class RealCache:
         return sorted((self.root / name / folder).glob("*.parquet"))
 
     def drop_sums(self) -> None:
-        """No derived sums are there, as on the first training run."""
+        """Remove the derived sums, as before the first training run."""
         for name in self.names:
             shutil.rmtree(self.root / name / "sums", ignore_errors=True)
 
     def restore(self) -> None:
-        """The cache as it was scored, its sums with it."""
+        """Restore the cache as it was scored, with its sums."""
         shutil.rmtree(self.root)
         shutil.copytree(self.pristine, self.root)
 
     def train(self) -> CachedPairs:
-        """Everything that stage two reads of the caches, by its own functions; the identity of each is checked first."""
+        """Everything that stage two reads from the caches, with its own functions; first the fingerprint of each is checked."""
         return join_references(open_caches(self.recipe), self.prepared)
 
     def read(self) -> CachedPairs:
-        """The same where the references' files are known to be as they were: their tokenizers are not loaded again."""
+        """The same if the references' files are known to be unchanged: their tokenizers are not loaded again."""
         caches = [self.cache(name) for name in self.names]
         for cache in caches:
             cache.manifest()
         return join_references(caches, self.prepared)
 
     def same(self, found: CachedPairs, near: float = 0.0) -> bool:
-        """Whether these are the undamaged cache's pairs and sums, which may differ by ``near`` nats a token."""
+        """Whether these are the undamaged cache's pairs and sums, within ``near`` nats per token."""
         expected = self.undamaged
         return found.frame["pair_id"].equals(expected.frame["pair_id"]) and all(
             np.allclose(ours, theirs, rtol=0, atol=near * 400)
@@ -112,7 +112,7 @@ class RealCache:
         )
 
     def differences(self) -> list[str]:
-        """In what the cache's rows differ from those first scored: ids and ends exactly, log-probs by more than ``NEAR``."""
+        """Differences between the cache's rows and those first scored: ids and ends exactly, log-probs by more than ``NEAR``."""
         wrong = []
         for name in self.names:
             found, expected = self.cache(name).rows(self.wanted).sort("completion_id"), self.rows[name]

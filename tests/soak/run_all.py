@@ -2,8 +2,8 @@
 
 python tests/soak/run_all.py [--quick] [--only NAME …] [--minutes 30] [--out runs/soak]
 
-Each writes its own summary as OUT/NAME.json and exits with 1 for violations; so does this. `--quick` runs some minutes of
-each.
+Each writes its own summary as OUT/NAME.json and exits with 1 for violations; so does this. `--quick` runs each for a few
+minutes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-# What each is given for its short form.
+# Options of the short forms.
 DRIVERS: dict[str, tuple[str, list[str]]] = {
     "kills": ("kills.py", ["--count", "12"]),
     "byte_flips": ("byte_flips.py", ["--count", "5", "--repairs", "2"]),

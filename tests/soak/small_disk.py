@@ -1,4 +1,4 @@
-"""A real small disk: a tmpfs with a size, that can be filled, enlarged, made read-only and unmounted."""
+"""A real small disk: a tmpfs of a given size that can be filled, enlarged, made read-only and unmounted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PAGE = 4096
 
 
 class NoMountError(Exception):
-    """This machine does not let the process mount a file system."""
+    """This process may not mount a file system."""
 
 
 def _mount(*arguments: str) -> None:
@@ -23,7 +23,7 @@ class SmallDisk:
     """A context manager; ``path`` is where it is mounted.
 
     Args:
-        path: made where it is not there. size: bytes.
+        path: created if missing. size: bytes.
     """
 
     def __init__(self, path: Path, size: int = 64 << 20) -> None:
@@ -52,7 +52,7 @@ class SmallDisk:
         return (found.f_blocks - found.f_bfree) * found.f_frsize
 
     def leave(self, pages: int) -> None:
-        """Change its size so that so many pages are free."""
+        """Change its size so that this many pages are free."""
         self.size = self.used + pages * PAGE
         _mount("-o", f"remount,size={max(self.size, PAGE)}", str(self.path))
 
@@ -64,14 +64,14 @@ class SmallDisk:
         _mount("-o", f"remount,{'ro' if on else 'rw'}", str(self.path))
 
     def take_away(self) -> None:
-        """Unmount it, also under processes that use it: the folder beneath is empty."""
+        """Unmount it, even while processes use it: the folder is then empty."""
         if self.mounted:
             subprocess.run(["umount", "-l", str(self.path)], check=True)
             self.mounted = False
 
 
 def can_mount(folder: Path) -> str:
-    """Why a file system cannot be mounted here; empty where it can."""
+    """Why a file system cannot be mounted here; empty if it can."""
     try:
         with SmallDisk(folder / "tried", PAGE):
             return ""

@@ -44,16 +44,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from driver import parser_of, write_summary
 from flatness import Trend, trend
 
-# Growth a round that is let pass. Memory: MiB; the rest are counts, which are whole numbers and should not move at all.
+# Accepted growth per round. Memory in MiB; the others are counts, which should not change at all.
 TOLERANCES = {
     "rss_mib": 0.25,
     "children_rss_mib": 0.25,
     "open_files": 0.02,
-    "threads": 0.05,  # of libraries, which start some when they are first used
+    "threads": 0.05,  # libraries start some on first use
     "children": 0.02,
     "leftovers": 0.02,
     "temporary_files": 0.02,
-    "beside_shards_mib": 0.005,  # the sums of the rows that a round adds; nothing else on the disk should grow
+    "beside_shards_mib": 0.005,  # the sums of the rows that a round adds; nothing else on disk should grow
 }
 WINDOW = 72
 ADDED = 6
@@ -121,10 +121,10 @@ class Soak:
 
         self.draw = random.Random(self.seed)
         self.folder.mkdir(parents=True, exist_ok=True)
-        multiprocessing.util.get_temp_dir()  # the fork server's own, which goes when this process ends
+        multiprocessing.util.get_temp_dir()  # the fork server's own, removed when this process ends
         self.temporary = self.folder / "temporary"
         self.temporary.mkdir(exist_ok=True)
-        # Children too: what they leave in the system's folder for temporary files is counted.
+        # For children too: their leftovers in the folder for temporary files are counted.
         os.environ["TMPDIR"], os.environ["MRPO_HOME"] = str(self.temporary), str(self.folder / "home")
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         tempfile.tempdir = str(self.temporary)
@@ -135,7 +135,7 @@ class Soak:
         self.context: Any = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(_PRELOAD))
         ready = self.context.Process(target=_settle, args=(str(self.temporary),))
-        ready.start()  # the server imports first, which must not count as a child's time
+        ready.start()  # wait for the server's imports, which must not count as a child's time
         ready.join()
         ready.close()
         self.next_pair = 0
@@ -144,7 +144,7 @@ class Soak:
         self.seconds: dict[str, float] = {}
 
     def document(self) -> dict[str, Any]:
-        """The recipe, the same in every round but for the pairs in the file it names."""
+        """The recipe, the same in every round except for the content of its pairs file."""
         return {
             "pairs": {"train": str(self.folder / "pairs.jsonl"), "eval_fraction": 0.1},
             "policy": {"model": str(self.models["base"]), "lora": {"r": 4, "alpha": 8, "target_modules": "all-linear"}},
@@ -166,16 +166,16 @@ class Soak:
         }
 
     def one_round(self) -> Round:
-        """Everything once, in this process but for what is killed."""
+        """Everything once, in this process except for the killed runs."""
         from mrpo_pipeline.recipe import parse_recipe
 
         began = time.monotonic()
         done = Round(len(self.rounds) + 1)
         self._add_pairs()
         recipe = parse_recipe(self.document())
-        # tokenizers (0.23) keeps the words that a tokenizer has met in the memory of the thread that split them, until that
-        # thread ends: 30 KiB for 70 short texts, for every tokenizer ever loaded. So a round is a thread of its own, as a
-        # server's request is, and tokenizers starts none (TOKENIZERS_PARALLELISM, below).
+        # tokenizers (0.23) caches a tokenizer's words in the memory of the thread that split them, until that thread ends:
+        # 30 KiB for 70 short texts, for every tokenizer ever loaded. So each round has its own thread, like a request of a
+        # server, and tokenizers starts none (TOKENIZERS_PARALLELISM, below).
         with ThreadPoolExecutor(1, "round") as thread:
             for step in (self._score, self._verify, self._look, self._train, self._tidy):
                 thread.submit(step, recipe, done).result()
@@ -197,9 +197,9 @@ class Soak:
         write_pairs(self.folder / "pairs.jsonl", self.rows)
 
     def _child(self, work: Callable[[dict[str, Any], str], None], key: str) -> bool:
-        """Start a child and kill it at a random instant of the time that one needs; whether it was alive then.
+        """Start a child and kill it at a random instant of its usual duration; returns whether it was still alive.
 
-        The first one is let be: it tells the time.
+        The first child is not killed: it measures the duration.
         """
         process = self.context.Process(target=work, args=(self.document(), str(self.temporary)))
         began = time.monotonic()
@@ -256,7 +256,7 @@ class Soak:
         return f"shards/{shard.name}"
 
     def _look(self, recipe: Any, done: Round) -> None:
-        """Audit and targets: counts in = counts out + dropped, and the numbers of pairs seen before are what they were."""
+        """Audit and targets: pairs in = pairs out + dropped, and earlier pairs have the same numbers as before."""
         import polars as pl
 
         from mrpo_pipeline.audit import audit_recipe
@@ -308,7 +308,7 @@ class Soak:
 
 
 def measure(done: Round, folder: Path, temporary: Path) -> None:
-    """Count what this process, its children and the folder hold now."""
+    """Count the resources of this process, its children and the folder."""
     import psutil
 
     _give_back()
@@ -327,14 +327,14 @@ def measure(done: Round, folder: Path, temporary: Path) -> None:
 
 
 def judge(rounds: Sequence[Round]) -> list[Trend]:
-    """Whether each thing that is counted is flat over the rounds."""
+    """Whether each count is flat over the rounds."""
     return [trend(name, [getattr(one, name) for one in rounds], bound) for name, bound in TOLERANCES.items()]
 
 
 def plant(leak: str) -> None:
-    """A leak of one round, of ``memory`` or ``files``; nothing for another word."""
+    """Leak ``memory`` or ``files`` for one round; any other word leaks nothing."""
     if leak == "memory":
-        memory = mmap.mmap(-1, PLANTED_BYTES)  # of the system, not of what this process was given before
+        memory = mmap.mmap(-1, PLANTED_BYTES)  # newly allocated from the system
         memory.write(os.urandom(PLANTED_BYTES))
         _kept.append(memory)
     elif leak == "files":
@@ -342,7 +342,7 @@ def plant(leak: str) -> None:
 
 
 def score_in_child(document: dict[str, Any], temporary: str) -> None:
-    """What a killed scorer runs."""
+    """The function of a scorer that is killed."""
     from mrpo_pipeline.recipe import parse_recipe
     from mrpo_pipeline.scoring import score_references
 
@@ -351,7 +351,7 @@ def score_in_child(document: dict[str, Any], temporary: str) -> None:
 
 
 def train_in_child(document: dict[str, Any], temporary: str) -> None:
-    """What a killed trainer runs."""
+    """The function of a trainer that is killed."""
     from mrpo_pipeline.policy.run import train_recipe
     from mrpo_pipeline.recipe import parse_recipe
 
@@ -360,7 +360,7 @@ def train_in_child(document: dict[str, Any], temporary: str) -> None:
 
 
 def _give_back() -> None:
-    """Let the allocator hand free memory back to the system, so that what is counted is in use; where it can (glibc)."""
+    """Let the allocator return free memory to the system (glibc only), so that only used memory is counted."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -387,7 +387,7 @@ def run(
     window: int = WINDOW,
     verbose: bool = True,
 ) -> dict[str, Any]:
-    """Rounds until the time is over, or so many; the summary, ``ok`` among it."""
+    """Run rounds until the time is over, or this many; returns the summary with ``ok``."""
     import torch
 
     torch.set_num_threads(1)

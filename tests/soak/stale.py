@@ -34,7 +34,7 @@ IMPORTS = ("torch", "mrpo_cli.main", "mrpo_pipeline.scoring", "mrpo_pipeline.eng
            "mrpo_pipeline.plan", "mrpo_pipeline.policy.run", "mrpo_pipeline.policy.train", "mrpo_pipeline.policy.anchor_check",
            "transformers.models.llama.modeling_llama", "transformers.models.mistral.modeling_mistral",
            "peft.tuners.lora")  # fmt: skip
-SETTLED = 2.5  # seconds after which a file's hash may be remembered
+SETTLED = 2.5  # seconds after which a file's hash may be cached
 PATIENCE = 180.0
 SAME = 1e-4  # nats a token: rounding
 
@@ -89,7 +89,7 @@ def _command(arguments: list[str], said: str, environment: dict[str, str]) -> No
     import torch
 
     os.environ.update(environment)
-    # What the libraries took from the environment when they were imported.
+    # What the libraries read from the environment on import.
     huggingface_hub.constants.HF_HUB_CACHE = os.environ.get("HF_HUB_CACHE", huggingface_hub.constants.HF_HUB_CACHE)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     output = os.open(said, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -119,7 +119,7 @@ def fingerprints(world: World) -> dict[str, dict[str, str]]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every number of the cache and what it was computed from, as digests."""
+    """Digests of every number in the cache and of its sources."""
     files = [*folder.rglob("manifest.json"), *folder.rglob("shards/*")]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -186,7 +186,7 @@ def try_change(case: Case, commands: Commands) -> Row:
     faults: list[str] = []
     names = ("train", "audit") if change.train_only else ("score-refs", "train", "audit", "plan")
     for name in names:
-        # A broken template is told by `plan` among what it cannot say; it reads no number.
+        # `plan` reports a broken template as something it cannot plan; it reads no number.
         if name == "plan" and change.says:
             continue
         code, said = commands.run(world, name, recipe, *(["--json"] if name == "score-refs" else []))
@@ -240,7 +240,7 @@ def soak(out: Path, count: int | None = None, seed: int = 0) -> list[Row]:
     time.sleep(SETTLED)
     rows = []
     for case in cases:
-        # The hashes of all files are remembered from here on.
+        # From here on the hashes of all files are cached.
         code, said = commands.run(case.world, "score-refs", str(case.world.write()))
         if code:
             raise RuntimeError(f"before {case.change.what!r}: {said}")

@@ -20,13 +20,13 @@ class Change:
 
     Attributes:
         what: in words.
-        world: the name of the world it happens in.
-        make: does it.
-        fields: of the fingerprint, that a refusal names; empty where nothing may be refused.
-        says: in place of fields: words of a refusal that has other grounds.
-        before: done before the last command that reads the unchanged world; its result goes to ``make``.
-        moves: whether this machine can score the changed reference: how far the numbers move is then measured.
-        train_only: the references' files are gone: nothing can be scored, and training must work all the same.
+        world: the name of its world.
+        make: makes the change.
+        fields: fields of the fingerprint that a refusal names; empty if the change must be accepted.
+        says: instead of fields: words of a refusal for another reason.
+        before: called before the last command that reads the unchanged world; its result is passed to ``make``.
+        moves: whether this machine can score the changed reference, so that the change of the numbers is measured.
+        train_only: the references' files are missing: nothing can be scored, but training must work.
     """
 
     what: str
@@ -77,14 +77,14 @@ def _same_times(path: Path, make: Callable[[], None]) -> None:
 
 
 def _replaced(world: World) -> None:
-    """Another file of the same size and time in its place."""
+    """Replace it by another file of the same size and time."""
     new = world.folder / "new.safetensors"
     shutil.copyfile(world.folder / "other" / "model.safetensors", new)
     _same_times(_weights(world), lambda: os.replace(new, _weights(world)))
 
 
 def _map(world: World) -> mmap.mmap:
-    """The weights mapped for writing, by a program that has written to them already."""
+    """The weights mapped for writing, by a program that has already written to them."""
     with _weights(world).open("r+b") as file:
         mapped = mmap.mmap(file.fileno(), 0)
     place = weights_that_count(_weights(world))
@@ -119,7 +119,7 @@ def _merge_dropped(document: dict[str, Any]) -> None:
 
 
 def _token_added(document: dict[str, Any]) -> None:
-    """A word becomes a token of its own, in the place of one that nothing uses."""
+    """A word becomes a separate token, in place of an unused one."""
     unused = next(token for token in document["added_tokens"] if token["content"] == "<think>")
     unused["content"] = "answer"
 
@@ -192,7 +192,7 @@ ALTERING = [
            lambda w: _replace_text(w.folder / "template.jinja", "m['role'] + '\\n'", "m['role'] + ':\\n'"), ("template",)),
     Change("config.json: rope_theta", "plain", lambda w: _rope(w.base / "config.json"), ("weights",)),
     Change("config.json: rms_norm_eps", "plain", lambda w: w.edit_json("config.json", rms_norm_eps=0.5), ("weights",)),
-    # transformers reads both matrices where the file has both, vLLM one: here they stay as they are.
+    # If the file has both matrices, transformers reads both and vLLM one: here they are unchanged.
     Change("config.json: tie_word_embeddings", "plain", lambda w: w.edit_json("config.json", tie_word_embeddings=True),
            ("weights",), moves=False),
     Change("config.json: sliding_window", "windowed", lambda w: w.edit_json("config.json", sliding_window=2), ("weights",)),
@@ -274,7 +274,7 @@ def _another_reference(world: World) -> None:
 
 
 HARMLESS = [
-    # With `dtype: auto` the cache's own dtype holds, and its numbers are those of the weights.
+    # With `dtype: auto` the cache's own dtype applies, and its numbers are those of the weights.
     Change("config.json: dtype, with auto", "plain", lambda w: w.edit_json("config.json", dtype="bfloat16")),
     Change("library versions", "plain",
            lambda w: w.edit_manifest(versions={"mrpo": "0.0.1", "torch": "1.0", "transformers": "3.0", "vllm": "0.1"})),

@@ -1,7 +1,7 @@
-"""Small scored worlds, each a recipe with real tiny references in a folder of its own, that changes are tried on.
+"""Small scored worlds on which changes are tried: each a recipe with real tiny references in its own folder.
 
-A world is made and scored once, and copied for every change. Nothing in it is named by an absolute path but through
-``World.document``, which is written out anew for each copy.
+A world is made and scored once, and copied for every change. Absolute paths are only in ``World.document``, which is
+rewritten for each copy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tiny_references
 
 COMMITS = ("a" * 40, "b" * 40)
 
-# A model with code of its own: one number of that code is part of what it computes.
+# A model with its own code, which contains a number that affects the results.
 MODEL_CODE = """from transformers import LlamaForCausalLM
 
 EPSILON = 1e-5
@@ -35,12 +35,12 @@ class TinyForCausalLM(LlamaForCausalLM):
 
 @dataclass
 class World:
-    """A folder with pairs, models and a cache, and the recipe over them.
+    """A folder with pairs, models, a cache and their recipe.
 
     Attributes:
-        folder: where everything lies.
-        references: keys of each reference; ``@/`` at the start of a value is the folder.
-        more: further parts of the recipe.
+        folder: contains everything.
+        references: keys of each reference; ``@/`` at the start of a value stands for the folder.
+        more: further sections of the recipe.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class World:
         return World(folder, *copied, dict(self.environment))
 
     def edit_json(self, file: str, **changes: Any) -> None:
-        """Change keys of a JSON file of the first reference; None takes one out."""
+        """Change keys of a JSON file of the first reference; None removes a key."""
         path = self.base / file
         document = {**json.loads(path.read_text()), **changes}
         path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
@@ -117,7 +117,7 @@ def windowed(folder: Path) -> World:
 
 
 def template_in_config(folder: Path) -> World:
-    """The template stands in ``tokenizer_config.json``, as older tokenizers have it."""
+    """The template is in ``tokenizer_config.json``, as in older tokenizers."""
     world = _start(folder)
     template = world.base / "chat_template.jinja"
     world.edit_json("tokenizer_config.json", chat_template=template.read_text())
@@ -177,7 +177,7 @@ def make_adapter(base: Path, folder: Path, seed: int) -> None:
 
 
 def own_code(folder: Path) -> World:
-    """Python code comes with the model, and is run."""
+    """The model comes with Python code, which is run."""
     world = _start(folder)
     world.edit_json("config.json", auto_map={"AutoModelForCausalLM": "modeling_tiny.TinyForCausalLM"})
     (world.base / "modeling_tiny.py").write_text(MODEL_CODE)
@@ -186,14 +186,14 @@ def own_code(folder: Path) -> World:
 
 
 def code_not_run(folder: Path) -> World:
-    """Python code lies beside a model of a usual kind, and nobody asks for it to be run."""
+    """A model of a usual kind has a file of Python code that is not used."""
     world = own_code(folder)
     del world.references["base"]["trust_remote_code"]
     return world
 
 
 def on_hub(folder: Path) -> World:
-    """The reference is named by its hub name; two commits of it lie in the local cache of the hub's client."""
+    """The reference is named by its hub name; two commits of it are in the hub client's local cache."""
     world = _start(folder)
     repo = folder / "hub" / "models--mrpo--tiny"
     (repo / "refs").mkdir(parents=True)
@@ -235,7 +235,7 @@ WORLDS: dict[str, Callable[[Path], World]] = {
 
 
 def weights_that_count(path: Path) -> range:
-    """Bytes of the file that hold weights every token goes through: a matrix of the first layer."""
+    """Bytes of the file with weights that affect every token: a matrix of the first layer."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -245,7 +245,7 @@ def weights_that_count(path: Path) -> range:
 
 
 def edited_in_place(path: Path) -> None:
-    """Turn the sign of some float32 weights; the file's size and modification time are what they were."""
+    """Flip the sign of some float32 weights, keeping the file's size and modification time."""
     found = path.stat()
     place = weights_that_count(path)
     with path.open("r+b") as file:

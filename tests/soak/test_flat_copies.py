@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from bench_cache_files import USUAL_SHARD, make_cache
 
 FEW, MANY = 20_000, 300_000
-# Of each row 8 bytes are kept, and twice that while they are sorted. Records of every row took 100 bytes, a frame of them 360.
+# Each row keeps 8 bytes, and twice that while sorting. Records of all rows would take 100 bytes each, a frame 360.
 BYTES_PER_ROW = 60
 
 
@@ -25,7 +25,7 @@ BYTES_PER_ROW = 60
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     found: dict[str, list[int]] = {"push": [], "compact": []}
     source, target = str(tmp_path / "source"), str(tmp_path / "target")
-    for rows in (FEW, FEW, MANY):  # the first loads what is loaded once
+    for rows in (FEW, FEW, MANY):  # the first call loads libraries
         make_cache(source, rows, USUAL_SHARD, 4)
         found["push"].append(peak_growth(lambda: push_cache(source, target, without_ids=True)))
         cache = ReferenceCache.open(source, "r")

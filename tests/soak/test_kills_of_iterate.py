@@ -1,4 +1,4 @@
-"""`mrpo iterate` is killed at random instants: it ends as an undisturbed call does, byte for byte."""
+"""`mrpo iterate`, killed at random instants, ends byte for byte like an undisturbed call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLOCK = re.compile(r"runtime|per_second|flos")
 
 
 def recipe(folder: Path) -> str:
-    """Two references of other tokenizers, dropout in the adapters, held-out pairs, checkpoints."""
+    """Two references with different tokenizers, dropout in the adapters, held-out pairs, checkpoints."""
     base = reference(folder / "base", "llama", "qwen")
     other = reference(folder / "other", "phi", "llama2", seed=1)
     path = folder / "recipe.json"
@@ -37,7 +37,7 @@ def recipe(folder: Path) -> str:
 
 
 def left_by(folder: Path) -> dict[str, Any]:
-    """What every round left, without what a clock says; and the shards, which are named by their checksums."""
+    """The results of every round, without times; and the names of the shards, which contain their checksums."""
     found: dict[str, Any] = {"scored": sorted(path.name for path in folder.glob("cache/*/shards/*.parquet"))}
     for place in sorted(folder.glob("rounds/round-*")):
         found[f"{place.name} adapter"] = (place / "adapter_model.safetensors").read_bytes()
@@ -79,7 +79,7 @@ def test_killed_rounds_end_as_undisturbed_ones(tmp_path: Path) -> None:
         tries += 1
         victim = victims.start(*command("killed"))
         if victim.wait(draw.uniform(0.1, 0.7) * expected.seconds):
-            break  # it got through
+            break  # it finished
         victim.send(SIGNALS["SIGKILL"])
         kills += victim.end().code == -SIGNALS["SIGKILL"]
     done = victims.start(*command("killed")).end()

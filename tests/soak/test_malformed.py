@@ -1,4 +1,4 @@
-"""The short form of `malformed/run.py`: about ten inputs of every kind, and some changed bytes for every parser."""
+"""Short form of `malformed/run.py`: about ten inputs of every kind, and some changed bytes for every parser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from malformed import checks, run
 from malformed.case import Case
 from malformed.server import Outcome, Server
 
-# Of each kind: what reaches another parser, or once ended otherwise than with a message. None takes a second of CPU.
+# Of each kind: inputs that reach another parser, or once ended without a message. None takes a second of CPU.
 CHOSEN = {
     "recipes": (
         "misspelt method.bet", "method.beta is inf", "training.seed is -1", "compare.sweep is {'beta': [0]}", "a million braces",

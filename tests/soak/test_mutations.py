@@ -69,7 +69,7 @@ def test_the_list_of_equivalent_mutants_names_mutants_that_there_are_each_with_a
 
 
 def test_a_handful_of_mutants_is_killed(tmp_path):
-    """In a process of its own, since this one has loaded what is to be changed."""
+    """In a new process, since this one has loaded the modules to be changed."""
     driver = str(Path(__file__).with_name("mutate_targets.py"))
     file = "mrpo_pipeline/targets/weights.py"
     done = subprocess.run(

@@ -15,7 +15,7 @@ from mrpo_pipeline.cache import ReferenceCache
 
 @pytest.fixture
 def own_folders(tmp_path, monkeypatch):
-    """The soak turns the process's folders for temporary and kept files to its own."""
+    """The soak redirects the process's folders for temporary and cached files; restore them."""
     for name in ("TMPDIR", "MRPO_HOME", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, os.environ.get(name, str(tmp_path) if name != "TOKENIZERS_PARALLELISM" else "false"))
     monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)
@@ -37,9 +37,9 @@ def test_two_rounds_hold_what_the_pipeline_promises(own_folders):
 
 @pytest.mark.parametrize(("leak", "grown"), [("memory", "rss_mib"), ("files", "open_files"), ("", None)])
 def test_a_planted_leak_is_found_in_what_is_counted(tmp_path, monkeypatch, leak, grown):
-    """Memory and descriptors of this very process, leaked round by round."""
+    """Memory and descriptors of this process, leaked round by round."""
     monkeypatch.setattr(soak, "_kept", [])
-    monkeypatch.setattr(soak, "_give_back", lambda: None)  # of all that pytest has loaded it would take long
+    monkeypatch.setattr(soak, "_give_back", lambda: None)  # with everything that pytest has loaded it would take long
     rounds = []
     for number in range(24):
         soak.plant(leak)
@@ -57,7 +57,7 @@ def test_a_planted_leak_is_found_in_what_is_counted(tmp_path, monkeypatch, leak,
     [
         (np.full(40, 11.0), "flat"),
         (600 + np.random.default_rng(0).normal(0, 2, 60), "flat"),
-        (np.r_[np.linspace(100, 600, 10), np.full(30, 600.0)], "flat"),  # what loads at first is warm-up
+        (np.r_[np.linspace(100, 600, 10), np.full(30, 600.0)], "flat"),  # the first rounds load libraries: warm-up
         (600 + 1.0 * np.arange(40) + np.random.default_rng(1).normal(0, 3, 40), "grows"),
         (600 + 0.25 * np.arange(40) + np.random.default_rng(2).normal(0, 2, 40), "undecided"),
         (np.arange(8.0), "too short"),

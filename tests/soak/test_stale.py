@@ -1,6 +1,6 @@
 """A cache is refused for every change that alters its numbers, and for no other: the table of ``stale.py``, by fingerprints.
 
-``stale.py`` runs the commands over scored references; here each cache is begun and asked for as ``mrpo train`` does, and
+``stale.py`` runs the commands over scored references; here each cache is created and opened as by ``mrpo train``, and
 nothing is computed.
 """
 
@@ -28,7 +28,7 @@ CHANGES = [*ALTERING, *HARMLESS]
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[World, object]]]:
-    """A world of its own for each change, its cache begun, and its files old enough for their hashes to be remembered."""
+    """A separate world for each change, with its cache created and its files old enough for their hashes to be cached."""
     folder = tmp_path_factory.mktemp("stale")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MRPO_HOME", str(folder / "home"))
@@ -62,7 +62,7 @@ def test_what_alters_the_numbers_is_refused_and_nothing_else(
     world, state = cases[change.what]
     _hub(monkeypatch, world)
     recorded = fingerprints(world)
-    if change.world == "plain":  # the hashes of the weights are remembered from here on
+    if change.world == "plain":  # from here on the hashes of the weights are cached
         open_caches(load_recipe(world.write()))
     change.make(world, *([state] if change.before else []))
     recipe = load_recipe(world.write())

@@ -32,12 +32,12 @@ IMPORTS = (
     "peft.tuners.lora",
 )
 
-# What Python tells of changes in the file system; `fsync` is added, for nothing tells of it.
+# Python's audit events for changes in the file system; `fsync` is added, since it has none.
 EVENTS = frozenset({"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"})
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
-PATIENCE = float(os.environ.get("MRPO_PATIENCE", "120"))  # seconds; a machine at work on much else takes more
-# Completions between two looks at the cache: so few that some hundreds of them are many units.
+PATIENCE = float(os.environ.get("MRPO_PATIENCE", "120"))  # seconds; a busy machine takes longer
+# Completions between two checks of the cache: few, so that some hundreds of completions are many units.
 UNIT = 16
 
 
@@ -70,7 +70,7 @@ class Order:
 
 
 def label_of(event: str, path: str, folder: str) -> str | None:
-    """What happens and where, the same for every run; None outside the folder."""
+    """The label of an event and its path, the same for every run; None outside the folder."""
     absolute = os.path.abspath(path)
     if not absolute.startswith(folder + os.sep):
         return None
@@ -79,7 +79,7 @@ def label_of(event: str, path: str, folder: str) -> str | None:
 
 
 def run(order: Order, tell: Connection) -> None:
-    """Run the command in the child, watched."""
+    """Run the command in the child and watch its events."""
     os.environ.update(order.environment)
     output = os.open(order.said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
@@ -92,13 +92,13 @@ def run(order: Order, tell: Connection) -> None:
     _watch(order, tell)
     from mrpo_cli.main import main
 
-    # Where this driver runs in the background of a script, it is deaf to SIGINT, and a command that it starts would be too.
+    # In the background of a script this driver ignores SIGINT, and so would a command that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     tell.send("ready")
     try:
         main()
     except SystemExit as leaving:
-        # By the machine's clock, which the killing process reads too.
+        # A clock of the machine, which the killing process reads too.
         Path(order.done).write_text(f"{time.monotonic()!r} {leaving.code or 0}")
         raise
 
@@ -173,7 +173,7 @@ class End:
 
 
 class Victim:
-    """A command that runs, and may be killed."""
+    """A running command that may be killed."""
 
     def __init__(self, process: Any, order: Order, told: Connection) -> None:
         self.process, self.order, self._told = process, order, told
@@ -184,7 +184,7 @@ class Victim:
         self._rows_before: int | None = None
 
     def wait(self, seconds: float | None) -> bool:
-        """Whether it ended by itself within so many seconds, or reached the place it is aimed at."""
+        """Wait until it ends by itself or reaches its place; returns whether it did so within this many seconds."""
         ready = wait([self.process.sentinel, self._told], PATIENCE if seconds is None else max(seconds, 0))
         if not ready and seconds is None:
             raise TimeoutError(f"mrpo {' '.join(self.order.arguments)} did not end within {PATIENCE:.0f} s")
@@ -195,11 +195,11 @@ class Victim:
         return bool(self.process.is_alive())
 
     def send(self, number: int) -> None:
-        """Kill it, where it lives."""
+        """Send the signal, if it is alive."""
         if not self.alive:
             return
         rows, now = _text(self.order.journal).count("\n"), time.monotonic()
-        with suppress(ProcessLookupError):  # it ended between the look and the kill
+        with suppress(ProcessLookupError):  # it ended just before the kill
             os.kill(self.process.pid, number)
             self._rows_before, self._signalled = rows, now
 
@@ -212,7 +212,7 @@ class Victim:
         code, now = self.process.exitcode, time.monotonic()
         done = _text(self.order.done).split()
         if done and code in (-signal.SIGTERM, -signal.SIGINT):
-            code = int(done[1])  # it was over, and the signal ended what was left of the process
+            code = int(done[1])  # the command was finished, and the signal hit the exiting process
         return End(
             code,
             now - self.began,
@@ -229,7 +229,7 @@ def _text(path: str) -> str:
 
 
 class Victims:
-    """Starts commands that all work under one folder."""
+    """Starts commands that all work in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -242,7 +242,7 @@ class Victims:
         self._count = 0
 
     def start(self, *arguments: str, aim: Aim | None = None, number: int = signal.SIGKILL) -> Victim:
-        """Start ``mrpo ARGUMENTS``; it dies by the signal where it is aimed at a place."""
+        """Start ``mrpo ARGUMENTS``; with an aim, it dies of the signal at that place."""
         self._count += 1
         names = [str(self.records / f"{self._count}.{kind}") for kind in ("said", "journal", "trace", "done")]
         order = Order(arguments, str(self.folder), *names, aim, number, self.environment)
@@ -261,7 +261,7 @@ class Victims:
         return sum(sum(process.cpu_times()[:4]) for process in processes)
 
     def undisturbed(self, *arguments: str) -> End:
-        """Run ``mrpo ARGUMENTS`` to its good end."""
+        """Run ``mrpo ARGUMENTS`` until it succeeds."""
         done = self.start(*arguments).end()
         if done.code != 0:
             raise RuntimeError(f"mrpo {' '.join(arguments)} ended with {done.code}: {done.said[-2000:]}")

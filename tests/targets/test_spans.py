@@ -1,4 +1,4 @@
-"""References mixed over spans: against a plain loop, exact where it must be, and the figures of who decides."""
+"""References mixed over spans: against a plain loop, exact where it must be, and the diagnostics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrpo_pipeline.targets.compute import compute_targets
 from mrpo_pipeline.targets.settings import check_target
 from mrpo_pipeline.targets.spans import PairSpans, SpanCounts, Spans, mix
 
-Side = list[np.ndarray]  # of each completion, its spans: (spans, K)
+Side = list[np.ndarray]  # the spans of each completion: (spans, K)
 
 
 def names_of(count: int) -> list[str]:
@@ -47,7 +47,7 @@ def targets_of(chosen: Side, rejected: Side, parts: int = 1, units: Any = None, 
 
 
 def slow_mixture(aggregate: str, spans: np.ndarray, alpha: np.ndarray, scale: np.ndarray) -> float:
-    """Span by span and reference by reference, each aggregate as it is written in the paper, of numbers that do not underflow."""
+    """Span by span and reference by reference, with the paper's formulas, for numbers that do not underflow."""
     total = []
     for span in spans:
         logps = [float(x) * float(f) for x, f in zip(span, scale, strict=True)]
@@ -126,7 +126,7 @@ def test_geometric_is_the_same_over_spans_to_the_last_bit():
     over_spans = targets_of(*sides, **keys)
     over_completions = targets_of(*sides, **keys, aggregate_over="completion")
     np.testing.assert_array_equal(over_spans.target_chosen, over_completions.target_chosen)
-    # And it is what the loop over spans gives: the sum is linear.
+    # It also equals the loop over spans, since the sum is linear.
     alpha, scale = over_spans.weights, over_spans.clipped_chosen / sums_of(sides[0])
     by_hand = [(one * scale[n] * alpha[n]).sum() for n, one in enumerate(sides[0])]
     np.testing.assert_allclose(over_spans.target_chosen, by_hand, rtol=1e-13)
@@ -175,7 +175,7 @@ def test_scaled_spans_add_up_to_the_clipped_sums_and_the_others_are_not_touched(
     clipped = sums * np.where(random.random((9, 3)) < 0.5, 1.0, 1.1)
     one_hot = np.eye(3)
     for k in range(3):
-        # Against a reference with next to no weight the aggregate is the other one's spans.
+        # If one reference has almost no weight, the aggregate is the other one's spans.
         apart, _ = mix("arithmetic", as_spans(side), sums, clipped, np.tile(one_hot[k], (9, 1)))
         assert apart.tolist() == [0.0] * 9
     alpha = np.full((9, 3), 1 / 3)
@@ -186,14 +186,14 @@ def test_scaled_spans_add_up_to_the_clipped_sums_and_the_others_are_not_touched(
 
 def test_who_decides_is_counted_over_spans():
     """Harmonic, α = ½. Spans of π = (1/2, 1/4): ρ = (1/3, 2/3), 1/Σρ² = 9/5; (1/4, 1/4): 2; 50 nats apart: 1. The mean over four
-    spans, two of them of the first kind, is 1.65; of the four, r1 is the smallest in two, r0 in one, and one is shared."""
+    spans, two of them of the first kind, is 1.65; r1 is the smallest in two of the four, r0 in one, and one is a tie."""
     chosen = [np.log([[1 / 2, 1 / 4], [1 / 4, 1 / 4], [1 / 2, 1 / 4]])]
     rejected = [np.array([[-60.0, -10.0]])]
     report = targets_of(chosen, rejected).diagnostics
     assert report["refs/effective_k"] == pytest.approx((9 / 5 + 2 + 9 / 5 + 1) / 4, abs=1e-12)
     assert report["refs/r0/argmin_share"] == pytest.approx(1.5 / 4)
     assert report["refs/r1/argmin_share"] == pytest.approx(2.5 / 4)
-    assert report["refs/r0/accuracy"] == 1  # of completions, as ever
+    assert report["refs/r0/accuracy"] == 1  # over completions, as always
     arithmetic = targets_of(chosen, rejected, aggregate="arithmetic", weights=[0.2, 0.8]).diagnostics
     # ρ ∝ (0.2·2, 0.8·1) = (1/3, 2/3); (0.2, 0.8): 1/0.68; and 1 in the last.
     assert arithmetic["refs/effective_k"] == pytest.approx((9 / 5 + 1 / 0.68 + 9 / 5 + 1) / 4, abs=1e-12)

@@ -64,7 +64,7 @@ def test_the_window_is_that_of_a_plain_walk_back_and_never_holds_the_pair_itself
             np.mean([adaptive[other] for other in others], axis=0) if others else np.full(references, 1 / references)
         )
         np.testing.assert_allclose(row, expected, rtol=1e-12)
-    # Whatever this pair's own references said, its weights do not know it.
+    # The weights of this pair do not depend on its own references.
     changed = adaptive.copy()
     changed[content == content[pairs[0]]] = random.dirichlet(np.ones(references))
     np.testing.assert_array_equal(sliding_window(changed, seen, pairs[:1], window, content), found[:1])
@@ -157,7 +157,7 @@ def test_thompson_holds_a_reference_for_so_many_steps_and_judges_at_their_end():
 
 
 def test_thompson_draws_as_often_as_the_beta_distributions_have_it():
-    """Beta(9, 1) is nearly always the larger beside Beta(1, 9); two equal ones take turns, in half of 200 steps ± 5.6 σ."""
+    """Beta(9, 1) nearly always exceeds Beta(1, 9); of two equal ones each wins half of 200 steps, ± 5.6 σ."""
     arms = Thompson(2, successes=[8, 0], failures=[0, 8])
     assert [arms.draw(step) for step in range(200)].count(0) >= 198
     even = Thompson(2, successes=[3, 3], failures=[3, 3])
@@ -170,7 +170,7 @@ def test_judging_before_a_draw_and_a_measurement_is_refused():
 
 
 def test_thompson_draws_from_a_generator_of_the_seed_and_step_that_no_version_may_change():
-    """A run that an earlier version began goes on with the same draws."""
+    """A run begun by an earlier version continues with the same draws."""
     arms = Thompson(3, seed=11, successes=[2, 0, 1], failures=[1, 3, 1], prior=0.5)
     expected = [
         np.random.default_rng([29703, 11, step]).beta([2.5, 0.5, 1.5], [1.5, 3.5, 1.5]).argmax() for step in range(30)
@@ -180,13 +180,13 @@ def test_thompson_draws_from_a_generator_of_the_seed_and_step_that_no_version_ma
 
 
 def test_the_oldest_pair_counts_if_the_window_is_not_full_without_it():
-    """Seen 1, 0, 0, 0; pair 0 with a window of 2 looks back over all four, and finds pair 1 alone."""
+    """Seen 1, 0, 0, 0; pair 0 with a window of 2 looks back over all four, and finds only pair 1."""
     found = window_of(rows(0.9, 0.2), [1, 0, 0, 0], [0], 2)
     np.testing.assert_allclose(found, [[0.2, 0.8]], rtol=1e-15)
 
 
 def test_thompson_counts_by_hand():
-    """From 0.5: 0.6 is a rise; 0.6 again a tie, and 0.4 a fall: one success, two failures."""
+    """From 0.5: 0.6 is a rise, 0.6 again is a tie, 0.4 is a fall: one success, two failures."""
     arms = Thompson(1)
     arms.accuracy = 0.5
     for step, accuracy in enumerate((0.6, 0.6, 0.4)):

@@ -1,6 +1,6 @@
-"""Where one line of the targets ends and the next begins: tolerances, defaults, types and messages, one at a time.
+"""Boundaries of the targets: tolerances, defaults, types and messages, one at a time.
 
-What `tests/soak/mutate_targets.py` found to be held by no other test.
+`tests/soak/mutate_targets.py` found that no other test covers these.
 """
 
 import numpy as np
@@ -50,7 +50,7 @@ def test_weights_whose_sum_is_off_by_more_than_a_millionth_are_reported(weights,
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_float32_sums_are_reckoned_with_in_float64(side):
-    """2,000.1 nats are no number of float32: bands and aggregates of it in float32 would be off by 1e−4."""
+    """2,000.1 nats is not a float32: bands and aggregates computed in float32 would be off by 1e−4."""
     random = np.random.default_rng(2)
     sides = [random.normal(-2000.1, 30, (6, 3)).astype(np.float32) for _ in range(2)]
     names = ["a", "b", "c"]
@@ -115,7 +115,7 @@ def test_a_pair_ranked_wrongly_before_and_after_clipping_is_no_flip(trust_region
 
 
 def test_targets_are_not_step_scoped_by_default():
-    """What is not said to be step-scoped has one π̃ for a pair."""
+    """By default a pair has a single π̃."""
     one = np.full((2, 1), -3.0)
     targets = Targets(one, one, one, one[:, 0], one[:, 0] - 1, {}, (), False, None, None)
     assert targets.loss_inputs().reference_rejected.tolist() == [[-4.0], [-4.0]]
@@ -124,14 +124,14 @@ def test_targets_are_not_step_scoped_by_default():
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.5])
 def test_a_pair_whose_references_are_all_certain_shares_the_width_evenly(epsilon):
-    """All log-probs 0: |b_w| + |b_l| = 0 has no shares, so half of the width on each side."""
+    """All log-probs are 0: |b_w| + |b_l| = 0 gives no shares, so each side gets half of the width."""
     zeros = np.zeros((2, 2))
     for width in band_widths(zeros, zeros, "adaptive", epsilon):
         np.testing.assert_array_equal(width, [epsilon / 2] * 2)
 
 
 def test_above_zero_the_bounds_of_a_band_swap_and_the_lower_one_applies():
-    """Anchor 1e−7, ε = 0.5: the ends are 1.5e−7 and 0.5e−7. numpy takes the second one where they cross."""
+    """Anchor 1e−7, ε = 0.5: the ends are 1.5e−7 and 0.5e−7. numpy uses the second one if they cross."""
     clipped, _ = clip_to_anchor(np.array([[1e-7, -1.0]]), np.array([[-1.0, -1.0]]), "fixed", 0.5)
     assert clipped[0].tolist() == [1e-7, 0.5e-7]
 

@@ -1,4 +1,4 @@
-"""The numbers that tell which reference decides."""
+"""The diagnostics that show which reference decides."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def diagnostics(chosen, rejected, names=("base", "other"), **changes):
 
 
 def test_effective_k_is_one_where_one_reference_decides_whatever_the_weights():
-    """50 nats apart: ρ = (1, e^−50), 1/Σρ² = 1; on α alone it would say 2."""
+    """50 nats apart: ρ = (1, e^−50), 1/Σρ² = 1; from α alone it would be 2."""
     report = diagnostics([[-100.0, -50.0]], [[-120.0, -70.0]])
     assert report["refs/effective_k"] == pytest.approx(1, abs=1e-12)
     assert report["refs/base/argmin_share"] == 1
@@ -26,7 +26,7 @@ def test_effective_k_by_hand():
     """α = ½ each. Chosen π = (1/2, 1/4): ρ ∝ (2, 4) = (1/3, 2/3), 1/Σρ² = 9/5. Rejected equal: 2. Mean 1.9."""
     report = diagnostics([np.log([1 / 2, 1 / 4])], [np.log([1 / 4, 1 / 4])])
     assert report["refs/effective_k"] == pytest.approx(1.9, abs=1e-12)
-    assert report["refs/base/argmin_share"] == 0.25  # half of the rejected side's tie
+    assert report["refs/base/argmin_share"] == 0.25  # one half for the tie on the rejected side
     assert report["refs/other/argmin_share"] == 0.75
 
 

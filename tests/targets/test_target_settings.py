@@ -1,4 +1,4 @@
-"""Settings that make no target are refused, naming the key and what is offered."""
+"""Settings without a valid target are refused, with the key and the choices."""
 
 import numpy as np
 import pytest
@@ -258,7 +258,7 @@ def test_by_column_gives_the_reference_of_each_value():
     assert method.by_column(ABC) == ("domain", {"code": "b", "math": "c"}, "a")
     no_other, _ = settings_of(ABC, weights={"column": "domain", "code": "b"})
     assert no_other.by_column(ABC) == ("domain", {"code": "b"}, None)
-    # Asked before it is checked, as a comparison does.
+    # Called before the check, as in a comparison.
     assert settings_of(ABC, weights={"code": "b"})[0].by_column(ABC) == ("", {"code": "b"}, None)
     assert method.by_column(["a"]) is None
     for keys in ({"name": "dpo"}, {"aggregate": "single:b"}, {"weights": "uniform"}):

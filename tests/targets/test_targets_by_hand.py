@@ -1,4 +1,4 @@
-"""Targets against arithmetic worked by hand, step by step, in each docstring."""
+"""Targets against numbers worked by hand, step by step, in each docstring."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_adaptive_weights_are_the_shares_of_the_absolute_margins():
 
 
 def test_adaptive_weights_add_nothing_to_small_margins():
-    """Δ = (2⁻²⁰, 3·2⁻²⁰), about (1e−6, 3e−6): α = (1/4, 3/4), where the authors' code would say (0.4, 0.6)."""
+    """Δ = (2⁻²⁰, 3·2⁻²⁰), about (1e−6, 3e−6): α = (1/4, 3/4); the authors' code would give (0.4, 0.6)."""
     targets = compute_targets([[0.0, 0.0]], [[-(2.0**-20), -3 * 2.0**-20]], *settings(weights="adaptive"))
     assert targets.weights.tolist() == [[0.25, 0.75]]
 
@@ -104,7 +104,7 @@ def test_adaptive_trust_region_takes_the_mean_over_all_three_references():
 
 
 def test_the_whole_path_of_mrpo_at_sequence_sums():
-    """Adaptive weights, adaptive trust region (ε_max 0.1), harmonic; far sums, so that clipping and min show.
+    """Adaptive weights, adaptive trust region (ε_max 0.1), harmonic; sums far apart, so that clipping and minimum have an effect.
 
     Chosen (−100, −140), rejected (−120, −240). Δ = (20, 100): α = (1/6, 5/6).
     b_w = −120, b_l = −180: ε_w = 0.1·120/300 = 0.04, ε_l = 0.06.

@@ -1,4 +1,4 @@
-"""Targets against the formulas evaluated as they are written, on probabilities themselves, with 80 decimal digits.
+"""Targets against the formulas evaluated as written, on the probabilities themselves, with 80 decimal digits.
 
 The oracle has no logsumexp: with enough digits e^−5000 is an ordinary number.
 """
@@ -64,7 +64,7 @@ def oracle(chosen, rejected, *, aggregate, weights, trust_region, epsilon, offic
 
 
 def logps(size, references, seed):
-    """Six pairs round −size: references a nat apart, tens of nats apart, equal sides, one certain reference."""
+    """Six pairs around −size: references a nat apart, tens of nats apart, equal sides, one certain reference."""
     random = np.random.default_rng(seed)
     chosen = -size * (1 + random.uniform(-0.3, 0.3, (6, references)))
     rejected = -size * (1 + random.uniform(-0.3, 0.3, (6, references)))

@@ -1,4 +1,4 @@
-"""What must hold of the targets for any log-probs."""
+"""Properties of the targets for any log-probs."""
 
 import warnings
 
@@ -19,7 +19,7 @@ AGGREGATES = ("harmonic", "geometric", "arithmetic")
 
 @st.composite
 def log_probs(draw, references=None, sides=2):
-    """``sides`` arrays (N, K) of log-probs, from a certain token to a long sequence; equal sides and ties come up."""
+    """``sides`` arrays (N, K) of log-probs, from a certain token to a long sequence, with equal sides and ties."""
     shape = (draw(st.integers(1, 4)), references or draw(st.integers(1, 8)))
     scale = draw(st.sampled_from([1.0, 5.0, 500.0, 5000.0]))
     numbers = st.one_of(st.floats(-2.0, 0.0, allow_subnormal=False), st.sampled_from([-1.0, -0.5]))
@@ -75,7 +75,7 @@ def test_the_order_of_the_references_does_not_matter_to_an_aggregate(case, rando
 @settings(deadline=None)
 @given(log_probs(), st.sampled_from(AGGREGATES), st.randoms())
 def test_the_references_after_the_anchor_may_change_places(sides, aggregate, random):
-    """Weights and clipped log-probs go with their reference; the target stays."""
+    """Weights and clipped log-probs move with their reference; the target is unchanged."""
     references = sides[0].shape[1]
     order = [0, *random.sample(range(1, references), references - 1)]
     here = compute_targets(*sides, *make(references, aggregate=aggregate))
@@ -114,7 +114,7 @@ def test_clipping_stays_in_the_band_and_leaves_values_inside(sides, kind, epsilo
     sizes = [np.abs(side.mean(axis=1)) for side in sides]
     for side, clipped, size in zip(sides, (targets.clipped_chosen, targets.clipped_rejected), sizes, strict=True):
         assert np.array_equal(clipped[:, 0], side[:, 0]), "the anchor is never clipped"
-        # A pair of certain completions on both sides (all log-probs 0) has no size to share the width by; any will do.
+        # A pair whose log-probs are all 0 has no sizes to divide the width by; any division is valid.
         share = 1.0 if kind == "fixed" else size / np.maximum(sizes[0] + sizes[1], 1e-300)
         width = np.broadcast_to(epsilon * share, len(side))
         anchor = side[:, :1]

@@ -1,4 +1,4 @@
-"""Weights from a third split: by hand, and that training pairs have no part in them."""
+"""Weights from a third split: by hand, and independent of the training pairs."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_discrimination_by_hand():
 
 
 def test_accuracy_by_hand():
-    """Δ > 0: base on the first and third pair, other on the third; its tie counts nothing: 2/3 and 1/3."""
+    """Δ > 0: base on the first and third pair, other on the third; its tie does not count: 2/3 and 1/3."""
     result = validation_weights(CHOSEN, REJECTED, *kinds(VAW))
     np.testing.assert_allclose(result.row, [2 / 3, 1 / 3], rtol=1e-15)
 

@@ -1,4 +1,4 @@
-"""The draw: every length has its share, the longest is always there, and the same data give the same draw."""
+"""The sample: every length has its share, the longest is always included, and the same data give the same sample."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from mrpo_pipeline.verify import check_numbers
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-# vLLM never writes prompt log-probs of positions from its prefix cache (0.32: `torch.empty`): they hold whatever the
-# memory held. Read by position here, as by a scorer that trusts the length of the answer.
+# vLLM never writes prompt log-probs of positions from its prefix cache (0.32: `torch.empty`): they contain whatever was in
+# memory. Read by position here, as by a scorer that trusts the length of the answer.
 WITH_PREFIX_CACHE = textwrap.dedent(
     """
     import sys

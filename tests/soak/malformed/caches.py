@@ -1,4 +1,4 @@
-"""Caches that this program did not write: manifests and shards of somebody else, each with a sound checksum."""
+"""Caches that this program did not write: manifests and shards from elsewhere, each with a correct checksum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from malformed.case import Case, Place
 
 COMMANDS = (("audit", "recipe.yaml"), ("train", "recipe.yaml"), ("targets", "recipe.yaml"), ("score-refs", "recipe.yaml"),
             ("plan", "recipe.yaml"), ("cache", "stats", "--cache", "cache"))  # fmt: skip
-# Those that read every number.
+# Commands that read every number.
 READERS = (
     ("audit", "recipe.yaml"),
     ("train", "recipe.yaml"),
@@ -29,7 +29,7 @@ Document = dict[str, Any]
 
 
 class Gotcha:
-    """Unpickled, it would leave a file."""
+    """Unpickling it creates a file."""
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         return open, ("gotcha", "w")
@@ -47,7 +47,7 @@ def cases(seed: int) -> list[Case]:
     for number, (name, change) in enumerate(_shards()):
         command = READERS[number % len(READERS)]
         found.append(Case(f"shard: {name}", _shard(change), command, ("shards/",), number % 15 == 0))
-    for name in ("ids in capitals", "ids that are too short"):  # to whom looks one up it is not there
+    for name in ("ids in capitals", "ids that are too short"):  # for a lookup it does not exist
         at = next(i for i, case in enumerate(found) if case.name == f"shard: {name}")
         found[at] = replace(found[at], command=READERS[3])
     for number, (name, bytes_of) in enumerate(_raw_shards()):
@@ -57,7 +57,7 @@ def cases(seed: int) -> list[Case]:
 
 
 def _manifest(change: Callable[[Document], Any]) -> Callable[[Place], None]:
-    """The manifest of base, changed; bytes and text are written as they stand."""
+    """The manifest of base, changed; bytes and text are written as they are."""
 
     def make(place: Place) -> None:
         path = place.cache() / "base" / "manifest.json"
@@ -165,7 +165,7 @@ def _fingerprints() -> list[tuple[str, Callable[[Document], object]]]:
 
 
 def _shard(change: Callable[[Any], Any]) -> Callable[[Place], None]:
-    """The shard of base as a table, changed and written under its own checksum: whole, and not what it should be."""
+    """The shard of base as a table, changed and written with a correct checksum: intact, but with wrong content."""
 
     def make(place: Place) -> None:
         import pyarrow.parquet as pq
@@ -288,7 +288,7 @@ def _raw_shards() -> list[tuple[str, Callable[[bytes], bytes]]]:
 
 
 def _folders() -> list[Case]:
-    """Folders, links and places."""
+    """Folders, links and locations."""
 
     def cached(change: Callable[[Path], object]) -> Callable[[Place], None]:
         def make(place: Place) -> None:
@@ -375,7 +375,7 @@ def _folders() -> list[Case]:
 
 
 def _swapped(cache: Path) -> None:
-    """Manifests of another model each, as if folders had been renamed."""
+    """Manifests of other models, as if folders had been renamed."""
     path = cache / "base" / "manifest.json"
     document = json.loads(path.read_bytes())
     document["fingerprint"]["weights"] = "sha256:" + "1" * 64
@@ -385,7 +385,7 @@ def _swapped(cache: Path) -> None:
 
 
 def _random(seed: int) -> list[Case]:
-    """Manifests with one mark of their JSON changed, or one letter of the fingerprint."""
+    """Manifests with one punctuation mark of their JSON changed, or one letter of the fingerprint."""
     chance = random.Random(seed)
     found = []
     for number in range(20):
@@ -400,7 +400,7 @@ def _random(seed: int) -> list[Case]:
                 json.loads(broken)
             except ValueError:
                 return broken
-            return text[:cut] + "\x00" + text[cut + 1 :]  # a mark inside a text, where JSON does not mind it
+            return text[:cut] + "\x00" + text[cut + 1 :]  # a mark inside a string, where it stays valid JSON
 
         command = chance.choice(COMMANDS)
         found.append(Case(f"random manifest {number}", _manifest(change), command, ("manifest",)))

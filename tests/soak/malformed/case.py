@@ -1,4 +1,4 @@
-"""One malformed input: what writes its files, and the command that meets them."""
+"""One malformed input: the function that writes its files, and the command that reads them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Place:
-    """Where one case lies.
+    """The folders of one case.
 
     Attributes:
-        world: good files, shared by all cases: ``model``, ``cache``, ``pairs.jsonl``; nothing is changed there.
-        root: the case's own files; nothing but its outputs may change here.
-        here: a folder in it, in which the command runs.
+        world: good files, shared by all cases: ``model``, ``cache``, ``pairs.jsonl``; read-only.
+        root: the case's own files; only outputs may change here.
+        here: the folder in it in which the command runs.
     """
 
     world: Path
@@ -61,7 +61,7 @@ class Place:
         return self.write("recipe.yaml", yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
     def rows(self) -> list[Document]:
-        """The world's pairs, to be changed."""
+        """The world's pairs, for changes."""
         lines = (self.world / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
@@ -77,7 +77,7 @@ class Place:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes everything out: what stands twice would else become an alias, which is refused for itself."""
+    """Writes without aliases: a repeated value would become one, and aliases are refused."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -91,11 +91,11 @@ class Case:
     """One malformed input.
 
     Attributes:
-        name: unlike any other's of its kind.
+        name: unique within its kind.
         make: writes the files.
-        command: what follows ``mrpo``.
-        names: each of these stands in the message: the file, the key, what was found.
-        started: also run as a process of its own, from the start.
+        command: the arguments after ``mrpo``.
+        names: texts that the message must contain: the file, the key, what was found.
+        started: also run as a new process, not forked.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Case:
 
 
 def put(document: Document, dotted: str, value: Any) -> None:
-    """Set a dotted key, and the maps on the way to it."""
+    """Set a dotted key, creating the maps above it."""
     *parents, last = dotted.split(".")
     for parent in parents:
         document = document.setdefault(parent, {})
@@ -114,7 +114,7 @@ def put(document: Document, dotted: str, value: Any) -> None:
 
 
 def without(document: Document, dotted: str) -> Document:
-    """A copy that lacks a dotted key."""
+    """A copy without a dotted key."""
     document = copy.deepcopy(document)
     *parents, last = dotted.split(".")
     place = document
@@ -125,5 +125,5 @@ def without(document: Document, dotted: str) -> Document:
 
 
 def lines(rows: Sequence[Any]) -> str:
-    """JSON lines; strings stand as they are."""
+    """JSON lines; strings are written as they are."""
     return "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)

@@ -1,4 +1,4 @@
-"""Checks of how a command ended that was given malformed input."""
+"""Checks of how a command with malformed input ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from malformed.server import Outcome
 
 SECONDS = 10.0
 ADDED_MB = 1024.0
-LONGEST = 6000  # characters of a message; ten bad rows are told in full
+LONGEST = 6000  # characters of a message; ten bad rows are listed in full
 
 # A message ends with a remedy; `: expected …` is enough if the remedy is to write exactly that.
 REMEDY = re.compile(
@@ -63,7 +63,7 @@ def said(outcome: Outcome, names: tuple[str, ...]) -> list[str]:
     if len(text) > LONGEST:
         found.append(f"{len(text)} characters")
     found += [f"{name!r} is not named" for name in names if name not in text]
-    if text.endswith("╯"):  # typer's, on options: it has its own words
+    if text.endswith("╯"):  # typer's own messages about options
         return found
     if not FOUND.search(text):
         found.append("does not say what was expected")

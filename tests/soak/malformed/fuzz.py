@@ -20,7 +20,7 @@ PIECES = (b"\0", b"\xff", b"\xed\xa0\x80", b'"', b"\\", b"{", b"}", b"[", b"]", 
 
 @dataclass(frozen=True)
 class Parser:
-    """A good input, and what reads it from a file of that name."""
+    """A good input, and the function that reads it from a file of that name."""
 
     name: str
     good: bytes
@@ -125,14 +125,14 @@ def parsers(folder: Path) -> list[Parser]:
 
 
 class _Named:
-    """Stands where a storage is named in a message."""
+    """In place of a storage, for its name in messages."""
 
     def __str__(self) -> str:
         return "cache/base"
 
 
 def run_into(folder: str, seed: str, count: str) -> None:
-    """As ``run``, in a child of the server; what was found is written to ``fuzz.json`` there."""
+    """Like ``run``, in a child of the server; results are written to ``fuzz.json`` in the folder."""
     (Path(folder) / "fuzz.json").write_text(json.dumps(run(Path(folder), int(seed), int(count))), encoding="utf-8")
 
 
@@ -140,7 +140,7 @@ def run(folder: Path, seed: int, count: int) -> list[dict[str, object]]:
     """`count` changed inputs for each parser; what raised anything but a refusal is printed.
 
     Returns:
-        a line a parser: ``parser``, ``inputs``, ``refused``, ``read``, ``faults``.
+        one line per parser: ``parser``, ``inputs``, ``refused``, ``read``, ``faults``.
     """
     from mrpo_pipeline.errors import RunError, UserError
 

@@ -1,4 +1,4 @@
-"""Model folders that hold no usable model, or one that does not fit: detected before a number of theirs is used."""
+"""Model folders without a usable or fitting model: detected before any of their numbers is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHTS = "model/model.safetensors"
 
 
 class Gotcha:
-    """Unpickled, it would leave a file."""
+    """Unpickling it creates a file."""
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         return open, ("gotcha", "w")
@@ -346,7 +346,7 @@ def _weights() -> list[tuple[str, Change, tuple[str, ...]]]:
 
 def _tokenizers() -> list[tuple[str, Change, tuple[str, ...]]]:
     def larger(place: Place, model: Path) -> None:
-        """Ids beyond the model's vocabulary, for every word of the data."""
+        """Ids beyond the model's vocabulary for every word of the data."""
         document = json.loads((model / "tokenizer.json").read_bytes())
         document["model"]["vocab"] = {piece: i + 5000 for piece, i in document["model"]["vocab"].items()}
         for token in document["added_tokens"]:
@@ -512,7 +512,7 @@ def _adapters() -> list[Case]:
 
 
 def _random(seed: int) -> list[Case]:
-    """The safetensors header with one of its marks changed: it is JSON no more."""
+    """The safetensors header with one punctuation mark changed, so that it is not JSON."""
     chance = random.Random(seed)
     found = []
     for number in range(15):

@@ -1,4 +1,4 @@
-"""Names that would leave their folder, or that file systems, terminals and readers handle differently."""
+"""Names that point outside their folder, or that file systems, terminals and readers handle differently."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ REFERENCES: dict[str, str] = {
     "prn": "Prn",
 }  # fmt: skip
 
-# Settings that name places, and what the message names.
+# Settings with paths, and what the message names.
 SETTINGS: dict[str, tuple[str, Any, str, str]] = {
     "cache with a NUL": ("cache", "a\0b", "audit", "cache"),
     "cache that is a file": ("cache", "pairs.jsonl", "audit", "pairs.jsonl"),

@@ -14,7 +14,7 @@ from typing import Any
 
 from malformed.case import Case, Document, Place, lines
 
-# `plan` reads the same rows by another way than the commands that need every one.
+# `plan` reads rows in another way than the commands that need every row.
 READERS = ("audit", "plan", "score-refs", "train", "targets")
 
 USER = [{"role": "user", "content": "Question?"}]
@@ -33,7 +33,7 @@ def _said(role: Any, content: Any, **more: Any) -> Document:
     return {"role": role, "content": content, **more}
 
 
-# A row of JSON (or its text), and what the refusal says besides file and row.
+# A row of JSON (or its text), and what the error contains besides file and row.
 ROWS: dict[str, tuple[Document | str, str]] = {
     "no chosen": (_row(chosen=MISSING), "chosen"),
     "no rejected": (_row(rejected=MISSING), "rejected"),
@@ -122,7 +122,7 @@ ROWS: dict[str, tuple[Document | str, str]] = {
     "scores against ranks": ({"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2], "scores": [0, 1]}, "disagree"),
     "a completion is empty": ({"prompt": "a", "completions": ["b", ""], "ranks": [1, 2]}, "empty completion"),
     "ranked without a prompt": ({"completions": ["b", "c"], "ranks": [1, 2]}, "prompt"),
-    # Rows that are no JSON, or JSON that no strict reader takes.
+    # Rows that are not JSON, or JSON that a strict reader rejects.
     "a number": ("7", "not an object"),
     "a string": ('"hello"', "not an object"),
     "null": ("null", "not an object"),
@@ -160,7 +160,7 @@ ROWS: dict[str, tuple[Document | str, str]] = {
     "a key of 1 MB": ('{"' + "k" * 1_000_000 + '": 1}', "chosen"),
 }  # fmt: skip
 
-# Bytes put behind a good row.
+# Bytes after a good row.
 BYTES: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (b'{"prompt": "a", "chosen": "\xff", "rejected": "c"}\n', "invalid UTF-8"),
     "Latin-1": ('{"prompt": "é", "chosen": "b", "rejected": "c"}\n'.encode("latin-1"), "invalid UTF-8"),
@@ -176,7 +176,7 @@ BYTES: dict[str, tuple[bytes, str]] = {
 
 CHOICE = b'{"prompt": "a", "chosen": "b", "rejected": "c"}'
 
-# A whole file, under a name that says its kind.
+# A complete file, with a name for its kind.
 FILES: dict[str, tuple[str, bytes, str]] = {
     "empty": ("pairs.jsonl", b"", "empty"),
     "blank lines": ("pairs.jsonl", b"\n \n\t\n", "empty"),
@@ -225,7 +225,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "an encrypted Parquet": ("pairs.parquet", b"PARE" + bytes(40) + b"PARE", "pairs.parquet"),
 }  # fmt: skip
 
-# Settings of `pairs:`, and what is named.
+# Settings of `pairs:`, and what the message names.
 SETTINGS: dict[str, tuple[Document, str]] = {
     "no such file": ({"train": "nowhere.jsonl"}, "nowhere.jsonl"),
     "no such folder": ({"train": "no/where/pairs.jsonl"}, "no/where"),
@@ -340,10 +340,10 @@ def _places() -> list[Case]:
 
 
 def _heavy() -> list[Case]:
-    """What is small and becomes large, or is large and holds nothing."""
+    """Small files that expand, and large files without content."""
 
     def bomb(place: Place) -> None:
-        # A gigabyte of zeros in a megabyte; as a member of its own behind a good row.
+        # A gigabyte of zeros in a megabyte; as a separate member after a good row.
         packed = gzip.compress(CHOICE + b"\n")
         stream = io.BytesIO()
         with gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=6) as file:
@@ -461,7 +461,7 @@ def _parquet() -> list[Case]:
 
 
 def _random(seed: int) -> list[Case]:
-    """Good rows with one piece of their text taken out or put in that JSON cannot spare."""
+    """Good rows with a piece of text removed or inserted so that they are invalid JSON."""
     chance = random.Random(seed)
     found = []
     for number in range(30):

@@ -13,7 +13,7 @@ from malformed.case import Case, Place, lines, without
 
 RECIPE = ("audit", "recipe.yaml")
 
-# A key at every level that is near a valid one, and the valid one that the message must offer.
+# A misspelt key at every level, and the valid one that the message must suggest.
 MISSPELT = {
     "pairz": "pairs", "polcy": "policy", "reference": "references", "cachee": "cache", "limit": "limits",
     "score": "scoring", "methods": "method", "train": "training", "outputdir": "output_dir", "compares": "compare",
@@ -33,7 +33,7 @@ MISSPELT = {
     "compare.methods.a.bet": "beta",
 }  # fmt: skip
 
-# Values that a key never takes. The key stands in the message.
+# Invalid values of a key. The message names the key.
 WRONG: dict[str, list[Any]] = {
     "pairs": [7, "pairs.jsonl", [1], None, True],
     "pairs.train": [7, {"a": 1}, [1, 2], True, ""],
@@ -239,7 +239,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(20)
 )
 
-# Command lines, and what is named.
+# Command lines, and what the message names.
 OPTIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "beta is a word": (("train", "recipe.yaml", "--beta", "hot"), "--beta"),
     "beta is nothing": (("train", "recipe.yaml", "--beta"), "--beta"),
@@ -358,7 +358,7 @@ def _missing(key: str) -> Case:
 
 
 def _places() -> list[Case]:
-    """The recipe is no file, or one that must not be read whole."""
+    """The recipe is not a file, or one that must not be read completely."""
 
     def folder(place: Place) -> None:
         (place.here / "recipe.yaml").mkdir()
@@ -424,8 +424,8 @@ def _places() -> list[Case]:
 
 
 def _random(seed: int) -> list[Case]:
-    """Good recipes with one value put in place of a whole part, or with a piece of the text moved: never acceptable, for
-    each has a value of a kind that its key does not take, or text that is not YAML."""
+    """Good recipes with a value in place of a section, or with a piece of the text moved: never valid, since
+    each has a value of the wrong type, or text that is not YAML."""
     chance = random.Random(seed)
     found = []
     parts = ["pairs", "policy", "references", "limits", "scoring", "method", "training", "evaluation", "compare"]

@@ -37,7 +37,7 @@ KINDS = {
     "caches": caches.cases,
 }
 KILLED_AFTER = 20.0
-# If the libraries are imported anew, on a busy machine.
+# Seconds, if the libraries are imported again on a busy machine.
 STARTED_WITHIN = 300.0
 
 
@@ -52,7 +52,7 @@ class Result:
 
 
 def every_case(seed: int) -> list[tuple[str, Case]]:
-    """(kind, case) of all lists. Raises ValueError for two of one name: they would be one case counted twice."""
+    """(kind, case) of all lists. Raises ValueError for two of the same name."""
     found = [(kind, case) for kind, cases in KINDS.items() for case in cases(seed)]
     twice = {f"{kind}/{case.name}" for kind, case in found}
     if len(twice) != len(found):
@@ -117,7 +117,7 @@ def run(cases: Sequence[tuple[str, Case]], folder: Path, *, show: bool = False) 
 
 
 def table(results: Sequence[Result]) -> list[dict[str, object]]:
-    """One line a kind: how many, how many failed, the worst seconds and megabytes."""
+    """One line per kind: how many, how many failed, the worst seconds and megabytes."""
     found: list[dict[str, object]] = []
     for kind in KINDS:
         own = [result for result in results if result.kind == kind]

@@ -1,6 +1,6 @@
-"""Commands run in forked children of a process that has loaded the heavy libraries, and used none of them.
+"""Commands run in forked children of a process that has imported the heavy libraries but not used them.
 
-A child starts as a fresh process would, but for the seconds that the imports take, and has its own memory, time and exit.
+A child starts like a new process, without the seconds for imports, and has its own memory, time and exit.
 This file is also the server's program: it reads one request a line from stdin and answers one line on stdout.
 """
 
@@ -37,10 +37,10 @@ class Outcome:
 
     Attributes:
         code: its exit code; negative where a signal ended it.
-        seconds: from the fork, or the start, to the end, less the time that it waited for a core which others had.
-        cpu: seconds of CPU, its children's among them.
-        added_mb: the most memory it had, less what it began with (pages of libraries that it comes to touch count as added).
-        killed: it went on for longer than it was given.
+        seconds: from the fork or start to the end, less the time that it waited for a busy core.
+        cpu: CPU seconds, including its children's.
+        added_mb: its peak memory less that at the start (newly touched pages of libraries count as added).
+        killed: it ran longer than its limit.
     """
 
     code: int
@@ -56,11 +56,11 @@ class Server:
     """The process that forks; a context manager."""
 
     def __init__(self, home: Path) -> None:
-        """``home``: a folder for what libraries keep, so that nothing of this machine's user is read or written."""
+        """``home``: a folder for the libraries' files, so that the user's are not read or written."""
         self._home = home
 
     def environment(self) -> dict[str, str]:
-        """What a command is run with: no network, a home of its own."""
+        """The environment of a command: no network, its own home."""
         told = {
             "HOME": str(self._home), "HF_HOME": str(self._home / "hf"), "MRPO_HOME": str(self._home / "mrpo"),
             "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": "",
@@ -85,7 +85,7 @@ class Server:
         self._process.wait()
 
     def run(self, arguments: Sequence[str], folder: Path, *, seconds: float) -> Outcome:
-        """Run ``mrpo ARGUMENTS`` in the folder, for at most so many seconds."""
+        """Run ``mrpo ARGUMENTS`` in the folder, for at most this many seconds."""
         return self._ask({"arguments": list(arguments)}, folder, seconds)
 
     def call(self, function: str, *arguments: str, folder: Path, seconds: float) -> Outcome:
@@ -105,7 +105,7 @@ class Server:
 
 
 def start(arguments: Sequence[str], folder: Path, environment: Mapping[str, str], *, seconds: float) -> Outcome:
-    """Run ``mrpo ARGUMENTS`` as a process of its own, from the start."""
+    """Run ``mrpo ARGUMENTS`` as a new process."""
     began = time.monotonic()
     program = [sys.executable, "-m", "mrpo_cli.main", *arguments]
     try:
@@ -122,7 +122,7 @@ def _serve() -> None:
     sys.path.insert(0, str(HERE.parents[1]))
     for name in PRELOADED:
         importlib.import_module(name)
-    # Output that waits in a buffer would be written by each child once more.
+    # Each child would write buffered output again.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in iter(sys.stdin.readline, ""):
@@ -141,12 +141,12 @@ def _serve() -> None:
         }
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-    os._exit(0)  # an interpreter full of libraries takes seconds to end
+    os._exit(0)  # an interpreter with many libraries takes seconds to exit
 
 
 def _await(pid: int, began: float, seconds: float) -> tuple[int, resource.struct_rusage, bool, float]:
-    """Until the child ends, or is killed after so many seconds: its status, its usage, whether it was killed, how long it
-    waited for a core."""
+    """Wait until the child ends, or kill it after this many seconds: its status, its usage, whether it was killed, how long
+    it waited for a core."""
     killed = False
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if not killed and time.monotonic() - began - _waited(pid) > seconds:
@@ -159,7 +159,7 @@ def _await(pid: int, began: float, seconds: float) -> tuple[int, resource.struct
 
 
 def _waited(pid: int) -> float:
-    """Seconds that a process was ready to run, and another had the core; 0 on systems that do not tell."""
+    """Seconds that a process was ready to run while others had the core; 0 on systems that do not report it."""
     try:
         with open(f"/proc/{pid}/schedstat") as file:
             return int(file.read().split()[1]) / 1e9

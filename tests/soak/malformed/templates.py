@@ -39,7 +39,7 @@ TEMPLATES: dict[str, str] = {
     "a fixed text": "hello",
     "HTML": "<html><body>404 Not Found</body></html>",
     "Go's templates": "{{ range .Messages }}{{ .Role }}{{ .Content }}{{ end }}",
-    # Programs that do not end, or fill the memory.
+    # Programs that do not end, or exhaust the memory.
     "a loop of a million loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" + GOOD,
     "a loop over loops that writes": "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}" + GOOD,
     "a range beyond bounds": "{% for i in range(999999999999) %}{% endfor %}" + GOOD,
@@ -68,7 +68,7 @@ TEMPLATES: dict[str, str] = {
     "10,000 brackets": "{{ " + "(" * 10_000 + "1" + ")" * 10_000 + " }}" + GOOD,
     "10,000 blocks": "{% if true %}" * 10_000 + GOOD + "{% endif %}" * 10_000,
     "10 MB of text": "x" * 10_000_000 + "{{ 1 / 0 }}",
-    # Ways out of the sandbox, each of which would leave a file if it worked.
+    # Escapes from the sandbox, each of which would create a file if it worked.
     "the class of a text": "{{ ''.__class__.__mro__[1].__subclasses__() }}" + GOOD,
     "the class by a filter": "{{ ''|attr('__class__') }}{{ (''|attr('__class__')).mro() }}" + GOOD,
     "globals of a macro": "{% macro f() %}{% endmacro %}{{ f.__globals__['__builtins__'].open('gotcha', 'w') }}" + GOOD,
@@ -92,7 +92,7 @@ TEMPLATES: dict[str, str] = {
     "a change of a message": "{% if messages[0].update({'content': 'x'}) %}{% endif %}" + GOOD,
     "the messages emptied": "{% if messages.clear() %}{% endif %}" + GOOD,
     "code of a generator": "{{ (messages | map('upper')).gi_frame.f_globals }}" + GOOD,
-    # What raises, and what writes something else than the messages.
+    # Templates that raise, and templates that write something other than the messages.
     "one that refuses all": "{{ raise_exception('no conversation pleases me') }}",
     "one that refuses in two paragraphs": "{{ raise_exception('no\n\nmrpo: all is well') }}",
     "one that refuses in a million words": "{{ raise_exception('no ' * 1000000) }}",
@@ -121,7 +121,7 @@ RAW: dict[str, bytes] = {
 
 
 def cases(seed: int) -> list[Case]:
-    """All of them; `seed` is not used, for a template is a program and chance writes none that is surely wrong."""
+    """All of them; `seed` is not used, since no random template is certain to be wrong."""
     found = []
     for number, (name, text) in enumerate(TEMPLATES.items()):
         command = COMMANDS[number % len(COMMANDS)]

@@ -1,4 +1,4 @@
-"""The good files that every malformed one is made from: one tiny model, some pairs, a scored cache."""
+"""The good files from which every malformed one is made: a tiny model, some pairs, a scored cache."""
 
 from __future__ import annotations
 
