@@ -74,7 +74,7 @@ bench: setup ## run the benchmarks, about an hour on two idle cores (make bench 
 	@$(BIN)/python benchmarks/run_all.py $(if $(QUICK),--quick)
 
 # On a bare machine nothing is set up and nothing fetched: it measures with what $(PYTHON) has, see benchmarks/README.md.
-gpu: ## measure everything on this machine's GPU, with the packages that are there: one table, eight minutes a stage at most (TINY=1: in small, on the CPU)
+gpu: ## run every GPU measurement with the installed packages: one table, eight minutes a stage at most (TINY=1: tiny models on the CPU)
 	@$(if $(wildcard $(VENV)/ready),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(TINY),--device cpu --tiny)
 
 soak: setup ## kills, flipped bytes, full disks, malformed input, mutants and half an hour of everything at once: some hours (QUICK=1: half an hour)
@@ -83,7 +83,7 @@ soak: setup ## kills, flipped bytes, full disks, malformed input, mutants and ha
 audit-deps: setup ## look locks/cpu.txt up in the databases of known vulnerabilities (needs PyPI)
 	@$(BIN)/python -P -m pip install --quiet pip-audit && $(BIN)/pip-audit --strict --no-deps --disable-pip -r locks/cpu.txt
 
-reproduce: setup ## run a recipe end to end to its report: make reproduce RECIPE=demo | paper (GPU) | FILE.yaml
+reproduce: setup ## run a recipe from scoring to its report: make reproduce RECIPE=demo | paper (GPU) | FILE.yaml
 	@$(BIN)/python -P -m mrpo_pipeline.demo.run "$(RECIPE)"
 
 clean: ## remove what runs and tools left (runs/, caches), not .venv

@@ -65,12 +65,11 @@ class ModelSource(Settings):
     adapter: Name | None = None
     """A LoRA adapter on the model: a folder or a hub name. A policy continues its training."""
     tokenizer: Name | None = None
-    """Where the tokenizer is to be had. Null: from the adapter's folder where it brings one, else from the model."""
+    """A folder or hub name with the tokenizer. Null: the adapter's folder if it has a tokenizer, else the model."""
     template: Name = "auto"
     """The chat template: `auto` (the adapter's or the tokenizer's own, else a plain one), `plain`, or a Jinja file."""
     template_kwargs: dict[str, Any] = Field({})
-    """What the chat template is given beside the messages (`{enable_thinking: false}`). A row's `chat_template_kwargs` override it
-    key by key."""
+    """Further variables of the chat template (`{enable_thinking: false}`). A row's `chat_template_kwargs` override them key by key."""
     dtype: str = "auto"
     """`auto` (the checkpoint's own 16 bits on a GPU that computes in them, else float32), `float32`, `bfloat16` or `float16`."""
     quantization: str | None = None

@@ -36,7 +36,7 @@ _PRECISION = "evaluation would compute in another dtype than training and scorin
 
 
 _COMPILING = (
-    "it would recompile the policy for the lengths of each step, which took minutes a step when measured (on a CPU). Expected false. "
+    "it would recompile the policy for the lengths of each step, which takes minutes per step (measured on a CPU). Expected false. "
     "Take it out."
 )
 
