@@ -1,8 +1,8 @@
 """The runs that currently score into a cache, so that they can share the work.
 
-A run keeps an empty file in the reference's folder ``scoring``. In a local folder its name holds machine and process like a temporary
-file's: that of a dead run is a leftover. In an object store the run writes its file again every so often, and one that was not written
-for some time, by the store's own clock, is of a dead run.
+A run keeps an empty file in the reference's folder ``scoring``. In a local folder its name contains machine and process, like the name
+of a temporary file, so files of dead runs are removed as leftovers. In an object store the run rewrites its file regularly; a file that
+was not rewritten for some time, by the store's clock, belongs to a dead run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mrpo_pipeline.files.atomic import PARTIAL, machine_tag, remove_leftovers, t
 
 ACTIVE = "scoring"
 
-# Seconds between two writes of a run's file in an object store, and without one, after which the run counts as dead.
+# Seconds between two writes of a run's file in an object store; and seconds without a write after which the run counts as dead.
 REFRESH_SECONDS = 30.0
 DEAD_SECONDS = 150.0
 
@@ -71,11 +71,11 @@ def _in_folder(folder: Path) -> Iterator[Others]:
 
 @contextmanager
 def _in_store(storage: ObjectStorage) -> Iterator[Others]:
-    """A file's name begins with the time of its first write, by the store's clock: whoever looks finds the same order."""
+    """A file's name begins with the time of its first write, by the store's clock, so that all runs see the same order."""
     mine = ""
     with suppress(StoreError):
         mine = _announce(storage)
-    if not mine:  # a store that is read in place, or gives no times
+    if not mine:  # a read-only store, or one without write times
         yield list
         return
 
@@ -104,7 +104,7 @@ def _in_store(storage: ObjectStorage) -> Iterator[Others]:
 
 
 def _announce(storage: ObjectStorage) -> str:
-    """Write this run's file; its name, or "" where the store gives no times."""
+    """Write this run's file; returns its name, or "" if the store gives no times."""
     asking = f"{ACTIVE}/{temporary_name()}"
     storage.write(asking, b"")
     now = storage.modified(ACTIVE).get(asking)
@@ -123,7 +123,7 @@ def _refresh(storage: ObjectStorage, mine: str, ended: Event) -> None:
 
 
 def _others(names: list[str], mine: str) -> list[Other]:
-    """The others, of the names of all in the order in which they came."""
+    """The other runs, from the names of all runs in the order in which they started."""
     before = names[: names.index(mine)] if mine in names else names
     return [Other(_readable(name), name in before) for name in names if name != mine]
 

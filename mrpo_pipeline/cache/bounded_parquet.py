@@ -67,7 +67,7 @@ class BoundedParquet:
                 rows += batch.num_rows
                 yield _with_plain_ids(pa.Table.from_batches([batch]))
             expected = self._file.metadata.row_group(group).num_rows
-            if rows != expected:  # a page of a type that Arrow does not know is skipped in silence
+            if rows != expected:  # Arrow silently skips pages of unknown type
                 raise ValueError(f"a row group holds {rows:,} of {expected:,} rows")
 
     def read(self) -> pa.Table:

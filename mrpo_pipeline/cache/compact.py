@@ -18,18 +18,18 @@ from mrpo_pipeline.cache.superseded import Places, shard_keys, superseded_rows
 
 @dataclass(frozen=True)
 class Compacted:
-    """Shards that were joined, and the shards that hold their rows now."""
+    """Numbers of shards that were joined, and of shards that now hold their rows."""
 
     joined: int
     written: int
 
 
 def compact_cache(storage: Storage, manifest: Manifest, rows_per_shard: int = 10_000) -> Compacted:
-    """Write the rows of shards of less than half of ``rows_per_shard`` into shards of that many, then remove those shards.
+    """Join shards with fewer than half of ``rows_per_shard`` rows into shards of ``rows_per_shard`` rows, then remove them.
 
-    Rows that another of these shards supersedes are left out. The cache serves the same completions with the same sums; of a
-    completion that a large shard holds as well, the other of its two rows may serve, which differs by the engine's drift. Killed at any
-    instant, compacting again finishes the work.
+    Rows that another of these shards supersedes are dropped. The cache serves the same completions with the same sums, except that a
+    completion may now be served by its row in a large shard, which differs by the engine's drift. After a kill, compacting again
+    finishes the work.
 
     Raises:
         DamagedError: a small shard is not what was written; nothing is removed then.
@@ -40,7 +40,7 @@ def compact_cache(storage: Storage, manifest: Manifest, rows_per_shard: int = 10
         small = {name: keys for name, keys in every if 0 < len(keys) < rows_per_shard / 2}
     if len(small) < 2:
         return Compacted(0, 0)
-    # Beside large shards nothing is left out: whether those are sound is not looked at here.
+    # No row is dropped because a large shard supersedes it: large shards are not verified here.
     tables = _tables(storage, list(small), superseded_rows(storage, small, manifest))
     written = [
         storage.put(SHARDS, encode_shard(table, manifest.fingerprint)) for table in _batches(tables, rows_per_shard)

@@ -28,7 +28,7 @@ from mrpo_pipeline.cache.shards import (
 )
 from mrpo_pipeline.cache.storage import Storage
 
-# Shards that are read one by one; of so many more, what they cover is stored.
+# Number of shards outside the stored index from which the index is read or rewritten.
 MANY = 64
 
 COVERAGE_SCHEMA: dict[str, pl.DataType] = {
@@ -78,8 +78,10 @@ def shard_coverage(storage: Storage, name: str, manifest: Manifest | None) -> pl
 def opened_shard(
     storage: Storage, name: str, columns: Sequence[str], manifest: Manifest | None
 ) -> Iterator[BoundedParquet]:
-    """These columns of a shard, whose pages and origin are verified; errors of the block that a damaged file causes are reported as
-    such. Arguments and errors as of :func:`shard_coverage`."""
+    """Open columns of a shard, with its pages and origin verified. Errors in the block that a damaged file causes become DamagedError.
+
+    Other arguments and errors as in :func:`shard_coverage`.
+    """
     try:
         with storage.open(name) as source:
             file = BoundedParquet(source, columns, verified=True)
@@ -109,8 +111,8 @@ class Coverage:
     def rows(self, names: Sequence[str] | None = None) -> pl.DataFrame:
         """Every row of the shards: ``completion_id``, ``complete``, ``last`` (bytes), ``length`` (tokens), ``row``, ``shard``.
 
-        A shard is read once, because its name fixes its content; of many, those are read that the stored index does not have. One
-        that another process removed meanwhile is skipped.
+        A shard is read once, because its name fixes its content. Of many shards, only those missing from the stored index are read.
+        Shards that another process removes meanwhile are skipped.
 
         Args:
             names: of the shards; None for all.
@@ -127,7 +129,7 @@ class Coverage:
 
     def _add(self, fresh: Sequence[str]) -> None:
         manifest = self._manifest()
-        # Taken before the shards are read: one that is changed meanwhile is then read again.
+        # Taken before the shards are read, so that a shard changed meanwhile is read again by the next run.
         stamps = self._storage.stamps(SHARDS) if self._are_many(len(fresh)) else {}
         found, rows = load_index(self._storage, {name: stamps[name] for name in fresh if name in stamps}, manifest)
         parts = [self._rows, rows]
@@ -145,7 +147,7 @@ class Coverage:
             self._stored = len(self._names)
 
     def _are_many(self, fresh: int) -> bool:
-        """Whether so many shards more than those in the stored index are worth a look at it, or another one."""
+        """Whether enough shards are missing from the stored index to read it, or to write a new one."""
         return len(self._names) + fresh - self._stored >= max(MANY, self._stored // 4)
 
     def _read(self, name: str, manifest: Manifest | None) -> pl.DataFrame | None:
@@ -155,14 +157,14 @@ class Coverage:
             return None
 
     def serving(self, wanted: pl.DataFrame, names: Sequence[str] | None = None) -> pl.DataFrame:
-        """``wanted`` with ``complete``, ``last``, ``row``, ``shard`` of the row that serves it, null where there is none.
+        """``wanted`` with ``complete``, ``last``, ``row``, ``shard`` of the row that serves it, null if there is none.
 
         Args:
             wanted: with ``completion_id`` and ``cut`` (int64, bytes; null for none).
             names: of the shards; None for all.
         """
         rows = self.rows(names)
-        if wanted.height < rows.height // 2:  # the rows of what is not asked for need no comparing
+        if wanted.height < rows.height // 2:  # compare only rows of wanted completions
             rows = rows.join(wanted.select("completion_id"), on="completion_id", how="semi")
         best = best_rows(rows)
         joined = wanted.join(best, on="completion_id", how="left", maintain_order="left")

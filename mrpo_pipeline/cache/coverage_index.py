@@ -1,7 +1,7 @@
-"""What all shards cover, in one derived file beside the sums: a cache of thousands of shards opens by one read.
+"""The coverage of all shards in one derived file beside the sums, so that a cache of thousands of shards opens with one read.
 
 The file's name holds a digest of the manifest's fingerprint and the SHA-256 of its bytes. For each shard it has the size and times of
-its file when it was read: a shard whose file was changed, or replaced, since then is read again.
+its file when it was read; a shard whose file was changed or replaced since then is read again.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from mrpo_pipeline.cache.storage import Storage, StoreError
 
 INDEX = "coverage"
 
-# Part of every key: bump it when the coverage of a shard is read differently.
+# Part of every key: increase it when the coverage of a shard is read differently.
 _METHOD = "1"
 _SHARDS = b"mrpo.shards"
 _COLUMNS = ("id", "complete", "last", "length")
 
 
 def index_prefix(manifest: Manifest | None) -> str:
-    """How the names of the index files of this manifest begin."""
+    """Prefix of the names of this manifest's index files."""
     return f"{_METHOD}-{'' if manifest is None else manifest.fingerprint_hash[:32]}-"
 
 
 def load_index(storage: Storage, stamps: Mapping[str, str], manifest: Manifest | None) -> tuple[set[str], pl.DataFrame]:
-    """The shards whose files are as they were when they were read, and their coverage.
+    """The shards whose files are unchanged since they were indexed, and their coverage.
 
     Args:
-        stamps: the shards that are asked for, with their stamps now (see ``Storage.stamps``).
+        stamps: the requested shards with their current stamps (see ``Storage.stamps``).
     """
     for table in derived_tables(storage, INDEX, index_prefix(manifest), _COLUMNS) if stamps else ():
         try:
@@ -46,11 +46,11 @@ def load_index(storage: Storage, stamps: Mapping[str, str], manifest: Manifest |
 
 
 def store_index(storage: Storage, rows: pl.DataFrame, stamps: Mapping[str, str], manifest: Manifest | None) -> None:
-    """Store the coverage for the next run, in place of what was stored before; nothing where the storage takes no files.
+    """Store the coverage for the next run in place of the earlier index, if the storage is writable.
 
     Args:
-        rows: in ``COVERAGE_SCHEMA``; those of a shard in a row, in its order.
-        stamps: of their shards, taken before these were read.
+        rows: in ``COVERAGE_SCHEMA``; the rows of a shard are consecutive and in its order.
+        stamps: of their shards, taken before the shards were read.
     """
     if not storage.can_write():
         return
@@ -63,12 +63,12 @@ def store_index(storage: Storage, rows: pl.DataFrame, stamps: Mapping[str, str],
         try:
             if other != name:
                 storage.delete(other)
-        except (OSError, StoreError):  # pruned another time
+        except (OSError, StoreError):  # pruned later
             return
 
 
 def _pack(rows: pl.DataFrame, stamps: Mapping[str, str]) -> pa.Buffer | None:
-    """The bytes of a file; None for completion ids that are no hex digits, which only a damaged shard has."""
+    """The bytes of an index file; None for completion ids that are not hex digits, which only a damaged shard has."""
     ids = rows["completion_id"].str.decode("hex", strict=False)
     if ids.null_count() or not ids.bin.encode("hex").equals(rows["completion_id"]):
         return None
@@ -90,7 +90,7 @@ def _pack(rows: pl.DataFrame, stamps: Mapping[str, str]) -> pa.Buffer | None:
 
 
 def _unpack(table: pa.Table, stamps: Mapping[str, str]) -> tuple[set[str], pl.DataFrame]:
-    """The shards whose stamps are the same, and their rows."""
+    """The shards with unchanged stamps, and their rows."""
     shards = json.loads(table.schema.metadata[_SHARDS])
     names = [str(name) for name, _, _ in shards]
     counts = np.array([count for _, _, count in shards], np.int64)

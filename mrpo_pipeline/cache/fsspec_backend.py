@@ -36,7 +36,7 @@ READ_ONLY = ("hf",)
 # S3's limit of one PUT; s3fs splits files of twice its chunk size or more.
 LARGEST_PUT = 5 * 2**30
 
-# Codes of a bucket or data set that is not there.
+# Codes of a bucket or data set that does not exist.
 NO_PLACE = ("NoSuchBucket", "RepositoryNotFound")
 
 _CREDENTIALS = ("Credential", "NoAuthToken", "TokenRetrieval", "SSO", "Login", "ProfileNotFound")
@@ -98,7 +98,7 @@ def connect(url: str) -> tuple[Any, str]:
         options |= _s3_options()
     filesystem, path = url_to_fs(url, **options)
     if STORES[urlsplit(url).scheme][0] == "s3fs":
-        filesystem.retries = 2  # besides botocore's own: repeat a response that broke off
+        filesystem.retries = 2  # in addition to botocore's own: for interrupted responses
     return filesystem, path
 
 
@@ -115,7 +115,7 @@ def _s3_options() -> dict[str, Any]:
         configured |= conf.get(protocol, {}).get("config_kwargs", {})
     config: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 15}
     if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
-        # Waits of up to 1, 2 and 4 seconds: enough for a busy store, and a quick end where none answers.
+        # Waits of up to 1, 2 and 4 seconds: enough for a busy store, and a quick failure if none answers.
         config["retries"] = {"mode": "standard", "total_max_attempts": 4}
     # One request per file: shards are small, and several are read at once.
     return {"max_concurrency": 1, "config_kwargs": config | configured}
@@ -145,7 +145,7 @@ def store_errors(url: str) -> Iterator[None]:
 
 
 def error_code(error: BaseException | None) -> str:
-    """The store's error code, such as ``AccessDenied``, or of the hub the status; empty where there is none."""
+    """The store's error code, such as ``AccessDenied``, or the hub's HTTP status; empty if there is none."""
     for one in _chain(error):
         response = getattr(one, "response", None)
         if isinstance(response, dict) and isinstance(response.get("Error"), dict):
@@ -203,6 +203,6 @@ def _explained(url: str, error: BaseException) -> StoreError:
 
 
 def _short_text(error: BaseException) -> str:
-    """The message in one line; of an address only the host, because the rest may hold signatures or a password."""
+    """The message on one line, with addresses reduced to the host, because the rest may hold signatures or a password."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"(https?://)(?:[^/\s\"]*@)?([^/\s\"?]+)[^\s\"]*", r"\1\2", text)[:300]

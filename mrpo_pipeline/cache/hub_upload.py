@@ -1,4 +1,4 @@
-"""Files on their way to a data set of the Hugging Face hub: they go up one by one, and show in one commit."""
+"""Upload files to a data set of the Hugging Face hub one by one, and publish them in one commit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _DATASET = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 
 
 class HubUpload:
-    """The files of one commit to a data set, which is made where there is none.
+    """The files of one commit to a data set, which is created if it does not exist.
 
-    A large file goes up as it comes and leaves memory; one that the hub holds by its SHA-256 is not sent again, so that an
-    upload that was killed resumes. Credentials come from the environment or `hf auth login`.
+    A large file is uploaded when it is added, and then freed from memory. A file whose SHA-256 the hub already has is not sent
+    again, so a killed upload resumes. Credentials come from the environment or `hf auth login`.
 
     Raises:
         UserError: the URL names no data set.
@@ -39,7 +39,7 @@ class HubUpload:
         self._operations: list[Any] = []
         with store_errors(self.url):
             self._api.create_repo(**self._repo, private=private or None, exist_ok=True)
-            connect(self.url)[0].invalidate_cache()  # it remembers what was not there a moment ago
+            connect(self.url)[0].invalidate_cache()  # it may have cached that the data set does not exist
 
     def add(self, path: str, data: bytes) -> None:
         from huggingface_hub import CommitOperationAdd
@@ -50,13 +50,13 @@ class HubUpload:
         self._operations.append(addition)
 
     def remove(self, path: str) -> None:
-        """Remove a file that the data set holds, with the commit."""
+        """Delete a file of the data set with the commit."""
         from huggingface_hub import CommitOperationDelete
 
         self._operations.append(CommitOperationDelete(path_in_repo=path))
 
     def commit(self, message: str) -> None:
-        """Show all files at once. Raises StoreError."""
+        """Publish all files at once. Raises StoreError."""
         with store_errors(self.url):
             self._api.create_commit(
                 operations=self._operations, commit_message=message, revision=self._revision, **self._repo
@@ -64,7 +64,7 @@ class HubUpload:
 
 
 class UploadStorage(ObjectStorage):
-    """A folder's files in an upload: what the data set holds can be read, what is put or deleted shows with the commit."""
+    """A folder of an upload: files of the data set can be read; files that are put or deleted change with the commit."""
 
     def __init__(self, upload: HubUpload, folder: str) -> None:
         super().__init__(f"{upload.url}/{folder}".rstrip("/"))

@@ -50,7 +50,7 @@ class LocalStorage:
         return sorted(f"{folder}/{name}" for name in names if name.endswith(suffix) and not name.startswith("."))
 
     def stamps(self, folder: str) -> dict[str, str]:
-        """Name → size, inode and times of each complete Parquet file in the folder. No program can set the time of a change."""
+        """Name → size, inode and times of each complete Parquet file in the folder. Programs can't set the change time."""
         found = {}
         for name in self.list(folder):
             with suppress(FileNotFoundError):  # another process removed it
@@ -132,7 +132,7 @@ class LocalStorage:
         (self.root / name).unlink(missing_ok=True)
 
     def move(self, name: str, folder: str) -> str:
-        """Move the file to another folder of the reference; its new name."""
+        """Move the file to another folder of the reference; returns its new name."""
         moved = f"{folder}/{name.rpartition('/')[2]}"
         (self.root / folder).mkdir(exist_ok=True)
         os.replace(self.root / name, self.root / moved)
@@ -148,7 +148,7 @@ class LocalStorage:
         return os.access(folder, os.W_OK | os.X_OK)
 
     def clear_leftovers(self, folder: str = ".") -> int:
-        """Remove temporary files of dead processes, and very old ones; the number removed."""
+        """Remove temporary files of dead processes, and very old ones; returns their number."""
         where = self.root / folder
         return remove_leftovers(where) if where.is_dir() else 0
 

@@ -22,7 +22,7 @@ TEMPORARY_FOLDERS = (".", SHARDS, SUMS, SPANS, INDEX, UNFIT, ACTIVE)
 
 @dataclass(frozen=True)
 class ShardReport:
-    """The verification of one file, a shard or a record of unscorable completions; ``problem`` is None where it is sound.
+    """The verification of one file, a shard or a record of unscorable completions; ``problem`` is None if it is intact.
 
     ``unread``: the system did not allow reading it, so its state is unknown and nothing can be repaired.
     """
@@ -73,7 +73,7 @@ def verify_shards(storage: Storage, manifest: Manifest | None) -> Iterator[Shard
 
 
 def prune_cache(storage: Storage, coverage: Coverage, manifest: Manifest | None) -> Pruned:
-    """Remove leftovers of dead processes, outdated or damaged sums and spans, and shards whose every row is superseded by another's.
+    """Remove leftovers of dead processes, outdated or damaged sums and spans, and shards all of whose rows other shards supersede.
 
     Damaged shards neither supersede others nor are removed: ``verify`` reports them.
     """
@@ -100,6 +100,6 @@ def prune_cache(storage: Storage, coverage: Coverage, manifest: Manifest | None)
 
 
 def _stale(storage: Storage, folder: str, current: str, sound: Callable[[str], bool]) -> list[str]:
-    """The derived files of a folder that are of other shards, or are not what was written."""
+    """The derived files of a folder that belong to other shards, or are damaged."""
     names = [path.removeprefix(f"{folder}/") for path in storage.list(folder)]
     return [f"{folder}/{name}" for name in names if not name.startswith(current) or not sound(name)]

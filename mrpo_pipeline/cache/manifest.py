@@ -32,7 +32,7 @@ class Manifest:
         recorded: engine, versions, machine and time; informative, not compared.
         card: how the cache was published (`token_ids: withheld`); not compared.
         format: version of the cache's layout.
-        edited: whether the file is not what was written, though its fingerprint is.
+        edited: whether the file was changed since it was written, except for its fingerprint.
     """
 
     reference: str
@@ -86,7 +86,7 @@ class Manifest:
             fingerprint = document["fingerprint"]
             if version != FORMAT or not all(isinstance(value, str) for value in fingerprint.values()):
                 raise ValueError("a field has the wrong type")
-            # Earlier versions wrote none. What is compared with nothing may be edited here, but not be taken over from elsewhere.
+            # Earlier versions wrote no digest. Only the fingerprint is compared, so an edited manifest can be used; it is not copied.
             edited = document.pop("digest", None) not in (None, _digest(document))
             manifest = cls(
                 str(document["reference"]),
@@ -150,8 +150,8 @@ def fixed_fields(fingerprint: Mapping[str, str | None]) -> dict[str, str]:
     """The fingerprint without fields that do not apply.
 
     Raises:
-        UserError: where neither a hash nor a revision of the weights is known, or another field is not: such log-probs could not be
-            told apart later.
+        UserError: if neither a hash nor a revision of the weights is known, or another field is unknown: log-probs of different
+            models could not be distinguished later.
     """
     known = {name: value for name, value in fingerprint.items() if value is not None}
     stood_in = {content for stand_in, content in STAND_INS.items() if stand_in in known}

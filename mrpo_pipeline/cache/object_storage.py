@@ -159,7 +159,7 @@ class ObjectStorage:
             filesystem.rm_file(f"{root}/{name}")
 
     def move(self, name: str, folder: str) -> str:
-        """Move the file to another folder of the reference, by a copy within the store; its new name."""
+        """Move the file to another folder of the reference, by a copy within the store; returns its new name."""
         self._require_writable()
         moved = f"{folder}/{name.rpartition('/')[2]}"
         with store_errors(self.url):
@@ -169,7 +169,7 @@ class ObjectStorage:
         return moved
 
     def can_write(self) -> bool:
-        """Whether the store takes single files; whether this user may write, only a PUT shows."""
+        """Whether the store supports writing single files; only a PUT shows whether this user may write."""
         return urlsplit(self.url).scheme not in READ_ONLY
 
     def _require_writable(self) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 FIELD = "probe"
-"""Its field in a fingerprint, compared within its tolerance and not as text."""
+"""The probe's field in a fingerprint, compared within its tolerance instead of as text."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Token ids and log-probs (nats) of some completions, and the largest mean difference per token of the same model (nats)."""
+    """Token ids and log-probs (nats) of fixed texts, and the mean difference (nats per token) within which it is the same model."""
 
     token_ids: Sequence[Sequence[int]]
     logps: Sequence[Sequence[float]]
@@ -23,7 +23,7 @@ class Probe:
 
     @classmethod
     def of(cls, token_ids: Iterable[Any], logps: Iterable[Any], tolerance: float) -> Probe:
-        """From arrays; log-probs are rounded to 1e-5."""
+        """Make a probe from arrays; log-probs are rounded to 1e-5."""
         ids = [[int(one) for one in text] for text in token_ids]
         return cls(ids, [[round(float(one), 5) for one in text] for text in logps], tolerance)
 
@@ -43,7 +43,7 @@ class Probe:
 
 
 def difference(recorded: str, found: str) -> tuple[str, str] | None:
-    """The difference of two probes, a text for each; None where they are of one model by the first one's tolerance."""
+    """The difference of two probes, a text for each; None if they are of the same model by the first one's tolerance."""
     if recorded == found:
         return None
     try:

@@ -46,7 +46,7 @@ from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.targets.spans import Spans
 from mrpo_pipeline.terminal import one_line
 
-# Folders of a cache that are copied with it, and the suffix of their files; derived files are made again.
+# Folders that are copied with a cache, and the suffix of their files; derived files are rebuilt.
 TRAVELS = {SHARDS: ".parquet", UNFIT: ".parquet", CHECKS: ".json"}
 
 
@@ -83,7 +83,7 @@ class ReferenceCache:
         return str(self.storage)
 
     def files(self) -> int:
-        """The number of files that are copied with it (see ``transfer``)."""
+        """The number of files that are copied with the cache (see ``transfer``)."""
         return sum(len(self.storage.list(folder, suffix)) for folder, suffix in TRAVELS.items())
 
     # Manifest.
@@ -120,7 +120,7 @@ class ReferenceCache:
         return Manifest.from_bytes(data, f"{self.storage}/{MANIFEST}")
 
     def check(self, expected: Mapping[str, str | None]) -> None:
-        """Compare the manifest's fingerprint with this one; passes where nothing is scored yet.
+        """Compare the manifest's fingerprint with ``expected``; passes if nothing is scored yet.
 
         Fields that are None in ``expected`` (unknown, or left to the cache) are not compared.
 
@@ -303,7 +303,7 @@ class ReferenceCache:
         Args:
             rows_per_shard: maximum rows of a shard.
             seconds: maximum age of an unwritten row.
-            confirm: called before each shard; raises where the rows in hand may not be the reference's, and are not to be written.
+            confirm: called before each shard is written; raises if its rows may come from another model.
         """
         opened = self._existing_manifest()
 
@@ -356,7 +356,7 @@ class ReferenceCache:
                 self.storage.clear_leftovers(folder)
 
     def set_aside(self, names: Sequence[str]) -> list[str]:
-        """Move damaged files to the reference's folder ``damaged``; their new names. Their completions count as missing.
+        """Move damaged files to the reference's folder ``damaged``; returns their new names. Their completions count as missing.
 
         Args:
             names: of ``verify``'s reports.

@@ -29,12 +29,12 @@ log = logging.getLogger("mrpo")
 
 SUMS = "sums"
 
-# References with a message that their sums can't be stored.
+# References for which it was logged that their sums can't be stored.
 _not_stored: set[str] = set()
 
 _NO_CUT = np.iinfo(np.int64).max
 
-# Part of every key: bump it when sums are computed differently.
+# Part of every key: increase it when sums are computed differently.
 _METHOD = "mrpo sums 1"
 
 Ints = npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ def wanted_key(distinct: pl.DataFrame) -> str:
 
 
 def load_sums(storage: Storage, prefix: str) -> pl.DataFrame | None:
-    """The derived file of that prefix, if there is a sound one."""
+    """The sums in the derived file with this prefix; None if there is no intact one."""
     for table in derived_tables(storage, SUMS, prefix, list(SUMS_SCHEMA)):
         frame = cast(pl.DataFrame, pl.from_arrow(table))
         if frame.schema == SUMS_SCHEMA:
@@ -70,7 +70,7 @@ def load_sums(storage: Storage, prefix: str) -> pl.DataFrame | None:
 
 
 def derived_tables(storage: Storage, folder: str, prefix: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The sound derived files of that prefix."""
+    """The tables of the intact derived files with this prefix."""
     for name in storage.list(folder):
         if not name.startswith(f"{folder}/{prefix}"):
             continue
@@ -85,7 +85,7 @@ def derived_tables(storage: Storage, folder: str, prefix: str, columns: Sequence
 
 
 def is_sound(storage: Storage, folder: str, name: str) -> bool:
-    """Whether a derived file is what was written."""
+    """Whether a derived file has the checksum in its name."""
     try:
         read_checked(storage, f"{folder}/{name}")
     except (DamagedError, FileNotFoundError):
@@ -99,7 +99,7 @@ def store_sums(storage: Storage, prefix: str, sums: pl.DataFrame) -> None:
 
 
 def keep_derived(storage: Storage, folder: str, prefix: str, data: pa.Buffer) -> str | None:
-    """Write a derived file, and give its name; a cache that can't be written to is reported once."""
+    """Write a derived file and return its name; None if it can't be written, which is logged once per reference."""
     try:
         storage.clear_leftovers(folder)
         return storage.put(folder, data, prefix=prefix)
@@ -120,7 +120,7 @@ def build_sums(storage: Storage, serving: pl.DataFrame) -> pl.DataFrame:
         serving: ``completion_id``, ``cut`` and the serving row's ``shard`` and ``row``, as ``Coverage.serving`` gives them.
 
     Returns:
-        ``completion_id``, ``cut``, ``logps`` (nats) and ``tokens``, null in the rows that nothing serves.
+        ``completion_id``, ``cut``, ``logps`` (nats) and ``tokens``, null for completions that are not cached.
 
     Raises:
         DamagedError: for a shard that is not what was written.
@@ -154,9 +154,9 @@ class Counted:
     logps: npt.NDArray[np.float32]
     """(T,) nats."""
     byte_ends: npt.NDArray[np.int32]
-    """(T,)."""
+    """(T,) end of each token in the completion's bytes."""
     counts: npt.NDArray[np.bool_]
-    """(T,)."""
+    """(T,) whether each token counts."""
     ends_turn: npt.NDArray[np.bool_]
     """(T,) the end-of-turn tokens."""
     rows: int
@@ -168,12 +168,11 @@ class Counted:
 
 
 def each_serving_row(storage: Storage, serving: pl.DataFrame, use: Callable[[Ints, Counted], None]) -> None:
-    """Read the serving rows from verified shards and pass on their tokens, some thousand rows at a time and from several
-    threads.
+    """Read the serving rows from verified shards in several threads, and pass their tokens to ``use``, some thousand rows at a time.
 
     Args:
         serving: as for :func:`build_sums`.
-        use: takes the places in ``serving`` of N rows, (N,), and their tokens.
+        use: takes the indices of N rows in ``serving``, (N,), and their tokens.
 
     Raises:
         DamagedError: for a shard that is not what was written.
@@ -209,15 +208,16 @@ def each_serving_row(storage: Storage, serving: pl.DataFrame, use: Callable[[Int
 
 
 def _counted(group: Rows, places: Ints, cuts: Ints, is_uncut: npt.NDArray[np.bool_]) -> Counted:
-    """
+    """The tokens of N rows of the group.
+
     Args:
-        places: (N,) rows of the group, one for each cut.
-        cuts: (N,) bytes, the largest number for none. is_uncut: (N,) where there is none.
+        places: (N,) indices of the rows in the group, one for each cut.
+        cuts: (N,) bytes; the largest integer for no cut. is_uncut: (N,) whether there is none.
     """
     lengths = np.diff(group.offsets)[places]
     segment = np.repeat(np.arange(len(places)), lengths)  # (T,)
     starts = np.cumsum(lengths) - lengths
-    token = np.arange(len(segment)) + (group.offsets[places] - starts)[segment]  # (T,) its place in the group
+    token = np.arange(len(segment)) + (group.offsets[places] - starts)[segment]  # (T,) index in the group
     cut = cuts[segment]
     ends_turn = np.zeros(len(segment), np.bool_)
     ends_turn[(starts + lengths - 1)[group.complete[places]]] = True

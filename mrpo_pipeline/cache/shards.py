@@ -169,7 +169,7 @@ def _rows(table: pa.Table, first: int) -> Rows:
     if (np.diff(rows.offsets) == 0).any():
         raise ValueError("a row has no tokens")
     falls = np.diff(rows.byte_ends) < 0
-    falls[rows.offsets[1:-1] - 1] = False  # from one row to the next the byte ends start again
+    falls[rows.offsets[1:-1] - 1] = False  # byte ends start again with each row
     if falls.any() or (rows.byte_ends < 0).any():
         raise ValueError("the byte ends of a row decrease")
     if (rows.token_ids < 0).any() or (rows.prompt_tokens < 0).any():

@@ -1,4 +1,4 @@
-"""Log-probs of several references per span: between the byte ends that all of them have.
+"""Log-probs of several references per span, between the byte ends that all of them share.
 
 Stored in a derived file beside the first reference's sums. Its name holds a digest of that reference's shards, a digest of all
 references' shards and of the request, and the SHA-256 of its bytes.
@@ -23,7 +23,7 @@ from mrpo_pipeline.targets.spans import Spans
 
 SPANS = "spans"
 
-# Part of every key: bump it when spans are computed differently.
+# Part of every key: increase it when spans are computed differently.
 _METHOD = "mrpo spans 1"
 
 # Positions after every byte of a completion: for tokens that count after the last shared byte end, and for the end-of-turn token.
@@ -37,9 +37,9 @@ class CountedTokens:
     """The tokens of M completions that count, T in all."""
 
     lengths: Ints
-    """(M,)."""
+    """(M,) number of tokens of each completion."""
     ends: npt.NDArray[np.int32]
-    """(T,) byte ends; the end-of-turn token has one of its own after all others."""
+    """(T,) byte ends; that of an end-of-turn token is larger than all others."""
     logps: npt.NDArray[np.float32]
     """(T,) nats."""
 
@@ -50,7 +50,7 @@ def spans_key(shards: Sequence[str], wanted: str) -> str:
 
 
 def counted_tokens(storage: Storage, serving: pl.DataFrame) -> CountedTokens:
-    """The tokens that count of the rows of ``serving`` (see ``build_sums``), in its order."""
+    """The tokens that count in the rows of ``serving`` (see ``build_sums``), in its order."""
     found: list[tuple[Ints, Ints, npt.NDArray[np.int32], npt.NDArray[np.float32]]] = []
     lengths = np.zeros(serving.height, np.int64)
     lock = Lock()
@@ -73,7 +73,7 @@ def counted_tokens(storage: Storage, serving: pl.DataFrame) -> CountedTokens:
 
 
 def build_spans(tokens: Sequence[CountedTokens]) -> Spans:
-    """The log-probs of M completions by K references between the byte ends that all of them have, up to the cut.
+    """The log-probs of M completions by K references between the byte ends that all of them share, up to the cut.
 
     Tokens that end at a shared byte end belong to the span that it closes (there may be several, as those of one emoji). Tokens after the
     last shared end form a span, and so does the end-of-turn token.
@@ -112,11 +112,11 @@ def _distinct(ascending: Ints) -> Ints:
     return distinct
 
 
-# Two ascending arrays are merged by a stable sort of the two in a row, which treats each as a run: five times as fast as a search.
+# Two ascending arrays are merged by a stable sort of their concatenation, which treats each as a run: five times as fast as a search.
 
 
 def _is_in(distinct: Ints, ascending: Ints) -> npt.NDArray[np.bool_]:
-    """(N,) which of the distinct values are in the others; both ascending."""
+    """(N,) which of the N distinct values are in ``ascending``; both are sorted."""
     both = np.concatenate([ascending, distinct])
     order = np.argsort(both, kind="stable")
     again = np.diff(both[order], prepend=-1) == 0
@@ -125,7 +125,7 @@ def _is_in(distinct: Ints, ascending: Ints) -> npt.NDArray[np.bool_]:
 
 
 def _place_in(distinct: Ints, ascending: Ints) -> Ints:
-    """(N,) the place in ``distinct`` of the first value that is not below each of the others; both ascending."""
+    """(N,) for each of the N values of ``ascending``, the index of the first value of ``distinct`` not below it; both are sorted."""
     order = np.argsort(np.concatenate([ascending, distinct]), kind="stable")
     is_value = order < len(ascending)
     places: Ints = np.cumsum(~is_value, dtype=np.int64)[is_value]
@@ -133,7 +133,7 @@ def _place_in(distinct: Ints, ascending: Ints) -> Ints:
 
 
 def load_spans(storage: Storage, prefix: str, references: int, completions: int) -> Spans | None:
-    """The derived file of that prefix, if there is a sound one."""
+    """The spans in the derived file with this prefix; None if there is no intact one."""
     names = _columns(references)
     for table in derived_tables(storage, SPANS, prefix, names):
         first, *logps = (table.column(name).to_numpy() for name in names)

@@ -1,4 +1,4 @@
-"""What a cache holds, counted shard by shard."""
+"""Statistics of a cache, counted shard by shard."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def cache_stats(storage: Storage, manifest: Manifest | None, unfit: int) -> Cach
 
 
 def _sums(storage: Storage, name: str, manifest: Manifest | None, superseded: Places) -> tuple[_Sums, Keys]:
-    """The sums of a shard over its rows but the superseded ones, and the keys of all its rows."""
+    """The sums of a shard over its rows except the superseded ones, and the keys of all its rows."""
     sums, keys = _Sums(), [np.empty(0, np.uint64)]
     for group in read_rows(storage, name, read_checked(storage, name), manifest):
         if not len(group):

@@ -1,4 +1,4 @@
-"""The storage interface of the cache: operations on files that are complete or not there.
+"""The storage interface of the cache: operations on files that are complete or absent.
 
 Implemented by a folder (``LocalStorage``) and an object store (``ObjectStorage``). Names are relative to the reference's folder, with
 ``/`` between folder and file.
@@ -42,7 +42,7 @@ class Storage(Protocol):
         """Sorted names of the complete files in the folder; none for a missing folder."""
 
     def stamps(self, folder: str) -> dict[str, str]:
-        """What ``list`` gives for Parquet files, each with what changes when its file does: its size, and its times or tag."""
+        """Name → stamp of each Parquet file that ``list`` gives: size, and times or tag, which change when the file does."""
 
     def size(self, name: str) -> int:
         """The file's size in bytes."""
@@ -54,7 +54,7 @@ class Storage(Protocol):
         """The file for partial reads."""
 
     def put(self, folder: str, data: pa.Buffer | bytes, *, prefix: str = "", suffix: str = ".parquet") -> str:
-        """Write a file named ``prefix`` + the SHA-256 of its bytes + ``suffix`` atomically; its name.
+        """Write a file named ``prefix`` + the SHA-256 of its bytes + ``suffix`` atomically; returns its name.
 
         Repeating it is harmless: the same bytes have the same name.
         """
@@ -66,7 +66,7 @@ class Storage(Protocol):
         """Delete the file if it exists."""
 
     def move(self, name: str, folder: str) -> str:
-        """Move the file to another folder of the reference; its new name.
+        """Move the file to another folder of the reference; returns its new name.
 
         An object store copies, then deletes: killed in between, the file is in both folders.
         """
@@ -75,7 +75,7 @@ class Storage(Protocol):
         """Whether files can be created, as far as can be checked without creating one."""
 
     def clear_leftovers(self, folder: str = ".") -> int:
-        """Remove temporary files of dead writers; the number removed."""
+        """Remove temporary files of dead writers; returns their number."""
 
     def delete_all(self, *, last: str) -> None:
         """Delete all files of the reference, ``last`` after all others."""

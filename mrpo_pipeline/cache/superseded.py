@@ -1,4 +1,4 @@
-"""Which rows another row of their completion supersedes, found with 8 bytes of memory for each row of the shards."""
+"""Find rows that another row of the same completion supersedes, with 8 bytes of memory for each row of the shards."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mrpo_pipeline.cache.storage import Storage
 Keys = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 
-# Repeated keys whose rows are compared at once: some 100 bytes each row.
+# Repeated keys whose rows are compared at once: about 100 bytes per row.
 AT_ONCE = 200_000
 
 
 def row_keys(completion_ids: pa.Array) -> Keys:
-    """(N,) numbers: equal for equal completion ids, and rarely for others. Of this process alone."""
+    """(N,) numbers: equal for equal completion ids, and rarely for others. Valid in this process only."""
     return pl.Series(values=completion_ids, dtype=pl.String).hash().to_numpy()
 
 
@@ -37,15 +37,15 @@ def shard_keys(storage: Storage, name: str, manifest: Manifest | None) -> Keys:
 
 
 def superseded_rows(storage: Storage, keys: Mapping[str, Keys], manifest: Manifest | None) -> dict[str, Places]:
-    """The rows of these shards that another one of their rows supersedes (see ``coverage.best_rows``).
+    """The rows of these shards that another row of these shards supersedes (see ``coverage.best_rows``).
 
-    Reads the shards with a key that repeats again, once for every ``AT_ONCE`` of these.
+    Shards with repeated keys are read again, once for every ``AT_ONCE`` repeated keys.
 
     Args:
         keys: shard → keys of its rows.
 
     Returns:
-        shard → its superseded rows, ascending, of the shards that have any.
+        shard → (R,) indices of its superseded rows, ascending; only shards that have any.
 
     Raises:
         OSError, DamagedError: as ``coverage.shard_coverage``.
@@ -64,7 +64,7 @@ def superseded_rows(storage: Storage, keys: Mapping[str, Keys], manifest: Manife
 def _losers(
     storage: Storage, keys: Mapping[str, Keys], repeated: Keys, manifest: Manifest | None
 ) -> Iterator[tuple[str, Places]]:
-    """By shard, the superseded rows among those of the keys that repeat."""
+    """(shard, its superseded rows) among the rows with repeated keys."""
     rivals = [
         shard_coverage(storage, name, manifest).filter(pl.Series(of_several))
         for name, own in keys.items()

@@ -1,7 +1,7 @@
-"""Caches that travel: copy a reference's cache to another place, or into another cache of the same fingerprint.
+"""Copy a reference's cache to another place, or into another cache of the same fingerprint.
 
-Every file is checked against its checksum and for what its rows must be before it is written, and is complete under its own
-name once it is there: a copy that was killed resumes with the files that are missing.
+The checksum and rows of every file are verified before it is written, atomically and under its own name, so a killed copy resumes
+with the files that are missing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mrpo_pipeline.cache.unscorable import UNFIT, read_records
 from mrpo_pipeline.cache.verification_results import CHECKS, encode_check
 from mrpo_pipeline.errors import UserError
 
-# What results of a check and a manifest's record say of the machine, and what of it is published.
+# Fields of check results that describe the machine, and fields of a manifest's record that are published.
 _OF_A_MACHINE = ("cache", "recomputed_by", "scored_by")
 _RECORDED = ("engine", "versions", "machine", "created")
 
@@ -52,7 +52,7 @@ def find_caches(place: str, names: Sequence[str] = ()) -> list[ReferenceCache]:
     found = list_references(place)
     if not found:
         root, _, name = place.rstrip("/").rpartition("/")
-        with suppress(UserError):  # what is before the name is no place for a cache
+        with suppress(UserError):  # the part before the name is not a cache location
             if name in list_references(root or "."):
                 place, found = root or ".", [name]
     if not found:
@@ -74,11 +74,11 @@ def copy_cache(
     without_ids: bool = False,
     advance: Callable[[int], object] = lambda files: None,
 ) -> Transfer:
-    """Copy the shards, the records of what does not fit, and the results of checks that the target lacks.
+    """Copy the shards, the records of unscorable completions, and the results of checks that the target lacks.
 
     Args:
-        wanted: copy the shards alone that serve these completions and the target does not (see ``ReferenceCache``).
-        without_ids: write 0 in place of each token id: sums and byte ends stay. A cache without ids is copied so in any case.
+        wanted: copy only shards that serve those of these completions that the target lacks (see ``ReferenceCache``).
+        without_ids: write 0 in place of each token id; sums and byte ends stay. A cache without ids is always copied without.
         advance: called with the number of files done.
 
     Raises:
@@ -92,7 +92,7 @@ def copy_cache(
         there = {name for folder, suffix in TRAVELS.items() for name in target.storage.list(folder, suffix)}
 
         def copy(name: str) -> int:
-            """Bytes written; 0 where the file is there."""
+            """Copy a file; returns the bytes written, 0 if the target has it."""
             if name in there:
                 return 0
             folder, suffix = name.partition("/")[0], TRAVELS[name.partition("/")[0]]
@@ -114,10 +114,10 @@ def copy_cache(
 
 
 def _published(storage: Storage, name: str, manifest: Manifest, *, without_ids: bool) -> pa.Buffer | bytes:
-    """A file's bytes as they are published, checked for what it must be.
+    """A file's verified bytes as they are published.
 
     Raises:
-        DamagedError: it is not what was written, or was not computed by this reference.
+        DamagedError: it is damaged, or was not computed by this reference.
     """
     data = read_checked(storage, name)
     if name.startswith(f"{UNFIT}/"):
@@ -134,20 +134,20 @@ def _published(storage: Storage, name: str, manifest: Manifest, *, without_ids: 
 
 
 def _files(source: ReferenceCache, target: ReferenceCache, wanted: pl.DataFrame | None, without_ids: bool) -> list[str]:
-    """Names of the source's files that are to be copied."""
+    """Names of the source's files to copy."""
     shards = source.storage.list(SHARDS)
     if wanted is not None:
         serving = Coverage(source.storage, source.manifest).serving(
             target.unserved(wanted).select("completion_id", "cut"), shards
         )
         shards = serving["shard"].drop_nulls().unique().sort().to_list()
-    # The examples of a check name tokens.
+    # The results of a check contain example tokens.
     checks = [] if without_ids else source.storage.list(CHECKS, ".json")
     return [*shards, *source.storage.list(UNFIT), *checks]
 
 
 def _begin(source: ReferenceCache, target: ReferenceCache, *, without_ids: bool) -> Manifest:
-    """The manifest of the source, which the target has now too. Raises UserError: see ``copy_cache``."""
+    """Create the target with the source's fingerprint, or check it; returns its manifest. Raises UserError: see ``copy_cache``."""
     manifest = source.manifest()
     if manifest is None:
         raise UserError(
@@ -179,7 +179,7 @@ def _begin(source: ReferenceCache, target: ReferenceCache, *, without_ids: bool)
 
 
 def published(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest records, without options, which may hold folders and secrets, and without the folder of a served model."""
+    """The published part of a manifest's record: no options, which may hold folders and secrets, and no folder of a served model."""
     kept = {key: recorded[key] for key in _RECORDED if key in recorded}
     if isinstance(kept.get("versions"), Mapping):
         kept["versions"] = {key: value for key, value in kept["versions"].items() if "/" not in str(value)}

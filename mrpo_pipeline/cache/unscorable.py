@@ -63,7 +63,7 @@ def read_unfit(storage: Storage) -> pl.DataFrame:
 
 
 def read_records(storage: Storage, name: str, data: pa.Buffer) -> pa.Table:
-    """The records in one file's bytes. Raises DamagedError for what holds none."""
+    """The records in one file's bytes. Raises DamagedError if they are not records."""
     try:
         file = BoundedParquet(pa.BufferReader(data), UNFIT_SCHEMA.names)
         return file.read().select(UNFIT_SCHEMA.names).cast(UNFIT_SCHEMA)
@@ -74,7 +74,8 @@ def read_records(storage: Storage, name: str, data: pa.Buffer) -> pa.Table:
 def match_unfit(records: pl.DataFrame, wanted: pl.DataFrame, context: int | None) -> pl.DataFrame:
     """The rows of ``wanted`` that are recorded as unscorable, with ``tokens`` and ``context`` of the record.
 
-    What exceeds the context up to a cut exceeds it up to a later one. With ``context``, records of a shorter context are ignored.
+    A completion that exceeds the context at one cut exceeds it at any later cut. With ``context``, records of a shorter context are
+    ignored.
     """
     if context is not None:
         records = records.filter(pl.col("context") >= context)

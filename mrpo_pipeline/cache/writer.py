@@ -55,7 +55,7 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         self._open = True
-        with suppress(OSError, StoreError):  # cleared another time
+        with suppress(OSError, StoreError):  # cleared later
             self._storage.clear_leftovers(SHARDS)
         return self
 

@@ -124,7 +124,7 @@ def check_finite(index: int, request: ScoringRequest, logps: LogProbs) -> None:
 
 
 def longest_first(requests: Sequence[ScoringRequest], among: Sequence[int] | None = None) -> list[int]:
-    """Indices of the requests, or of some, longest first, so that running out of memory happens at once and padding is small."""
+    """Indices of the requests (or of ``among``), longest first, so that running out of memory shows at once and padding is small."""
     return sorted(range(len(requests)) if among is None else among, key=lambda index: -len(requests[index]))
 
 

@@ -22,7 +22,7 @@ def pack(
     longer than the budget is a batch of its own. Every index appears once.
 
     Args:
-        among: the indices of those to pack; all if not given.
+        among: indices of the requests to pack; None: all.
     """
     batch: Indices = []
     longest = 0
@@ -48,11 +48,11 @@ def by_prompt(requests: Sequence[ScoringRequest]) -> list[Indices]:
 def pack_groups(
     groups: Sequence[Indices], requests: Sequence[ScoringRequest], max_batch_tokens: int
 ) -> Iterator[list[Indices]]:
-    """Batches of groups that are one row each, every prompt once: its tokens ≤ `max_batch_tokens`.
+    """Batches of groups; each batch is one row of at most `max_batch_tokens` tokens with every prompt once.
 
-    A prompt whose completions do not fit with it is run again for the rest of them. A request that is longer than the budget
-    alone makes a batch of its own. Every index comes once. The longest prompts come in the first batches; within a batch the
-    longest completion stands last in its group, and that group last in the row.
+    If the completions of a prompt do not fit into one row, the prompt is repeated for the rest of them. A request longer than
+    the budget is a batch of its own. Every index appears once. The longest prompts are in the first batches; within a batch the
+    longest completion is the last of its group, and its group the last of the row.
     """
     batch: list[Indices] = []
     used = 0
@@ -68,7 +68,7 @@ def pack_groups(
 
 
 def _parts(group: Indices, requests: Sequence[ScoringRequest], max_batch_tokens: int) -> Iterator[tuple[Indices, int]]:
-    """What of a prompt's requests goes into one row, and its tokens."""
+    """Split a prompt's requests into parts that fit into a row: (indices, tokens with the prompt)."""
     prompt = len(requests[group[0]].prompt_ids)
     part: Indices = []
     used = prompt
@@ -83,11 +83,10 @@ def _parts(group: Indices, requests: Sequence[ScoringRequest], max_batch_tokens:
 
 
 def to_compare(batch: Sequence[Indices], requests: Sequence[ScoringRequest], compared: dict[str, int]) -> Indices:
-    """Which requests of a shared row are to be compared with plain rows: such as are longer than any that were.
+    """Requests of a shared row to compare with plain rows: those longer than any compared before.
 
     Args:
-        batch: of :func:`pack_groups`. compared: the longest so far, for each of what can stand before it in its row; brought
-            up to date here.
+        batch: of :func:`pack_groups`. compared: tokens of the longest request so far, by what precedes it in its row; updated.
     """
     before = {
         "nothing else": batch,

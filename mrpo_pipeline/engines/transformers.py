@@ -203,7 +203,7 @@ def _flat(batch: list[Indices]) -> Indices:
 
 
 def _halves(batch: list[Indices]) -> tuple[list[Indices], list[Indices]]:
-    """Two batches of one: groups, or the requests of the only group."""
+    """Split a batch in two: its groups, or the requests of its only group."""
     if len(batch) > 1:
         return batch[: len(batch) // 2], batch[len(batch) // 2 :]
     (group,) = batch
@@ -215,7 +215,7 @@ def _by_request(
 ) -> Iterator[tuple[int, LogProbs]]:
     everything = logps.float().cpu().numpy()
     end = len(everything)
-    for index in reversed(batch):  # the longest stands last
+    for index in reversed(batch):  # the longest is last
         start = end - len(requests[index].scored_ids)
         own = everything[start:end].copy()
         check_finite(index, requests[index], own)

@@ -1,1 +1,1 @@
-"""What a model is: how it is found, checked, loaded and merged, and its hidden states to log-probs."""
+"""Find, check, load and merge models, and turn their hidden states into log-probs."""

@@ -1,4 +1,4 @@
-"""An adapter put on its base model: the vocabulary resized to the adapter's, and every weight of its file used."""
+"""Load an adapter onto its base model: resize the vocabulary to the adapter's, and require that every weight of its file is used."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mrpo_pipeline.models.files import locate
 
 
 def put_adapter(model: Any, adapter: str, **settings: Any) -> Any:
-    """``PeftModel.from_pretrained`` for adapters of any kind, also those with tokens that the base does not have.
+    """``PeftModel.from_pretrained`` for any adapter, including one with tokens that the base lacks.
 
-    A base whose vocabulary has another size than the adapter's is resized to it. peft leaves a weight that the file lacks as
-    it was drawn, and passes over one that it has no place for: both are errors here.
+    The base's vocabulary is resized to the adapter's. peft keeps the random initialization of a weight that the file lacks,
+    and ignores a weight without a place in the model: both are errors here.
 
     Args:
         model: the base; changed in place. adapter: folder or hub name. settings: of ``PeftModel.from_pretrained``.
 
     Raises:
-        ValueError: naming some of those weights; and whatever peft raises.
+        ValueError: naming some of those weights. Also any error of peft.
     """
     from peft import PeftModel
 
@@ -40,9 +40,9 @@ def put_adapter(model: Any, adapter: str, **settings: Any) -> Any:
 
 
 def saves_embeddings(adapted: Any) -> bool:
-    """Whether the adapter's file must hold the base's embeddings: they are not those of the base's own files.
+    """Whether the adapter's file must include the embeddings, because they differ from those in the base's own files.
 
-    So for an adapter with added tokens that keeps them neither as `modules_to_save` nor as trainable tokens.
+    True for an adapter with added tokens that stores them neither as `modules_to_save` nor as trainable tokens.
     """
     return bool(getattr(adapted, "own_embeddings", False))
 
@@ -69,10 +69,10 @@ def _split(name: str) -> tuple[str, str | None]:
 
 
 def _vocabulary_rows(model: Any, folder: Path) -> int | None:
-    """Rows that the adapter's tensors give to embeddings or head; None if none of them shows it.
+    """Rows of embeddings or head that the adapter's tensors imply; None if no tensor shows it.
 
     Raises:
-        ValueError: where they disagree.
+        ValueError: if they disagree.
     """
     embedding, head = (_name_of(model, module) for module in (model.get_input_embeddings(), _head(model)))
     found: dict[str, int] = {}
@@ -95,7 +95,7 @@ def _vocabulary_rows(model: Any, folder: Path) -> int | None:
 
 
 def trained_tokens(folder: Path) -> set[int]:
-    """Ids of the tokens that the adapter trains one by one."""
+    """Ids of the tokens that the adapter trains individually."""
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         given = config.get("trainable_token_indices") or config.get("token_indices") or []
@@ -106,9 +106,9 @@ def trained_tokens(folder: Path) -> set[int]:
 
 
 def _resize(model: Any, folder: Path) -> int | None:
-    """Give the base the adapter's vocabulary; the size before, None where it is unchanged.
+    """Resize the base's vocabulary to the adapter's; returns the size before, or None if it is unchanged.
 
-    Rows that come to it are NaN until the adapter's file fills them.
+    New rows are NaN until the adapter's file fills them.
     """
     import torch
 
@@ -128,7 +128,7 @@ def _resize(model: Any, folder: Path) -> int | None:
 
 
 def _require_new_rows(adapted: Any, before: int) -> None:
-    """Every row beyond the base's `before` came from the adapter's file; what peft keeps of the base's beside it is cleared."""
+    """Raise ValueError unless the adapter's file filled all rows from `before` on; clear these rows in peft's copy of the base's."""
     import torch
 
     base = adapted.get_base_model()

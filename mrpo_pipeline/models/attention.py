@@ -1,4 +1,4 @@
-"""Which attention implementation computes a model's numbers exactly: one decision for references and policy."""
+"""Choose the attention implementation that computes a model exactly, for references and policy alike."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mrpo_pipeline.errors import UserError
 def exact_attention(config: Any, asked: str | None = None) -> str | None:
     """The attention implementation to ask transformers for; None for its own choice.
 
-    transformers' SDPA attention leaves out a soft cap on the attention scores (Gemma-2's `attn_logit_softcapping`)
-    without a word, and is its default: log-probs are then off by hundredths of a nat and more. Such a model is loaded
-    with `eager` attention unless another implementation is asked for by name.
+    transformers' default, SDPA attention, silently ignores a soft cap on the attention scores (Gemma-2's
+    `attn_logit_softcapping`): log-probs are then off by hundredths of a nat and more. Such a model is loaded with `eager`
+    attention unless another implementation is requested by name.
 
     Raises:
-        UserError: `sdpa` is asked for a model whose attention scores are capped.
+        UserError: `sdpa` is requested for a model whose attention scores are capped.
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     if getattr(text, "attn_logit_softcapping", None) is None:

@@ -25,8 +25,8 @@ LENGTH = 24
 # The first token that is changed. An odd position: a model that sees to the end of its block (of 2, 4, 8, … tokens) sees this
 # token from the one before it.
 CHANGED_FROM = 15
-# What rounds differently from one pass to the next (an expert that gets other tokens, a kernel that is still being chosen)
-# may move one place once. A model that sees what follows moves it every time.
+# Rounding that differs between passes (an expert with other tokens, a kernel that is still being chosen) may move one
+# position once. A model that sees later tokens moves it in every trial.
 TRIALS = 3
 
 # How far log-probs may move, as a share of their spread over the vocabulary. Dense layers compute each position
@@ -49,7 +49,7 @@ def require_causal(model: Any, name: str, dtype: str) -> None:
         dtype: of its weights.
 
     Raises:
-        UserError: where they do, with how much they move.
+        UserError: if they do; the message states by how much they move.
     """
     import torch
 
@@ -61,12 +61,12 @@ def require_causal(model: Any, name: str, dtype: str) -> None:
             moved = _distance(_logps(model, first, changed), _logps(model, second, changed))
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # an architecture that does not run on ids drawn at random
+        except Exception as error:  # an architecture that does not run on random ids
             log.warning("%s: could not be tried for whether it sees what follows (%s).", name, one_line(error, 200))
             return
-        if not moved > allowed:  # NaN is for others to report
+        if not moved > allowed:  # NaN is reported elsewhere
             return
-    if not moved > allowed:  # a context too short to try it in
+    if not moved > allowed:  # the context is too short for a trial
         return
     raise UserError(
         f"The model {name} sees what follows: when later tokens are changed, the log-probs of earlier ones move by {moved:.2g} of "
@@ -77,7 +77,7 @@ def require_causal(model: Any, name: str, dtype: str) -> None:
 
 
 def _trials(config: dict[str, Any], vocab_size: int, positions: int | None) -> Iterator[tuple[Ids, Ids, int]]:
-    """Two texts that are the same before a place, and the place."""
+    """(first, second, changed): two texts of (T,) ids that are equal before position `changed`."""
     length = min(LENGTH, positions or LENGTH)
     changed = min(CHANGED_FROM, length // 2 | 1)
     special = list(special_ids(config))
@@ -100,7 +100,7 @@ def _logps(model: Any, ids: Ids, changed: int) -> Any:
 
 
 def _distance(before: Any, after: Any) -> float:
-    """How far log-probs moved, as a share of their spread: at the last position, or at half of all where that is more."""
+    """How far log-probs moved, as a share of their spread: at the last position or the median one, whichever is larger."""
     moved = (before - after).square().mean(-1).sqrt() / before.std(-1).clamp_min(1e-12)  # (changed,)
     return float(moved[-1].maximum(moved.median()))
 

@@ -40,7 +40,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def check_tensors(owner: str, folder: Path) -> None:
-    """Refuse safetensors files that can't be read as such, and a configuration with more layers than they have tensors.
+    """Refuse unreadable safetensors files, and a configuration without positions or with more layers than they have tensors.
 
     Raises:
         UserError: naming the file.
@@ -67,10 +67,10 @@ def check_tensors(owner: str, folder: Path) -> None:
 
 @contextmanager
 def opened(owner: str, path: Path) -> Iterator[Any]:
-    """A safetensors file, its header checked by the library.
+    """Open a safetensors file; the library checks its header.
 
     Raises:
-        UserError: where it is none.
+        UserError: if it is not a valid one.
     """
     from safetensors import safe_open
 
@@ -90,14 +90,14 @@ def check_numbers(owner: str, folder: Path) -> None:
     """Refuse weights that hold NaN or infinity. Reads all of them, so it is called only after a result was not finite.
 
     Raises:
-        UserError: naming the first such tensor, and how many there are.
+        UserError: naming the first such tensor, and their number.
     """
     import torch
 
     broken: list[str] = []
     for path in weight_files(owner, folder) or ():
         with opened(owner, path) as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (no mapping: it has no iterator)
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping: it has no iterator)
                 tensor = tensors.get_tensor(name)
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
                     broken.append(f"{name} in {path.name}")
@@ -109,7 +109,7 @@ def check_numbers(owner: str, folder: Path) -> None:
 
 
 def check_loaded(owner: str, model: str, loaded: Mapping[str, Any], kind: str) -> None:
-    """Refuse a model of which tensors were drawn at random because its files lack them.
+    """Refuse a model with randomly initialized tensors, which its files lack.
 
     Args:
         loaded: the report of ``from_pretrained(output_loading_info=True)``.

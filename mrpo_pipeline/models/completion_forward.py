@@ -14,11 +14,11 @@ from mrpo_pipeline.models.shared_prompt_attention import SharedPromptAttention
 
 
 class CompletionForward:
-    """Log-probs of completions, never holding logits, each prompt once where ``attention`` is given.
+    """Log-probs of completions without holding their logits; with ``attention``, each prompt is computed once.
 
     Args:
-        attention: what keeps completions apart in a shared row; None where rows are not shared.
-        chunked_head: False holds the logits of all completion tokens at once: for comparison.
+        attention: separates completions in a shared row; None: rows are not shared.
+        chunked_head: False holds the logits of all completion tokens at once, for comparison.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class CompletionForward:
         return self.attention is not None
 
     def rows(self, groups: Sequence[Group]) -> dict[str, Any]:
-        """The groups' tokens as this takes them: the arguments of :meth:`sums`."""
+        """The groups as model input: the arguments of :meth:`sums` besides ``count``."""
         return shared_row(groups) if self.is_shared else plain_rows(groups)
 
     def token_logps(
@@ -50,11 +50,10 @@ class CompletionForward:
         No attention mask is passed: padding is on the right, where a causal model's real tokens do not attend, and
         without a mask attention takes its faster causal path.
 
-        With ``segments`` the shared row's attention stays in place until ``release`` where a gradient is needed, for
-        gradient checkpointing computes layers again in the backward pass.
+        With ``segments`` and a gradient, the shared row's attention stays in place until ``release``, because gradient
+        checkpointing recomputes layers in the backward pass.
 
-        Args:
-            see ``completion_rows``.
+        Args: see ``completion_rows``.
         """
         if self.head.is_plain:
             width = input_ids.shape[1]
@@ -74,7 +73,8 @@ class CompletionForward:
         return self.head.token_logps(predicting, targets, chunked=self.chunked_head)
 
     def sums(self, completions: Tensor, count: int, **rows: Any) -> Tensor:
-        """(C,) nats, float64: float32 sums of thousands of nats would be accurate to 5e-4 only."""
+        """(C,) nats, the sum of each completion's log-probs, in ``sum_dtype``: in float32, sums of thousands of nats would be
+        accurate to 5e-4 only."""
         logps = self.token_logps(**rows)
         dtype = sum_dtype(logps.device)
         return logps.new_zeros(count, dtype=dtype).index_add(0, completions, logps.to(dtype))

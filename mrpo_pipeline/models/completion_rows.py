@@ -19,12 +19,12 @@ Segment = tuple[int, ...]
 
 
 class Group(NamedTuple):
-    """A prompt and one or more completions of it. The prompt may be empty where no completion's first token is scored."""
+    """A prompt and one or more completions of it. The prompt may be empty if no completion's first token is scored."""
 
     prompt: Ids
     completions: Sequence[Ids]
     scored: Sequence[Mask | None]
-    """Of each completion, which tokens are scored; None where all are."""
+    """For each completion, the mask (T,) of its scored tokens; None: all."""
 
     @property
     def counts(self) -> list[int]:
@@ -42,8 +42,8 @@ def plain_rows(groups: Sequence[Group]) -> dict[str, Any]:
     The last token of a row is left out, since nothing is predicted from it.
 
     Returns:
-        ``input_ids`` (C, T); for each of the M scored completion tokens ``sources`` (M,): where in the flattened rows it is
-        predicted, ``targets`` (M,): the token, and ``completions`` (M,): which of the ``count`` = C completions it is part of.
+        ``input_ids`` (C, T); for each of the M scored completion tokens ``sources`` (M,): index in the flattened rows at which
+        it is predicted, ``targets`` (M,): its id, and ``completions`` (M,): index of its completion; ``count`` = C.
     """
     rows = [(group.prompt, completion) for group in groups for completion in group.completions]
     counts, starts = _lengths(completion for _, completion in rows), _lengths(prompt for prompt, _ in rows)
@@ -63,8 +63,8 @@ def shared_row(groups: Sequence[Group]) -> dict[str, Any]:
     separate them, see ``shared_prompt_attention``.
 
     Returns:
-        as :func:`plain_rows`, ``input_ids`` being (1, N), with ``position_ids`` (1, N) and ``segments``: for each group the
-        numbers of its tokens.
+        as :func:`plain_rows`, but ``input_ids`` (1, N); also ``position_ids`` (1, N) and ``segments``: for each group, the
+        number of tokens of its prompt and of each completion.
     """
     segments = [(len(group.prompt), *(len(ids) - 1 for ids in group.completions)) for group in groups]
     sizes = np.array([size for segment in segments for size in segment], dtype=np.int64)
@@ -92,7 +92,7 @@ def _lengths(rows: Iterable[Ids]) -> npt.NDArray[np.int64]:
 
 
 def _within(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """0, 1, … of each run, for runs of these lengths one after another."""
+    """0, 1, … within each of consecutive runs of these lengths."""
     within: npt.NDArray[np.int64] = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
     return within
 

@@ -1,4 +1,4 @@
-"""How many positions a model has, by its configuration."""
+"""A model's context length, from its configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNLIMITED = ("bloom", "mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
 
 
 def context_length(config: Any) -> int | None:
-    """The most positions a model has, from its transformers configuration; None where it has no limit.
+    """Maximum number of positions of a model, from its transformers configuration; None for no limit.
 
     ALiBi (BLOOM, Falcon and MPT with `alibi`) and recurrent models have none.
     """
@@ -28,7 +28,7 @@ def context_length(config: Any) -> int | None:
 
 
 def known_context(source: ModelSource) -> int | None:
-    """The most positions of a model whose files are on this machine; None where it has no limit, or its files are elsewhere."""
+    """Maximum number of positions of a model with local files; None for no limit, or if the files are not on this machine."""
     from transformers import AutoConfig
 
     folder = locate(source.model, source.revision)
@@ -36,5 +36,5 @@ def known_context(source: ModelSource) -> int | None:
         return None
     try:
         return context_length(AutoConfig.from_pretrained(folder, trust_remote_code=source.trust_remote_code))
-    except Exception:  # what cannot be read is refused where the model is loaded
+    except Exception:  # loading the model reports unreadable files
         return None

@@ -1,9 +1,9 @@
-"""Which engine options are part of what a reference's numbers are.
+"""Which engine options can change a reference's log-probs.
 
-An engine may run in any memory, on any number of devices, in batches of any size, by any kernels: the numbers are the same up
-to rounding. Other options make another model of the same weights (``hf_overrides``), or store keys and values in fewer bits
-(``kv_cache_dtype``). Those that are known to be harmless are named here; every other one counts, one that vLLM gets next year
-included: a cache that is refused without need costs a line of a recipe, one that is used wrongly a training run.
+Memory, number of devices, batch size and kernels change log-probs by rounding only. Other options change the model
+(``hf_overrides``), or store keys and values in fewer bits (``kv_cache_dtype``). Options that are known to be harmless are listed
+here; all others are part of the fingerprint, including options of future vLLM versions: a cache that is refused without need
+costs a line of a recipe, one that is used wrongly a training run.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ _WORDS = """
 """
 
 HARMLESS = frozenset(" ".join([_TRANSFORMERS, _MEMORY, _BATCHES, _PARALLEL, _KERNELS, _READING, _WORDS]).split())
-"""Options that change no number beyond rounding, or none that is read here."""
+"""Options that change no log-prob beyond rounding."""
 
-# Values that have the effect of leaving the option out.
+# Values that are equivalent to omitting the option.
 _SAME_AS_NONE: dict[str, tuple[Any, ...]] = {
     "hf_overrides": ({},),
     "kv_cache_dtype": ("auto",),
@@ -66,7 +66,7 @@ _SAME_AS_NONE: dict[str, tuple[Any, ...]] = {
 
 
 def altering(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the engine's options that may change a reference's numbers."""
+    """The options that may change a reference's log-probs."""
     return {
         name: value
         for name, value in options.items()
@@ -75,7 +75,7 @@ def altering(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_altering(options: Mapping[str, Any]) -> str:
-    """They as a field of the fingerprint: canonical JSON, or ``none``."""
+    """The altering options as a field of the fingerprint: canonical JSON, or ``none``."""
     found = altering(options)
     if not found:
         return NO_OPTIONS

@@ -1,4 +1,4 @@
-"""Find a model's files on this machine, and hash what in them changes its numbers."""
+"""Find a model's files on this machine, and hash the parts of them that change its log-probs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mrpo_pipeline.files.hashing import sha256_of_files
 
 _HEADER_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
-# Written by the library that saved the file, or a field of their own in the fingerprint: none changes the weights.
+# Written by the library that saved the file, or separate fields of the fingerprint; none changes the weights.
 _CONFIG_ASIDE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 _ADAPTER_ASIDE = {"base_model_name_or_path", "peft_version", "inference_mode", "revision"}
 
@@ -28,7 +28,7 @@ MAX_LABELS = 1_000_000
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
-# What a model needs to be loaded and read: weights as safetensors, configuration, tokenizer, template, code of its own.
+# Files needed to load a model and render text: safetensors weights, configuration, tokenizer, template, its own code.
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py"]
 _UNWANTED = ["original/*", "onnx/*", "*/consolidated*.safetensors", "consolidated*.safetensors"]
 
@@ -60,7 +60,7 @@ def is_folder(model: str) -> bool:
 
 
 def is_hub_name(model: str) -> bool:
-    """Whether the name is a valid hub name; the path of a missing folder mostly is not."""
+    """Whether the name is a valid hub name; most paths of missing folders are not."""
     return _HUB_NAME.fullmatch(model) is not None and ".." not in model
 
 
@@ -74,7 +74,7 @@ def no_folder(owner: str, key: str, value: str) -> UserError:
 
 
 def refuse_gguf(owner: str, model: str) -> None:
-    """Refuse a GGUF file, or a folder that holds weights as GGUF alone: neither engine computes its numbers.
+    """Refuse a GGUF file, or a folder with weights as GGUF only: no engine here supports them.
 
     Raises:
         UserError: naming the file.
@@ -100,7 +100,7 @@ def read_config(owner: str, path: Path) -> dict[str, Any] | None:
     """The file's JSON object, or None if the file does not exist."""
     try:
         state = path.stat()
-        if not stat.S_ISREG(state.st_mode) or state.st_size > MAX_CONFIG_BYTES:  # a pipe would wait for ever
+        if not stat.S_ISREG(state.st_mode) or state.st_size > MAX_CONFIG_BYTES:  # a pipe would block forever
             raise ValueError(f"no file, or one of more than {MAX_CONFIG_BYTES >> 20} MiB")
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -121,10 +121,10 @@ def read_config(owner: str, path: Path) -> dict[str, Any] | None:
 
 
 def weight_files(owner: str, folder: Path) -> list[Path] | None:
-    """The safetensors files that make the model, sorted; None where they are not all there.
+    """Sorted safetensors files of the model; None if any is missing.
 
     Raises:
-        UserError: where only pickles are, or the folder is an adapter's.
+        UserError: if there are only pickles, or the folder holds an adapter.
     """
     if (folder / "adapter_config.json").is_file():
         raise UserError(
@@ -168,24 +168,24 @@ def require_weights(owner: str, folder: Path) -> None:
 
 
 def weights_content(owner: str, folder: Path, *, own_code: bool = False) -> str | None:
-    """Content of the weights, the configuration and the model's own code; None where they are not all there.
+    """Hash of the weights, the configuration and the model's own code; None if files are missing.
 
     Args:
-        own_code: whether the code that comes with the model is run (``trust_remote_code``). It counts then alone.
+        own_code: whether the code that comes with the model is run (``trust_remote_code``); only then is it hashed.
     """
     files = weight_files(owner, folder)
     config = read_config(owner, folder / "config.json")
     if files is None or config is None:
         return None
     aside = _CONFIG_ASIDE if own_code else _CONFIG_ASIDE | {"auto_map"}
-    # A model with code of its own computes what that code says.
+    # A model's own code determines what it computes.
     code = sorted(folder.rglob("*.py")) if own_code and config.get("auto_map") else []
     names = [path.relative_to(folder).as_posix() for path in [*files, *code]]
     return _digest([*files, *code], names, {key: value for key, value in config.items() if key not in aside})
 
 
 def adapter_content(owner: str, folder: Path) -> str | None:
-    """Content of a PEFT adapter; None where it is not all there."""
+    """Hash of a PEFT adapter; None if files are missing."""
     config = read_config(owner, folder / "adapter_config.json")
     files = sorted(folder.glob("adapter_model*.safetensors"))
     if not files and (folder / "adapter_model.bin").is_file():
@@ -228,12 +228,12 @@ def _digest(files: Sequence[Path], names: Sequence[str], settings: Mapping[str, 
 
 
 def download(owner: str, key: str, name: str, revision: str | None) -> Path:
-    """The folder of the hub model's snapshot, fetched where it is not here; it bears the commit's name."""
+    """Folder of the hub model's snapshot, downloaded if missing; its name is the commit."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
-    except Exception as error:  # the errors of the hub's client and of its transport have no class in common
+    except Exception as error:  # errors of the hub's client and of HTTP have no common class
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"{key}: {name} of {owner} is neither a folder here nor could it be fetched from the hub ({reason}): "

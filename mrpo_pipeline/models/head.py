@@ -67,7 +67,7 @@ class Head:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the plain way is used: full logits of one row at a time."""
+        """Whether full logits are computed, one row at a time, because the head is not understood."""
         return self.backbone is None
 
     def hidden_states(
@@ -75,7 +75,7 @@ class Head:
     ) -> Tensor:
         """(B, T) ids to the (B, T, H) states before the output projection; differentiable.
 
-        In the plain way the "states" are the (B, T, V) logits: prefer `completion_logps`, which goes row by row.
+        If `is_plain`, the "states" are the (B, T, V) logits; prefer `completion_logps`, which computes row by row.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         given = {name: value for name, value in inputs.items() if value is not None}
@@ -86,11 +86,11 @@ class Head:
     def token_logps(self, hidden: Tensor, targets: Tensor, *, chunked: bool = True) -> Tensor:
         """Log-probs (N,) float32, in nats, of `targets` (N,) after the states `hidden` (N, H); differentiable.
 
-        Where nothing of the projection is trained, the gradient with respect to `hidden` is taken in the forward pass;
-        else the logits are computed again in the backward pass. The log-softmax is float32 whatever the model's dtype.
+        If the projection is frozen, the gradient with respect to `hidden` is computed in the forward pass; otherwise the
+        logits are recomputed in the backward pass. The log-softmax is float32 for every dtype of the model.
 
         Args:
-            chunked: False keeps the logits of all positions for the backward pass, as autograd does: for comparison.
+            chunked: False keeps the logits of all positions for the backward pass, as autograd does, for comparison.
         """
         if self.projection is None:
             return logps_of_logits(hidden.float(), targets)
@@ -101,7 +101,7 @@ class Head:
             return trained_logps(_as_the_projection_takes(hidden, module), targets, self.vocab_size, module, self.form)
         if not (isinstance(module, nn.Linear) and _is_plain_linear(module)):
             return frozen_logps(hidden, targets, self.vocab_size, module_chunk(module, self.form))
-        # The cast that autocast would make, once and not for every chunk.
+        # The cast that autocast would make, once instead of per chunk.
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else module.weight.dtype
         weight = module.weight.detach().to(dtype)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-# The float32 logits of one chunk stay near these sizes. On a CPU a chunk should live in the last-level cache (measured:
-# 16 to 32 MiB are quickest), but every chunk reads the whole weight, so it has some rows at least, whatever the
-# vocabulary. On a GPU larger blocks keep the cores busy.
+# The float32 logits of one chunk stay near these sizes. On a CPU a chunk should fit the last-level cache (16 to 32 MiB
+# were the fastest), but every chunk reads the complete weight, so it has at least FEWEST_ROWS rows for any vocabulary. On
+# a GPU larger blocks keep the cores busy.
 CPU_CHUNK_BYTES = 32 << 20
 GPU_CHUNK_BYTES = 512 << 20
 FEWEST_ROWS = 64
@@ -21,10 +21,10 @@ FEWEST_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class LogitForm:
-    """logits = cap · tanh(multiplier · raw / cap), or multiplier · raw where there is no cap.
+    """logits = cap · tanh(multiplier · raw / cap), or multiplier · raw without a cap.
 
-    Gemma-2's `final_logit_softcapping` is a cap, Cohere's `logit_scale` a multiplier, Granite's `logits_scaling` one
-    over a multiplier.
+    Gemma-2's `final_logit_softcapping` is a cap, Cohere's `logit_scale` a multiplier, Granite's `logits_scaling` the
+    inverse of a multiplier.
     """
 
     multiplier: float = 1.0
@@ -52,7 +52,7 @@ def logps_of_logits(logits: Tensor, targets: Tensor) -> Tensor:
     return chosen - torch.logsumexp(logits, dim=-1)
 
 
-# (hidden (n, H), targets (n,), whether the gradient is wanted) -> (log-probs (n,), their gradient (n, H) or None)
+# (hidden (n, H), targets (n,), whether to compute the gradient) -> (log-probs (n,), their gradient (n, H) or None)
 ChunkLogps = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
@@ -97,7 +97,7 @@ def linear_chunk(weight: Tensor, bias: Tensor | None, form: LogitForm) -> ChunkL
 
 
 def module_chunk(project: Callable[[Tensor], Tensor], form: LogitForm) -> ChunkLogps:
-    """The same for any projection module (quantized, or carrying an adapter), its gradient by autograd."""
+    """``linear_chunk`` for any projection module (quantized, or with an adapter), with autograd's gradient."""
 
     def run(hidden: Tensor, targets: Tensor, want_gradient: bool) -> tuple[Tensor, Tensor | None]:
         if not want_gradient:
@@ -149,7 +149,7 @@ def frozen_logps(hidden: Tensor, targets: Tensor, vocab_size: int, run: ChunkLog
 def trained_logps(
     hidden: Tensor, targets: Tensor, vocab_size: int, project: Callable[[Tensor], Tensor], form: LogitForm
 ) -> Tensor:
-    """The same through a projection that is trained: each chunk's logits are computed again in the backward pass."""
+    """``frozen_logps`` for a projection that is trained: each chunk's logits are recomputed in the backward pass."""
 
     def run(part_of_hidden: Tensor, part_of_targets: Tensor) -> Tensor:
         return logps_of_logits(form(project(part_of_hidden)), part_of_targets)

@@ -23,11 +23,11 @@ EIGHT_BIT = ("int8", "8bit", "bitsandbytes-8bit")
 def load_model(
     source: ModelSource, *, device: torch.device, attn_implementation: str | None = None, prefix: str | None = None
 ) -> tuple[PreTrainedModel, str]:
-    """The model in eval mode on `device`, no cache, nothing trainable; and the dtype's name.
+    """The frozen model in eval mode on `device`, without a key cache, and the name of its dtype.
 
-    An adapter stays an adapter (unmerged), so that a policy starting from it computes the very same numbers.
-    Quantizations: None (or what the checkpoint itself carries: AWQ, GPTQ, FP8), `nf4` (bitsandbytes 4-bit, double
-    quantization), `int8` (bitsandbytes).
+    An adapter is not merged, so that a policy that starts from it computes the same log-probs.
+    Quantizations: None (or the checkpoint's own: AWQ, GPTQ, FP8), `nf4` (bitsandbytes 4-bit, double quantization), `int8`
+    (bitsandbytes).
 
     Args:
         prefix: start of error messages; "reference NAME: " by default.

@@ -1,4 +1,4 @@
-"""Whether a merged model is the adapted one: layer by layer in float32, tensor by tensor on disk, and by its log-probs."""
+"""Check that a merged model equals the adapted one: layer by layer in float32, tensor by tensor on disk, and by its log-probs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from mrpo_pipeline.models.context_length import context_length
 if TYPE_CHECKING:
     import torch
 
-_ROW = 32  # tokens of a text that is made of ids
+_ROW = 32  # tokens of a text of probe ids
 _SPREAD = 64  # ids, spread over the vocabulary
-_SPECIAL = 64  # of those that the adapter trains or adds, at most
+_SPECIAL = 64  # at most, of the ids that the adapter trains or adds
 # How far a layer's output may move when its change is merged in float32, as a share of the largest output. Sums in another
-# order give 1e-6; a change that is dropped, transposed or scaled wrongly gives as much as it changes.
+# order give 1e-6; a change that is dropped, transposed or scaled wrongly gives about its own size.
 _LAYER = 1e-4
-# How far apart log-probs may be, mean over a text's positions or over a token's, in nats; by the dtype of the weights.
+# Largest mean difference of log-probs at one position or of one token, in nats, by the dtype of the weights.
 # Measured (SmolLM2-135M, Gemma-3-270M, the demo's models; LoRA of any strength): 4e-5 in float32; in 16 bits it is the
-# rounding of weights and activations, 0.14 in float16 and 0.7 in bfloat16. What is lost in merging or saving shows in the
-# comparisons of layers and tensors, however small; this one is for what neither sees.
+# rounding of weights and activations, 0.14 in float16 and 0.7 in bfloat16. The comparisons of layers and tensors detect
+# even small losses in merging or saving; this one is for faults that neither detects.
 TOLERANCE = {"float64": 2e-3, "float32": 2e-3, "float16": 0.4, "bfloat16": 2.0}
 
 
 class NotMergeableError(Exception):
-    """The base model's weights cannot hold what this adapter does."""
+    """The adapter's effect cannot be expressed in the base model's weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class Differences:
     """Nats per token, over the texts and the vocabulary.
 
     Attributes:
-        effect: mean distance of the adapted model from its base. rounding: of the merged model from the adapted one.
-        apart: the largest such mean of one position or one token, and allowed: what it may be.
+        effect: mean distance of the adapted model from its base. rounding: mean distance of the merged model from the adapted
+            one. apart: the largest mean over one position or one token. allowed: the maximum of ``apart``.
     """
 
     effect: float
@@ -62,7 +62,7 @@ class Differences:
 
 
 def probe_rows(config: Any, vocab_size: int, special: Sequence[int]) -> list[list[int]]:
-    """Texts of token ids: spread over the vocabulary, and some of the `special` ones, each within the model's context."""
+    """Texts of token ids, each within the model's context: ids spread over the vocabulary, and some of the `special` ones."""
     length = min(_ROW, context_length(config) or _ROW)
     spread = [index * (vocab_size - 1) // _SPREAD for index in range(1, _SPREAD + 1)]
     step = max(1, -(-len(special) // _SPECIAL))
@@ -96,7 +96,7 @@ def merge_layer(name: str, layer: Any) -> tuple[float, float]:
         sums of squares over the weights: of the adapter's change, and of the rounding.
 
     Raises:
-        NotMergeableError: peft cannot merge it, or its output is another one afterwards.
+        NotMergeableError: peft cannot merge it, or its output changes.
     """
     base = layer.get_base_layer()
     dtypes = [(parameter, parameter.dtype) for parameter in base.parameters()]
@@ -106,7 +106,7 @@ def merge_layer(name: str, layer: Any) -> tuple[float, float]:
     before = None if example is None else layer(example)
     try:
         layer.merge(safe_merge=True)
-    except Exception as error:  # ValueError, NotImplementedError, AttributeError: as each kind of adapter has it
+    except Exception as error:  # the type depends on the kind of adapter
         raise NotMergeableError(f"{name}: {str(error) or type(error).__name__}") from error
     if before is not None:
         moved = float((layer(example) - before).abs().max())
@@ -122,7 +122,7 @@ def merge_layer(name: str, layer: Any) -> tuple[float, float]:
 
 
 def _example(layer: Any) -> torch.Tensor | None:
-    """An input of the layer, where its kind is known."""
+    """An example input of the layer; None for an unknown kind."""
     import torch
     from transformers.pytorch_utils import Conv1D
 

@@ -1,4 +1,4 @@
-"""What a merged checkpoint holds beside its weights: configuration, tokenizer, template, processor, code, licence."""
+"""Files of a merged checkpoint besides its weights: configuration, tokenizer, template, processor, code, licence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from mrpo_pipeline.models.files import read_config
 
-# Files of any of which a tokenizer can be made.
+# A tokenizer can be made from any one of these files.
 _VOCABULARIES = (
     "tokenizer.json",
     "vocab.json",
@@ -37,7 +37,7 @@ _PROCESSOR = (
     "audio_tokenizer_config.json",
 )
 _BASE = (*_TOKENIZER, *_PROCESSOR, "*.json", "*.txt", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "**/*.py")
-# Of other weights than those written, or of a training run.
+# They describe other weights than those written, or a training run.
 _LEFT_OUT = (
     "config.json",
     "*.index.json",
@@ -47,21 +47,21 @@ _LEFT_OUT = (
     "*_results.json",
     "quantize_config.json",
 )
-# Changed by loading, not by merging; the dtype is written by itself.
+# Changed by loading, not by merging; the dtype is written separately.
 _ASIDE = {"transformers_version", "dtype", "torch_dtype", "architectures", "auto_map"}
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer can be made of the folder's own files."""
+    """Whether a tokenizer can be made from the folder's own files."""
     return next(_files(folder, _VOCABULARIES), None) is not None
 
 
 def copy_files(base: Path, tokenizer: Path | None, output: Path) -> None:
-    """Copy, byte for byte, what a loader of the model needs beside weights and configuration.
+    """Copy the files that a loader of the model needs besides weights and configuration, unchanged.
 
     Args:
-        base: the base model's folder. tokenizer: a folder whose tokenizer files hold in place of the base's, and whose
-            template holds where it has that alone.
+        base: the base model's folder. tokenizer: a folder whose tokenizer files replace the base's; if it has a template
+            only, this replaces the base's.
     """
     chosen = {path.relative_to(base): path for path in _files(base, _BASE)}
     if tokenizer is not None:
@@ -80,10 +80,10 @@ def copy_files(base: Path, tokenizer: Path | None, output: Path) -> None:
 
 
 def write_config(model: Any, base: Path, before: Mapping[str, Any], dtype: str, output: Path) -> None:
-    """Write the base's `config.json`, changed where merging changed the configuration: ties, vocabulary, layers, dtype.
+    """Write the base's `config.json` with the changes by merging: ties, vocabulary, layers, dtype.
 
-    Its keys stay as they are otherwise, so that whatever loads the base loads the merged model. Where transformers loads
-    another kind of model than the file names (the language model of a larger one), its own configuration is written.
+    Its other keys are unchanged, so that any program that loads the base loads the merged model. If transformers loads
+    another kind of model than the file names (the language model of a larger one), the loaded configuration is written.
 
     Args:
         before: the base's configuration as transformers reads it. dtype: of the merged weights.
@@ -129,7 +129,7 @@ def _files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _same_vocabulary(base: Path, other: Path) -> bool:
-    """Whether both tokenizers have one vocabulary, so that the base's other forms of it hold for both."""
+    """Whether both tokenizers have the same vocabulary, so that the base's other vocabulary files are valid for both."""
     paths = [folder / "tokenizer.json" for folder in (base, other)]
     if not all(path.is_file() for path in paths):
         return False

@@ -1,8 +1,8 @@
-"""An adapter merged into its base and written as a plain checkpoint: the one place that merges.
+"""Merge an adapter into its base, and write the result as a plain checkpoint. No other module merges.
 
-`mrpo merge` calls `merge`. The vLLM engine, for adapters that it would serve only in part, runs
-`python -m mrpo_pipeline.models.merging SETTINGS`: in a process of its own the weights leave no trace in the memory of the caller.
-SETTINGS is JSON: `model`, `revision`, `adapter`, `dtype`, `trust_remote_code` and `folder`, into which the checkpoint goes.
+`mrpo merge` calls `merge`. For adapters that vLLM would serve only in part, its engine runs
+`python -m mrpo_pipeline.models.merging SETTINGS` in a separate process, so that the weights do not stay in the caller's memory.
+SETTINGS is JSON: `model`, `revision`, `adapter`, `dtype`, `trust_remote_code`, and `folder` for the checkpoint.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ _SHARD = "5GB"
 
 
 def probe_ids(vocab_size: int) -> NDArray[np.int32]:
-    """(16,) token ids, spread over the vocabulary, on which two ways through one model are compared."""
+    """(16,) token ids, spread over the vocabulary, on which two computations of one model are compared."""
     return (np.arange(1, PROBE_TOKENS + 1) * (vocab_size - 1) // PROBE_TOKENS).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """The adapted model as it was before merging, to compare with.
+    """The adapted model before merging, for comparison.
 
     Attributes:
-        rows: token ids of the texts. logps: (N, V) log-probs after every position of them, nats; base: the base's alone.
-        short: log-probs of `probe_ids(vocab_size)`, but the first.
-        lost: size of the rounding of the merged weights, as a share of the adapter's change of them.
-        weights: hash of every tensor as merged. settings: the configuration as merged.
+        rows: token ids of the texts. logps: (N, V) nats, log-probs after every position of them. base: (N, V) the same without
+            the adapter.
+        short: log-probs of `probe_ids(vocab_size)`, except the first.
+        lost: size of the rounding of the merged weights, as a share of the adapter's change.
+        weights: hash of every merged tensor. settings: the merged configuration.
     """
 
     dtype: str
@@ -66,15 +67,15 @@ def merge(
 ) -> Adapted:
     """Write the merged checkpoint into `folder`: weights, configuration, and the other files of the base.
 
-    The model is held in its dtype; each layer is widened to float32, merged, and rounded once. Weights that base and head
-    share are separated first, since an adapter may change one of them alone, and stored as two where they then differ.
+    The model is held in its dtype; each layer is widened to float32, merged, and rounded once. Weights that embeddings and
+    head share are separated first, because an adapter may change only one of them; if they then differ, both are stored.
 
     Args:
-        source: base and adapter. texts: token ids to compare on, beside those spread over the vocabulary.
+        source: base and adapter. texts: token ids to compare on, in addition to those spread over the vocabulary.
         tokenizer: folder whose tokenizer files replace the base's.
 
     Raises:
-        NotMergeableError: an adapter that is no change of weights (prompt tuning, say), or that peft does not merge exactly.
+        NotMergeableError: an adapter that does not change weights (such as prompt tuning), or that peft does not merge exactly.
         UserError: base or adapter cannot be loaded.
     """
     import torch
@@ -123,7 +124,7 @@ def merge(
 
 
 def compare(adapted: Adapted, folder: Path, *, trust_remote_code: bool = False) -> Differences:
-    """Load the merged checkpoint as anyone would, and compare it with the adapted model.
+    """Load the merged checkpoint from disk, and compare it with the adapted model.
 
     Raises:
         RunError: it is not the model that was merged, or computes other log-probs.
@@ -186,7 +187,7 @@ def _vocab_size(settings: Mapping[str, Any]) -> int:
 
 
 def _separate_shared_weights(model: torch.nn.Module) -> bool:
-    """Give every place that holds a weight one of its own; whether any was shared."""
+    """Give every module its own copy of a shared weight; returns whether any was shared."""
     import torch
 
     seen: set[int] = set()
@@ -203,7 +204,7 @@ def _separate_shared_weights(model: torch.nn.Module) -> bool:
 
 
 def _settle_ties(model: Any) -> None:
-    """Share the head's weight with the embedding's again where both stayed equal; the configuration says whether."""
+    """Tie head and embeddings again if both stayed equal, and record in the configuration whether they are tied."""
     import torch
 
     embedding, head = (
@@ -219,7 +220,7 @@ def _settle_ties(model: Any) -> None:
 
 
 def _write_weights(model: Any, folder: Path) -> None:
-    """Safetensors alone. transformers refuses to save some configurations that it loads; `write_config` writes them."""
+    """Write safetensors only. transformers refuses to save some configurations that it loads; `write_config` writes them."""
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig()

@@ -1,4 +1,4 @@
-"""Token ids to try a model on: none of them may ask for an image, pad, or end a text."""
+"""Token ids for trial inputs of a model: none stands for an image, padding or the end of a text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 
 def ordinary_ids(vocab_size: int, special: Iterable[int], count: int, seed: int = 0) -> npt.NDArray[np.int64]:
-    """(count,) ids drawn at random from a vocabulary, without those that are special."""
+    """(count,) ids drawn at random from a vocabulary, without the special ones."""
     left_out = sorted({one for one in special if 0 <= one < vocab_size})
     if len(left_out) >= vocab_size:
         left_out = []
@@ -21,7 +21,7 @@ def ordinary_ids(vocab_size: int, special: Iterable[int], count: int, seed: int 
 
 
 def special_ids(config: Mapping[str, Any]) -> Iterator[int]:
-    """Values of ``pad_token_id``, ``image_token_index`` and the like in a model's configuration, nested ones included."""
+    """Values of ``pad_token_id``, ``image_token_index`` and similar keys of a model's configuration and its nested ones."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from special_ids(value)

@@ -15,8 +15,8 @@ from mrpo_pipeline.models.probe_token_ids import ordinary_ids, special_ids
 from mrpo_pipeline.models.shared_prompt_attention import NotShareableError, SharedPromptAttention
 from mrpo_pipeline.terminal import one_line
 
-# Nats per token. In float32 the worst completion is looked at; in half precision, where single tokens are off by as much as
-# a wrong mask would make them, the average. A completion that sees another one is off by tenths of nats.
+# Nats per token. In float32 the worst completion decides; in half precision, where rounding moves single tokens by as much
+# as a wrong mask would, the average decides. A completion that sees another one is off by tenths of nats.
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 
@@ -30,9 +30,9 @@ class Trial(NamedTuple):
     """Completions that are computed in both layouts."""
 
     sums: Callable[[], Tensor]
-    """(C,) nats, of each, by the model as ``forward`` lays rows out just then."""
+    """Computes their sums, (C,) nats, in the current layout of ``forward``."""
     counts: Sequence[int]
-    """(C,) their scored tokens."""
+    """(C,) their numbers of scored tokens."""
 
     @classmethod
     def of(cls, groups: Sequence[Group], run: Run) -> Trial:
@@ -43,16 +43,16 @@ class Trial(NamedTuple):
 def share_prompts(
     forward: CompletionForward, run: Run, trials: Sequence[Trial], *, dtype: str, device: torch.device
 ) -> str | None:
-    """Let ``forward`` share prompts if the model then gives the log-probs of plain rows; else leave it without.
+    """Let ``forward`` share prompts if the model then gives the log-probs of plain rows; otherwise, it does not share them.
 
     Short random texts come first: a model that carries state over from earlier tokens of the row (a recurrent state, a
     convolution) forgets it along a long prompt. A sliding window or chunks show only in longer rows, so the longest completion
-    has to be among the trials. The model has to be in eval mode.
+    must be among the trials. The model must be in eval mode.
 
     Args:
-        run: (C,) nats, the sums of the groups' completions by the model as ``forward`` lays them out just then.
+        run: computes the sums of the groups' completions, (C,) nats, in the current layout of ``forward``.
         trials: further completions to compare.
-        dtype: what the model computes in.
+        dtype: of the model's computation.
 
     Returns:
         None if prompts are shared, else the reason in one line.
@@ -73,7 +73,7 @@ def _share(
     except NotShareableError as error:
         return str(error)
     reason = None
-    # The one kernel is for half precision on a GPU; it may be missing, or be wrong for this model.
+    # The variable-length kernel is for half precision on a GPU; it may be missing, or wrong for this model.
     for attention.variable_length in (True, False) if device.type == "cuda" else (False,):
         every = [Trial.of(_short_texts(forward.head.model), run), *trials]
         reason = next((found for trial in every if (found := _try(forward, attention, trial, dtype))), None)
@@ -108,5 +108,5 @@ def _try(forward: CompletionForward, attention: SharedPromptAttention, trial: Tr
     gap, count = (found - expected).abs().cpu().double(), torch.tensor(trial.counts, dtype=torch.float64)
     tolerance = TOLERANCE.get(dtype, max(TOLERANCE.values()))
     difference = float((gap / count).max() if dtype == "float32" else gap.sum() / count.sum())
-    # Also where it is not a number.
+    # NaN fails as well.
     return None if difference <= tolerance else f"log-probs are then off by {difference:.2g} nats per token"

@@ -50,7 +50,7 @@ class Server(Settings):
 
     @property
     def address(self) -> str:
-        """The URL that routes are added to: without a last slash, and without OpenAI clients' ``/v1``."""
+        """The base URL of all routes, without a trailing slash and without the ``/v1`` that OpenAI clients use."""
         return self.url.rstrip("/").removesuffix("/v1")
 
     @property
@@ -59,7 +59,7 @@ class Server(Settings):
 
 
 def _fault(url: str) -> str | None:
-    """What is wrong with a server's URL; None where nothing is."""
+    """The fault of a server's URL, as a clause; None if it is valid."""
     try:
         parts = urlsplit(url)
         _ = parts.port

@@ -72,7 +72,7 @@ class Row:
         return found
 
     def _sequences(self) -> Iterator[tuple[int, int, range, range]]:
-        """Of each sequence: positions of its queries in the row, of its prompt's keys, and of its own keys."""
+        """For each sequence, positions in the row: start and end of its queries, its prompt's keys, and its own keys."""
         start = 0
         for prompt, *completions in self.segments:
             shared, end = range(start, start + prompt), start + prompt
@@ -108,9 +108,9 @@ class Bounds(NamedTuple):
     """One call of a variable-length kernel for S sequences."""
 
     queries: slice
-    """Of the row."""
+    """Positions of the queries in the row."""
     query_ends: Tensor
-    """(S + 1,) from 0 on."""
+    """(S + 1,) cumulative numbers of queries, from 0; ``key_ends`` likewise."""
     key_ends: Tensor
     key_places: Tensor
     """(K,) positions of the keys in the row."""
@@ -125,7 +125,7 @@ class SharedPromptAttention:
     replacement stays until the backward pass is done: see ``begin`` and ``end``.
 
     Raises:
-        NotShareableError: for a model whose layers do not look it up.
+        NotShareableError: for a model whose layers do not look up their attention.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -232,7 +232,7 @@ def _causal(
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
         scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         scores = cap * torch.tanh(scores / cap) + row.mask(queries, keys, window if narrow else None, scores)
-        # As transformers' eager attention has it.
+        # As in transformers' eager attention.
         return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
     if queries == keys and not narrow:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1)

@@ -1,11 +1,11 @@
-"""A reference: its settings, its files, and the fingerprint of what changes its numbers.
+"""A reference: its settings, its files, and the fingerprint of everything that changes its log-probs.
 
 The fingerprint's fields: ``weights`` (content of the weights and of the configuration), ``revision`` (the hub's commit,
 which replaces the weights where they are not available), ``adapted`` and ``adapter`` (whether there is one, and its
-content), ``dtype``, ``quantization``, ``engine_options`` (those that may change the numbers), the renderer's fields of
-tokenizer, template and end-of-turn handling, and ``template_file`` (content of a Jinja file that was named, which replaces
-the template where there is no renderer). Of a reference that a server runs, ``weights`` is the model's name there,
-``served_revision`` the commit if the server reports one, and ``probe`` its log-probs of fixed texts (``cache.probe``).
+content), ``dtype``, ``quantization``, ``engine_options`` (those that may change the log-probs), the renderer's fields of
+tokenizer, template and end-of-turn handling, and ``template_file`` (content of the configured Jinja file, which replaces the
+template if there is no renderer). For a served reference, ``weights`` is the model's name on the server, ``served_revision`` the
+commit if the server reports one, and ``probe`` its log-probs of fixed texts (``cache.probe_logps``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mrpo_pipeline.settings_base import Name, Settings
 
 RENDERING_FIELDS = ("tokenizer", "template", "end_of_turn")
 AS_SERVED = "as served"
-"""Dtype and quantization, by a fingerprint, of a model that a server runs: the server's own affair."""
+"""Dtype and quantization in the fingerprint of a served model, which the server chooses."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 _DTYPES = {
@@ -94,22 +94,22 @@ class ModelSource(Settings):
 
     @property
     def engine_options(self) -> str:
-        """Options of its engine that may change its numbers, as ``engine_options.describe_altering`` writes them."""
+        """Options of its engine that may change its log-probs, as ``engine_options.describe_altering`` writes them."""
         return self._engine_options
 
     @property
     def served(self) -> Server | None:
-        """The server that runs the model; None where its files are loaded here. Only a reference can have one."""
+        """The server that runs the model; None if its files are loaded here. Only a reference can have one."""
         return None
 
     def named(self, name: str, engine_options: str = NO_OPTIONS) -> Self:
-        """A copy under a name. Neither argument is a key of the recipe's model: its place in the recipe gives both."""
+        """A copy with a name and engine options, which come from its place in the recipe and are not keys of the model."""
         copy = self.model_copy()
         copy._name, copy._engine_options = name, engine_options
         return copy
 
     def loads_like(self, other: ModelSource) -> bool:
-        """Whether both have the same settings of a model, whatever else each has and is called."""
+        """Whether both have the same model settings; names and other keys may differ."""
         keys = set(ModelSource.model_fields)
         return self.model_dump(include=keys) == other.model_dump(include=keys)
 
@@ -122,11 +122,11 @@ def resolve(source: ModelSource, renderer_identity: Mapping[str, str] | None = N
         renderer_identity: the renderer's fields that change its ids; None without a renderer (stage two).
 
     Returns:
-        field → value; None for what is not known here, which a cache does not compare.
+        field → value; None if it is unknown here, which a cache does not compare.
 
     Raises:
-        UserError: for weights that are only there as pickles, a configuration that cannot be read, an unknown dtype, and, when
-            a renderer is given, a folder that is not there.
+        UserError: for weights that exist only as pickles, a configuration that cannot be read, an unknown dtype, and, if
+            ``renderer_identity`` is given, a missing folder.
     """
     rendering: Mapping[str, str | None] = renderer_identity or dict.fromkeys(RENDERING_FIELDS)
     if source.served is not None:
@@ -148,11 +148,11 @@ def resolve(source: ModelSource, renderer_identity: Mapping[str, str] | None = N
 
 
 def _served_fields(model: str | None) -> dict[str, str | None]:
-    """The fingerprint of a model that a server runs, as far as a recipe tells it: its name there. What its numbers are, a probe
-    of the server tells (``engines.served``).
+    """The fingerprint of a served model, as far as the recipe determines it. A probe of the server adds its log-probs
+    (``engines.served``).
 
     Args:
-        model: the name as served; None where only the server knows it.
+        model: the name as served; None if only the server knows it.
     """
     return {
         "weights": None if model is None else served_weights(model),
@@ -170,9 +170,9 @@ def served_weights(model: str) -> str:
 
 
 def has_tokenizer(source: ModelSource) -> bool:
-    """Whether what the reference reads text by is on this machine: tokenizer files, and the Jinja file where one is named."""
+    """Whether this machine has the files that render the reference's text: tokenizer, and the Jinja file if one is configured."""
     folder = locate(source.tokenizer) if source.tokenizer else locate(source.model, source.revision)
-    if source.adapter and not source.tokenizer and locate(source.adapter) is None:  # it may bring one
+    if source.adapter and not source.tokenizer and locate(source.adapter) is None:  # it may contain a tokenizer
         return False
     if folder is None or (source.template not in ("auto", "plain") and _template_file(source) is None):
         return False
@@ -180,14 +180,14 @@ def has_tokenizer(source: ModelSource) -> bool:
 
 
 def auto_dtype(own: str, *, quantized: bool = False, device: str | None = None) -> str:
-    """What ``dtype: auto`` is, of reference and policy alike: the checkpoint's own 16 bits on a GPU that computes in them, else
+    """Resolve ``dtype: auto``, for reference and policy alike: the checkpoint's own 16 bits on a GPU that computes in them, else
     float32.
 
-    On a CPU 16 bits are slow or cost 0.04 nats a token, and a policy that trains there is float32: one model has one answer.
+    On a CPU 16 bits are slow or cost 0.04 nats per token, and a policy trains there in float32, so its reference uses float32, too.
 
     Args:
-        own: the checkpoint's dtype. quantized: whether it is stored quantized; its kernels then want its own dtype.
-        device: ``gpu`` or ``cpu``; None for what this machine has.
+        own: the checkpoint's dtype. quantized: whether it is stored quantized; its kernels then need its own dtype.
+        device: ``gpu`` or ``cpu``; None for this machine's.
     """
     if own not in ("bfloat16", "float16"):
         return "float32"
@@ -205,8 +205,8 @@ def gpu_computes_in(dtype: str) -> bool:
 
 
 def as_recorded(source: ModelSource, fingerprint: Mapping[str, str]) -> ModelSource:
-    """The reference with ``dtype: auto`` settled by a cache's fingerprint, where there is one: what is added to a cache, compared
-    with it or computed again has the dtype of its numbers, whatever machine they come from."""
+    """The reference with ``dtype: auto`` resolved by a cache's fingerprint, if there is one, so that additions, comparisons and
+    recomputations use the cache's dtype on any machine."""
     recorded = fingerprint.get("dtype")
     known = source.dtype == "auto" and recorded and recorded != AS_SERVED
     return source.model_copy(update={"dtype": recorded}) if known else source
@@ -234,7 +234,7 @@ def resolve_dtype(source: ModelSource, device: str | None = None) -> str:
 
 
 def stored_dtype(source: ModelSource) -> str:
-    """The dtype of the checkpoint's weights on disk, whatever machine this is: what a merged copy keeps.
+    """The dtype of the checkpoint's weights on disk, the same on any machine; a merged copy keeps it.
 
     Raises:
         UserError: the model's files are not on this machine.
@@ -245,8 +245,8 @@ def stored_dtype(source: ModelSource) -> str:
 def same_model(a: ModelSource, b: ModelSource) -> bool:
     """Whether both load the same weights and the same adapter, so that they give the same log-probs up to dtype.
 
-    Content decides where both are local; else both must name the same model, revision and adapter. A served model's content is
-    not: it is the same as what has the same server.
+    If both are local, their content decides; otherwise both must name the same model, revision and adapter. A served model equals
+    only one with the same server.
     """
     if a.served is not None or b.served is not None:
         return a.served == b.served
@@ -267,16 +267,15 @@ def same_model(a: ModelSource, b: ModelSource) -> bool:
 
 
 def fetch(source: ModelSource) -> ModelSource:
-    """Bring a hub model's files onto this machine and pin them: what is fingerprinted is then what is loaded.
+    """Download a hub model's files and pin its commit, so that the fingerprinted files are the loaded ones.
 
     Returns:
-        the source with ``revision`` set to the commit, and a hub adapter replaced by its folder. A local folder is returned
-        as it is.
+        the source with ``revision`` set to the commit, and a hub adapter replaced by its folder. Local folders are unchanged.
 
     Raises:
-        UserError: where a folder is not there, holds no safetensors weights, or the hub does not give the files.
+        UserError: if a folder is missing or holds no safetensors weights, or the hub does not provide the files.
     """
-    if source.served is not None:  # its tokenizer is all that is read, and whoever reads it fetches it
+    if source.served is not None:  # only its tokenizer is read, and downloaded where it is read
         return source
     if is_folder(source.model):
         require_weights(source.name, Path(source.model).expanduser())
@@ -327,11 +326,11 @@ def _dtype(source: ModelSource, folder: Path | None, device: str | None = None) 
 
 
 def _own_dtype(source: ModelSource, folder: Path, config: Mapping[str, Any]) -> str:
-    """What the configuration says, else the weights' own, else float32."""
+    """The configuration's dtype, else the weights' own, else float32."""
     for settings in (config, config.get("text_config")):
         if isinstance(settings, dict):
             said = settings.get("dtype") or settings.get("torch_dtype")
-            if isinstance(said, dict):  # one for each part of a composite model; "" is the whole
+            if isinstance(said, dict):  # one for each part of a composite model; "" for all of it
                 said = said.get("")
             if isinstance(said, str):
                 return _dtype_name(source, said)

@@ -1,4 +1,4 @@
-"""Arguments of a chat template, as a recipe gives them: which are a user's to give."""
+"""Arguments of a chat template in a recipe: which of them a user may set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# What this program, or `apply_chat_template` itself, decides.
+# Set by this program, or by `apply_chat_template` itself.
 _OURS = """
     messages tools add_generation_prompt continue_final_message strftime_now raise_exception
     conversation chat_template tokenize padding truncation max_length return_tensors return_dict return_assistant_tokens_mask

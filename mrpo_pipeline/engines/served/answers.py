@@ -89,7 +89,7 @@ class Completions:
 
 
 class Generate(Completions):
-    """Token ids in, the log-probs of all prompt positions listed."""
+    """Token ids in, a list of the log-probs of all prompt positions out."""
 
     route = "/inference/v1/generate"
 
@@ -101,7 +101,7 @@ class Generate(Completions):
 
 
 class Dense:
-    """Token ids in, the completion's log-probs alone."""
+    """Token ids in, only the completion's log-probs out."""
 
     route = Generate.route
 
@@ -138,7 +138,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _require_ids(holder: Mapping[str, Any], ids: TokenIds) -> None:
-    """The token ids that the server reports, if any, are those that were sent. Raises MisreadError."""
+    """Raise MisreadError if the server reports other token ids than those sent."""
     said = holder.get("prompt_token_ids")
     if said is not None and said != ids.tolist():
         raise MisreadError(f"an answer to other token ids than the {len(ids)} that were sent")

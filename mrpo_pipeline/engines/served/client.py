@@ -19,7 +19,7 @@ logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line for each
 CONNECT_SECONDS = 10.0
 LONGEST_WAIT = 30.0
 LONGEST_QUOTE = 300
-_WRONG_KEY = 401  # and not 403, by which vLLM also says that a route is off
+_WRONG_KEY = 401  # not 403, which vLLM also returns for a disabled route
 _TOO_MANY = 429
 
 
@@ -54,7 +54,7 @@ class Client:
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx2.Timeout(server.timeout, connect=CONNECT_SECONDS),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=server.concurrency),
-            trust_env=not server.on_this_machine,  # a proxy has no part in what stays on this machine
+            trust_env=not server.on_this_machine,  # no proxy for a server on this machine
         )
 
     def once(self, method: str, route: str, body: Any = None) -> Any:
@@ -71,7 +71,7 @@ class Client:
         """As ``once``, with retries while the server is down or busy.
 
         Raises:
-            RunError: it stayed down.
+            RunError: it stays down.
         """
         for tries in range(self._server.retries + 1):
             try:

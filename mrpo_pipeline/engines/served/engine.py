@@ -17,9 +17,9 @@ from mrpo_pipeline.engines.served.precision import apart, computes_in_16_bits, i
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models.source import AS_SERVED, ModelSource
 
-# Nats a token, on average, within which two answers to one text are of one model: a served model computes a text beside whatever
-# else it is asked just then, by other kernels for other batches, and after a restart maybe on another GPU. METHOD: engines differ by
-# 0.03-0.04 in bfloat16, by 0.002 at most in float32.
+# Nats per token, on average, within which two answers to one text are of one model: a server batches a text with other requests,
+# uses other kernels for other batches, and may have another GPU after a restart. Engines differ by 0.03-0.04 in bfloat16 and by at
+# most 0.002 in float32.
 SAME, SAME_IN_16_BITS = 5e-3, 5e-2
 _ANY_ID = 2**31 - 1  # the server alone knows its vocabulary, and refuses what lies outside
 _ROUTES: tuple[type[Completions], ...] = (Generate, Completions)
@@ -82,7 +82,7 @@ class ServedEngine:
             yield index, logps
 
     def confirm(self) -> None:
-        """Ask the probe's texts again.
+        """Score the probe's texts again.
 
         Raises:
             UserError: the server gives other log-probs than at the start.

@@ -34,5 +34,5 @@ def computes_in_16_bits(rows: Sequence[Mapping[str, float]]) -> bool:
 
 
 def apart(first: Sequence[LogProbs], second: Sequence[LogProbs]) -> float:
-    """Mean |difference| of two answers to the same texts, nats a token."""
+    """Mean |difference| of two answers to the same texts, in nats per token."""
     return float(np.abs(np.concatenate(list(first)).astype(np.float64) - np.concatenate(list(second))).mean())

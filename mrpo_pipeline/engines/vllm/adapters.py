@@ -16,7 +16,7 @@ from mrpo_pipeline.models.merging import EXPECTED, NOT_MERGEABLE
 
 # Allowed values of vLLM's `max_lora_rank`; a smaller adapter is padded to the next.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# The last part of the names that embeddings and heads go by. (A head of another name is told by its shape.)
+# Last parts of the names of embeddings and heads. (A head with another name is recognized by its shape.)
 _EMBEDDINGS = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "word_embeddings", "tok_embeddings")
 
 
@@ -30,10 +30,10 @@ class Adapted:
 
     Attributes:
         model: folder or hub name of the weights; revision: of a hub name.
-        request: vLLM's LoRA request for every text, where the adapter is served as one.
-        arguments: what `EngineArgs` needs for that.
-        expected: log-probs of `merging.probe_ids(vocab_size)` by transformers, where the adapter was merged.
-        vocab_size: of the merged model, None where nothing was merged.
+        request: vLLM's LoRA request for every text, if the adapter is served as one.
+        arguments: of `EngineArgs`, for this request.
+        expected: log-probs of `merging.probe_ids(vocab_size)` by transformers, if the adapter was merged.
+        vocab_size: of the merged model; None if nothing was merged.
     """
 
     model: str
@@ -69,8 +69,8 @@ def adapt(settings: dict[str, Any], config: Any) -> Adapted:
             "enable_lora": True,
             "max_lora_rank": next(size for size in _RANKS if size >= rank),
             "max_loras": 1,
-            # Else vLLM puts an empty delta on the head as well, with one row per request: prompt log-probs, which have a
-            # row per token, then fail on a CPU (0.32) or cost that for nothing.
+            # Otherwise vLLM also adds an empty delta to the head, with one row per request. Prompt log-probs have a row per
+            # token, so they fail on a CPU (0.32), or take longer for nothing.
             "lora_target_modules": _targets(path),
         }
         return Adapted(model, settings["revision"], LoRARequest("reference", 1, path), arguments)
@@ -103,7 +103,7 @@ def why_not_served(path: str, vocab_size: int, rank: int) -> str | None:
         if kind is None or kind == "token_adapter":
             whole.add(module)
             continue
-        head = kind == "lora_B" and shape[0] >= vocab_size  # by whatever name
+        head = kind == "lora_B" and shape[0] >= vocab_size  # under any name
         if head or kind.startswith("lora_embedding") or module.rsplit(".", 1)[-1] in _EMBEDDINGS:
             touched.add(module)
     if touched or whole:

@@ -65,7 +65,7 @@ def engine_arguments(
         "skip_tokenizer_init": True,
         "max_model_len": length,
         "max_num_batched_tokens": sizes.max_num_batched_tokens,
-        # Of use to dense answers alone (see `caching_if_dense`).
+        # Useful for dense answers only (see `caching_if_dense`).
         "enable_prefix_caching": False,
         "enable_chunked_prefill": True,
         # Shapes differ from step to step; on a CPU compiling costs more than it saves.
@@ -85,8 +85,8 @@ def engine_arguments(
 
 
 def caching_if_dense(engine_args: Any, arguments: dict[str, Any]) -> bool | None:
-    """`enable_prefix_caching` for these arguments of vLLM's `EngineArgs`: None (vLLM's choice for the model) where the model runner
-    may give dense answers, else False: other answers can't use the cache (see `logprobs`)."""
+    """`enable_prefix_caching` for these arguments of vLLM's `EngineArgs`: None (vLLM's choice for the model) if the model runner may
+    give dense answers, else False, because other answers can't use the cache (see `logprobs`)."""
     config = engine_args(**arguments).create_engine_config()
     return None if getattr(config, "use_v2_model_runner", True) else False
 

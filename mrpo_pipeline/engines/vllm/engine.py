@@ -50,7 +50,7 @@ class VllmEngine:
     tokens (or `max_model_len`) that the engine starts with restart it. An adapter that vLLM would serve only in part is first merged
     into its model, in a separate process, into a folder under `TMPDIR` that is removed when vLLM has read it.
 
-    `prompts_once` tells whether vLLM computes a prompt once for all its completions (see `trial`).
+    `prompts_once` is whether vLLM computes a prompt once for all its completions (see `trial`).
 
     With `wait=False` the constructor does not wait for the process: only `close` may be called before `ready` has returned.
 

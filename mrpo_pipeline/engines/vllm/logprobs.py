@@ -1,20 +1,20 @@
-"""How prompt log-probs are asked of vLLM, and read from its answers.
+"""Request prompt log-probs from vLLM, and read its answers.
 
-What vLLM 0.32 does, from its source and from runs of it:
+The behaviour of vLLM 0.32, from its source and from runs of it:
 
-- `prompt_logprobs=0` is served by both of its model runners. V1 takes one request at a time, makes logits and float32
-  log-softmax of all prompt positions in the step, and copies the token's own. Positions that came from the prefix cache are
-  never written: they are uninitialised memory, finite, with token ids to match. Hence `skip_reading_prefix_cache`, and the
-  comparison of ids here.
-- `prompt_logprob_token_ids` with `prompt_logprob_start` scores the completion alone (no head for the prompt) without a
-  float32 copy of the vocabulary. V2 alone does it, which needs Triton: V1 refuses the request (ValueError), as the CPU build
-  without triton-cpu does. Scores of a prefill that starts behind the first row wanted are dropped, and come as None.
+- Both model runners support `prompt_logprobs=0`. V1 takes one request at a time, computes logits and float32 log-softmax of
+  all prompt positions in the step, and copies each token's own. Positions from the prefix cache are never written: their
+  log-probs and token ids are uninitialised memory with finite values. Hence `skip_reading_prefix_cache`, and the comparison of
+  ids here.
+- `prompt_logprob_token_ids` with `prompt_logprob_start` scores only the completion (no head for the prompt), without a float32
+  copy of the vocabulary. Only V2 supports it, which needs Triton: V1 refuses the request (ValueError), and so does the CPU
+  build without triton-cpu. Scores of a prefill that starts after the first requested row are dropped, and returned as None.
 
-So a prefix cache is right for dense answers that start at the prompt's last token: a hit that ends before it leaves all rows to
-compute, and one behind it (a completion that begins as another one did, a prompt of whole blocks) comes as None, and is asked
-again without the cache. A preempted request begins anew in the V2 runner, and is treated alike.
+So a prefix cache is correct for dense answers that start at the prompt's last token: after a hit that ends before it, all rows
+are computed; after a longer hit (a completion that begins like another one, a prompt of complete blocks) the answer is None, and
+the request is repeated without the cache. The same holds for a preempted request, which starts again in the V2 runner.
 
-The way is found by trying it on short texts when the engine starts (`trial`).
+The way to ask is found by a trial on short texts when the engine starts (`trial`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SKIP = "skip_reading_prefix_cache"
 
 
 class MisalignedError(Exception):
-    """An answer that does not belong to the tokens that were sent; the message says what came."""
+    """An answer that does not match the tokens that were sent; the message describes it."""
 
 
 class UnwrittenError(MisalignedError):
@@ -48,11 +48,11 @@ class Answers(Protocol):
 
 
 class Listed:
-    """Every position's own token: what any vLLM has."""
+    """Log-probs of each prompt position's own token; every vLLM supports this."""
 
     def __init__(self, fields: frozenset[str]) -> None:
         self._asked: dict[str, Any] = {"prompt_logprobs": 0}
-        if "flat_logprobs" in fields:  # arrays, where the other form has an object for each position
+        if "flat_logprobs" in fields:  # arrays instead of an object for each position
             self._asked["flat_logprobs"] = True
 
     def asked(self, ids: NDArray[np.int32], count: int) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Listed:
             except (KeyError, TypeError, ValueError) as error:
                 raise MisalignedError(f"{len(rows)} entries, not all of them of the tokens asked for") from error
             return np.asarray(found, np.float32)
-        # FlatLogprobs: one entry a position, none for the first
+        # FlatLogprobs: one entry per position, none for the first
         if len(ids) != len(answer) - 1 or not np.array_equal(ids[-count:], completion):
             raise MisalignedError(
                 f"{len(ids)} entries for {len(answer)} positions, of other tokens than those asked for"
@@ -78,10 +78,10 @@ class Listed:
 
 
 class Dense:
-    """The completion alone, one column: row i is the prediction of token start + i + 1.
+    """Scores of the completion only, (C, 1): row i predicts token `prompt_logprob_start` + i + 1.
 
     Args:
-        reads_cache: read the prompt from the prefix cache where it holds it.
+        reads_cache: read the prompt from the prefix cache if it is there.
     """
 
     def __init__(self, *, reads_cache: bool = False) -> None:
@@ -89,12 +89,12 @@ class Dense:
 
     @staticmethod
     def known(fields: frozenset[str]) -> bool:
-        """Whether this vLLM has the words for it; whether it does it, only asking tells."""
+        """Whether this vLLM has the fields of the request; only a trial shows whether it supports them."""
         return {"prompt_logprob_token_ids", "prompt_logprob_start"} <= fields
 
     @staticmethod
     def may_read_cache(fields: frozenset[str]) -> bool:
-        """Whether this vLLM lets a request say that it reads the prefix cache."""
+        """Whether a request to this vLLM can ask to read the prefix cache."""
         return Dense.known(fields) and _SKIP in fields
 
     def asked(self, ids: NDArray[np.int32], count: int) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def check_here(options: Mapping[str, Any], reference: str) -> None:
 
 
 def checked(options: Mapping[str, Any], arguments: Any) -> dict[str, Any]:
-    """The options as `arguments`, vLLM's `EngineArgs`, types them: "4" for a number becomes 4.
+    """The options with the types of `arguments`, vLLM's `EngineArgs`: "4" for a number becomes 4.
 
     Raises:
         UserError: an option of another type, with what vLLM expects.

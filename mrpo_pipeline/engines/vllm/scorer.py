@@ -115,13 +115,13 @@ class Scorer:
         self.tokens_in_flight += len(ids)
 
     def step(self) -> list[tuple[int, NDArray[np.float32]]]:
-        """Run the engine once; what has finished, as (index, log-probs).
+        """Run the engine once; returns (index, (C,) log-probs in nats) of each finished request.
 
-        A request of which the prefix cache held more than the prompt is asked again without the cache. A dense answer that does
-        not fit what was sent is asked again in the usual way, as all later ones are.
+        A request with more than its prompt in the prefix cache is repeated without the cache. After a dense answer that does
+        not match the request, this request and all later ones are asked in the usual way.
 
         Raises:
-            RunError: a usual answer that does not fit.
+            RunError: a usual answer that does not match.
         """
         done = []
         for asked, output in self.finished():
@@ -139,7 +139,7 @@ class Scorer:
         return done
 
     def finished(self) -> list[tuple[Asked, Any]]:
-        """Run the engine once; the requests that have finished, with vLLM's `RequestOutput`."""
+        """Run the engine once; returns the finished requests, with vLLM's `RequestOutput`."""
         finished = [(self.in_flight.pop(one.request_id), one) for one in self.engine.step() if one.finished]
         self.tokens_in_flight -= sum(len(asked.ids) for asked, _ in finished)
         return finished

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GIB = 1 << 30
-# Bytes that one position's prompt log-prob takes for each vocabulary entry while it is computed (vLLM's V1 runner,
-# `_get_prompt_logprobs_dict`), on each GPU, also where the vocabulary is cut among them, since logits are gathered whole:
-#   logits 2 or 4 (of the model's dtype), their conversion to float32 4 (16-bit alone), log-softmax 4, the mask that the
-#   rank is counted with 1; gathering holds own part, pieces and their concatenation before: 2.5 times the logits at most.
-# The largest of the sums is 11 (16-bit) and 10 (float32 on two GPUs); allocators round up. (On a CPU malloc keeps freed
-# blocks of other sizes: 17 were measured where 9 are in use.) A request's block is still held
-# while the next one's is made, but the rows of both stand in one step together: its tokens are the bound. The V2 runner
-# takes 1,024 rows at a time and makes no log-softmax: it stays below.
+# Bytes per vocabulary entry that the prompt log-prob of one position takes while it is computed (vLLM's V1 runner,
+# `_get_prompt_logprobs_dict`), on each GPU, even if the vocabulary is sharded, because logits are gathered:
+#   logits 2 or 4 (of the model's dtype), their conversion to float32 4 (16-bit only), log-softmax 4, the mask for counting
+#   the rank 1; before that, gathering holds its own part, the pieces and their concatenation: at most 2.5 times the logits.
+# The largest sum is 11 (16-bit) and 10 (float32 on two GPUs); allocators round up. (On a CPU malloc keeps freed blocks of
+# other sizes: 17 were measured with 9 in use.) A request's block is still held while the next one's is allocated, but the
+# rows of both are in one step, so the step's tokens are the bound. The V2 runner takes 1,024 rows at a time and computes no
+# log-softmax, so it needs less.
 BYTES_PER_LOGIT = {"cpu": 18, "gpu": 12}
 FEWEST_BATCHED_TOKENS = 256
 MOST_BATCHED_TOKENS = {"cpu": 2048, "gpu": 8192}
@@ -55,11 +55,11 @@ def choose_sizes(
 ) -> Sizes:
     """Sizes for one engine; all bytes are of one GPU, or of the machine's memory on a CPU.
 
-    A tenth of the free memory may go to the block of prompt log-probs (on a CPU at most 1 GiB: a larger one is no
-    faster there), less where weights and one of the longest sequences would not fit beside it. On a CPU, keys and values
-    get what two full steps and two of the longest sequences take, within a quarter of the free memory where that is
-    enough; on a GPU vLLM gets what is free of 0.9 of the memory, less the block: weights, keys and values and its working
-    memory lie in that share, prompt log-probs beside it.
+    The block of prompt log-probs gets a tenth of the free memory (on a CPU at most 1 GiB: a larger one is no faster there),
+    or less if weights and one of the longest sequences would not fit beside it. On a CPU, keys and values get the size of
+    two full steps and two of the longest sequences, limited to a quarter of the free memory if that holds one sequence. On a
+    GPU, vLLM's share is the free part of 0.9 of the memory, less the block: it contains weights, keys and values and working
+    memory, but not the prompt log-probs.
 
     Args:
         asked_tokens: the user's `max_num_batched_tokens`.

@@ -1,4 +1,4 @@
-"""How a vLLM engine is asked for prompt log-probs is decided by trying it on short texts, when it has started."""
+"""Decide how to ask a vLLM engine for prompt log-probs, by a trial on short texts after its start."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SAME_IN_16_BIT = 0.25
 
 
 def try_out(scorer: Scorer, ids: Ids, expected: list[float] | None, dense: bool) -> None:
-    """Score a short text, so that what fails, fails at the start; use the dense way where it gives the same numbers.
+    """Score a short text, so that failures show at the start; use the dense way if it gives the same log-probs.
 
     Args:
-        ids: (T,) the text. expected: (T - 1,) its log-probs by transformers, where the adapter was merged.
+        ids: (T,) the text. expected: (T - 1,) its log-probs by transformers, if the adapter was merged.
         dense: whether this vLLM has the fields of the dense way.
 
     Raises:
@@ -61,13 +61,13 @@ def try_out(scorer: Scorer, ids: Ids, expected: list[float] | None, dense: bool)
 
 
 def try_prefix_cache(scorer: Scorer, ids: Ids, block: int) -> None:
-    """Read prompts from the prefix cache where a prompt's second completion then gets the same numbers.
+    """Read prompts from the prefix cache if a prompt's second completion then gets the same log-probs.
 
-    The prompt ends one token behind its first block, so that a hit ends right at the first row that is scored. A text that is
-    cached beyond its prompt must come without numbers, or with the right ones.
+    The prompt ends one token after its first block, so that a hit ends right at the first scored row. A text that is cached
+    beyond its prompt must return no log-probs, or the correct ones.
 
     Args:
-        ids: (T,) token ids to make texts of. block: tokens of a block of the cache.
+        ids: (T,) token ids to make texts of. block: tokens in a block of the cache.
     """
     length = 2 * block + 2
     if length >= scorer.max_model_len:
@@ -97,7 +97,7 @@ def try_prefix_cache(scorer: Scorer, ids: Ids, block: int) -> None:
 
 
 def _alone(scorer: Scorer, ids: Ids, count: int, way: Answers) -> tuple[LogProbs | None, int]:
-    """The log-probs of one request, None where vLLM wrote none, and how many of its tokens the cache held."""
+    """(log-probs of one request, None if vLLM returned none; number of its tokens read from the cache)."""
     scorer.add(0, ids, count, way)
     while not (finished := scorer.finished()):
         pass
@@ -114,13 +114,13 @@ def _apart(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
 
 
 def _add_text(scorer: Scorer, ids: Ids) -> None:
-    """The text and its first half: two requests in one step, as later."""
+    """Add the text and its first half: two requests in one step, as in scoring."""
     scorer.add(0, ids, len(ids) - 1)
     scorer.add(1, ids[: len(ids) // 2], len(ids) // 2 - 1)
 
 
 def _text_answered(scorer: Scorer) -> LogProbs:
-    """(T - 1,) log-probs of the text. Raises MisalignedError, also where those of its half differ."""
+    """(T - 1,) log-probs of the text. Raises MisalignedError, also if those of its half differ."""
     found: dict[int, LogProbs] = {}
     while scorer.in_flight:
         found |= {asked.index: asked.read(output) for asked, output in scorer.finished()}
