@@ -58,12 +58,12 @@ class LogprobStats:
         significant_bits: that 19 in 20 log-probs need at most; 24 in float32.
         distinct: distinct values per log-prob, over one completion per prompt.
         dependence: how far the token explains the log-probs better than when they are permuted among tokens of one position, in standard
-            deviations; about 0 for log-probs of other texts. dependence_same_length: permuted among completions of one length, which
-            have ``same_length_tokens`` tokens.
+            deviations; about 0 for log-probs of other texts. dependence_same_length: the same, permuted among tokens of one position
+            in completions of one length (``same_length_tokens`` tokens).
         shared_prefixes: pairs of completions of one prompt that begin with the same tokens. inconsistent: the share of them whose
             log-probs there differ by more than rounding.
-        first_easy: share of completions whose first token costs less than half the median of that token. first_auc_prompt: AUC of it
-            against the prompt's length, among completions with the same first token.
+        first_easy: share of completions whose first token costs less than half the median of that token. first_auc_prompt: AUC of
+            this against the prompt's length, among completions with the same first token.
         last_easy, last_auc_length: the same for the end-of-turn token and the whole length, among completions with the same last
             token of text: of two kinds of texts, the one that ends more readily may be the longer one.
     """
@@ -194,7 +194,7 @@ def _shared_prefixes(tokens: Tokens, prompts: Ints, rounding: float) -> tuple[in
 
 
 def _easy_by_length(nats: Floats, ids: Ints, length: Ints) -> tuple[float, float]:
-    """The share of easy tokens among those whose id occurs ``_TIMES`` times or more, and the AUC of it against the length."""
+    """The share of easy tokens among those whose id occurs ``_TIMES`` times or more, and the AUC of being easy against the length."""
     kinds, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
     often = counts[inverse] >= _TIMES
     if not often.any():

@@ -36,7 +36,7 @@ class Similarity:
 
 
 def similarities(every: Sequence[Tokens]) -> dict[tuple[int, int], Similarity]:
-    """Each two references, by index."""
+    """The similarity of each two references, by their indices."""
     return {(a, b): _similarity(every[a], every[b]) for a, b in combinations(range(len(every)), 2)}
 
 

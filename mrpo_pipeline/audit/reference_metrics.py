@@ -134,8 +134,8 @@ def _by_length(scored: Scored, at: int) -> list[dict[str, Any]]:
 
 
 def agreement(scored: Scored) -> list[dict[str, Any]]:
-    """Each two references: share of pairs that they rank the same, Pearson's correlation of Δ, and Spearman's of nats per byte over
-    completions."""
+    """For each two references: share of pairs that they rank the same, Pearson's correlation of Δ, and Spearman's of nats per byte
+    over completions."""
     sizes = np.concatenate([scored.chosen_bytes, scored.rejected_bytes])
     rates = -np.concatenate([scored.chosen, scored.rejected]) / np.maximum(sizes, 1)[:, None]
     margins = scored.margins

@@ -27,7 +27,7 @@ class Distinct:
     """(N, 3): the number of each pair's prompt, in the order of the pairs, and of its chosen and rejected completion. Completions of
     different prompts have different numbers."""
     tokens_of: Numbers
-    """(N, 3): their tokens."""
+    """(N, 3): number of tokens of each."""
 
     @classmethod
     def of(cls, examples: PreferenceExamples) -> Distinct:
@@ -46,7 +46,7 @@ class Distinct:
 
     @classmethod
     def concat(cls, parts: Sequence[Distinct]) -> Distinct:
-        """The parts' pairs one after another, nothing of a part equal to anything of another."""
+        """The parts' pairs one after another; prompts and completions of different parts count as different."""
         starts = np.cumsum([0, *(part.numbers.max(initial=-1) + 1 for part in parts[:-1])])
         numbers = [part.numbers + start for part, start in zip(parts, starts, strict=True)]
         return cls(np.concatenate(numbers), np.concatenate([part.tokens_of for part in parts]))
@@ -90,7 +90,7 @@ def is_ranked(examples: PreferenceExamples) -> bool:
 
 
 def of_ranked(examples: PreferenceExamples) -> Distinct | None:
-    """What ranked answers have in common; None for pairs that are not ranked."""
+    """The distinct prompts and completions of ranked answers; None for pairs that are not ranked."""
     if len(examples) < RANKED * _fewest_prompts(IdRows.of(examples.prompt_ids)):
         return None
     distinct = Distinct.of(examples)

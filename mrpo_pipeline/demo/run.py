@@ -21,7 +21,7 @@ SETTINGS = {"paper": ("paper", "paper-scarce")}
 
 
 def run_demo() -> Path:
-    """Run the demo's recipe in the current folder and print MRPO's answers before and after training; the report's path."""
+    """Run the demo's recipe in the current folder and print MRPO's answers before and after training; returns the report's path."""
     from mrpo_pipeline.evaluation import evaluate_recipe
 
     recipe = _recipe("demo")
@@ -33,11 +33,11 @@ def run_demo() -> Path:
 
 
 def reproduce(name: str) -> list[Path]:
-    """Run a shipped recipe, or a recipe's file, to its report; the reports' paths.
+    """Run a shipped recipe, or a recipe's file, to its report; returns the reports' paths.
 
     Raises:
-        UserError: where the machine lacks what the recipe needs (all of it is named), or the recipe is wrong.
-        RunError: where a step fails; finished steps are kept.
+        UserError: if the machine lacks what the recipe needs (all of it is named), or the recipe is invalid.
+        RunError: if a step fails; finished steps are kept.
     """
     recipes = [_recipe(one) for one in SETTINGS.get(name, (name,))]
     missing = sorted({one for recipe in recipes for one in requirements_missing(recipe)})
@@ -50,7 +50,7 @@ def reproduce(name: str) -> list[Path]:
 
 
 def run_recipe(recipe: Recipe) -> Path:
-    """Score, audit, compare, and measure the recipe's tasks; the report's path."""
+    """Score, audit, compare, and measure the recipe's tasks; returns the report's path."""
     from mrpo_pipeline.audit import audit_recipe
     from mrpo_pipeline.compare import compare_recipe
     from mrpo_pipeline.report import write_report

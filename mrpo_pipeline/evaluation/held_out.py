@@ -55,8 +55,8 @@ def evaluate_policy(
 
     Args:
         model: a causal language model, adapters and all; put into eval mode.
-        snapshot: the method's state at the end of training (``method_state.read_snapshot``): loss and rewards depend on it where
-            weights change from step to step, and with ``mpo``.
+        snapshot: the method's state at the end of training (``method_state.read_snapshot``). Loss and rewards depend on it if
+            weights change from step to step; the loss also if it includes ``bco`` (as ``mpo`` does).
         batch_size: pairs at a time.
 
     Raises:

@@ -6,17 +6,17 @@ Every seed of a method is evaluated on the same pairs, so the value d_ij of pair
 
 with pairs a sample of all pairs, in clusters (the pairs of one prompt), and seeds a sample of all seeds. The mean over both has the
 variance σ²_p/N + σ²_s/S + σ²_e/(NS). Averages over seeds estimate the first and third part together, averages over pairs the
-second and third, and what is left over the third alone; the sum is the two-way
+second and third, and the residuals the third alone; the sum is the two-way
 cluster-robust variance (Cameron, Gelbach and Miller 2011, eq. 2.11).
 
 The seeds' part has ν = S − 1 degrees of freedom only. Where it is the share r of the whole variance, Satterthwaite's
 approximation gives ν/r² degrees of freedom; since r is itself estimated on few of them, that covers 92 % in place of 95 at
 three seeds. Here it is ν / min(1, r² (1 + 24/ν² · r (1 − r))): a term of second order, whose 24 was found by computing the
 coverage over all r. It then lies between 94.9 and 95.7 % for every r and three seeds or more; for smaller tails it is less
-even (at ν = 2 a p of 0.01 may be 0.02). ``benchmarks/bench_intervals.py`` simulates the whole.
+accurate (at ν = 2 a p of 0.01 may be 0.02). ``benchmarks/bench_intervals.py`` simulates all of this.
 
-With one seed nothing is known of the seeds' part. The interval is then that of the policies that were trained: of what
-they would show on other pairs, not of what the method would give with another seed.
+With one seed the seeds' part is unknown. The interval then holds for the trained policies on other pairs, not for the method
+with another seed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Known:
         low, high: the interval. With one seed it holds for that seed's policies only.
         freedom: degrees of freedom of Student's t. p: two-sided, of a true mean of 0.
         pair_variance: of the mean, from pairs that differ whatever the seed, σ²_p/N; at least 0.
-        rest_variance: of the mean, from what is a pair's and a seed's together, σ²_e/(NS); 0 with one seed, where the pairs'
-            part holds it.
+        rest_variance: of the mean, from the interaction of pair and seed, σ²_e/(NS); 0 with one seed, where the pairs' part
+            includes it.
         seed_variance: of the mean, from seeds, σ²_s/S; at least 0; None with one seed.
     """
 
@@ -115,12 +115,12 @@ def mean_known(values: Floats, clusters: npt.NDArray[np.int64], *, level: float 
 
 
 def seed_freedom(share: float, freedom: float) -> float:
-    """Degrees of freedom of a variance of which a share was estimated on few, the rest on many.
+    """Degrees of freedom of a variance, a share of which was estimated on few degrees of freedom and the rest on many.
 
     Args:
-        share: r, between 0 and 1. freedom: ν, that the share was estimated on.
+        share: r, between 0 and 1. freedom: ν, of the share.
 
-    On one degree of freedom (two seeds) no such formula covers evenly: the one taken covers 93 to 97 %.
+    With one degree of freedom (two seeds) the coverage of any such formula varies with r: here between 93 and 97 %.
     """
     if share <= 0:
         return np.inf

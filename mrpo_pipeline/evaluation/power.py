@@ -14,17 +14,17 @@ MOST_SEEDS = 100
 def pairs_needed(
     known: Known, *, difference: float = POINT, alpha: float = ALPHA, power: float = POWER, seeds: int | None = None
 ) -> int | None:
-    """Held-out pairs beyond those there are, so that a true difference would be claimed with the power given.
+    """Number of additional held-out pairs with which a true difference would be claimed with the given power.
 
-    The variance components are taken as they were estimated, with as many pairs to a prompt as now.
+    Uses the estimated variance components and the present number of pairs per prompt.
 
     Args:
-        alpha: p below which it is claimed, two-sided: a share of ``ALPHA`` where it is corrected for many comparisons.
-        seeds: how many would be trained; as many as now where None.
+        alpha: two-sided p below which it is claimed: a share of ``ALPHA`` if it is corrected for many comparisons.
+        seeds: number of seeds that would be trained; None: the present number.
 
     Returns:
-        0 where there are enough already; None where no number of pairs would do, since seeds differ too much, and with one
-        seed, of which nothing can be claimed.
+        0 if there are enough already; None if no number of pairs suffices, because seeds differ too much, and with one seed,
+        from which nothing can be claimed.
     """
     if known.seed_variance is None:
         return None
@@ -48,7 +48,8 @@ def seeds_needed(
     power: float = POWER,
     pairs: int | None = None,
 ) -> int | None:
-    """The least number of seeds that would do with so many pairs, with endlessly many where None; None for none up to 100."""
+    """Smallest sufficient number of seeds with so many pairs (None: unlimited); None if ``MOST_SEEDS`` do not suffice, or with one
+    seed, from which nothing can be claimed."""
     if known.seed_variance is None:
         return None
     count = MOST_PAIRS if pairs is None else pairs

@@ -46,7 +46,7 @@ class Evaluation:
 
     folder: str
     pairs: Counts | None = None
-    """None, and the next three empty, where only tasks were asked for."""
+    """None, and the next three fields empty, if only tasks were requested."""
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Evaluation:
     adapter: str | None = None
     """SHA-256 of the weights that were measured."""
     asked: dict[str, Any] = field(default_factory=dict)
-    """How the tasks were asked."""
+    """The settings of the tasks, see ``staleness.how_asked``."""
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -1,12 +1,12 @@
-"""Held-out outcomes of methods whose true difference is known: what intervals and verdicts are tried on.
+"""Simulated held-out outcomes of methods whose true difference is known, to test intervals and verdicts.
 
-A policy is right on a pair where a latent figure is above 0:
+A policy is right on a pair if a latent value is above 0:
 
     z = μ_method + pair + method × pair + seed + method × seed + pair × seed × method
 
-all normal, pairs partly in common with the other pairs of their prompt, seeds partly in common with the other methods of the
-same seed (they share start and batches). The true share of a method is then a value of the normal distribution function, over
-all pairs and seeds, or over all pairs for the seeds that were drawn.
+with normal effects. A part of the pair's effect is common to all pairs of its prompt, and a part of the method's seed effect to
+all methods with that seed (they share start and batches). The true share of a method, over all pairs and seeds or over all pairs
+for the drawn seeds, is then a value of the normal distribution function.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-# Half of a pair's ease is its prompt's, half of a seed's luck every method's.
+# Half the variance of a pair's ease is common to its prompt, half the variance of a seed's luck to all methods.
 _PROMPT_SHARE = 0.5
 _COMMON_LUCK = 0.5
 
@@ -63,7 +63,7 @@ def draw(world: World, differences: Sequence[float], seeds: int, random: np.rand
     clusters = np.repeat(np.arange(world.prompts), world.pairs_each)
     within = 1 + world.own_pairs**2 + world.own_runs**2
     level = ndtri(world.share)
-    # How far a share moves with the latent figure, by the normal density there.
+    # How far a share moves with the latent value, by the normal density there.
     luck = world.seed_spread * np.sqrt(within) * np.sqrt(2 * np.pi) * np.exp(level**2 / 2)
     total = np.sqrt(within + luck**2)
     means = ndtri(world.share + np.asarray(differences)) * total

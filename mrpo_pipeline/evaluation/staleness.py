@@ -38,7 +38,7 @@ def how_asked(settings: Evaluation) -> dict[str, Any]:
 
 
 def is_of(evaluation: Mapping[str, Any], folder: Path) -> bool:
-    """Whether the evaluation is of the adapter that is now in the folder."""
+    """Whether the evaluation belongs to the adapter that is now in the folder."""
     return evaluation.get("adapter") == adapter_content(folder)
 
 

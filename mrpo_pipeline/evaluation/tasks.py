@@ -101,7 +101,7 @@ def evaluate_tasks(model: Policy, tokenizer: Any, settings: Evaluation, *, what:
                     apply_chat_template=settings.chat_template,
                     fewshot_as_multiturn=settings.chat_template,
                     task_manager=manager,
-                    bootstrap_iters=0,  # its standard errors are of one model; those of the difference are computed here
+                    bootstrap_iters=0,  # its standard errors are those of one model; those of the difference are computed here
                 )
         except (OSError, UserError):
             raise
@@ -214,7 +214,7 @@ def _harness_model(model: Policy, tokenizer: Any, settings: Evaluation) -> Any:
 
 
 def _manager(settings: Evaluation) -> Any:
-    """The harness's index of tasks: that of ``include_path`` where it has all that are asked for, for the whole takes seconds."""
+    """The harness's index of tasks: only ``include_path`` if it has all requested tasks, because the full index takes seconds."""
     paths = [settings.include_path] if isinstance(settings.include_path, str) else settings.include_path or []
     for path in paths:
         if not Path(path).is_dir():
@@ -243,7 +243,7 @@ def _index(paths: tuple[str, ...], whole: bool) -> Any:
 
 @contextmanager
 def _quiet_harness() -> Iterator[None]:
-    """The harness's log lines are for who debugs it: shown with ``-v`` alone. Off a terminal its bars are a line now and then."""
+    """Hide the harness's log lines unless ``-v`` is set. Without a terminal, show its progress bars as occasional lines."""
     from tqdm.std import tqdm
 
     from mrpo_pipeline.terminal import quiet_libraries
@@ -267,7 +267,7 @@ def _quiet_harness() -> Iterator[None]:
 
 @contextmanager
 def _not_looking_round() -> Iterator[None]:
-    """The harness asks git and the machine about themselves, for records that are not kept here: seconds, and words on stderr."""
+    """Skip the harness's queries of git and the machine, which take seconds and print to stderr, for records that are not kept here."""
     from lm_eval import evaluator
 
     asked = ("get_git_commit_hash", "add_env_info")

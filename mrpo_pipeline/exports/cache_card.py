@@ -20,7 +20,7 @@ from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.terminal import one_line
 
 CARD_TAG = "reference-log-probs"
-"""A tag in the header of every card, by which one is told from another README."""
+"""A tag in the header of every card, which distinguishes it from other READMEs."""
 
 
 def cache_card(
@@ -34,7 +34,7 @@ def cache_card(
     """The text of ``README.md``, with the YAML header that the hub reads.
 
     Args:
-        caches: the references that are published now, in the recipe's order. others: those that the place holds besides.
+        caches: the references that are published now, in the recipe's order. others: further references at the place.
         place: where the cache is published.
         recipe: names the models and the pairs.
     """
@@ -62,7 +62,7 @@ def cache_card(
 
 
 def reference_facts(cache: ReferenceCache, source: ModelSource | None, *, count: bool = True) -> dict[str, Any]:
-    """What a card tells of a reference. ``count``: read its shards, for ``stats``."""
+    """Facts about a reference for the card. ``count``: read its shards, for ``stats``."""
     manifest = cache.manifest()
     assert manifest is not None
     checks = cache.checks()
@@ -79,7 +79,7 @@ def reference_facts(cache: ReferenceCache, source: ModelSource | None, *, count:
 
 
 def public_name(name: str) -> str:
-    """A hub name, or of a folder its last part: paths of this machine are nobody's business."""
+    """A hub name, or the last part of a folder's path, because paths of this machine are private."""
     return name if is_hub_name(name) and not is_folder(name) else Path(name).name
 
 

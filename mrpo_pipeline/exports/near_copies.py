@@ -19,10 +19,10 @@ _FACTORS, _OFFSETS = _RANDOM.integers(1, 2**31 - 1, (2, _BANDS * _ROWS, 1)).asty
 
 
 def near_copies(items: Iterable[Sequence[str]]) -> npt.NDArray[np.int64]:
-    """(N,) the place of the first earlier item that each is a near copy of, -1 for none.
+    """(N,) index of the first earlier item that each item is a near copy of; -1 for none.
 
-    Of two items, each part (prompt, chosen, rejected) has to be nearly the same. Case, punctuation and white space do not count. The
-    estimate of a share has a standard error of 0.05 at the threshold.
+    Every part (prompt, chosen, rejected) of the two items must be nearly the same. Case, punctuation and white space are ignored. The
+    estimated share has a standard error of 0.05 at the threshold.
     """
     places: dict[tuple[int, bytes], list[int]] = {}
     signatures: list[npt.NDArray[np.uint32]] = []
@@ -34,14 +34,14 @@ def near_copies(items: Iterable[Sequence[str]]) -> npt.NDArray[np.int64]:
         earlier = sorted({one for band in bands for one in places.get(band, ())})
         alike = (one for one in earlier if (signatures[one] == signature).mean(axis=1).min() >= THRESHOLD)
         found.append(next(alike, -1))
-        if found[-1] < 0:  # what is near to a copy is mostly near to what it copies
+        if found[-1] < 0:  # a near copy of a copy is usually one of the original, too
             for band in bands:
                 places.setdefault(band, []).append(place)
     return np.array(found, np.int64)
 
 
 def _signature(text: str) -> npt.NDArray[np.uint32]:
-    """(64,) the least hash of the shingles under each of 64 permutations."""
+    """(64,) the smallest hash of the shingles under each of 64 permutations."""
     words = re.findall(r"\w+", text.casefold()) or [text]
     shingles = {" ".join(words[at : at + 3]) for at in range(max(len(words) - 2, 1))}
     hashes = np.fromiter((zlib.crc32(one.encode("utf-8", "surrogatepass")) for one in shingles), np.uint64) % _PRIME

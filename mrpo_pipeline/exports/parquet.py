@@ -80,7 +80,7 @@ def cached_splits(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Split
 
 
 def write_targets(recipe: Recipe, output: Path, *, split: str = "train") -> int:
-    """Write the targets of one split, with the resolved recipe beside them; the number of pairs."""
+    """Write the targets of one split, with the resolved recipe beside them; returns the number of pairs."""
     pairs = cached_split(recipe, split)
     targets = pair_targets(pairs, recipe.method)
     for notice in targets.notices:

@@ -1,6 +1,6 @@
 """A place to publish to: a folder, an object store, or a data set of the Hugging Face hub in one commit; with a card.
 
-A card's header has a tag, by which it is told from another README, which is never overwritten.
+A card's header has a tag, which distinguishes it from other READMEs; those are never overwritten.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CARD = "README.md"
 
 
 class Publication:
-    """Files on their way to a place. On the hub they show with the card, in one commit; elsewhere one by one, the card last."""
+    """Files to publish at a place. On the hub they appear with the card, in one commit; elsewhere one by one, the card last."""
 
     def __init__(self, target: str, tag: str, *, key: str, private: bool = False) -> None:
         """
@@ -30,10 +30,10 @@ class Publication:
             target: a folder, a URL as ``cache:`` takes it, or ``hf://datasets/ORGANISATION/NAME``.
             tag: of the cards that may be replaced.
             key: the option that names the target, for messages.
-            private: make the data set private, where it is made.
+            private: make the data set private, if it is created.
 
         Raises:
-            UserError: the target is no such place, has another README, or cannot be reached. Nothing was made or written.
+            UserError: the target is not such a place, has another README, or cannot be reached. Nothing was created or written.
         """
         self._key = key
         self._place = check_location(target, key)
@@ -50,7 +50,7 @@ class Publication:
             raise UserError(str(error)) from error
 
     def storage(self, folder: str = "") -> Storage:
-        """A folder of the place, or the place itself; makes the data set. Raises UserError where that is refused."""
+        """A folder of the place, or the place itself; creates the data set. Raises UserError if that is refused."""
         if self.on_hub:
             return UploadStorage(self._hub(), folder)
         if isinstance(self._place, Path):
@@ -59,7 +59,7 @@ class Publication:
         return ObjectStorage(f"{self._place}/{folder}".rstrip("/"))
 
     def finish(self, card: str, message: str) -> None:
-        """Write the card, with which the files show. Raises StoreError, OSError."""
+        """Write the card; on the hub, this commits all files. Raises StoreError, OSError."""
         if self.on_hub:
             self._hub().add(CARD, card.encode())
             self._hub().commit(message)
@@ -98,13 +98,13 @@ class Publication:
             ) from error
         except StoreError as error:
             if self.on_hub and error_code(error) in NO_PLACE:
-                return None  # made later, or refused then
+                return None  # created later, or refused then
             raise
         return data.decode("utf-8", "replace")
 
 
 def _tags(text: str) -> list[str]:
-    """The tags in the header of a card; none where it has no readable header."""
+    """The tags in the header of a card; none without a readable header."""
     from huggingface_hub import DatasetCard
 
     try:

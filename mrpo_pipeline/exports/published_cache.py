@@ -1,4 +1,4 @@
-"""Publish a cache, and take over a published one: reference by reference, with a card that tells what it holds."""
+"""Publish a cache with a card that describes it, or copy a published one, reference by reference."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def push_cache(
         source: a cache, or ``CACHE/NAME``.
         target: a folder, a URL as ``cache:`` takes it, or ``hf://datasets/ORGANISATION/NAME`` (one commit).
         without_ids: write 0 in place of the token ids, which are the text.
-        private: make the data set private, where it is made.
-        recipe: for the card: the pairs and the models' names. Its references alone are copied.
+        private: make the data set private, if it is created.
+        recipe: for the card: the pairs and the models' names. Only its references are copied.
 
     Raises:
         UserError: there is no such cache, or the target holds another reference under a name.
@@ -59,7 +59,7 @@ def pull_cache(source: str, target: str, *, recipe: Recipe | None = None) -> lis
     Args:
         source: a cache anywhere, ``hf://datasets/ORGANISATION/NAME`` included, or one reference in it.
         target: a folder, or a URL that ``cache:`` takes.
-        recipe: of whose pairs the completions are needed, by its references: shards that hold none are left.
+        recipe: copy only its references, and only shards with completions of its pairs.
 
     Raises:
         UserError: see ``push_cache``; the target's numbers, or the recipe's reference, are not those of the source.
@@ -76,7 +76,7 @@ def pull_cache(source: str, target: str, *, recipe: Recipe | None = None) -> lis
 
 
 def merge_caches(source: str, target: str) -> list[Transfer]:
-    """Copy into the target what it lacks of each reference; both must be of one fingerprint. Raises as ``push_cache``."""
+    """Copy what the target lacks of each reference; the fingerprints must be equal. Raises as ``push_cache``."""
     caches = find_caches(source)
     if not list_references(target):
         raise UserError(

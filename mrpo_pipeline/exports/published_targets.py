@@ -1,4 +1,4 @@
-"""Publish pairs and log π̃ as a data set for another trainer: Parquet files by split, and a card that tells how to train on them."""
+"""Publish pairs and log π̃ as a data set for another trainer: Parquet files by split, and a card on how to train on them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PublishedSplit:
 
 @dataclass
 class PublishedTargets:
-    """What is published, and settings for the trainer. ``written``, ``present``: files copied, and those that were there."""
+    """Published splits, and settings for the trainer. ``written``, ``present``: numbers of files copied, and of those already there."""
 
     place: str
     splits: dict[str, PublishedSplit]
@@ -58,7 +58,7 @@ class PublishedTargets:
 
 
 def is_place(output: str) -> bool:
-    """Whether an output is published with a card: a URL, a folder that is there, or a name that ends with a slash or has no suffix."""
+    """Whether an output is published with a card: a URL, an existing folder, or a name that ends with a slash or has no suffix."""
     return "://" in output or output.endswith("/") or Path(output).is_dir() or not Path(output).suffix
 
 
@@ -73,14 +73,14 @@ def publish_targets(
 ) -> PublishedTargets:
     """Publish splits for another trainer, in place of those that were published there before; log π̃ as in ``export_targets``.
 
-    A file's name holds the SHA-256 of its bytes, and the card names the files: killed at any instant, the data set is the old or the
-    new one, and publishing again writes the files that are missing.
+    A file's name holds the SHA-256 of its bytes, and the card names the files: after a kill at any time the data set is the old or
+    the new one, and publishing again writes the files that are missing.
 
     Args:
         trainer: a name of ``TRAINERS``.
         target: a folder, a URL as ``cache:`` takes it, or ``hf://datasets/ORGANISATION/NAME`` (one commit).
         splits: none for ``train`` and, where the recipe has one, ``eval``.
-        private: make the data set private, where it is made.
+        private: make the data set private, if it is created.
 
     Raises:
         UserError: see ``export_targets`` and ``Publication``.
@@ -105,7 +105,7 @@ def publish_targets(
     found.present = len(files) - found.written
     stale = sorted(before - set(files))
     if place.on_hub:
-        _delete(storage, stale)  # shows with the commit
+        _delete(storage, stale)  # takes effect with the commit
     place.finish(
         targets_card(recipe, found), f"Publish {sum(s.pairs for s in found.splits.values()):,} pairs with log π̃"
     )
@@ -124,7 +124,7 @@ def _files(split: str, frame: pl.DataFrame, rows: int) -> Iterator[tuple[str, pa
 
 
 def _put(storage: Storage, split: str, name: str, data: pa.Buffer, there: set[str]) -> bool:
-    """Write a file; whether it was missing."""
+    """Write a file; returns whether it was missing."""
     if name in there:
         return False
     storage.put(split, data, prefix=name.partition("/")[2][:6])

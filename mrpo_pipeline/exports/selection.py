@@ -26,7 +26,8 @@ ADVICE = ("keep", "label", "read", "drop")
 ORDERS = ("certainty", "disagreement", "margin")
 
 _UNCERTAIN = 0.25
-"""Share of the pairs, from the least certain on, of which those that references disagree on are to be labelled again."""
+"""Share of the pairs that counts as uncertain, the least certain first; an uncertain pair that references dispute is to be labelled
+again."""
 
 
 def select_pairs(pairs: CachedPairs, method: Method) -> pl.DataFrame:
@@ -35,7 +36,7 @@ def select_pairs(pairs: CachedPairs, method: Method) -> pl.DataFrame:
     Returns:
         ``file``, ``row``, ``pair_in_row``, ``id``, ``pair_id``; ``margin`` (Δ_π̃ = log π̃(chosen) − log π̃(rejected), in the method's
         unit) and ``certainty`` (|Δ_π̃|); ``disagreement`` (share of pairs of references whose margins differ in sign; 0 with one
-        reference); ``all_wrong`` (every reference has the rejected side more probable); ``near_copy_of`` (the ``pair_id`` of an earlier
+        reference); ``all_wrong`` (every reference finds the rejected side more probable); ``near_copy_of`` (the ``pair_id`` of an earlier
         pair, or null); ``advice`` and ``reason``.
 
     Raises:
@@ -82,10 +83,10 @@ def write_selection(
     """Write the scores of one split as Parquet or JSON lines, by the file's suffix, with the resolved recipe beside it.
 
     Args:
-        advice: pairs with one of these are written. order: write the pairs with the highest such score first. count: so many at most.
+        advice: pairs with one of these are written. order: the score by which to sort, highest first. count: maximum to write.
 
     Returns:
-        pairs of the whole split by advice.
+        number of pairs of the complete split by advice.
 
     Raises:
         UserError: for another suffix, an unknown name, or completions that are not scored.

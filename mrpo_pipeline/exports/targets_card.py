@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mrpo_pipeline.exports.published_targets import PublishedTargets
 
 TARGETS_TAG = "preference-targets"
-"""A tag in the header of every card of targets, by which one is told from another README."""
+"""A tag in the header of every card of targets, which distinguishes it from other READMEs."""
 
 
 def targets_card(recipe: Recipe, targets: PublishedTargets) -> str:
@@ -60,7 +60,7 @@ def load_call(targets: PublishedTargets) -> str:
 
 
 def _published(recipe: Recipe) -> dict[str, Any]:
-    """What of the recipe determines the numbers, without folders of this machine."""
+    """The parts of the recipe that determine log π̃, without folders of this machine."""
     document = recipe.model_dump(mode="json")
     models = {one.name: {"model": public_name(one.model), "revision": one.revision} for one in recipe.sources()}
     return {"references": models, "limits": document["limits"], "method": document["method"]}

@@ -1,4 +1,4 @@
-"""Atomic writes: a file or folder is complete under its name, or not there.
+"""Atomic writes: a file or folder is complete under its name, or absent.
 
 It is written to a temporary name beside its own, flushed to disk, renamed, and its folder flushed. A killed process leaves the
 temporary file; the next writer in that folder removes it.
@@ -51,7 +51,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     On failure it is removed, with the parent folders that were made for it.
 
     Raises:
-        OSError: as ``whole_file``, and where ``path`` is there and not an empty folder.
+        OSError: as ``whole_file``, and if ``path`` exists and is not an empty folder.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def temporary_name() -> str:
 
 
 def remove_leftovers(folder: Path, prefix: str = "") -> int:
-    """Remove temporary files and folders of dead processes, and old ones of other machines; the number removed.
+    """Remove temporary files and folders of dead processes, and old ones of other machines; returns their number.
 
     Those of live processes on this machine stay at any age, because clocks jump. Those that can't be removed stay too.
 

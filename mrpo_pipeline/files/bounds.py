@@ -7,7 +7,7 @@ the limit before they allocate.
 from mrpo_pipeline.errors import UserError
 
 MAX_ROW_BYTES = 64 << 20
-"""Of one row: its line or list element in a text file, its decoded values in Arrow or Parquet."""
+"""Bytes of one row: its line or list element in a text file, its decoded values in Arrow or Parquet."""
 
 MAX_ROW_VALUES = 1_000_000
 """Values in one row of JSON or CSV: an empty list takes 2 bytes in the file and 64 in memory."""
@@ -25,16 +25,16 @@ MAX_ROW_PAIR_BYTES = 256 << 20
 
 MAX_COLUMNS = 10_000
 MAX_FOOTER_BYTES = 32 << 20
-"""Of a Parquet file's footer, which takes about ten times as much in memory."""
+"""Bytes of a Parquet file's footer, which takes about ten times as much in memory."""
 
 MAX_NESTING = 32
 """Nesting of a Parquet column's type, which the library decodes by recursion."""
 
 MAX_METADATA_BYTES = 16 << 20
-"""Of a JSON file that describes a dataset folder."""
+"""Bytes of a JSON file that describes a dataset folder."""
 
 MAX_CARD_BYTES = 1 << 20
-"""Of the YAML in a dataset's README.md, which takes a second per megabyte to parse."""
+"""Bytes of the YAML in a dataset's README.md, which takes a second per megabyte to parse."""
 
 
 class ExpansionError(UserError):

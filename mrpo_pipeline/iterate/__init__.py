@@ -1,4 +1,4 @@
-"""Rounds of training, each against the policy of the round before as its anchor."""
+"""Rounds of training, each with the previous round's policy as its anchor."""
 
 from mrpo_pipeline.iterate.run import Round, iterate_recipe, rounds_table
 

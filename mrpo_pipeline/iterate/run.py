@@ -1,6 +1,7 @@
-"""`mrpo iterate`: train, score the trained policy as the new anchor, train on from there; so many rounds.
+"""`mrpo iterate`: rounds of training; the policy of each round is scored as the next round's anchor and trained further.
 
-What TR-DPO (arXiv 2404.09656, the hard update) does every τ steps, off line: the reference becomes the policy at the end of a round.
+This is the hard update of TR-DPO (arXiv 2404.09656), offline: the policy replaces the reference at the end of a round instead of every
+τ steps.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Round:
     """One round's results.
 
     Attributes:
-        folder: what ``mrpo train`` leaves. anchor: the reference's name in the cache.
-        metrics: of ``train_results.json`` and ``eval_results.json``. The drift is from this round's anchor.
+        folder: output folder of ``mrpo train``. anchor: the anchor's name in the cache.
+        metrics: of ``train_results.json`` and ``eval_results.json``. Their drift is from this round's anchor.
         drift: by name of ``DRIFT``, from the first round's anchor: the sum over rounds. Empty without held-out pairs.
     """
 
@@ -42,16 +43,16 @@ class Round:
 
 
 def iterate_recipe(recipe: Recipe, rounds: int) -> list[Round]:
-    """Score and train so many rounds; every round but the first starts at the policy of the one before, which is its anchor.
+    """Score and train ``rounds`` rounds; every round except the first starts from the previous round's policy, which is its anchor.
 
-    A round is ``mrpo score-refs`` and ``mrpo train --resume`` of a recipe that differs from the given one in ``policy.adapter``, the
-    anchor and ``output_dir`` alone. So a call that was killed goes on where it was, and a finished round is neither scored nor
-    trained again. The new anchor lies in the same cache, under a name with a hash of the adapter: ``round-1-5f0c9a3e``.
+    A round is ``mrpo score-refs`` and ``mrpo train --resume`` of a recipe that differs from the given one only in ``policy.adapter``,
+    the anchor and ``output_dir``. So a killed call resumes where it stopped, and finished rounds are neither scored nor trained again.
+    The new anchor is in the same cache, under a name with a hash of the adapter: ``round-1-5f0c9a3e``.
 
-    Leaves in ``output_dir``: ``round-1``, ``round-2``, …, each what ``mrpo train`` leaves.
+    Writes ``round-1``, ``round-2``, … to ``output_dir``, each an output folder of ``mrpo train``.
 
     Raises:
-        UserError: as scoring and training do; for a method without references, and where a round was trained with other settings.
+        UserError: as scoring and training do; for a method without references, and if a round was trained with other settings.
     """
     from mrpo_pipeline.policy.checkpoints import ChangedRunError
     from mrpo_pipeline.policy.distributed import require_one_process
@@ -86,13 +87,13 @@ def iterate_recipe(recipe: Recipe, rounds: int) -> list[Round]:
 
 
 def round_recipe(recipe: Recipe, number: int) -> Recipe:
-    """The recipe of a round, from 1; the rounds before it are finished.
+    """The recipe of a round, counted from 1, after all earlier rounds have finished.
 
     Raises:
         UserError: a reward of the loss ``modpo`` reads the anchor, which would change it from round to round.
     """
     document = recipe.model_dump(mode="json")
-    del document["compare"]  # whose methods may name the anchor
+    del document["compare"]  # its methods may name the anchor
     document["output_dir"] = str(Path(recipe.output_dir) / f"round-{number}")
     if number == 1:
         return parse_recipe(document)
@@ -115,7 +116,7 @@ def round_recipe(recipe: Recipe, number: int) -> Recipe:
 
 
 def _renamed(method: dict[str, Any], anchor: str, name: str) -> dict[str, Any]:
-    """The method with the new anchor's name where it names the old one."""
+    """The method with the old anchor's name replaced by the new one."""
     weights = method["weights"]
     if isinstance(weights, dict):
         weights = {key: name if key != "column" and value == anchor else value for key, value in weights.items()}
@@ -124,7 +125,7 @@ def _renamed(method: dict[str, Any], anchor: str, name: str) -> dict[str, Any]:
 
 
 def _free_memory() -> None:
-    """Give the policy's GPU memory back: the engine that scores it takes its place."""
+    """Free the policy's GPU memory for the engine that scores it next."""
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)

@@ -69,7 +69,7 @@ class PairLogps:
 
     @cached_property
     def z(self) -> Tensor:
-        """(B, R)."""
+        """(B, R), z = β·(u_w − u_l)."""
         return self.beta * (self.scores[0] - self.scores[1])
 
     @cached_property
@@ -85,7 +85,7 @@ class PairLogps:
         return chosen - rejected
 
     def mean_margin(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """The difference of two sums, each divided by its side's units, or by its tokens if there are no units."""
+        """(B, 1) or (B, R) as the arguments: their difference, each divided by its side's units, or its tokens without units."""
         counts = self.units or self.tokens
         assert counts is not None
         return chosen / counts[0] - rejected / counts[1]
@@ -107,7 +107,7 @@ class PairLogps:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss, and its inputs beside both sides' log-probs and β."""
+    """A loss, and its inputs besides both sides' log-probs and β."""
 
     function: Callable[[PairLogps], Tensor]
     """Returns the loss of each pair, (B, R) or (B, 1)."""

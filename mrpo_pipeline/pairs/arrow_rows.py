@@ -28,7 +28,7 @@ class _TooManyValuesError(Exception):
 def arrow_rows(batch: Any) -> Iterator[tuple[Row, int]]:
     """(row as a dict, approximate bytes of its values) for each row of a valid record batch.
 
-    A value without a Python equivalent is a BadRowError in the dict; for a row that is too long, the row itself is one.
+    A value without a Python equivalent is a BadRowError in the dict; a row that is too long is a BadRowError in place of the dict.
     """
     try:
         sizes = np.zeros(batch.num_rows, np.int64)

@@ -15,7 +15,7 @@ RANKED = ("completions", "ranks", "scores")
 MEDIA = {
     "image": "image", "images": "image", "audio": "audio", "audios": "audio", "video": "video", "videos": "video",
 }  # fmt: skip
-"""Columns that hold media, and its kind."""
+"""Column that holds media → kind of media."""
 Columns = Mapping[str, str | Sequence[str]]
 
 

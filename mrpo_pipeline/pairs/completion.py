@@ -39,12 +39,12 @@ def dump_completion(messages: Sequence[Message]) -> str:
 
 
 def is_plain(completion: str) -> bool:
-    """Whether it is stored as its text."""
+    """Whether a completion is stored as its text."""
     return not completion.startswith(MARK)
 
 
 def completion_messages(completion: str) -> list[Message]:
-    """Its canonical messages."""
+    """The canonical messages of a completion."""
     if is_plain(completion):
         return [{"role": "assistant", "content": completion}]
     messages: list[Message] = json.loads(completion.removeprefix(MARK))
@@ -73,7 +73,7 @@ def completion_text(completion: str) -> str:
 
 
 def cut_messages(completion: str, cut: int | None) -> list[Message]:
-    """Its messages up to a byte offset of the canonical text (None: all). The tool calls of a message are kept or dropped together."""
+    """Messages of a completion up to a byte offset of its canonical text (None: all). Calls of a message are kept or dropped together."""
     messages = completion_messages(completion)
     if cut is None:
         return messages

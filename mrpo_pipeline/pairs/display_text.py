@@ -20,7 +20,7 @@ def readable_prompt(prompt: str) -> str:
 
 
 def readable_completion(completion: str) -> str:
-    """Its text, or a line per part."""
+    """A completion's text, or a line per part."""
     return completion if is_plain(completion) else "\n".join(_lines(completion_messages(completion)))
 
 

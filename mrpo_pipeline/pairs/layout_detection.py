@@ -54,7 +54,7 @@ def _any_filled(rows: Rows, path: str, decode: bool) -> bool:
 
 
 def _detect(file: str, head: Rows, decode: bool) -> Layout | None:
-    """Layout whose columns the first rows have; of several, the one whose needs include those of the others."""
+    """Layout whose required columns the first rows have; of several, the one that requires all columns of the others and more."""
     has_sides = all(_any_filled(head, name, decode) for name in ("chosen", "rejected"))
     fitting = [
         layout

@@ -1,7 +1,7 @@
 """Columns of well-known preference data sets.
 
 A layout names the columns of the prompt and the answers, and the meaning of a label, rank or score as the data set
-documents it. Paths follow `field_paths.get_path`; `a|b` is the first of both that the file has.
+documents it. Paths follow `field_paths.get_path`; `a|b` is the first of the two that the file has.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from mrpo_pipeline.pairs.labels import HigherScore, Label, NamedLabel, OneHotLab
 
 @dataclass(frozen=True)
 class Sides:
-    """Better and worse answer in a column each."""
+    """One column with the better answer, and one with the worse."""
 
     chosen: str = "chosen"
     rejected: str = "rejected"

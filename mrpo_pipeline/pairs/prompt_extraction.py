@@ -60,9 +60,9 @@ def split_implicit(sides: Sequence[Prompt], names: Sequence[str]) -> tuple[Promp
 
 
 def move_prefix_to_answers(prompt: list[Message], completions: list[str]) -> tuple[list[Message], list[str]]:
-    """A last assistant message of the prompt as the beginning of every answer.
+    """(prompt, completions), with an assistant message at the end of the prompt moved to the beginning of every completion.
 
-    Raises BadRowError.
+    Raises BadRowError: that message is one of the answers, or see `prepend`.
     """
     if len(prompt) < 2 or prompt[-1]["role"] != "assistant" or prompt[-2]["role"] not in ENDS_PROMPT:
         return prompt, completions
@@ -75,9 +75,9 @@ def move_prefix_to_answers(prompt: list[Message], completions: list[str]) -> tup
 
 
 def prepend(answer_prefix: Message, completion: str) -> str:
-    """A completion with an assistant's text, and its reasoning, put in front of it.
+    """Prepend an assistant message's text and reasoning to a completion.
 
-    Raises BadRowError: the message that begins it has calls, or what it begins has reasoning.
+    Raises BadRowError: the message has calls, or the completion begins with reasoning.
     """
     if len(answer_prefix) == 2 and is_plain(completion):
         text: str = answer_prefix["content"] + completion
@@ -94,7 +94,7 @@ def _of_text(text: str) -> str:
 
 
 def _shared(sides: Sequence[list[Message]]) -> list[Message]:
-    """Longest common beginning that can be a prompt: the assistant's turn follows in every side.
+    """Longest common beginning that can be a prompt: an assistant message follows it in every side.
 
     The last message of a side belongs to its completion, and so do calls whose results differ.
     """

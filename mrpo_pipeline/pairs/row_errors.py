@@ -23,7 +23,7 @@ class NoPreferenceError(BadRowError):
 def describe(value: Any) -> str:
     """JSON type and content of a value, for messages: `a number (5)`, `null`, `a list`.
 
-    Raises BadRowError: the value is one, because the file's value is unreadable.
+    Raises BadRowError: the value is itself a BadRowError, because the file's value is unreadable.
     """
     if isinstance(value, BadRowError):
         raise value

@@ -59,7 +59,7 @@ def find_files(
     `split`: split of a data set; None: the training split, or the evaluation split with `held_out`, if it is unambiguous (logged).
     `subset`: subset of a data set on the Hub or a copy of one.
 
-    Of a folder, the files directly in it with one of `SUFFIXES` are read, except hidden ones (`.` or `_` first).
+    In a folder, only the files directly in it with one of `SUFFIXES` are read, except hidden ones (`.` or `_` first).
     Raises UserError: there is no file, its type is unknown, or a file is named twice.
     """
     names = [source] if isinstance(source, str | os.PathLike) else list(source)

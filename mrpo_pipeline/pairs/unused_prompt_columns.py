@@ -70,7 +70,7 @@ def _message_texts(messages: Sequence[Message]) -> list[str]:
 
 
 def _missing(cell: Any, repeated: Sequence[str]) -> Iterator[str]:
-    """Texts of a cell that are not in `repeated`. Of a JSON text (call arguments), the texts inside are compared."""
+    """Texts of a cell that are not in `repeated`. For a JSON text (call arguments), the texts inside it are compared."""
     for text in _texts(cell):
         if not _holds(repeated, text):
             inner = parse_literal(text)

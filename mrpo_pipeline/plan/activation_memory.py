@@ -102,7 +102,7 @@ def on_fake_device(model: nn.Module, *, as_gpu: bool = False) -> Iterator[Any]:
 def traced_bytes(
     model: nn.Module, run: Callable[[], None], *, as_gpu: bool, computing: AbstractContextManager[Any] | None = None
 ) -> tuple[int | None, str]:
-    """Peak live bytes beside an empty model's own while it runs; or None and the reason where it can't run on fake tensors.
+    """Peak live bytes of a run in addition to the empty model's own; or None and the reason if it can't run on fake tensors.
 
     Args:
         run: uses the model. computing: a context around it, such as autocast.
@@ -113,7 +113,7 @@ def traced_bytes(
             live.hold(model)
             with mode, live, computing or nullcontext():
                 run()
-    except Exception as error:  # whatever an architecture does that needs data
+    except Exception as error:  # an architecture may need the data of its tensors
         log.debug("tracing the model failed", exc_info=True)
         return None, f"{type(error).__name__}: {one_line(error, 160)}"
     return live.peak - live.held, ""

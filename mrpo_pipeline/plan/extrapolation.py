@@ -44,7 +44,7 @@ def sampled(frame: pl.DataFrame, step: int, key: pl.Expr = KEY) -> pl.DataFrame:
 
 
 class Extrapolation:
-    """From completions, or pairs, of the sampled prompts to those of all prompts.
+    """Extrapolate from completions, or pairs, of the sampled prompts to those of all prompts.
 
     Args:
         frames: all pairs: ``prompt``, ``chosen``, ``rejected``.
@@ -72,7 +72,7 @@ class Extrapolation:
         return Estimate(float(ratio * self._totals[by]), 1.96 * variance**0.5)
 
     def count(self, hits: npt.NDArray[np.bool_]) -> Estimate:
-        """Number of all completions or pairs that are like the marked ones."""
+        """Number of all completions or pairs for which ``hits`` (n,), known for the sampled ones, is true."""
         return self.total(hits, NUMBER)
 
 

@@ -14,7 +14,7 @@ from mrpo_pipeline.plan.architecture import ITEM_BYTES, Architecture, empty_mode
 from mrpo_pipeline.plan.hardware import Machine
 from mrpo_pipeline.recipe import Scoring
 
-# Resident bytes of a scoring process on a CPU beside weights and activations: interpreter and libraries, the tokenizer for each
+# Resident bytes of a scoring process on a CPU besides weights and activations: interpreter and libraries, the tokenizer for each
 # entry of its vocabulary, and vLLM's own process. Measured with vocabularies of 49,152 and 262,144.
 PROCESS_BYTES = 490_000_000
 TOKENIZER_BYTES_PER_ENTRY = 3_300
@@ -100,7 +100,7 @@ def _vllm_memory(
 def _activation_bytes(
     architecture: Architecture, dtype: str, rows: int, longest: tuple[int, int], device: str
 ) -> int | None:
-    """Peak bytes beside the weights of one batch of the transformers engine; None where it can't be traced."""
+    """Peak bytes of one batch of the transformers engine besides the weights; None if it can't be traced."""
     import torch
 
     model = empty_model(architecture.config, dtype=getattr(torch, dtype))

@@ -60,7 +60,7 @@ def run_identity(
 
 
 def method_in_use(examples: PreferenceExamples, method: Method) -> dict[str, Any]:
-    """The settings of the method that training reads beside the examples, whose numbers result from the other settings."""
+    """The settings of the method that training reads in addition to the examples, whose values result from the other settings."""
     found = method.loss_in_use()
     if examples.step_references is not None:
         for key, value in method.model_dump(include=set(TargetSettings.model_fields)).items():

@@ -1,4 +1,4 @@
-"""The assistant's messages of a completion as turns of one text: what is scored, and which bytes of it each token ends."""
+"""Assistant messages of a completion as turns of one text: which tokens are scored, and the byte end of each."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Rendered:
         prompt_ids: (P,) int32, P >= 1: tokens before the content, not scored.
         completion_ids: (T,) int32, T >= 1: tokens of the content, followed by the end-of-turn token.
         byte_ends: (T,) int32, non-decreasing: end of each token in the UTF-8 bytes of the completion's canonical text
-            (``pairs.completion``); for the end-of-turn token, their number.
+            (``pairs.completion``); the end-of-turn token ends at the number of these bytes.
         scored: (T,) bool: False for context between assistant messages; None: all are scored.
     """
 

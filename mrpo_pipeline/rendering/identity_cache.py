@@ -1,8 +1,8 @@
-"""How a model reads text, without its renderer where that is known from before.
+"""Cache of renderer identities, so that comparing a model's identity with a fingerprint needs no renderer.
 
-A renderer of a large vocabulary takes seconds and hundreds of megabytes, and many commands only compare its identity with a
-fingerprint. The identity is kept in ``mrpo_home()/readings`` under a digest of everything that decides it: the files of the
-tokenizer, model and adapter, the template and its arguments, the code of this package and the versions of the libraries.
+Loading a renderer with a large vocabulary takes seconds and hundreds of megabytes, and many commands only need its identity. The
+identity is kept in ``mrpo_home()/readings`` under a digest of everything that determines it: the files of the tokenizer, model and
+adapter, the template and its arguments, the code of this package and the versions of the libraries.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def renderer_of(source: ModelSource) -> Renderer:
 
 
 class ModelReading:
-    """A model's identity as a reader of text, and its renderer once that is needed.
+    """The identity of a model's renderer (``Renderer.identity``), and the renderer itself, which is loaded at first use.
 
     Raises:
         UserError: see ``Renderer.from_pretrained``.
@@ -57,7 +57,7 @@ class ModelReading:
             if key and key == _key(source):  # files may have changed meanwhile
                 _keep(key, *found)
         self._identity, self.reading = found
-        """``reading``: as ``Renderer.reading``."""
+        """``reading`` is ``Renderer.reading``."""
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -69,7 +69,7 @@ class ModelReading:
 
 
 def _key(source: ModelSource) -> str | None:
-    """Digest of what decides the identity; None where that is not all in files of this machine."""
+    """Digest of everything that determines the identity; None if some of it is not in local files."""
     if source.trust_remote_code:
         return None
     places = [(source.model, source.revision), (source.tokenizer, None), (source.adapter, None)]
@@ -78,7 +78,7 @@ def _key(source: ModelSource) -> str | None:
         files = [_files(folder) for folder in folders if folder]
         if source.template not in ("auto", "plain"):
             files.append([Path(source.template).expanduser()])
-        # A pipe or a device never ends, and what is larger than any tokenizer is for its reader to refuse.
+        # A pipe or a device never ends; loading reports files that are larger than any tokenizer.
         if not all(path.is_file() and path.stat().st_size <= _LARGEST for some in files for path in some):
             return None
         content = [
@@ -92,7 +92,7 @@ def _key(source: ModelSource) -> str | None:
 
 
 def _folder(name: str, revision: str | None) -> Path | None:
-    """The model's folder, where its files cannot become others by themselves: a hub name only at a commit."""
+    """The model's folder if its files are fixed: a local folder, or a hub name at a commit; else None."""
     if is_folder(name) or (revision and _COMMIT.fullmatch(revision)):
         return locate(name, revision)
     return None
@@ -105,7 +105,7 @@ def _files(folder: Path) -> list[Path]:
 
 @cache
 def _code() -> list[str]:
-    """The code that renders, and the libraries that it uses."""
+    """Digest of the rendering code, and versions of the libraries that it uses."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     versions = []

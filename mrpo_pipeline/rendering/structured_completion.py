@@ -47,8 +47,8 @@ class WrittenConversation:
     Attributes:
         pieces: concatenated, they are the rendering.
         starts: char index of the beginning of each assistant message of the completion.
-        closed: for each one but the last, upper bound of its end for messages without an end token; None if unknown.
-        from_generation_prompt: whether its beginning is taken from a generation prompt.
+        closed: for each one except the last, upper bound of its end, for messages without an end token; None if unknown.
+        from_generation_prompt: whether the rendering's beginning is taken from a generation prompt.
     """
 
     pieces: list[Piece]

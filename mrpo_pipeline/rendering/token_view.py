@@ -31,7 +31,7 @@ def view(
 
     Args:
         renderer: of the model.
-        prompt: canonical prompt, truncated.
+        prompt: canonical prompt after truncation.
         sides: (name, completion, cut in bytes or None).
         width: columns of the terminal.
         color: use terminal colours.

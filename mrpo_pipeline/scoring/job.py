@@ -38,11 +38,11 @@ class Job:
         return self.reading.renderer
 
     def assignment(self) -> Assignment:
-        """For this process."""
+        """The input of ``Scorer`` in this process."""
         return Assignment(self.source, self.cache_root, self.settings, on_bad_row=self.on_bad_row)
 
     def assignment_elsewhere(self) -> Assignment:
-        """For any process on any machine. A hub model is fetched here and pinned; the fingerprint is included for comparison.
+        """The input of ``Scorer`` in any process on any machine. A hub model is fetched here and pinned; includes the fingerprint.
 
         Raises:
             UserError: for invalid files, or a cache that was computed from other files.
@@ -69,7 +69,7 @@ class Job:
 def job_of(
     source: ModelSource, settings: Scoring, cache_root: str, wanted: pl.DataFrame, on_bad_row: OnBadRow = "error"
 ) -> Job:
-    """What is missing of ``wanted`` (see ``wanted_completions``). Reads no weights.
+    """The job of scoring what the cache lacks of ``wanted`` (see ``wanted_completions``). Reads no weights.
 
     If bad rows are errors, completions recorded as not rendered by the template are tried again, so that the error is raised.
 

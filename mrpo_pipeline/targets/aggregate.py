@@ -1,7 +1,7 @@
 """From K references to one: log π̃, the reference of the preference loss.
 
 Every function takes log-probs ℓ (N, K) in nats and weights α (N, K), rows summing to 1, and works in logarithms, since
-e^ℓ is 0 in float64 below ℓ = −745. α = 0 takes a reference out, exactly.
+e^ℓ is 0 in float64 below ℓ = −745. α = 0 removes a reference exactly.
 """
 
 from __future__ import annotations

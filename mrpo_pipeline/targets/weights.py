@@ -13,18 +13,18 @@ OFFICIAL_OFFSET = 1e-6
 
 
 def uniform(pairs: int, references: int) -> Floats:
-    """α_k = 1/K for every pair."""
+    """(N, K), α_k = 1/K for every pair."""
     return np.full((pairs, references), 1 / references)
 
 
 def given(values: Sequence[float], pairs: int) -> Floats:
-    """The same K weights for every pair: non-negative numbers, not all 0, divided by their sum."""
+    """(N, K), the same K weights for every pair: non-negative numbers, not all 0, divided by their sum."""
     row = np.asarray(values, dtype=np.float64)
     return np.tile(row / row.sum(), (pairs, 1))
 
 
 def adaptive(margins: Floats) -> Floats:
-    """Adaptive reference weights (ARWC, arXiv 2405.16388): α_k = |Δ_k| / Σ_j |Δ_j|.
+    """(N, K), adaptive reference weights (ARWC, arXiv 2405.16388): α_k = |Δ_k| / Σ_j |Δ_j|.
 
     A reference with a larger |Δ| gets a larger weight, whether it ranks the pair rightly or wrongly: a corrupted reference
     often has the largest. A pair on which every Δ is 0 gets uniform weights.
@@ -39,7 +39,7 @@ def adaptive(margins: Floats) -> Floats:
 
 
 def adaptive_official(margins: Floats) -> Floats:
-    """The adaptive weights of the authors' code, for K = 2: (1 − α, α) with α = |Δ_2| / (|Δ_1| + |Δ_2| + 1e-6).
+    """(N, 2), the adaptive weights of the authors' code, for K = 2: (1 − α, α) with α = |Δ_2| / (|Δ_1| + |Δ_2| + 1e-6).
 
     α belongs to the reference that is not the anchor. If both Δ are 0, α is 0, as in the code.
     """
@@ -77,7 +77,7 @@ def _share(sizes: Floats) -> Floats:
 
 
 def temper(weights: Floats, temperature: float) -> Floats:
-    """α_k ∝ α_k^(1/T): T = 1 changes nothing, T → ∞ gives uniform weights, T → 0 puts all weight on the largest.
+    """(N, K), α_k ∝ α_k^(1/T): T = 1 changes nothing, T → ∞ gives uniform weights, T → 0 puts all weight on the largest.
 
     A weight of 0 stays 0 at every temperature.
     """
@@ -90,7 +90,7 @@ def temper(weights: Floats, temperature: float) -> Floats:
 
 
 def lift(weights: Floats, floor: float) -> Floats:
-    """Mix with uniform weights so that none is below the floor: α_k ← floor + (1 − K·floor)·α_k.
+    """(N, K), weights mixed with uniform ones so that none is below the floor: α_k ← floor + (1 − K·floor)·α_k.
 
     Keeps the order and the sum; at floor = 1/K the weights are uniform.
     """

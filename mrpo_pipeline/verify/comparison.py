@@ -23,7 +23,7 @@ class Compared:
         text: the canonical text of the completion.
         cached_prompt_tokens, prompt_tokens: length of the prompt in the cache (which keeps no prompt ids), and as rendered now.
         cached_ids: (C,) ids in the cache. ids: (D,) scored ids as rendered now, end-of-turn token last.
-        complete: whether the cached row covers the completion and its end-of-turn token, by its own account.
+        complete: whether the cached row says that it covers the completion and its end-of-turn token.
         byte_ends: (D,) of ``ids``, in the completion's bytes.
         cached, recomputed: (S,) log-probs in nats.
     """
