@@ -16,9 +16,9 @@ class Server(Settings):
     """A running vLLM, or a load balancer before several; as text, its `url` alone."""
 
     url: Name
-    """`http://host:port` (or https) of the server. Neither password nor key in it: see `api_key_env`."""
+    """`http://host:port` (or https) of the server, without a password or key: see `api_key_env`."""
     model: Name | None = None
-    """The model's name as served (`vllm serve --served-model-name`). Null: the only one that is served, or the one served as the
+    """The model's name as served (`vllm serve --served-model-name`). Null: the only served model, or the one served as the
     reference's `model`."""
     api_key_env: str | None = None
     """The environment variable that holds the API key, sent as a bearer token. The key itself is read from there alone."""

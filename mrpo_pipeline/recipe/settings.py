@@ -111,7 +111,8 @@ class Scoring(Settings):
     model_config = ConfigDict(extra="allow")
 
     engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """`auto` is vLLM if it is installed and supports the model, else transformers."""
+    """`auto`: on a GPU vLLM if it is installed and supports the model, else transformers; on a CPU transformers, unless an option
+    of vLLM is set."""
     runtime: Literal["local", "ray"] = "local"
     """Score on this machine, or on the cluster that Ray is connected to."""
     workers: int | None = Field(None, ge=1)

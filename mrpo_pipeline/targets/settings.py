@@ -45,7 +45,7 @@ class TrustRegion(Settings):
 
 
 class WeightsOptions(Settings):
-    """``window`` is of the weights ``sliding-window``; ``prior``, ``pairs`` and ``every`` are of ``thompson``."""
+    """``window`` belongs to the weights ``sliding-window``; ``prior``, ``pairs`` and ``every`` to ``thompson``."""
 
     floor: float = Field(0.0, ge=0, lt=1)
     """No weight below this; at most 1 / K."""
