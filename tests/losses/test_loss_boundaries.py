@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from flat_loss import preference_loss
+from pydantic import ValidationError
 
 from mrpo_pipeline.losses.settings import LossSettings, check_loss
 
@@ -37,6 +38,24 @@ def test_the_preference_of_modpo_has_weight_1_by_default():
         beta=0.5, loss="modpo", margins=doubles(0.5),
     )  # fmt: skip
     assert result.losses.item() == exactly(math.log(1 + math.exp(-1.5)))
+
+
+@pytest.mark.parametrize(
+    ("key", "lowest", "refused"),
+    [
+        ("beta", 1e-9, 0.0),
+        ("sft_weight", 0.0, -1e-9),
+        ("simpo_gamma", 0.0, -1e-9),
+        ("discopop_tau", 1e-9, 0.0),
+        ("label_smoothing", 0.0, -1e-9),
+        ("label_smoothing", 0.499, 0.5),
+        ("loss", {"sigmoid": 1.0, "sft": 0.0}, {"sigmoid": 1.0, "sft": -1e-9}),
+    ],
+)
+def test_a_setting_may_be_at_its_bound_and_not_beyond(key, lowest, refused):
+    assert getattr(LossSettings(**{key: lowest}), key) == lowest
+    with pytest.raises(ValidationError, match=key):
+        LossSettings(**{key: refused})
 
 
 FITTING = {

@@ -5,11 +5,13 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from tiny_methods import settings_of
 
 from mrpo_pipeline.errors import RunError
 from mrpo_pipeline.targets.aggregate import AGGREGATES, influence
 from mrpo_pipeline.targets.compute import Targets, compute_targets
+from mrpo_pipeline.targets.settings import TrustRegion
 from mrpo_pipeline.targets.trust_region import band_widths, clip_to_anchor
 from mrpo_pipeline.targets.weights import lift, temper
 
@@ -19,6 +21,12 @@ SIDES = [[-10.0, -20.0]], [[-11.0, -17.0]]
 
 def settings(names=TWO, **changes):
     return settings_of(reference_names=names, **{"trust_region": "off", "weights": "uniform", **changes})
+
+
+def test_false_is_an_unquoted_off_of_yaml_and_true_is_refused():
+    assert TrustRegion(kind=False).kind == "off"
+    with pytest.raises(ValidationError, match="kind"):
+        TrustRegion(kind=True)
 
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)
