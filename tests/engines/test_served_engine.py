@@ -94,7 +94,7 @@ def test_what_was_in_flight_is_all_that_a_dead_server_costs(server, texts, uneve
     scored = engine.score(requests)
     got = [next(scored)[0] for _ in range(10)]
     server.down()
-    with pytest.raises(RunError, match=r"does not answer any more .*asked 1 times.*run `mrpo score-refs` again"):
+    with pytest.raises(RunError, match=r"does not answer any more .*attempts: 1.*run `mrpo score-refs` again"):
         got.extend(index for index, _ in scored)
     sent = {tuple(body["token_ids"]) for body in server.bodies}
     asked = [index for index, one in enumerate(requests) if (*one.prompt_ids, *one.completion_ids) in sent]

@@ -83,7 +83,7 @@ class Client:
             if tries == self._server.retries or self._closing.wait(wait):
                 break
         raise RunError(
-            f"{self._who} does not answer any more ({lost}; asked {tries + 1} times). What was scored is kept. Start it again, and "
+            f"{self._who} does not answer any more ({lost}; attempts: {tries + 1}). What was scored is kept. Start it again, and "
             "run `mrpo score-refs` again: it scores what is missing, and only that."
         )
 
