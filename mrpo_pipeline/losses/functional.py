@@ -37,15 +37,15 @@ class PairLogps:
     """(B, R), nats: log π̃ of the completion (R = 1), or each reference's log-prob (Multi-DPO)."""
     reference_rejected: Tensor
     settings: LossSettings
-    units: tuple[Tensor, Tensor] | None = None
+    units: tuple[Tensor, Tensor] | None
     """(B, 1) per side: the divisor of log-probs (``normalize``); None for sums."""
-    tokens: tuple[Tensor, Tensor] | None = None
+    tokens: tuple[Tensor, Tensor] | None
     """(B, 1) per side: policy tokens."""
-    margins: Tensor | None = None
+    margins: Tensor | None
     """(B, 1), Σ_{j≥2} w_j·(r_j(y_w) − r_j(y_l)) of ``modpo``."""
-    floored_margins: Tensor | None = None
+    floored_margins: Tensor | None
     """(B, 1), the aggregate of max{0, Δ_k} of ``hypo-each``, in the unit of ``normalize``."""
-    reward_mean: float = 0.0
+    reward_mean: float
     """δ of ``bco``: the mean reward over both sides of all pairs of earlier steps."""
 
     @property
