@@ -60,12 +60,12 @@ def wait_until(run: subprocess.Popen[str], true: Callable[[], bool], seconds: fl
         time.sleep(0.01)
 
 
-def workers_below(pid: int) -> list[psutil.Process]:
-    """Ray's scoring workers among the descendants of a process."""
+def workers_below(pid: int, title: str = "ray::Worker") -> list[psutil.Process]:
+    """Ray's scoring workers among the descendants of a process; with `ray::Worker.score`, those that execute a unit."""
     found = []
     for process in psutil.Process(pid).children(recursive=True):
         try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Worker"):
+            if (process.cmdline() or [""])[0].startswith(title):
                 found.append(process)
         except psutil.NoSuchProcess:
             continue

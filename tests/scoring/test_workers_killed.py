@@ -20,6 +20,10 @@ from mrpo_pipeline.scoring import score_references
 pytest.importorskip("ray")
 
 
+# A worker that is only starting has nothing to lose.
+SCORING = "ray::Worker.score"
+
+
 def one_process(folder: Path, recipe: Path) -> dict[str, dict[str, Any]]:
     """The cache of the same recipe scored by a single process."""
     run = load_recipe(recipe, {"cache": str(folder / "alone"), "scoring.workers": 1, "scoring.max_batch_tokens": 4096})
@@ -51,12 +55,12 @@ def test_a_worker_killed_in_the_middle_costs_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_node_killed_in_the_middle_costs_nothing(tmp_path: Path) -> None:
-    recipe = make_run(tmp_path)
+    recipe = make_run(tmp_path, pairs=1000)
     with RayNodes() as nodes:
         nodes.start()
         second = nodes.start()
         run = start(recipe, "--runtime", "ray", environment=nodes.environment)
-        wait_until(run, lambda: shards(tmp_path) >= 1 and bool(workers_below(nodes.pid(second))))
+        wait_until(run, lambda: shards(tmp_path) >= 1 and bool(workers_below(nodes.pid(second), SCORING)))
         before = shards(tmp_path)
         nodes.kill(second)
         output, errors = run.communicate(timeout=240)
@@ -72,9 +76,9 @@ def test_a_node_killed_in_the_middle_costs_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_workers_have_scored_and_leaves_no_process(tmp_path: Path) -> None:
     # No unit is finished at the interrupt: rows found afterwards were written because of it.
-    recipe = make_run(tmp_path, pairs=3000, unit=100_000, rows_per_shard=100_000)
+    recipe = make_run(tmp_path, pairs=10_000, unit=100_000, rows_per_shard=100_000)
     run = start(recipe, "--workers", "2")
-    wait_until(run, lambda: "ray::Worker.score" in [one.cmdline()[0] for one in workers_below(run.pid)])
+    wait_until(run, lambda: bool(workers_below(run.pid, SCORING)))
     family = psutil.Process(run.pid).children(recursive=True)
     time.sleep(1.0)  # for some rows that are only in a worker's memory
     assert shards(tmp_path) == 0 and run.poll() is None
