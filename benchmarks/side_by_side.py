@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -133,14 +134,19 @@ def has_trl() -> bool:
     return False
 
 
-def set_up(task: Task, pairs: Sequence[Path], *, count: int, held_out: int, vocabulary: int) -> None:
-    """Write the pairs, their split and the policy to the task's folder."""
+def set_up(
+    task: Task, pairs: Sequence[Path], *, count: int, held_out: int, vocabulary: int, model: str | None = None
+) -> None:
+    """Write the pairs, their split and the policy to the task's folder: a copy of `model`, else a tiny Llama."""
     rows = read_rows(*pairs)
     train, apart = split_rows(rows, count, held_out, task.seed)
     write_rows(task.pairs, rows)
     write_rows(task.train, train)
     write_rows(task.held_out, apart)
-    in_own_process(make_policy, task.policy, task.pairs, vocabulary)
+    if model:
+        shutil.copytree(model, task.policy)
+    else:
+        in_own_process(make_policy, task.policy, task.pairs, vocabulary)
 
 
 def read_rows(*paths: str | Path) -> Rows:
