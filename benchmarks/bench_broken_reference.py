@@ -96,7 +96,7 @@ class World:
     document: dict[str, Any]
 
     def method(self, name: str) -> dict[str, Any]:
-        """The method of that name, or the one that stands for it if both train the same."""
+        """The method of that name, or the one whose runs it shares if both train the same."""
         methods: list[dict[str, Any]] = self.document["methods"]
         return next(one for one in methods if name == one["name"] or name in one["also"])
 

@@ -10,6 +10,7 @@ import functools
 import importlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -18,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO
 
-IMPORTED = [
-    "transformers.models.auto.modeling_auto", "vllm.v1.engine.llm_engine", "vllm.v1.engine.core", "vllm.v1.worker.cpu_worker",
-    "vllm.v1.worker.cpu_model_runner", "vllm.lora.worker_manager", "vllm.model_executor.models.llama",
-]  # fmt: skip
 ENGINE = "mrpo_pipeline.engines.vllm.process"
+IMPORTED = [
+    ENGINE, "transformers.models.auto.modeling_auto", "vllm.v1.engine.llm_engine", "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker", "vllm.v1.worker.cpu_model_runner", "vllm.lora.worker_manager", "vllm.model_executor.models.llama",
+]  # fmt: skip
 LARGEST = 1 << 20
 
 
@@ -78,11 +79,8 @@ def _address(caller: int) -> str:
 
 def serve(address: str) -> None:
     """Fork a process for every connection, until standard input is closed."""
-    import select
-
     for name in IMPORTED:
         importlib.import_module(name)
-    importlib.import_module(ENGINE)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind("\0" + address)
     listener.listen()
