@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.rendering.byte_offsets import BYTE_PIECE, component_types, gpt2_alphabet
+from mrpo_pipeline.rendering.shared_vocabulary import on_vocabulary_of, without_vocabulary
 
 _REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 
@@ -27,12 +28,14 @@ class EscapedTokenizer:
     """A copy with renamed control tokens and two further private-use characters (`break_char`, `mask_char`).
 
     Args:
-        backend: the tokenizer's JSON (`Tokenizer.to_str()`), decoded; not changed.
+        backend: the tokenizer's JSON (`Tokenizer.to_str()`), decoded; not changed. With `shared`, its vocabulary may lack.
         controls: strings of the added tokens that are control tokens.
         first: code point of the first of `len(controls) + 2` private-use characters to use.
+        shared: `tokenizers.Tokenizer` whose vocabulary the copy uses; None if text may become a control token in it
+            (`shared_vocabulary.holds_no_control`).
     """
 
-    def __init__(self, backend: dict[str, Any], controls: Sequence[str], first: int) -> None:
+    def __init__(self, backend: dict[str, Any], controls: Sequence[str], first: int, shared: Any = None) -> None:
         from tokenizers import AddedToken, Tokenizer
 
         self.names = {control: chr(first + i) for i, control in enumerate(controls)}
@@ -47,11 +50,19 @@ class EscapedTokenizer:
         # Start of every control string, including overlapping ones.
         self._starts = re.compile(f"(?={self._controls.pattern})(.)", re.DOTALL)
 
-        self.backend = Tokenizer.from_str(json.dumps(self._renamed(backend), ensure_ascii=False))
+        if shared is None:
+            self.backend = Tokenizer.from_str(json.dumps(self._renamed(backend), ensure_ascii=False))
+        else:
+            self.backend = on_vocabulary_of(shared, self._settings(backend))
         self.backend.add_special_tokens([AddedToken(self.break_char, special=True, normalized=False)])
         [self.break_id] = self.backend.encode(self.break_char, add_special_tokens=False).ids
         # The copy may renumber added tokens, so their original ids are looked up by name.
-        size = max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+        if shared is None:
+            size = max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+        else:  # the ids of a shared vocabulary are dense
+            size = (
+                max(self.backend.get_vocab_size(with_added_tokens=False), *self.backend.get_added_tokens_decoder()) + 1
+            )
         self.original_ids: npt.NDArray[np.int32] = np.arange(size, dtype=np.int32)
         for token in backend["added_tokens"]:
             clone_id = self.backend.token_to_id(self.names.get(token["content"], token["content"]))
@@ -67,21 +78,17 @@ class EscapedTokenizer:
         else:  # Unigram pieces match text directly, "</s>" with the highest score
             model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
         if "merges" in model:
-            model["merges"] = [m for m in model["merges"] if not names.keys() & {m[0], m[1], m[0] + m[1]}]
+            model["merges"] = [[a, b] for a, b in model["merges"] if not (a in names or b in names or a + b in names)]
         if isinstance(model.get("unk_token"), str):
             model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
         if "dropout" in model:
             model["dropout"] = None  # encoding must be deterministic
+        return {**self._settings(backend), "model": model}
+
+    def _settings(self, backend: dict[str, Any]) -> dict[str, Any]:
         added = [{**t, "content": self.names.get(t["content"], t["content"])} for t in backend["added_tokens"]]
         # A post-processor would trim offsets and add tokens, which the renderer does itself.
-        return {
-            **backend,
-            "added_tokens": added,
-            "model": model,
-            "truncation": None,
-            "padding": None,
-            "post_processor": None,
-        }
+        return {**backend, "added_tokens": added, "truncation": None, "padding": None, "post_processor": None}
 
     def mask(self, text: str) -> str:
         """Insert the mask character into every control string of content, so that `rename` ignores it."""
@@ -106,9 +113,10 @@ class EscapedTokenizer:
 class EscapedTokenizers:
     """Escaped copies of one tokenizer: usually one, and another if a text contains private-use characters of the first."""
 
-    def __init__(self, backend: dict[str, Any], controls: Iterable[str]) -> None:
+    def __init__(self, backend: dict[str, Any], controls: Iterable[str], shared: Any = None) -> None:
         self.controls = tuple(sorted(controls, key=lambda control: (-len(control), control)))
-        self._backend = backend
+        self._backend = backend if shared is None else without_vocabulary(backend)
+        self._shared = shared
         self._tokenizers: list[EscapedTokenizer] = []
         self._pattern = _alternatives(self.controls)
         self._private = re.compile(f"[{chr(_PLANE[0])}-{chr(_PLANE[1])}]")
@@ -144,7 +152,7 @@ class EscapedTokenizers:
         for escaped in self._tokenizers:
             if escaped.break_char == chr(first + len(self.controls)):
                 return escaped
-        self._tokenizers.append(EscapedTokenizer(self._backend, self.controls, first))
+        self._tokenizers.append(EscapedTokenizer(self._backend, self.controls, first, self._shared))
         return self._tokenizers[-1]
 
 

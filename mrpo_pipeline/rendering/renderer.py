@@ -3,17 +3,27 @@
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.files import refuse_gguf
+from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.rendering.chat_template import ChatTemplate, UntrustedModelError
 from mrpo_pipeline.rendering.encoding_jobs import JobBuilder
 from mrpo_pipeline.rendering.encoding_split import Rendered, Splitter
 from mrpo_pipeline.rendering.end_of_turn import find_turn_end
-from mrpo_pipeline.rendering.escaped_tokenizer import EscapedTokenizer, EscapedTokenizers, control_tokens, role_markers
+from mrpo_pipeline.rendering.escaped_tokenizer import (
+    EscapedTokenizer,
+    EscapedTokenizers,
+    control_tokens,
+    role_markers,
+    text_pieces,
+)
 from mrpo_pipeline.rendering.identity import identity
+from mrpo_pipeline.rendering.known_renderers import KnownRenderer, find, keep, key_of, place_of
 from mrpo_pipeline.rendering.rendering_check import RenderingCheck
+from mrpo_pipeline.rendering.shared_vocabulary import TokenizerRecord, holds_no_control, record
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer, with_model_files
 from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer
 
@@ -34,6 +44,7 @@ class Renderer:
         template_kwargs: template arguments (`enable_thinking`).
         name: name of the model in messages.
         loaded: related information from the model's files.
+        known: the identity, if another process computed it.
     Raises:
         UserError: the tokenizer is not a fast one or has no end token, or the template fails.
     """
@@ -46,6 +57,7 @@ class Renderer:
         template_kwargs: Mapping[str, Any] | None = None,
         name: str = "",
         loaded: LoadedTokenizer | None = None,
+        known: Mapping[str, str] | None = None,
     ) -> None:
         loaded = loaded or LoadedTokenizer(tokenizer)
         self.name = name or getattr(tokenizer, "name_or_path", "") or "the model"
@@ -63,14 +75,16 @@ class Renderer:
         if self._template.is_plain:
             why = "" if template == "plain" else ", because its tokenizer has no chat template"
             self.reading.append(f"conversations are rendered by the plain template{why}")
-        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        backend = loaded.settings or json.loads(tokenizer.backend_tokenizer.to_str())
         scaffold = ""
         with contextlib.suppress(UserError):  # a template for a single turn has no scaffold between turns
             scaffold = self._template.scaffold()
         written = f"{scaffold} {tokenizer.bos_token} {tokenizer.eos_token}"
         controls = control_tokens(backend, tokenizer.all_special_tokens, written)
         controls |= role_markers(backend, scaffold)
-        self._escaped = EscapedTokenizers(backend, controls)
+        held = controls.difference(text_pieces(backend, controls))
+        shared = loaded.settings is not None or holds_no_control(backend, held)
+        self._escaped = EscapedTokenizers(backend, controls, tokenizer.backend_tokenizer if shared else None)
         self.bos = str(tokenizer.bos_token or "")
         stops = [token for token in tokenizer.convert_ids_to_tokens(list(loaded.stops)) if token]
         end = find_turn_end(self._template, self._escaped.for_texts(), stops, tokenizer.eos_token)
@@ -80,8 +94,11 @@ class Renderer:
         self._splitter = Splitter(tokenizer, backend, end, self.name, self._template.name)
         self.check = RenderingCheck.of(tokenizer, loaded.own, backend, self._splitter, self.name)
         self._checking = False
-        self._identity = identity(self, tokenizer, backend, self._template, self._escaped, self._splitter)
+        if known is None:
+            known = identity(self, tokenizer, backend, self._template, self._escaped, self._splitter)
+        self._identity = known
         self._checking = True
+        self._record = partial(record, tokenizer, backend, loaded.own) if shared else None
 
     @classmethod
     def from_pretrained(
@@ -99,19 +116,55 @@ class Renderer:
         """Renderer of a model folder or Hub name. `tokenizer` is another source for the tokenizer, and `adapter` may provide one
         (see `load_tokenizer`). `revision` applies to the model's own tokenizer only.
         """
-        refuse_gguf(name or model, tokenizer or model)
-        found, notices = load_tokenizer(
-            model,
+        source = ModelSource.model_construct(
+            model=model,
             revision=revision,
             tokenizer=tokenizer,
             adapter=adapter,
+            template=template,
+            template_kwargs=dict(template_kwargs or {}),
             trust_remote_code=trust_remote_code,
-            name=name,
         )
-        loaded = with_model_files(found, model, revision, name or model)
-        renderer = cls(found, template=template, template_kwargs=template_kwargs, name=name or model, loaded=loaded)
-        renderer.reading += [line for line in notices if template == "auto" or "chat template" not in line]
+        return cls.of(source.named(name or model))
+
+    @classmethod
+    def of(cls, source: ModelSource) -> "Renderer":
+        """Renderer of a model. If another process knows it, its vocabulary is parsed once and its identity is not computed again."""
+        refuse_gguf(source.name, source.tokenizer or source.model)
+        key = key_of(source)
+        known = find(key) if key else None
+        if known and (loaded := known.load(source)):
+            renderer = cls._made(source, loaded, known.identity)
+            renderer.reading = list(known.reading)
+            if key == key_of(source):  # files may change meanwhile
+                return renderer
+        found, notices = load_tokenizer(
+            source.model,
+            revision=source.revision,
+            tokenizer=source.tokenizer,
+            adapter=source.adapter,
+            trust_remote_code=source.trust_remote_code,
+            name=source.name,
+        )
+        loaded = with_model_files(found, source.model, source.revision, source.name)
+        renderer = cls._made(source, loaded)
+        renderer.reading += [line for line in notices if source.template == "auto" or "chat template" not in line]
+        if known is None and key and key == key_of(source):
+            place = place_of(source, str(found.name_or_path))
+            record = renderer.record() if place is not None else None
+            keep(key, KnownRenderer(renderer.identity(), renderer.reading, place or 0, record))
         return renderer
+
+    @classmethod
+    def _made(cls, source: ModelSource, loaded: LoadedTokenizer, known: Mapping[str, str] | None = None) -> "Renderer":
+        return cls(
+            loaded.tokenizer,
+            template=source.template,
+            template_kwargs=source.template_kwargs,
+            name=source.name,
+            loaded=loaded,
+            known=known,
+        )
 
     def render(self, items: Sequence[tuple[str, str]]) -> list[Rendered]:
         """Render (canonical prompt, completion) pairs; it is fastest if completions of one prompt are adjacent."""
@@ -188,6 +241,11 @@ class Renderer:
         templates that use one; `rendering` the version of the rules and the model's traits.
         """
         return dict(self._identity)
+
+    def record(self) -> TokenizerRecord | None:
+        """What loading the tokenizer again needs, if its vocabulary can be shared; call it once, after which it is freed."""
+        making, self._record = self._record, None
+        return making() if making else None
 
 
 def _encode_in_order(escaped_set: Sequence[EscapedTokenizer], texts: Sequence[str]) -> list[Any]:

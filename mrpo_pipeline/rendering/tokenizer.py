@@ -42,12 +42,14 @@ class LoadedTokenizer:
         own: `tokenizers.Tokenizer` of the model's tokenizer.json, with all added tokens; None without such a file.
         template: chat template from another file, if the tokenizer has none.
         stops: stop token ids of the generation configuration.
+        settings: the tokenizer's JSON without its vocabulary, if it was loaded from its record.
     """
 
     tokenizer: Any
     own: Any = None
     template: str | None = None
     stops: tuple[int, ...] = ()
+    settings: dict[str, Any] | None = None
 
 
 def load_fast(source: str, revision: str | None, trust_remote_code: bool, name: str) -> tuple[Any, list[str]]:
@@ -122,8 +124,7 @@ def _from_file(source: str, revision: str | None, name: str) -> Any:
 
 def _own(path: Path, loaded: Any) -> Any:
     """tokenizer.json unchanged, plus added tokens that are only in the tokenizer's configuration."""
-    state = path.stat()
-    own = _read(str(path), state.st_mtime_ns, state.st_size)
+    own = read_file(path)
     if own is None:
         return None
     own.no_truncation()
@@ -134,6 +135,12 @@ def _own(path: Path, loaded: Any) -> Any:
         own.add_special_tokens([token for token in missing if token.special])
         own.add_tokens([token for token in missing if not token.special])
     return own
+
+
+def read_file(path: Path) -> Any:
+    """`tokenizers.Tokenizer` of a `tokenizer.json`; None for an older format."""
+    state = path.stat()
+    return _read(str(path), state.st_mtime_ns, state.st_size)
 
 
 @lru_cache(

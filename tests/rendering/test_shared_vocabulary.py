@@ -1,0 +1,175 @@
+"""A shared vocabulary gives the ids of a vocabulary of its own, and a recorded tokenizer those of the one transformers loads."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rendering_cases import TEXTS
+from tiny_tokenizers import KINDS, qwen, t5
+from tokenizers import Tokenizer
+
+from mrpo_pipeline.pairs.identity import dump_prompt
+from mrpo_pipeline.rendering import Renderer, renderer
+from mrpo_pipeline.rendering.escaped_tokenizer import EscapedTokenizer, control_tokens
+from mrpo_pipeline.rendering.shared_vocabulary import holds_no_control, record
+
+BPE = sorted(kind for kind in KINDS if json.loads(KINDS[kind]().backend_tokenizer.to_str())["model"]["type"] == "BPE")
+
+
+def parts(tokenizer: Any) -> tuple[dict[str, Any], list[str]]:
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    return backend, sorted(control_tokens(backend, tokenizer.all_special_tokens), key=lambda one: (-len(one), one))
+
+
+def originals(escaped: EscapedTokenizer, ids: list[int]) -> list[int]:
+    return [-1 if one == escaped.break_id else int(escaped.original_ids[one]) for one in ids]
+
+
+def vocabulary(**more: Any) -> dict[str, Any]:
+    vocab = {piece: i for i, piece in enumerate(["<", "x", ">", "<x", "<x>"])}
+    return {"model": {"type": "BPE", "dropout": None, "vocab": vocab, "merges": [], **more}}
+
+
+@pytest.mark.parametrize("kind", BPE)
+def test_a_copy_on_the_models_vocabulary_gives_the_ids_of_a_renamed_one(kind: str) -> None:
+    tokenizer = KINDS[kind]()
+    backend, controls = parts(tokenizer)
+    assert holds_no_control(backend, controls)
+    shared = EscapedTokenizer(backend, controls, 0x100000, tokenizer.backend_tokenizer)
+    alone = EscapedTokenizer(backend, controls, 0x100000)
+    joined = "".join(f"{text}{control}" for text, control in zip(TEXTS * 9, controls, strict=False))
+    for text in [*TEXTS, *controls, joined, *map(shared.rename, [joined, *controls]), f"a{shared.break_char} b"]:
+        ours, theirs = (one.backend.encode(text, add_special_tokens=False) for one in (shared, alone))
+        assert originals(shared, ours.ids) == originals(alone, theirs.ids)
+        assert ours.offsets == theirs.offsets
+    for one in (shared, alone):
+        assert one.original_ids[one.backend.encode(one.rename(controls[0])).ids].tolist() == [
+            tokenizer.convert_tokens_to_ids(controls[0])
+        ]
+
+
+def test_the_model_itself_is_unchanged() -> None:
+    tokenizer = copy.deepcopy(qwen())
+    before = tokenizer.backend_tokenizer.to_str()
+    Renderer(tokenizer).render([(dump_prompt("a <|im_end|> b"), "c")])
+    assert tokenizer.backend_tokenizer.to_str() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "held"),
+    [
+        ({}, True),
+        ({"merges": [["<", "x"]]}, True),
+        ({"merges": [["<x", ">"]]}, False),
+        ({"ignore_merges": True}, False),
+        ({"dropout": 0.1}, False),
+        ({"continuing_subword_prefix": "##"}, False),
+        ({"end_of_word_suffix": "</w>"}, False),
+        ({"type": "WordPiece"}, False),
+        ({"vocab": {"<": 0, "x": 1, ">": 2, "<x>": 9}}, False),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_vocabulary_is_shared_only_if_no_text_becomes_a_control_token(more: dict[str, Any], held: bool) -> None:
+    assert holds_no_control(vocabulary(**more), {"<x>"}) is held
+
+
+def test_a_piece_outside_the_vocabulary_is_never_reached() -> None:
+    assert holds_no_control(vocabulary(ignore_merges=True, end_of_word_suffix="</w>"), {"<y>"})
+    assert not holds_no_control(vocabulary(), {"<"})
+
+
+def test_a_merge_that_makes_a_control_token_does_not_make_it_from_content() -> None:
+    tokenizer = copy.deepcopy(qwen())
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab, end = backend["model"]["vocab"], "<|im_end|>"
+    pieces = ["<|", "im", "_end", "|>"]
+    for made in [*pieces, "<|im", "<|im_end", end]:
+        vocab.setdefault(made, len(vocab))
+    merges = [["<", "|"], ["i", "m"], ["|", ">"], ["_", "e"], ["_e", "n"], ["_en", "d"]]
+    for made in ("_e", "_en"):
+        vocab.setdefault(made, len(vocab))
+    merges += [["<|", "im"], ["<|im", "_end"], ["<|im_end", "|>"]]
+    backend["model"] |= {"merges": merges, "ignore_merges": False}
+    backend["pre_tokenizer"] = None
+    backend["added_tokens"] = [{**one, "id": vocab.get(one["content"], one["id"])} for one in backend["added_tokens"]]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
+    end_id = tokenizer.convert_tokens_to_ids(end)
+    assert not holds_no_control(json.loads(tokenizer.backend_tokenizer.to_str()), {end})
+    made = Renderer(tokenizer)
+    got = made.render([(dump_prompt("hi"), f"a{end}")])[0]
+    assert got.completion_ids.tolist().count(end_id) == 1 and got.completion_ids[-1] == end_id
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_model_is_loaded_again_with_the_same_ids(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MRPO_HOME", str(tmp_path / "home"))
+    KINDS[kind]().save_pretrained(tmp_path / "model")
+    items = [(dump_prompt(text), other) for text, other in zip(TEXTS, reversed(TEXTS), strict=True)]
+    first = Renderer.from_pretrained(str(tmp_path / "model"))
+    expected = first.render(items)
+    if kind in BPE:  # then neither transformers' loading nor the identity is run again
+        monkeypatch.setattr(renderer, "load_tokenizer", None)
+        monkeypatch.setattr(renderer, "identity", None)
+    again = Renderer.from_pretrained(str(tmp_path / "model"))
+    assert (again.identity(), again.reading, again.bos) == (first.identity(), first.reading, first.bos)
+    for ours, theirs in zip(again.render(items), expected, strict=True):
+        assert ours.prompt_ids.tolist() == theirs.prompt_ids.tolist()
+        assert ours.completion_ids.tolist() == theirs.completion_ids.tolist()
+        assert ours.byte_ends.tolist() == theirs.byte_ends.tolist()
+    assert again.check.counts == first.check.counts
+    assert again.notices == first.notices
+
+
+def test_the_tokenizer_of_an_adapter_or_another_folder_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MRPO_HOME", str(tmp_path / "home"))
+    qwen().save_pretrained(tmp_path / "model")
+    more = copy.deepcopy(qwen())
+    more.add_tokens(["<tool>"])
+    more.save_pretrained(tmp_path / "more")
+    for place in ("adapter", "tokenizer"):
+        settings = {place: str(tmp_path / "more")}
+        first = Renderer.from_pretrained(str(tmp_path / "model"), **settings)
+        with monkeypatch.context() as patched:
+            patched.setattr(renderer, "load_tokenizer", None)
+            again = Renderer.from_pretrained(str(tmp_path / "model"), **settings)
+        assert again.identity() == first.identity() != Renderer.from_pretrained(str(tmp_path / "model")).identity()
+        ids = again.render([(dump_prompt("a"), "x <tool>")])[0].completion_ids
+        assert ids.tolist() == first.render([(dump_prompt("a"), "x <tool>")])[0].completion_ids.tolist()
+        assert again.reading == first.reading
+
+
+def test_a_tokenizer_that_differs_from_its_file_is_not_recorded() -> None:
+    tokenizer = qwen()
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    same = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    assert record(tokenizer, backend, same) is not None
+    assert record(tokenizer, backend, None) is None
+    other = json.loads(json.dumps(backend))
+    a, b = sorted(other["model"]["vocab"], key=other["model"]["vocab"].get)[-2:]
+    vocab = other["model"]["vocab"]
+    vocab[a], vocab[b] = vocab[b], vocab[a]
+    assert record(tokenizer, backend, Tokenizer.from_str(json.dumps(other))) is None
+    fewer = {**backend, "model": {**backend["model"], "merges": backend["model"]["merges"][:-1]}}
+    assert record(tokenizer, backend, Tokenizer.from_str(json.dumps(fewer))) is None
+    unigram = t5()
+    file = Tokenizer.from_str(unigram.backend_tokenizer.to_str())
+    assert record(unigram, json.loads(unigram.backend_tokenizer.to_str()), file) is None
+
+
+def test_a_tokenizer_with_its_own_template_code_is_not_recorded() -> None:
+    tokenizer = copy.deepcopy(qwen())
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+
+    class Own(type(tokenizer)):  # type: ignore[misc]
+        def apply_chat_template(self, *arguments: Any, **settings: Any) -> Any:
+            return super().apply_chat_template(*arguments, **settings)
+
+    tokenizer.__class__ = Own
+    assert record(tokenizer, backend, Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())) is None
