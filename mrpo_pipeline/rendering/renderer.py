@@ -23,7 +23,7 @@ from mrpo_pipeline.rendering.escaped_tokenizer import (
 from mrpo_pipeline.rendering.identity import identity
 from mrpo_pipeline.rendering.known_renderers import KnownRenderer, find, keep, key_of, place_of
 from mrpo_pipeline.rendering.rendering_check import RenderingCheck
-from mrpo_pipeline.rendering.shared_vocabulary import TokenizerRecord, holds_no_control, record
+from mrpo_pipeline.rendering.shared_vocabulary import TokenizerRecord, holds_no_control, record, without_vocabulary
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer, with_model_files
 from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer
 
@@ -98,7 +98,7 @@ class Renderer:
             known = identity(self, tokenizer, backend, self._template, self._escaped, self._splitter)
         self._identity = known
         self._checking = True
-        self._record = partial(record, tokenizer, backend, loaded.own) if shared else None
+        self._record = partial(record, tokenizer, without_vocabulary(backend), loaded.own) if shared else None
 
     @classmethod
     def from_pretrained(
@@ -243,9 +243,8 @@ class Renderer:
         return dict(self._identity)
 
     def record(self) -> TokenizerRecord | None:
-        """What loading the tokenizer again needs, if its vocabulary can be shared; call it once, after which it is freed."""
-        making, self._record = self._record, None
-        return making() if making else None
+        """What loading the tokenizer again needs, if its vocabulary can be shared."""
+        return self._record() if self._record else None
 
 
 def _encode_in_order(escaped_set: Sequence[EscapedTokenizer], texts: Sequence[str]) -> list[Any]:

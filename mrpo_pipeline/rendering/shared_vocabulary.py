@@ -44,30 +44,35 @@ class TokenizerRecord:
         return SharedTokenizer(on_vocabulary_of(file, self.settings), **self.named)
 
 
-def record(tokenizer: Any, backend: dict[str, Any], file: Any) -> TokenizerRecord | None:
+def record(tokenizer: Any, settings: dict[str, Any], file: Any) -> TokenizerRecord | None:
     """The record of a tokenizer; None if loading by it would give another tokenizer.
 
     Args:
         tokenizer: transformers tokenizer.
-        backend: its JSON, decoded.
+        settings: its JSON without its vocabulary.
         file: `tokenizers.Tokenizer` of the model's `tokenizer.json`.
     """
     from transformers import PreTrainedTokenizerBase
 
-    if file is None or backend["model"]["type"] != "BPE":  # others cannot be made without a vocabulary
+    if file is None or settings["model"]["type"] != "BPE":  # others cannot be made without a vocabulary
         return None
     if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
         return None
-    made = TokenizerRecord(without_vocabulary(backend), _named(tokenizer))
+    made = TokenizerRecord(settings, _named(tokenizer))
     again = TokenizerRecord(**json.loads(json.dumps(asdict(made)))).load(file)
+    theirs, ours = tokenizer.backend_tokenizer, again.backend_tokenizer
+    if theirs.truncation:
+        ours.enable_truncation(**theirs.truncation)
+    if theirs.padding:
+        ours.enable_padding(**theirs.padding)
     same = _named(again) == made.named and again("x").input_ids == tokenizer("x").input_ids
-    return made if same and _fixed(json.loads(again.backend_tokenizer.to_str())) == _fixed(backend) else None
+    return made if same and ours.to_str() == theirs.to_str() else None
 
 
 def without_vocabulary(backend: dict[str, Any]) -> dict[str, Any]:
     """A tokenizer's JSON without vocabulary, merges, truncation and padding."""
     model = {key: value for key, value in backend["model"].items() if key not in _VOCABULARY}
-    return {**_fixed(backend), "model": model}
+    return {**backend, "model": model, "truncation": None, "padding": None}
 
 
 def on_vocabulary_of(tokenizer: Any, settings: dict[str, Any]) -> Any:
@@ -108,10 +113,6 @@ def holds_no_control(backend: dict[str, Any], controls: Collection[str]) -> bool
     if model.get("ignore_merges") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return False
     return min(map(len, held)) > 1 and not any(a in held or b in held or a + b in held for a, b in model["merges"])
-
-
-def _fixed(backend: dict[str, Any]) -> dict[str, Any]:
-    return {**backend, "truncation": None, "padding": None}
 
 
 def _named(tokenizer: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from mrpo_pipeline.pairs.identity import dump_prompt
 from mrpo_pipeline.rendering import Renderer, renderer
 from mrpo_pipeline.rendering.escaped_tokenizer import EscapedTokenizer, control_tokens
-from mrpo_pipeline.rendering.shared_vocabulary import holds_no_control, record
+from mrpo_pipeline.rendering.shared_vocabulary import holds_no_control, record, without_vocabulary
 
 BPE = sorted(kind for kind in KINDS if json.loads(KINDS[kind]().backend_tokenizer.to_str())["model"]["type"] == "BPE")
 
@@ -146,30 +146,37 @@ def test_the_tokenizer_of_an_adapter_or_another_folder_is_found_again(
 
 
 def test_a_tokenizer_that_differs_from_its_file_is_not_recorded() -> None:
-    tokenizer = qwen()
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    same = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    assert record(tokenizer, backend, same) is not None
-    assert record(tokenizer, backend, None) is None
-    other = json.loads(json.dumps(backend))
-    a, b = sorted(other["model"]["vocab"], key=other["model"]["vocab"].get)[-2:]
-    vocab = other["model"]["vocab"]
-    vocab[a], vocab[b] = vocab[b], vocab[a]
-    assert record(tokenizer, backend, Tokenizer.from_str(json.dumps(other))) is None
-    fewer = {**backend, "model": {**backend["model"], "merges": backend["model"]["merges"][:-1]}}
-    assert record(tokenizer, backend, Tokenizer.from_str(json.dumps(fewer))) is None
-    unigram = t5()
-    file = Tokenizer.from_str(unigram.backend_tokenizer.to_str())
-    assert record(unigram, json.loads(unigram.backend_tokenizer.to_str()), file) is None
+    tokenizer, unigram = copy.deepcopy(qwen()), t5()
+
+    def recorded(one: Any, **model: Any) -> bool:
+        backend = json.loads(one.backend_tokenizer.to_str())
+        settings = without_vocabulary(backend)
+        return (
+            record(one, settings, Tokenizer.from_str(json.dumps({**backend, "model": {**backend["model"], **model}})))
+            is not None
+        )
+
+    vocab = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    a, b = sorted(vocab, key=vocab.get)[-2:]
+    assert recorded(tokenizer)
+    assert not recorded(tokenizer, vocab={**vocab, a: vocab[b], b: vocab[a]})
+    assert not recorded(tokenizer, merges=merges[:-1])
+    assert not recorded(tokenizer, ignore_merges=False)
+    assert record(tokenizer, without_vocabulary(parts(tokenizer)[0]), None) is None
+    assert not recorded(unigram)
+    tokenizer.backend_tokenizer.enable_truncation(max_length=5)
+    tokenizer.backend_tokenizer.enable_padding(length=7)
+    assert recorded(tokenizer)
 
 
 def test_a_tokenizer_with_its_own_template_code_is_not_recorded() -> None:
     tokenizer = copy.deepcopy(qwen())
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
 
     class Own(type(tokenizer)):  # type: ignore[misc]
         def apply_chat_template(self, *arguments: Any, **settings: Any) -> Any:
             return super().apply_chat_template(*arguments, **settings)
 
     tokenizer.__class__ = Own
-    assert record(tokenizer, backend, Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())) is None
+    file = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    assert record(tokenizer, without_vocabulary(parts(tokenizer)[0]), file) is None
