@@ -104,7 +104,9 @@ def test_two_scorers_on_a_store_share_the_work(s3: LoopbackS3, bucket: str, tmp_
         "score-refs", "--train-file", "pairs.jsonl", "--model", "base", "--reference", "base=base", "--cache", f"{bucket}/cache",
         "--set", "scoring.engine=transformers",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "mrpo_cli.main", *options]
+    # Units as small as those of runs that see each other, or the first run could hold most completions before it sees the other.
+    units = "from mrpo_pipeline.scoring import concurrent_runs as runs; runs.ALONE['transformers'] = runs.TOGETHER"
+    command = [sys.executable, "-c", f"{units}; from mrpo_cli.main import main; main()", *options]
     runs = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [run.communicate()[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
