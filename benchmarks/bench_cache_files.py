@@ -77,19 +77,19 @@ def open_and_sum(root: str, rows: int) -> dict[str, float]:
 
 
 def push(source: str, target: str, without_ids: bool) -> dict[str, float]:
-    from mrpo_pipeline.exports.published_cache import push_cache
+    from mrpo_pipeline.exports.publish_cache import push_cache
 
     return _measured(lambda: push_cache(source, target, without_ids=without_ids))
 
 
 def pull(source: str, target: str) -> dict[str, float]:
-    from mrpo_pipeline.exports.published_cache import pull_cache
+    from mrpo_pipeline.exports.publish_cache import pull_cache
 
     return _measured(lambda: pull_cache(source, target))
 
 
 def merge(source: str, target: str) -> dict[str, float]:
-    from mrpo_pipeline.exports.published_cache import merge_caches
+    from mrpo_pipeline.exports.publish_cache import merge_caches
 
     return _measured(lambda: merge_caches(source, target))
 

@@ -33,7 +33,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.completion import dump_completion
 from mrpo_pipeline.pairs.identity import PromptSettings, dump_prompt
 from mrpo_pipeline.rendering import Rendered, Renderer
-from mrpo_pipeline.rendering.rendering_check import RenderingMismatchError
+from mrpo_pipeline.rendering.own_rendering_comparison import RenderingMismatchError
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer
 
 MARKS = re.compile(

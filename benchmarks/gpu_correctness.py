@@ -82,8 +82,8 @@ def uneven_attention(place: Place, window: int | None) -> dict[str, Any]:
 def shared_prompts(place: Place, dtype: torch.dtype) -> dict[str, Any]:
     """Sums of completions with every prompt run once, against a padded row for each completion."""
     from mrpo_pipeline.models.completion_forward import CompletionForward, to_device
-    from mrpo_pipeline.models.completion_rows import Group
     from mrpo_pipeline.models.head import Head
+    from mrpo_pipeline.models.input_layouts import Group
     from mrpo_pipeline.models.prompt_sharing_check import Trial, share_prompts
 
     pairs, device = pairs_of(place), torch.device(place.device)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrpo_cli.closing_lines import Ending
-from mrpo_cli.options import LOSS
 from mrpo_cli.recipe_decorator import report_unread, takes_recipe
+from mrpo_cli.recipe_options import LOSS
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe

@@ -10,7 +10,7 @@ import typer
 from mrpo_cli import closing_lines
 from mrpo_cli.cache_transfer import merge, pull, push
 from mrpo_cli.closing_lines import Ending
-from mrpo_cli.values import cache_place
+from mrpo_cli.option_values import cache_place
 from mrpo_cli.verify import verify
 from mrpo_pipeline.errors import UserError
 

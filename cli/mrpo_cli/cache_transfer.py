@@ -10,7 +10,7 @@ import typer
 
 from mrpo_cli import closing_lines
 from mrpo_cli.closing_lines import Ending
-from mrpo_cli.options import PRIVATE
+from mrpo_cli.recipe_options import PRIVATE
 
 if TYPE_CHECKING:
     from mrpo_pipeline.cache.transfer import Transfer
@@ -50,7 +50,7 @@ def push(
     private: Annotated[bool, PRIVATE] = False,
 ) -> None:
     """Publish cached references with a card that describes them; on the hub in one commit."""
-    from mrpo_pipeline.exports.published_cache import push_cache
+    from mrpo_pipeline.exports.publish_cache import push_cache
 
     done = push_cache(source, target, without_ids=without_ids, private=private, recipe=_recipe(recipe))
     _report(done, target, ["mrpo", "cache", "pull", target])
@@ -69,7 +69,7 @@ def pull(
     ] = None,
 ) -> None:
     """Copy published references to this machine, and verify every file."""
-    from mrpo_pipeline.exports.published_cache import pull_cache
+    from mrpo_pipeline.exports.publish_cache import pull_cache
 
     done = pull_cache(source, cache, recipe=_recipe(recipe))
     _report(done, cache, ["mrpo", "cache", "stats", "--cache", cache])
@@ -80,7 +80,7 @@ def merge(
     target: Annotated[str, typer.Argument(metavar="INTO", help="The cache to add to.", show_default=False)],
 ) -> None:
     """Copy the shards that a cache lacks from another one with the same fingerprint."""
-    from mrpo_pipeline.exports.published_cache import merge_caches
+    from mrpo_pipeline.exports.publish_cache import merge_caches
 
     _report(merge_caches(source, target), target, ["mrpo", "cache", "stats", "--cache", target])
 

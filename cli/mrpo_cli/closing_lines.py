@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mrpo_cli.options import RecipeOption, options_of
+from mrpo_cli.recipe_options import RecipeOption, options_of
 
 log = logging.getLogger("mrpo")
 

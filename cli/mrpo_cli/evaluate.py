@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrpo_cli.closing_lines import Ending
-from mrpo_cli.options import TASKS
 from mrpo_cli.recipe_decorator import report_unread, takes_recipe
+from mrpo_cli.recipe_options import TASKS
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
@@ -43,7 +43,7 @@ def evaluate(
     The method is that of the recipe.yaml beside the adapter, which is also the default recipe if --model is not given. Results are
     written to the adapter's folder, or with --adapter to --output-dir.
     """
-    from mrpo_pipeline.policy.adapter_check import require_adapter
+    from mrpo_pipeline.policy.require_adapter import require_adapter
 
     folder = require_adapter(Path(recipe.output_dir) if adapter is None else adapter)
     from mrpo_pipeline.evaluation import evaluate_recipe

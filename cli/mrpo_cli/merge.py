@@ -27,7 +27,7 @@ def merge(
     ] = False,
 ) -> None:
     """Merge an adapter into its base as one plain checkpoint, and check its log-probs against the adapted model's."""
-    from mrpo_pipeline.policy.adapter_check import require_adapter
+    from mrpo_pipeline.policy.require_adapter import require_adapter
 
     require_adapter(adapter)
     from mrpo_pipeline.policy.merge import merge_adapter

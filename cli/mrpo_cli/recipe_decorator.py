@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from mrpo_cli.closing_lines import Ending, report, with_same_recipe
-from mrpo_cli.options import COMMANDS, POLICY_PANEL, RecipeOption, options_of, parameter
-from mrpo_cli.values import value_of
+from mrpo_cli.option_values import value_of
+from mrpo_cli.recipe_options import COMMANDS, POLICY_PANEL, RecipeOption, options_of, parameter
 from mrpo_pipeline.errors import UserError
 
 if TYPE_CHECKING:

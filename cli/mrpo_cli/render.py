@@ -31,7 +31,7 @@ def render(
 
     `--reference NAME` shows only that reference (`policy` for the policy).
     """
-    from mrpo_pipeline.dataset.row_preview import show_row
+    from mrpo_pipeline.dataset.rendered_row import show_row
 
     if color is None:
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrpo_cli.closing_lines import Ending
-from mrpo_cli.options import SPLIT
 from mrpo_cli.recipe_decorator import report_ignored, takes_recipe
+from mrpo_cli.recipe_options import SPLIT
 
 if TYPE_CHECKING:
     from mrpo_pipeline.recipe import Recipe
@@ -40,7 +40,7 @@ def select(
 ) -> Ending:
     """Score and sort pairs by the cached references: certain ones, disputed ones, those that all rank wrongly, near copies."""
     report_ignored(recipe, overrides)
-    from mrpo_pipeline.exports.selection import ADVICE, write_selection
+    from mrpo_pipeline.exports.pair_advice import ADVICE, write_selection
     from mrpo_pipeline.policy.output_dir import check_output_file
 
     check_output_file(output, "--output", recipe)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrpo_cli.closing_lines import Ending
-from mrpo_cli.options import LOSS, PRIVATE, SPLIT
 from mrpo_cli.recipe_decorator import report_ignored, report_unread, takes_recipe
+from mrpo_cli.recipe_options import LOSS, PRIVATE, SPLIT
 from mrpo_pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def targets(
 
 
 def _write(recipe: "Recipe", output: str, split: str | None, private: bool) -> Ending:
-    from mrpo_pipeline.exports.parquet import write_targets
+    from mrpo_pipeline.exports.targets_file import write_targets
 
     _check_file(recipe, output, private)
     count = write_targets(recipe, Path(output), split=split or "train")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrpo_cli.closing_lines import Ending
+from mrpo_cli.option_values import cache_place
 from mrpo_cli.recipe_decorator import takes_recipe
-from mrpo_cli.values import cache_place
 from mrpo_pipeline.errors import RunError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from mrpo_pipeline.audit import thresholds
 from mrpo_pipeline.audit.findings import Evidence, Finding, recompute
 from mrpo_pipeline.audit.logprob_checks import constant, fault_by_logprobs, rounding
-from mrpo_pipeline.audit.pairwise import Similarity
+from mrpo_pipeline.audit.reference_copies import Similarity
 
 
 def find_faults(every: Sequence[Evidence], similar: Mapping[tuple[int, int], Similarity]) -> list[Finding]:

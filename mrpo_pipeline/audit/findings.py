@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mrpo_pipeline.audit import thresholds
+from mrpo_pipeline.audit.cached_ids_check import Tokenization
 from mrpo_pipeline.audit.logprob_stats import LogprobStats
-from mrpo_pipeline.audit.tokenization import Tokenization
 
 BROKEN, SUSPECT = "broken", "suspect"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mrpo_pipeline.audit.sample import Bools, Floats, Ints, Texts, Tokens
+from mrpo_pipeline.audit.sampled_tokens import Bools, Floats, Ints, Texts, Tokens
 from mrpo_pipeline.audit.statistics import (
     NAN,
     auc_within,

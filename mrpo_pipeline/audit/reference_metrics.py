@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mrpo_pipeline.audit.sample import Bools, Floats, Ints
+from mrpo_pipeline.audit.sampled_tokens import Bools, Floats, Ints
 from mrpo_pipeline.audit.statistics import correlation, rank_correlation
 from mrpo_pipeline.targets.diagnostics import TIE_ABSOLUTE, TIE_RELATIVE
 

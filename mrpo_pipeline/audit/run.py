@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from mrpo_pipeline.audit.cached_ids_check import Readers, check_tokenization
 from mrpo_pipeline.audit.faults import find_faults
 from mrpo_pipeline.audit.findings import BROKEN, SUSPECT, Evidence, Finding
 from mrpo_pipeline.audit.logprob_stats import logprob_stats
-from mrpo_pipeline.audit.pairwise import similarities
+from mrpo_pipeline.audit.reference_copies import similarities
 from mrpo_pipeline.audit.reference_metrics import Scored, agreement, reference_metrics
 from mrpo_pipeline.audit.result import Audit
-from mrpo_pipeline.audit.sample import SIDES, read_tokens, sample_pairs, sample_texts
-from mrpo_pipeline.audit.tokenization import Readers, check_tokenization
+from mrpo_pipeline.audit.sampled_tokens import SIDES, read_tokens, sample_pairs, sample_texts
 from mrpo_pipeline.audit.warnings import is_far_off, is_worse_than_bytes, warnings_of
 from mrpo_pipeline.audit.weight_preview import under_mrpo, weights_by
 from mrpo_pipeline.cache import ReferenceCache

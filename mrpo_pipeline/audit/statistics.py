@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from mrpo_pipeline.audit.sample import Bools, Floats, Ints
+from mrpo_pipeline.audit.sampled_tokens import Bools, Floats, Ints
 
 NAN = float("nan")
 # Values that a permutation test uses at most.

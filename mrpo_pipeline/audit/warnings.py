@@ -9,7 +9,7 @@ import numpy as np
 
 from mrpo_pipeline.audit import thresholds
 from mrpo_pipeline.audit.findings import Evidence
-from mrpo_pipeline.audit.pairwise import Similarity
+from mrpo_pipeline.audit.reference_copies import Similarity
 
 
 def warnings_of(

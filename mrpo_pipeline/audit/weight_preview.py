@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mrpo_pipeline.audit.reference_metrics import Scored
-from mrpo_pipeline.audit.sample import Floats
+from mrpo_pipeline.audit.sampled_tokens import Floats
 from mrpo_pipeline.targets import weights as weightings
 from mrpo_pipeline.targets.compute import compute_targets
 from mrpo_pipeline.targets.settings import TargetSettings

@@ -12,7 +12,6 @@ from mrpo_pipeline import lazy
 if TYPE_CHECKING:
     from mrpo_pipeline.cache.active_writers import Others
     from mrpo_pipeline.cache.locations import check_location, list_references, refuse_files
-    from mrpo_pipeline.cache.maintenance import Pruned, ShardReport
     from mrpo_pipeline.cache.manifest import Manifest
     from mrpo_pipeline.cache.reference_cache import ReferenceCache
     from mrpo_pipeline.cache.reference_names import check_reference_name
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from mrpo_pipeline.cache.shards import DamagedError
     from mrpo_pipeline.cache.statistics import CacheStats
     from mrpo_pipeline.cache.storage import StoreError
+    from mrpo_pipeline.cache.verify_and_prune import Pruned, ShardReport
     from mrpo_pipeline.cache.writer import ShardWriter
 
 __all__ = [
@@ -50,11 +50,11 @@ __getattr__ = lazy(
         "DamagedError": "shards",
         "Manifest": "manifest",
         "Others": "active_writers",
-        "Pruned": "maintenance",
+        "Pruned": "verify_and_prune",
         "ReferenceCache": "reference_cache",
         "RefusedRowError": "schema",
         "SHARD_SCHEMA": "schema",
-        "ShardReport": "maintenance",
+        "ShardReport": "verify_and_prune",
         "ShardWriter": "writer",
         "StoreError": "storage",
         "Unfit": "schema",

@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from mrpo_pipeline.cache.fsspec_backend import connect, store_errors
 from mrpo_pipeline.cache.object_storage import ObjectStorage
 from mrpo_pipeline.cache.storage import sha256_hex
+from mrpo_pipeline.cache.store_connections import connect, store_errors
 from mrpo_pipeline.errors import UserError
 
 _DATASET = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")

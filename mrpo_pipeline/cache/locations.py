@@ -7,10 +7,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from mrpo_pipeline.cache.fsspec_backend import STORES, check_url
 from mrpo_pipeline.cache.local_storage import LocalStorage
 from mrpo_pipeline.cache.object_storage import ObjectStorage, folders_holding
 from mrpo_pipeline.cache.storage import Storage, StoreError
+from mrpo_pipeline.cache.store_connections import STORES, check_url
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.terminal import one_line
 

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from mrpo_pipeline.cache.fsspec_backend import NO_PLACE, READ_ONLY, connect, error_code, put_options, store_errors
 from mrpo_pipeline.cache.storage import StoreError, sha256_hex
+from mrpo_pipeline.cache.store_connections import NO_PLACE, READ_ONLY, connect, error_code, put_options, store_errors
 
 # Waits between tries of a conditional PUT that conflicts with another: S3 expects a retry (ConditionalRequestConflict).
 _CONFLICT_SECONDS = (0.1, 0.3, 1.0, 3.0)

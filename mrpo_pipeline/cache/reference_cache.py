@@ -17,13 +17,6 @@ from mrpo_pipeline.cache.active_writers import Others, register_run
 from mrpo_pipeline.cache.compact import Compacted, compact_cache
 from mrpo_pipeline.cache.coverage import Coverage, read_completions
 from mrpo_pipeline.cache.locations import MANIFEST, open_storage
-from mrpo_pipeline.cache.maintenance import (
-    TEMPORARY_FOLDERS,
-    Pruned,
-    ShardReport,
-    prune_cache,
-    verify_shards,
-)
 from mrpo_pipeline.cache.manifest import Manifest, fixed_fields
 from mrpo_pipeline.cache.reference_names import check_reference_name
 from mrpo_pipeline.cache.schema import SHARD_SCHEMA, Unfit
@@ -41,6 +34,13 @@ from mrpo_pipeline.cache.statistics import CacheStats, cache_stats
 from mrpo_pipeline.cache.storage import Storage, StoreError
 from mrpo_pipeline.cache.unscorable import UNFIT, match_unfit, read_unfit, write_unfit
 from mrpo_pipeline.cache.verification_results import CHECKS, read_checks, write_check
+from mrpo_pipeline.cache.verify_and_prune import (
+    TEMPORARY_FOLDERS,
+    Pruned,
+    ShardReport,
+    prune_cache,
+    verify_shards,
+)
 from mrpo_pipeline.cache.writer import ShardWriter
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.targets.spans import Spans

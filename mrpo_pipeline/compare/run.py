@@ -22,7 +22,7 @@ from mrpo_pipeline.dataset.splits import Split, check_columns, check_method, loa
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.files.atomic import remove_leftovers, temporary_folder, whole_file, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
-from mrpo_pipeline.pairs.display_text import readable_completion, readable_prompt
+from mrpo_pipeline.pairs.readable_text import readable_completion, readable_prompt
 from mrpo_pipeline.policy.output_dir import check_output_folder
 from mrpo_pipeline.policy.run import check_training
 from mrpo_pipeline.recipe import Recipe

@@ -17,10 +17,10 @@ from mrpo_pipeline.compare.job import Job, finished
 from mrpo_pipeline.compare.methods import START, Contender
 from mrpo_pipeline.compare.parallelism import Places, places_for
 from mrpo_pipeline.compare.results import DOCUMENT, Entry, machine
-from mrpo_pipeline.compare.training_subset import selected, total_steps
+from mrpo_pipeline.compare.selected_pairs import selected, total_steps
 from mrpo_pipeline.compare.worker_pool import Outcome, run_all
 from mrpo_pipeline.dataset.anchor_mismatch import AnchorStart
-from mrpo_pipeline.dataset.distinct_completions import is_ranked
+from mrpo_pipeline.dataset.completion_numbering import is_ranked
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.reference_logps import CachedPairs
 from mrpo_pipeline.dataset.splits import Split, examples_of

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mrpo_pipeline.compare.comparisons import SEVERAL, TRAINING, Compared
-from mrpo_pipeline.compare.methods import START, Contender
-from mrpo_pipeline.compare.secondary_findings import (
+from mrpo_pipeline.compare.further_findings import (
     name_references_to_drop,
     on_other_metrics,
     on_references,
     on_selection,
 )
+from mrpo_pipeline.compare.methods import START, Contender
 from mrpo_pipeline.compare.verdict_case import BETTER, NONE, ONE_SEED, WORSE, Case, Verdict
 from mrpo_pipeline.compare.verdict_wording import in_points, needed, points, span, unclear
 from mrpo_pipeline.evaluation.intervals import Known

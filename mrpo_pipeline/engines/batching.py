@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mrpo_pipeline.engines.base import ScoringRequest, longest_first
-from mrpo_pipeline.models.completion_rows import Group
+from mrpo_pipeline.models.input_layouts import Group
 
 # Default tokens of a batch, padding counted.
 BATCH_TOKENS = {"cpu": 4096, "gpu": 16384}

@@ -17,8 +17,8 @@ from mrpo_pipeline.engines.base import (
 )
 from mrpo_pipeline.engines.batching import BATCH_TOKENS, Indices, as_groups, by_prompt, pack, pack_groups, to_compare
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.models.completion_rows import Group
 from mrpo_pipeline.models.context_length import context_length
+from mrpo_pipeline.models.input_layouts import Group
 from mrpo_pipeline.models.source import ModelSource
 
 if TYPE_CHECKING:

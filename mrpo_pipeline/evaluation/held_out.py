@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mrpo_pipeline.dataset.distinct_completions import of_ranked
+from mrpo_pipeline.dataset.completion_numbering import of_ranked
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.pairs.counts import require_balance
 from mrpo_pipeline.policy.method_state import AT_START, MethodSnapshot

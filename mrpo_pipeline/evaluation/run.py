@@ -20,10 +20,10 @@ from mrpo_pipeline.evaluation.trained_with import by_its_method
 from mrpo_pipeline.files.atomic import write_whole, write_whole_json
 from mrpo_pipeline.files.folder_lock import held
 from mrpo_pipeline.pairs.counts import Counts
-from mrpo_pipeline.pairs.display_text import readable_completion, readable_prompt
-from mrpo_pipeline.policy.adapter_check import require_adapter
+from mrpo_pipeline.pairs.readable_text import readable_completion, readable_prompt
 from mrpo_pipeline.policy.anchor_drift import DRIFT
 from mrpo_pipeline.policy.output_dir import check_output_folder
+from mrpo_pipeline.policy.require_adapter import require_adapter
 from mrpo_pipeline.recipe import Evaluation as EvaluationSettings
 from mrpo_pipeline.recipe import Policy, Recipe
 

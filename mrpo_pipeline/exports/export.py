@@ -14,7 +14,7 @@ from mrpo_pipeline.dataset.pair_targets import pair_targets
 from mrpo_pipeline.dataset.reference_logps import CachedPairs
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.exports import trl
-from mrpo_pipeline.exports.parquet import cached_split
+from mrpo_pipeline.exports.targets_file import cached_split
 from mrpo_pipeline.files.atomic import whole_file, write_whole
 from mrpo_pipeline.pairs.counts import require_balance
 from mrpo_pipeline.recipe import Recipe

@@ -10,11 +10,11 @@ from pathlib import Path
 import yaml
 
 from mrpo_pipeline.cache import StoreError, check_location, refuse_files
-from mrpo_pipeline.cache.fsspec_backend import NO_PLACE, error_code
 from mrpo_pipeline.cache.hub_upload import HubUpload, UploadStorage
 from mrpo_pipeline.cache.local_storage import LocalStorage
 from mrpo_pipeline.cache.object_storage import ObjectStorage, write_object
 from mrpo_pipeline.cache.storage import Storage
+from mrpo_pipeline.cache.store_connections import NO_PLACE, error_code
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.atomic import write_whole
 

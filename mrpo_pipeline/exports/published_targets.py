@@ -13,9 +13,9 @@ import pyarrow as pa
 from mrpo_pipeline.cache.storage import Storage, sha256_hex
 from mrpo_pipeline.exports import trl
 from mrpo_pipeline.exports.export import check_exportable, rows_with_targets, write_json
-from mrpo_pipeline.exports.parquet import cached_splits
 from mrpo_pipeline.exports.publication import Publication
 from mrpo_pipeline.exports.targets_card import TARGETS_TAG, targets_card
+from mrpo_pipeline.exports.targets_file import cached_splits
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.terminal import track
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrpo_pipeline.models.completion_rows import Group, Segment, plain_rows, shared_row
 from mrpo_pipeline.models.head import Head
+from mrpo_pipeline.models.input_layouts import Group, Segment, plain_rows, shared_row
 from mrpo_pipeline.models.shared_prompt_attention import SharedPromptAttention
 
 
@@ -53,7 +53,7 @@ class CompletionForward:
         With ``segments`` and a gradient, the shared row's attention stays in place until ``release``, because gradient
         checkpointing recomputes layers in the backward pass.
 
-        Args: see ``completion_rows``.
+        Args: see ``input_layouts``.
         """
         if self.head.is_plain:
             width = input_ids.shape[1]

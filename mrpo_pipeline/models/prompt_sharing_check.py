@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mrpo_pipeline.models.completion_forward import CompletionForward
-from mrpo_pipeline.models.completion_rows import Group
+from mrpo_pipeline.models.input_layouts import Group
 from mrpo_pipeline.models.probe_token_ids import ordinary_ids, special_ids
 from mrpo_pipeline.models.shared_prompt_attention import NotShareableError, SharedPromptAttention
 from mrpo_pipeline.terminal import one_line

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrpo_pipeline.models.completion_rows import Segment
+from mrpo_pipeline.models.input_layouts import Segment
 
 NAME = "mrpo_shared_prompt"
 

@@ -2,7 +2,7 @@
 
 sources                      files that a source names
 json_records, csv_records, arrow_records, parquet_records     rows of a file, one at a time
-layout_detection, row_reader                                  columns to named fields
+layout_detection, row_fields                                  columns to named fields
 messages, transcripts, ranked, row_pairs                      fields to prompt and completions
 read, table                  rows to a polars frame
 identity, prompt_splits      content ids; splits by prompt

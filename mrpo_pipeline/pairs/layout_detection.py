@@ -8,7 +8,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.columns import RANKED, Columns
 from mrpo_pipeline.pairs.field_paths import get_path, is_filled
 from mrpo_pipeline.pairs.layouts import AS_IS, BY_NAME, LAYOUTS, NO_PAIRS, NO_PAIRS_HINT, Layout, Ranked, Sides
-from mrpo_pipeline.pairs.row_reader import RowReader
+from mrpo_pipeline.pairs.row_fields import RowReader
 
 Rows = Sequence[Mapping[str, Any]]
 

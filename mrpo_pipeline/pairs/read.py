@@ -23,8 +23,8 @@ from mrpo_pipeline.pairs.json_records import Record, json_records
 from mrpo_pipeline.pairs.layout_detection import reader_for
 from mrpo_pipeline.pairs.parquet_records import parquet_records
 from mrpo_pipeline.pairs.row_errors import BadRowError, NoPreferenceError, describe
+from mrpo_pipeline.pairs.row_fields import RowReader
 from mrpo_pipeline.pairs.row_pairs import Pair, Strings, is_ranked, pairs_of_row
-from mrpo_pipeline.pairs.row_reader import RowReader
 from mrpo_pipeline.pairs.serialized import Serialized
 from mrpo_pipeline.pairs.sources import PairFile, find_files
 from mrpo_pipeline.pairs.table import PairTable, TableBuilder

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mrpo_pipeline.dataset.distinct_completions import Distinct
+from mrpo_pipeline.dataset.completion_numbering import Distinct
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.pair_targets import id_rows, mask_rows
 from mrpo_pipeline.policy.arguments import DEFAULTS, fast_paths

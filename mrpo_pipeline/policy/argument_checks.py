@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from mrpo_pipeline.dataset.distinct_completions import is_ranked
+from mrpo_pipeline.dataset.completion_numbering import is_ranked
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.losses.functional import LOSSES

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mrpo_pipeline.dataset.examples import Batch
-from mrpo_pipeline.models.completion_rows import Group, Ids, Layout, Mask
+from mrpo_pipeline.models.input_layouts import Group, Ids, Layout, Mask
 
 
 def lay_out_pairs(batch: Batch, layout: Layout) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class PolicyForward(CompletionForward):
 
         Args:
             sides: (2B,) index of each pair's chosen completion, then of each rejected one; None for all C completions in order.
-            rows: see ``completion_rows``.
+            rows: see ``input_layouts``.
 
         Returns:
             (2B,) or (C,) nats, float64.

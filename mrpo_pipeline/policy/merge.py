@@ -28,8 +28,8 @@ from mrpo_pipeline.models.merge_check import Differences, NotMergeableError
 from mrpo_pipeline.models.merged_files import has_tokenizer
 from mrpo_pipeline.models.merging import Adapted, compare, merge
 from mrpo_pipeline.models.source import ModelSource
-from mrpo_pipeline.policy.adapter_check import CONFIG, require_adapter
 from mrpo_pipeline.policy.model import DTYPES
+from mrpo_pipeline.policy.require_adapter import CONFIG, require_adapter
 from mrpo_pipeline.policy.train import served_tokenizer
 from mrpo_pipeline.recipe import Recipe, load_recipe
 from mrpo_pipeline.terminal import quiet_libraries

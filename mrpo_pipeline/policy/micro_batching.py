@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mrpo_pipeline.dataset.distinct_completions import Distinct, pairs_by_prompt
+from mrpo_pipeline.dataset.completion_numbering import Distinct, pairs_by_prompt
 
 Indices = npt.NDArray[np.int64]
 

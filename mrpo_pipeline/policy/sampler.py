@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mrpo_pipeline.dataset.distinct_completions import Distinct, pairs_by_prompt
+from mrpo_pipeline.dataset.completion_numbering import Distinct, pairs_by_prompt
 from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
 from mrpo_pipeline.pairs.counts import require_balance
 from mrpo_pipeline.policy.micro_batching import Indices, Measure, micro_batches, token_limit

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.models import prompt_sharing_check
 from mrpo_pipeline.models.completion_forward import to_device
-from mrpo_pipeline.models.completion_rows import Group
+from mrpo_pipeline.models.input_layouts import Group
 from mrpo_pipeline.models.prompt_sharing_check import Trial
 from mrpo_pipeline.policy.collate import group_pairs
 from mrpo_pipeline.policy.forward import PolicyForward

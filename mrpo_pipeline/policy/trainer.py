@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from mrpo_pipeline.dataset.distinct_completions import Distinct, of_ranked
+from mrpo_pipeline.dataset.completion_numbering import Distinct, of_ranked
 from mrpo_pipeline.dataset.examples import Batch, PreferenceExamples
 from mrpo_pipeline.models.adapters import saves_embeddings
 from mrpo_pipeline.models.causality import require_causal

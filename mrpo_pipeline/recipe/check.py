@@ -223,8 +223,8 @@ def _check_training(training: Mapping[str, Any], where: str, given: Mapping[str,
     if not training:
         return
     from mrpo_pipeline.recipe.training import FastPaths
+    from mrpo_pipeline.recipe.training_arguments_source import training_keys
     from mrpo_pipeline.recipe.training_bounds import RENAMED, out_of_bounds
-    from mrpo_pipeline.recipe.training_keys import training_keys
 
     own: dict[str, Any] = {key: field.annotation for key, field in FastPaths.model_fields.items()}
     keys = training_keys()

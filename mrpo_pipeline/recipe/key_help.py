@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mrpo_pipeline.recipe.settings import TRAINING_DEFAULTS, Recipe
-from mrpo_pipeline.recipe.training_keys import training_keys
+from mrpo_pipeline.recipe.training_arguments_source import training_keys
 
 _NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything", type(None): "null"}
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}

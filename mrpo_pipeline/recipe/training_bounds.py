@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mrpo_pipeline.recipe.training_keys import training_keys
+from mrpo_pipeline.recipe.training_arguments_source import training_keys
 
 # key → (minimum, whether the minimum itself is valid)
 _LEAST: dict[str, tuple[float, bool]] = {

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.rendering.byte_offsets import BYTE_PIECE, component_types, gpt2_alphabet
-from mrpo_pipeline.rendering.shared_vocabulary import on_vocabulary_of, without_vocabulary
+from mrpo_pipeline.rendering.vocabulary_reuse import on_vocabulary_of, without_vocabulary
 
 _REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 
@@ -32,7 +32,7 @@ class EscapedTokenizer:
         controls: strings of the added tokens that are control tokens.
         first: code point of the first of `len(controls) + 2` private-use characters to use.
         shared: `tokenizers.Tokenizer` whose vocabulary the copy uses; None if text may become a control token in it
-            (`shared_vocabulary.holds_no_control`).
+            (`vocabulary_reuse.holds_no_control`).
     """
 
     def __init__(self, backend: dict[str, Any], controls: Sequence[str], first: int, shared: Any = None) -> None:

@@ -1,12 +1,12 @@
-"""Identity of a model's renderer, without loading the renderer where an earlier process did (``known_renderers``)."""
+"""Identity of a model's renderer, without loading the renderer where an earlier process did (``renderer_cache``)."""
 
 from __future__ import annotations
 
 from functools import cached_property
 
 from mrpo_pipeline.models.source import ModelSource
-from mrpo_pipeline.rendering.known_renderers import find, key_of
 from mrpo_pipeline.rendering.renderer import Renderer
+from mrpo_pipeline.rendering.renderer_cache import find, key_of
 
 
 def renderer_of(source: ModelSource) -> Renderer:

@@ -10,7 +10,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.files import refuse_gguf
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.rendering.chat_template import ChatTemplate, UntrustedModelError
-from mrpo_pipeline.rendering.encoding_jobs import JobBuilder
+from mrpo_pipeline.rendering.encoding_preparation import JobBuilder
 from mrpo_pipeline.rendering.encoding_split import Rendered, Splitter
 from mrpo_pipeline.rendering.end_of_turn import find_turn_end
 from mrpo_pipeline.rendering.escaped_tokenizer import (
@@ -21,11 +21,11 @@ from mrpo_pipeline.rendering.escaped_tokenizer import (
     text_pieces,
 )
 from mrpo_pipeline.rendering.identity import identity
-from mrpo_pipeline.rendering.known_renderers import KnownRenderer, find, keep, key_of, place_of
-from mrpo_pipeline.rendering.rendering_check import RenderingCheck
-from mrpo_pipeline.rendering.shared_vocabulary import TokenizerRecord, holds_no_control, record, without_vocabulary
+from mrpo_pipeline.rendering.own_rendering_comparison import RenderingCheck
+from mrpo_pipeline.rendering.renderer_cache import KnownRenderer, find, keep, key_of, place_of
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer, with_model_files
 from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer
+from mrpo_pipeline.rendering.vocabulary_reuse import TokenizerRecord, holds_no_control, record, without_vocabulary
 
 _BATCH = 256  # texts encoded at a time, because offsets take far more memory than ids
 

@@ -23,8 +23,8 @@ from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models.checks import check_numbers
 from mrpo_pipeline.models.files import locate
 from mrpo_pipeline.models.source import ModelSource, as_recorded, fetch, resolve
-from mrpo_pipeline.pairs.display_text import readable_completion
 from mrpo_pipeline.pairs.read import OnBadRow
+from mrpo_pipeline.pairs.readable_text import readable_completion
 from mrpo_pipeline.recipe import Scoring
 from mrpo_pipeline.rendering import Rendered, Renderer, tokens_to_score
 from mrpo_pipeline.rendering.identity_cache import renderer_of

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mrpo_pipeline.audit.reference_metrics import Scored, agreement, reference_metrics, share_with_interval
-from mrpo_pipeline.audit.sample import sample_pairs
+from mrpo_pipeline.audit.sampled_tokens import sample_pairs
 from mrpo_pipeline.audit.statistics import (
     entropy,
     permutation_z,

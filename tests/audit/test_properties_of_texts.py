@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mrpo_pipeline.audit.cached_ids_check import Tokenization
 from mrpo_pipeline.audit.findings import Evidence
 from mrpo_pipeline.audit.logprob_checks import fault_by_logprobs
 from mrpo_pipeline.audit.logprob_stats import LogprobStats, _by_position, _varied
 from mrpo_pipeline.audit.statistics import auc_within, clustered_error, effective_count
-from mrpo_pipeline.audit.tokenization import Tokenization
 from mrpo_pipeline.audit.warnings import warnings_of
 
 # Measured on SmolLM2-135M-Instruct (sound): answers that are JSON objects against lines of semicolons (40 pairs).

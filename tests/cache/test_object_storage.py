@@ -14,8 +14,8 @@ from loopback_s3 import LoopbackS3
 from scored_rows import FINGERPRINT, cache_at, cid, row, wanted, write
 
 from mrpo_pipeline.cache import CompletionRow, ReferenceCache, list_references
-from mrpo_pipeline.cache.fsspec_backend import connect
 from mrpo_pipeline.cache.object_storage import ObjectStorage
+from mrpo_pipeline.cache.store_connections import connect
 from mrpo_pipeline.errors import RunError, UserError
 
 ROWS = [row(number, [-number - 1.0, -0.5], [1, 1], True) for number in range(30)]

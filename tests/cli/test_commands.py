@@ -119,7 +119,7 @@ def test_wrong_options_of_compare_are_refused_before_anything_heavy_loads(wrong:
 
 
 def test_one_seed_is_a_list_of_one() -> None:
-    from mrpo_cli.values import value_of
+    from mrpo_cli.option_values import value_of
 
     assert (value_of("compare.seeds", "3"), value_of("compare.seeds", "3, 4")) == ([3], [3, 4])
     assert (value_of("method.weights", "adaptive"), value_of("method.weights", "0.5,0.5")) == ("adaptive", [0.5, 0.5])

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from mrpo_cli.commands import COMMANDS, app
-from mrpo_cli.options import COMMANDS as OPTIONS
-from mrpo_cli.options import options_of
+from mrpo_cli.recipe_options import COMMANDS as OPTIONS
+from mrpo_cli.recipe_options import options_of
 from rich.cells import cell_len
 from typer.main import get_command
 from typer.testing import CliRunner

@@ -11,9 +11,9 @@ import pytest
 import typer
 from mrpo_cli.closing_lines import with_same_recipe
 from mrpo_cli.commands import app
-from mrpo_cli.options import COMMANDS, COMPARE, METHOD, PAIRS, TASKS, options_of
+from mrpo_cli.option_values import value_of
 from mrpo_cli.recipe_decorator import takes_recipe
-from mrpo_cli.values import value_of
+from mrpo_cli.recipe_options import COMMANDS, COMPARE, METHOD, PAIRS, TASKS, options_of
 from typer.testing import CliRunner
 
 from mrpo_pipeline.errors import UserError

@@ -7,7 +7,7 @@ import pytest
 from mrpo_command import mrpo
 from tiny_references import pair, reference, write_pairs
 
-from mrpo_pipeline.dataset.row_preview import show_row
+from mrpo_pipeline.dataset.rendered_row import show_row
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.recipe import load_recipe
 from mrpo_pipeline.rendering import Renderer

@@ -13,7 +13,7 @@ from compared import recipe_of, scored
 
 from mrpo_pipeline.compare import compare_recipe, contenders
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.exports.selection import write_selection
+from mrpo_pipeline.exports.pair_advice import write_selection
 from mrpo_pipeline.recipe import parse_recipe
 
 

@@ -18,7 +18,7 @@ from mrpo_pipeline.dataset.prepared_cache import recorded_log
 from mrpo_pipeline.dataset.splits import check_method, examples_of, load_splits
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation import evaluate_recipe
-from mrpo_pipeline.exports.parquet import write_targets
+from mrpo_pipeline.exports.targets_file import write_targets
 from mrpo_pipeline.pairs import dump_prompt
 from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import Method, parse_recipe

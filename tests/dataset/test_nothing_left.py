@@ -16,7 +16,7 @@ from mrpo_pipeline.audit import audit_recipe
 from mrpo_pipeline.compare import compare_recipe
 from mrpo_pipeline.dataset.drop_reasons import advice
 from mrpo_pipeline.errors import RunError, UserError
-from mrpo_pipeline.exports.parquet import write_targets
+from mrpo_pipeline.exports.targets_file import write_targets
 from mrpo_pipeline.plan import plan_run
 from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import parse_recipe

@@ -21,7 +21,7 @@ from mrpo_pipeline.dataset.splits import check_method, load_splits
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation import evaluate_recipe
 from mrpo_pipeline.exports import export_targets
-from mrpo_pipeline.exports.parquet import write_targets
+from mrpo_pipeline.exports.targets_file import write_targets
 from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import Method, parse_recipe
 from mrpo_pipeline.recipe.describe_method import describe

@@ -11,8 +11,8 @@ import pytest
 
 from mrpo_pipeline.engines.vllm.adapters import UnsupportedError
 from mrpo_pipeline.engines.vllm.logprobs import Dense, Listed, MisalignedError
+from mrpo_pipeline.engines.vllm.request_trial import try_out
 from mrpo_pipeline.engines.vllm.scorer import Scorer
-from mrpo_pipeline.engines.vllm.trial import try_out
 from mrpo_pipeline.errors import RunError
 
 FLAT = frozenset({"prompt_logprobs", "flat_logprobs", "prompt_logprob_token_ids", "prompt_logprob_start"})

@@ -21,8 +21,8 @@ from mrpo_pipeline.engines import ScoringRequest, open_engine
 from mrpo_pipeline.engines.vllm.engine import _blocks
 from mrpo_pipeline.engines.vllm.environment import environment
 from mrpo_pipeline.engines.vllm.logprobs import Dense, Listed
+from mrpo_pipeline.engines.vllm.request_trial import try_prefix_cache
 from mrpo_pipeline.engines.vllm.scorer import Scorer
-from mrpo_pipeline.engines.vllm.trial import try_prefix_cache
 
 BLOCK, VOCAB = 4, 50
 TABLE = torch.log_softmax(torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0)), dim=-1)

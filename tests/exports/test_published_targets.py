@@ -27,7 +27,7 @@ from mrpo_pipeline.cache import StoreError
 from mrpo_pipeline.dataset.pair_targets import pair_targets
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.exports import publish_targets
-from mrpo_pipeline.exports.parquet import cached_split
+from mrpo_pipeline.exports.targets_file import cached_split
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 
 trl = pytest.importorskip("trl")

@@ -17,7 +17,7 @@ from tiny_references import HARD_TEXTS, pair, reference, write_pairs
 from mrpo_pipeline.dataset.pair_targets import pair_targets
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.exports import export_targets
-from mrpo_pipeline.exports.parquet import cached_split
+from mrpo_pipeline.exports.targets_file import cached_split
 from mrpo_pipeline.exports.trl import settings as export_settings
 from mrpo_pipeline.losses.functional import LOSSES
 from mrpo_pipeline.losses.settings import LossSettings

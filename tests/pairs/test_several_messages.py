@@ -18,8 +18,8 @@ from mrpo_pipeline.pairs.completion import (
     dump_completion,
     text_bytes,
 )
-from mrpo_pipeline.pairs.display_text import readable_completion, readable_prompt
 from mrpo_pipeline.pairs.identity import prompt_settings
+from mrpo_pipeline.pairs.readable_text import readable_completion, readable_prompt
 
 USER = {"role": "user", "content": "Weather?"}
 ASK = {"role": "assistant", "content": "", "tool_calls": [{"name": "w", "arguments": {"city": "Paris"}}]}

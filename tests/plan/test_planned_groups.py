@@ -10,7 +10,7 @@ import pytest
 from planned_run import run
 from tiny_references import pair
 
-from mrpo_pipeline.dataset.distinct_completions import Distinct
+from mrpo_pipeline.dataset.completion_numbering import Distinct
 from mrpo_pipeline.dataset.prepare import prepare_splits
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.plan import plan_run

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_policy import make_examples
 
-from mrpo_pipeline.models.completion_rows import plain_rows, shared_row
+from mrpo_pipeline.models.input_layouts import plain_rows, shared_row
 from mrpo_pipeline.policy.collate import lay_out_pairs
 
 PICKED = [3, 0, 6]

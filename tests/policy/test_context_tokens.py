@@ -15,8 +15,8 @@ from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.ragged_ids import MaskRows
 from mrpo_pipeline.losses.settings import LossSettings
 from mrpo_pipeline.models.attention import exact_attention
-from mrpo_pipeline.models.completion_rows import plain_rows, shared_row
 from mrpo_pipeline.models.head import Head
+from mrpo_pipeline.models.input_layouts import plain_rows, shared_row
 from mrpo_pipeline.models.shared_prompt_attention import SharedPromptAttention
 from mrpo_pipeline.policy.collate import lay_out_pairs
 from mrpo_pipeline.policy.forward import PolicyForward

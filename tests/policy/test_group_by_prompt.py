@@ -11,13 +11,13 @@ import torch
 from test_share_prompts import SHARED, assert_equal, policy
 from tiny_policy import VOCABULARY, make_examples
 
-from mrpo_pipeline.dataset.distinct_completions import Distinct, is_ranked, of_ranked, pairs_by_prompt
+from mrpo_pipeline.dataset.completion_numbering import Distinct, is_ranked, of_ranked, pairs_by_prompt
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation.held_out import evaluate_policy
 from mrpo_pipeline.losses.settings import LossSettings
-from mrpo_pipeline.models.completion_rows import plain_rows, shared_row
 from mrpo_pipeline.models.head import Head
+from mrpo_pipeline.models.input_layouts import plain_rows, shared_row
 from mrpo_pipeline.models.shared_prompt_attention import SharedPromptAttention
 from mrpo_pipeline.policy.argument_checks import groups_by_prompt
 from mrpo_pipeline.policy.arguments import fast_paths, training_arguments

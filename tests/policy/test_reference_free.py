@@ -22,7 +22,7 @@ from mrpo_pipeline.dataset.reference_logps import caches_of_method
 from mrpo_pipeline.dataset.splits import check_method, examples_of, load_splits
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.evaluation import evaluate_recipe
-from mrpo_pipeline.exports.parquet import write_targets
+from mrpo_pipeline.exports.targets_file import write_targets
 from mrpo_pipeline.losses.functional import LOSSES
 from mrpo_pipeline.policy.metrics import ANCHOR_METRICS, pair_losses
 from mrpo_pipeline.policy.run import train_recipe

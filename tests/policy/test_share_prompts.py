@@ -11,8 +11,8 @@ from tiny_policy import make_examples
 
 from mrpo_pipeline.models import shared_prompt_attention
 from mrpo_pipeline.models.attention import exact_attention
-from mrpo_pipeline.models.completion_rows import plain_rows, shared_row
 from mrpo_pipeline.models.head import Head
+from mrpo_pipeline.models.input_layouts import plain_rows, shared_row
 from mrpo_pipeline.policy.arguments import fast_paths, training_arguments
 from mrpo_pipeline.policy.collate import lay_out_pairs
 from mrpo_pipeline.policy.forward import PolicyForward

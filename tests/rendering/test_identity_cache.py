@@ -11,7 +11,7 @@ import pytest
 from tiny_references import reference
 
 from mrpo_pipeline.models.source import ModelSource
-from mrpo_pipeline.rendering import known_renderers, renderer
+from mrpo_pipeline.rendering import renderer, renderer_cache
 from mrpo_pipeline.rendering.identity_cache import ModelReading, renderer_of
 
 JINJA = (
@@ -82,7 +82,7 @@ def test_settings_are_part_of_the_key(model: Path, tmp_path: Path) -> None:
 
 def test_other_code_and_libraries_do_not_share(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read(model)
-    monkeypatch.setattr(known_renderers, "_code", lambda: ["of another version"])
+    monkeypatch.setattr(renderer_cache, "_code", lambda: ["of another version"])
     assert loaded(read(model))
 
 
@@ -91,7 +91,7 @@ def test_a_model_with_code_and_an_unpinned_hub_name_are_never_kept(model: Path, 
         ModelSource(model=str(model), trust_remote_code=True),
         ModelSource(model="org/name", revision="main"),
     ):
-        assert known_renderers.key_of(source) is None
+        assert renderer_cache.key_of(source) is None
 
 
 def test_a_damaged_entry_is_made_again(model: Path, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from mrpo_pipeline.dataset.prepare import wanted_completions
 from mrpo_pipeline.dataset.reference_logps import join_references, open_caches
 from mrpo_pipeline.dataset.shared_prompt import own_prompts
 from mrpo_pipeline.dataset.truncate import prepare
-from mrpo_pipeline.models.completion_rows import plain_rows, shared_row
 from mrpo_pipeline.models.head import Head
+from mrpo_pipeline.models.input_layouts import plain_rows, shared_row
 from mrpo_pipeline.models.shared_prompt_attention import SharedPromptAttention
 from mrpo_pipeline.pairs import PairTable, dump_prompt
 from mrpo_pipeline.pairs.completion import dump_completion

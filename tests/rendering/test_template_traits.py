@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.identity import dump_prompt
 from mrpo_pipeline.rendering import Rendered, Renderer
-from mrpo_pipeline.rendering.rendering_check import RenderingMismatchError
+from mrpo_pipeline.rendering.own_rendering_comparison import RenderingMismatchError
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -260,7 +260,7 @@ class Soak:
         import polars as pl
 
         from mrpo_pipeline.audit import audit_recipe
-        from mrpo_pipeline.exports.parquet import write_targets
+        from mrpo_pipeline.exports.targets_file import write_targets
 
         audit = audit_recipe(recipe)
         for split, counts in audit.pairs.items():

@@ -10,7 +10,7 @@ import pytest
 from flatness import peak_growth
 
 from mrpo_pipeline.cache import ReferenceCache
-from mrpo_pipeline.exports.published_cache import push_cache
+from mrpo_pipeline.exports.publish_cache import push_cache
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -27,7 +27,7 @@ IMPORTS = (
     "mrpo_pipeline.policy.run",
     "mrpo_pipeline.policy.trainer",
     "mrpo_pipeline.policy.anchor_check",
-    "mrpo_pipeline.exports.parquet",
+    "mrpo_pipeline.exports.targets_file",
     "transformers.models.llama.modeling_llama",
     "peft.tuners.lora",
 )

@@ -14,7 +14,7 @@ from mrpo_pipeline.engines.vllm.adapters import UnsupportedError, adapt
 from mrpo_pipeline.engines.vllm.arguments import caching_if_dense, engine_arguments, inspect_here
 from mrpo_pipeline.engines.vllm.logprobs import Answers, Dense, Listed, MisalignedError, UnwrittenError
 from mrpo_pipeline.engines.vllm.options import checked, vllm_quantization
-from mrpo_pipeline.engines.vllm.trial import SAME, SAME_IN_16_BIT, try_out, try_prefix_cache
+from mrpo_pipeline.engines.vllm.request_trial import SAME, SAME_IN_16_BIT, try_out, try_prefix_cache
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models.context_length import context_length
 from mrpo_pipeline.models.merging import probe_ids

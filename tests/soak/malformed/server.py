@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve()
 PRELOADED = (
     "polars", "pyarrow.parquet", "torch", "peft", "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama", "mrpo_cli.main", "mrpo_cli.commands", "mrpo_pipeline.scoring", "mrpo_pipeline.audit",
-    "mrpo_pipeline.plan", "mrpo_pipeline.exports.parquet", "mrpo_pipeline.policy.trainer", "mrpo_pipeline.policy.train",
+    "mrpo_pipeline.plan", "mrpo_pipeline.exports.targets_file", "mrpo_pipeline.policy.trainer", "mrpo_pipeline.policy.train",
     "mrpo_pipeline.evaluation", "mrpo_pipeline.compare", "mrpo_pipeline.engines.transformers",
 )  # fmt: skip
 PAGE_MB = resource.getpagesize() / 2**20

@@ -18,7 +18,7 @@ from tiny_references import plain_pairs, reference, write_pairs
 from mrpo_pipeline.dataset.reference_logps import CachedPairs
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.exports.near_copies import near_copies
-from mrpo_pipeline.exports.selection import select_pairs, write_selection
+from mrpo_pipeline.exports.pair_advice import select_pairs, write_selection
 from mrpo_pipeline.recipe import Method
 
 GEOMETRIC = {"aggregate": "geometric", "weights": "uniform", "trust_region": {"kind": "off"}}

@@ -20,8 +20,8 @@ from mrpo_pipeline.files.atomic import write_whole
 from mrpo_pipeline.files.hashing import mrpo_home, sha256_of_files
 from mrpo_pipeline.models.files import is_folder, locate
 from mrpo_pipeline.models.source import ModelSource
-from mrpo_pipeline.rendering.shared_vocabulary import TokenizerRecord
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer, read_file, with_model_files
+from mrpo_pipeline.rendering.vocabulary_reuse import TokenizerRecord
 
 _LIBRARIES = ("mrpo", "transformers", "tokenizers", "jinja2", "huggingface-hub", "sentencepiece", "mistral-common")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

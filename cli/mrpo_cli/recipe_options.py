@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from mrpo_cli.values import simple_types
+from mrpo_cli.option_values import simple_types
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from upload_hub import HubStub
 from mrpo_pipeline.cache import ReferenceCache, StoreError
 from mrpo_pipeline.dataset.pair_targets import pair_targets
 from mrpo_pipeline.errors import UserError
-from mrpo_pipeline.exports.parquet import cached_split
-from mrpo_pipeline.exports.published_cache import merge_caches, pull_cache, push_cache
+from mrpo_pipeline.exports.publish_cache import merge_caches, pull_cache, push_cache
+from mrpo_pipeline.exports.targets_file import cached_split
 from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import Recipe, parse_recipe
 from mrpo_pipeline.scoring import score_references

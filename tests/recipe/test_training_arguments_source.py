@@ -7,8 +7,8 @@ from typing import Any
 import pydantic
 import pytest
 
-from mrpo_pipeline.recipe import training_keys as read
-from mrpo_pipeline.recipe.training_keys import training_keys
+from mrpo_pipeline.recipe import training_arguments_source as read
+from mrpo_pipeline.recipe.training_arguments_source import training_keys
 
 SAMPLES: list[Any] = [None, True, 0, 3, 0.5, "steps", ["a"], [1], {}, {"a": 1}, {"a": True}]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mrpo_pipeline.audit.sample import Texts, Tokens
+from mrpo_pipeline.audit.sampled_tokens import Texts, Tokens
 from mrpo_pipeline.audit.statistics import NAN
 from mrpo_pipeline.rendering import Rendered, Renderer
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from mrpo_pipeline.pairs.identity import dump_prompt
 from mrpo_pipeline.rendering import Renderer, renderer
 from mrpo_pipeline.rendering.escaped_tokenizer import EscapedTokenizer, control_tokens
-from mrpo_pipeline.rendering.shared_vocabulary import holds_no_control, record, without_vocabulary
+from mrpo_pipeline.rendering.vocabulary_reuse import holds_no_control, record, without_vocabulary
 
 BPE = sorted(kind for kind in KINDS if json.loads(KINDS[kind]().backend_tokenizer.to_str())["model"]["type"] == "BPE")
 

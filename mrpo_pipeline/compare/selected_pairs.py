@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mrpo_pipeline.dataset.distinct_completions import Distinct
+from mrpo_pipeline.dataset.completion_numbering import Distinct
 from mrpo_pipeline.dataset.examples import PreferenceExamples
 from mrpo_pipeline.dataset.splits import Split
 from mrpo_pipeline.errors import UserError

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from mrpo_pipeline.audit import thresholds
-from mrpo_pipeline.audit.sample import Tokens
+from mrpo_pipeline.audit.sampled_tokens import Tokens
 from mrpo_pipeline.audit.statistics import NAN
 
 
