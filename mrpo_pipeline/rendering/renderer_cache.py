@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -26,6 +28,7 @@ from mrpo_pipeline.rendering.vocabulary_reuse import TokenizerRecord
 _LIBRARIES = ("mrpo", "transformers", "tokenizers", "jinja2", "huggingface-hub", "sentencepiece", "mistral-common")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LARGEST = 200_000_000
+UNUSED_DAYS = 30
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 
 
@@ -121,19 +124,27 @@ def _path(key: str) -> Path:
 
 def find(key: str) -> KnownRenderer | None:
     """What is known; None if nothing is, or the file is damaged."""
+    path = _path(key)
     try:
-        digest, text = _path(key).read_text(encoding="utf-8").split("\n", 1)
+        digest, text = path.read_text(encoding="utf-8").split("\n", 1)
         if digest != hashlib.sha256(text.encode()).hexdigest():
             return None
         kept = json.loads(text)
         record = kept["tokenizer"] and TokenizerRecord(**kept["tokenizer"])
-        return KnownRenderer(kept["identity"], kept["reading"], kept["place"], record)
+        found = KnownRenderer(kept["identity"], kept["reading"], kept["place"], record)
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    with suppress(OSError):  # of a folder of another user
+        os.utime(path)
+    return found
 
 
 def keep(key: str, known: KnownRenderer) -> None:
-    """Write what is known, if the folder can be written to."""
+    """Write what is known, if the folder can be written to, and remove what was not used for a month."""
     text = json.dumps(asdict(known))
+    path = _path(key)
     with suppress(OSError):
-        write_whole(_path(key), f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+        write_whole(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+        for other in path.parent.iterdir():
+            if other.stat().st_mtime < time.time() - UNUSED_DAYS * 86_400:
+                other.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,18 @@ def test_a_damaged_entry_is_made_again(model: Path, tmp_path: Path) -> None:
     [entry] = (tmp_path / "home" / "readings").iterdir()
     entry.write_text(entry.read_text().replace("<|im_end|>", "<|im_beg|>"))
     assert loaded(read(model)) and read(model).identity() == first.identity()
+
+
+def test_what_was_not_used_for_a_month_is_removed(model: Path, tmp_path: Path) -> None:
+    read(model)
+    read(model, template="plain")
+    used, unused = sorted((tmp_path / "home" / "readings").iterdir(), key=lambda path: "plain:" in path.read_text())
+    for path in (used, unused):
+        os.utime(path, (0, 0))
+    assert not loaded(read(model))
+    read(model, template_kwargs={"a": 1})
+    left = set((tmp_path / "home" / "readings").iterdir())
+    assert used in left and unused not in left and len(left) == 2
 
 
 def test_files_that_change_meanwhile_are_not_kept(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
