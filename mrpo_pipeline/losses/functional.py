@@ -111,14 +111,14 @@ class Loss:
 
     function: Callable[[PairLogps], Tensor]
     """Returns the loss of each pair, (B, R) or (B, 1)."""
-    settings: tuple[str, ...] = ()
+    settings: tuple[str, ...]
     """Keys of ``method`` that it reads."""
-    needs: tuple[Literal["tokens", "margins", "floored_margins"], ...] = ()
+    needs: tuple[Literal["tokens", "margins", "floored_margins"], ...]
     """Optional fields of ``PairLogps`` that it requires."""
-    of_difference: bool = False
+    of_difference: bool
     """Whether it depends on the log-ratios only through their difference, as f-divergences other than the reverse KL require."""
-    reads_references: bool = True
-    sorts_batch: bool = False
+    reads_references: bool
+    sorts_batch: bool
     """Whether it sorts log-ratios over the batch: a pair's loss then depends on the other pairs."""
 
 

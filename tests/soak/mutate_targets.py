@@ -13,8 +13,10 @@ child, and hypothesis draws the same examples each time.
 from __future__ import annotations
 
 import ast
+import contextlib
 import gc
 import glob
+import importlib
 import importlib.abc
 import importlib.util
 import json
@@ -57,19 +59,17 @@ class Plan:
 
     seconds: dict[str, float]
     """CPU time by test."""
+    starting: float
+    """CPU time of everything else: importing and collecting all tests."""
     lines: dict[str, dict[str, set[int]]]
     """By file: which tests run which lines, by test."""
 
     def tests_of(self, mutant: Mutant) -> list[str]:
-        """The tests that reach a mutant, fastest first; all tests if the changed code runs on import."""
+        """The tests that reach a mutant, fastest first; all tests if none does: the changed code may run on import."""
         reached = self.lines[mutant.file]
-        if mutant.line == 0:
-            names: Sequence[str] = [*self.seconds]
-        else:
-            span = set(range(mutant.line, mutant.end_line + 1))
-            names = [name for name, lines in reached.items() if lines & span]
-        # If the changed code runs on import, the tests that use this file come first.
-        return sorted(names, key=lambda name: (mutant.line == 0 and name not in reached, self.seconds[name]))
+        span = set(range(mutant.line, mutant.end_line + 1)) if mutant.line else set()
+        names = [name for name, lines in reached.items() if lines & span] or [*self.seconds]
+        return sorted(names, key=lambda name: (name not in reached, self.seconds[name]))
 
 
 class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -134,6 +134,7 @@ class _Traced:
 def preload(tests: Sequence[str]) -> None:
     """Everything the tests import that no mutant changes, so that a child has it at once."""
     import hypothesis.extra.numpy
+    import pydantic  # noqa: F401
 
     import mrpo_pipeline.errors  # noqa: F401
 
@@ -141,6 +142,9 @@ def preload(tests: Sequence[str]) -> None:
         import torch
 
         torch.set_num_threads(1)
+        for name, part in (("trl", "DPOTrainer"), ("trl", "DPOConfig"), ("trl.experimental.cpo", "CPOTrainer")):
+            with contextlib.suppress(ImportError, AttributeError):  # imported when it is first used
+                getattr(importlib.import_module(name), part)
     profile = hypothesis.settings(
         deadline=None,
         database=None,
@@ -201,9 +205,11 @@ def plan_tests(files: Sequence[str], folder: Path, tests: Sequence[str] = TESTS)
     report = folder / "tests.json"
 
     def work() -> int:
+        began = time.process_time()
         traced = _Traced(files)
         status = pytest_in_child(tests, [traced])
-        report.write_text(json.dumps([traced.seconds, traced.lines]), encoding="utf-8")
+        starting = time.process_time() - began - sum(traced.seconds.values())
+        report.write_text(json.dumps([traced.seconds, starting, traced.lines]), encoding="utf-8")
         return status
 
     status, ended_by = in_child(work, 600)
@@ -211,15 +217,13 @@ def plan_tests(files: Sequence[str], folder: Path, tests: Sequence[str] = TESTS)
         raise RuntimeError(
             f"the tests fail on the unchanged code (exit {status}, signal {ended_by}): run pytest {' '.join(tests)}"
         )
-    seconds, lines = json.loads(report.read_text(encoding="utf-8"))
-    return Plan(seconds, {file: {t: set(found) for t, found in by.items()} for file, by in lines.items()})
+    seconds, starting, lines = json.loads(report.read_text(encoding="utf-8"))
+    return Plan(seconds, starting, {file: {t: set(found) for t, found in by.items()} for file, by in lines.items()})
 
 
 def judge(mutant: Mutant, plan: Plan) -> str:
     """Run a mutant's tests in a child; returns its fate."""
     names = plan.tests_of(mutant)
-    if not names:
-        return SURVIVED
     path = ROOT / mutant.file
     module = ".".join(Path(mutant.file).with_suffix("").parts).removesuffix(".__init__")
 
@@ -228,7 +232,7 @@ def judge(mutant: Mutant, plan: Plan) -> str:
         sys.meta_path.insert(0, _Changed(module, path, compile(tree, str(path), "exec")))
         return pytest_in_child(["-x", *sorted({name.split("::")[0] for name in names})], [_Chosen(names)])
 
-    limit = _PATIENCE * sum(plan.seconds[name] for name in names) + 3
+    limit = _PATIENCE * (plan.starting + sum(plan.seconds[name] for name in names)) + 3
     status, ended_by = in_child(work, limit)
     if ended_by in {signal.SIGPROF, signal.SIGXCPU, signal.SIGKILL}:
         return TIMED_OUT
