@@ -217,3 +217,12 @@ def test_far_from_the_reference_no_loss_overflows(loss):
     options |= {"label_smoothing": 0.1} if loss == "exo" else {}
     result = one_pair((-9000, -10), (-10, -9000), beta=0.5, loss=loss, **options)
     assert math.isfinite(result.losses.item())
+
+
+def test_simpo_divides_by_the_unit_of_normalize_where_there_is_one() -> None:
+    """Policy (−10, −20) per 5 bytes: −2 and −4; β = 2, γ = 1: −log σ(2·2 − 1). Tokens (4, 8) would give −2.5 on both sides."""
+    result = one_pair(
+        (-10, -20), (0, 0), loss="simpo", beta=2, simpo_gamma=1, chosen_lengths=doubles(4), rejected_lengths=doubles(8),
+        chosen_units=doubles(5), rejected_units=doubles(5),
+    )  # fmt: skip
+    assert result.losses.item() == pytest.approx(math.log(1 + math.exp(-3)), abs=1e-12)
