@@ -52,7 +52,10 @@ class KnownRenderer:
         """The tokenizer, from `tokenizer.json` and the record; None if it must be loaded by transformers."""
         name, revision = _places(source)[self.place]
         folder = locate(name, revision) if name and self.tokenizer else None
-        file = read_file(folder / "tokenizer.json") if folder else None
+        try:
+            file = read_file(folder / "tokenizer.json") if folder else None
+        except OSError:  # it was just removed
+            return None
         if file is None or self.tokenizer is None:
             return None
         tokenizer = self.tokenizer.load(file)
@@ -78,16 +81,20 @@ def key_of(source: ModelSource) -> str | None:
         return None
     folders = [_folder(name, revision) for name, revision in _places(source) if name]
     try:
-        files = [_files(folder) for folder in folders if folder]
+        files = {
+            f"{place}/{path.relative_to(folder)}": path
+            for place, folder in enumerate(folders)
+            if folder
+            for path in _files(folder)
+        }
         if source.template not in ("auto", "plain"):
-            files.append([Path(source.template).expanduser()])
+            files["template"] = Path(source.template).expanduser()
         # A pipe or a device never ends; loading reports files that are larger than any tokenizer.
-        if not all(path.is_file() and path.stat().st_size <= _LARGEST for some in files for path in some):
+        if not all(path.is_file() and path.stat().st_size <= _LARGEST for path in files.values()):
             return None
-        content = [
-            [(path.name, digest) for path, digest in zip(some, sha256_of_files(some), strict=True)] for some in files
-        ]
-        settings = source.model_dump(mode="json", include={"tokenizer", "adapter", "template", "template_kwargs"})
+        content = dict(zip(files, sha256_of_files([*files.values()]), strict=True))
+        keys = {"tokenizer", "adapter", "template", "template_kwargs"}
+        settings = source.model_dump(mode="json", include=keys, warnings=False)
         text = json.dumps([content, settings, _code()], sort_keys=True)
     except (OSError, TypeError, ValueError, RuntimeError):
         return None

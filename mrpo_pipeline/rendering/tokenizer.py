@@ -127,32 +127,38 @@ def _own(path: Path, loaded: Any) -> Any:
     own = read_file(path)
     if own is None:
         return None
-    own.no_truncation()
-    own.no_padding()
     known = {token.content for token in own.get_added_tokens_decoder().values()}
     missing = [token for _, token in sorted(loaded.added_tokens_decoder.items()) if token.content not in known]
     if missing:
+        own = _parse(path)  # others use the first
         own.add_special_tokens([token for token in missing if token.special])
         own.add_tokens([token for token in missing if not token.special])
     return own
 
 
 def read_file(path: Path) -> Any:
-    """`tokenizers.Tokenizer` of a `tokenizer.json`; None for an older format."""
+    """`tokenizers.Tokenizer` of a `tokenizer.json`, not to be changed; None for an older format. Raises OSError."""
     state = path.stat()
-    return _read(str(path), state.st_mtime_ns, state.st_size)
+    return _read(path.resolve(), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
 
 
 @lru_cache(
     maxsize=1
 )  # it is read when a tokenizer loads and again for the rendering check; a large file takes a second
-def _read(path: str, changed: int, size: int) -> Any:
+def _read(path: Path, *state: int) -> Any:
+    return _parse(path)
+
+
+def _parse(path: Path) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(path)
+        own = Tokenizer.from_file(str(path))
     except Exception:  # an older format, which the loaded tokenizer can read
         return None
+    own.no_truncation()
+    own.no_padding()
+    return own
 
 
 def _difference(loaded: Any, own: Any) -> str | None:

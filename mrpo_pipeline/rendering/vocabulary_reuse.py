@@ -37,7 +37,7 @@ class TokenizerRecord:
         class SharedTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]
             """Uses the given tokenizer, of which `PreTrainedTokenizerFast` makes a copy."""
 
-            def __init__(self, backend: Any, **named: Any) -> None:
+            def __init__(self, backend: Any, /, **named: Any) -> None:
                 self._tokenizer = backend
                 super().__init__(**named)
 
@@ -59,13 +59,16 @@ def record(tokenizer: Any, settings: dict[str, Any], file: Any) -> TokenizerReco
     if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
         return None
     made = TokenizerRecord(settings, _named(tokenizer))
-    again = TokenizerRecord(**json.loads(json.dumps(asdict(made)))).load(file)
-    theirs, ours = tokenizer.backend_tokenizer, again.backend_tokenizer
-    if theirs.truncation:
-        ours.enable_truncation(**theirs.truncation)
-    if theirs.padding:
-        ours.enable_padding(**theirs.padding)
-    same = _named(again) == made.named and again("x").input_ids == tokenizer("x").input_ids
+    try:
+        again = TokenizerRecord(**json.loads(json.dumps(asdict(made)))).load(file)
+        theirs, ours = tokenizer.backend_tokenizer, again.backend_tokenizer
+        if theirs.truncation:
+            ours.enable_truncation(**theirs.truncation)
+        if theirs.padding:
+            ours.enable_padding(**theirs.padding)
+        same = _named(again) == made.named and again("x").input_ids == tokenizer("x").input_ids
+    except Exception:  # of any type, for settings that only the tokenizer's own class takes
+        return None
     return made if same and ours.to_str() == theirs.to_str() else None
 
 
@@ -97,8 +100,9 @@ def on_vocabulary_of(tokenizer: Any, settings: dict[str, Any]) -> Any:
 def holds_no_control(backend: dict[str, Any], controls: Collection[str]) -> bool:
     """Whether no text becomes one of these pieces of the vocabulary without being an added token.
 
-    That holds if the vocabulary lacks them, or if it is of BPE and no merge makes or uses them. Ids must be dense too, so that
-    a tokenizer with more added tokens does not use an id twice.
+    That holds if the vocabulary lacks them, or if it is of BPE and no merge makes or uses them. They must then be found anywhere in
+    a text (not as single words, nor in normalized text only), as what is not found is read by the vocabulary. Ids must be dense, so
+    that a tokenizer with more added tokens does not use an id twice.
 
     Args:
         backend: the tokenizer's JSON, decoded.
@@ -112,6 +116,9 @@ def holds_no_control(backend: dict[str, Any], controls: Collection[str]) -> bool
         return True
     if model.get("ignore_merges") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return False
+    for token in backend["added_tokens"]:
+        if token["content"] in held and (token["single_word"] or (token["normalized"] and backend["normalizer"])):
+            return False
     return min(map(len, held)) > 1 and not any(a in held or b in held or a + b in held for a, b in model["merges"])
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from rendering_cases import TEXTS
 from tiny_tokenizers import KINDS, qwen, t5
 from tokenizers import Tokenizer
 
+from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs.identity import dump_prompt
 from mrpo_pipeline.rendering import Renderer, renderer
 from mrpo_pipeline.rendering.escaped_tokenizer import EscapedTokenizer, control_tokens
@@ -31,7 +34,9 @@ def originals(escaped: EscapedTokenizer, ids: list[int]) -> list[int]:
 
 def vocabulary(**more: Any) -> dict[str, Any]:
     vocab = {piece: i for i, piece in enumerate(["<", "x", ">", "<x", "<x>"])}
-    return {"model": {"type": "BPE", "dropout": None, "vocab": vocab, "merges": [], **more}}
+    added = [{"content": "<x>", "single_word": False, "normalized": False}]
+    model = {"type": "BPE", "dropout": None, "vocab": vocab, "merges": [], **more}
+    return {"model": model, "added_tokens": added, "normalizer": None}
 
 
 @pytest.mark.parametrize("kind", BPE)
@@ -76,6 +81,35 @@ def test_the_model_itself_is_unchanged() -> None:
 )
 def test_a_vocabulary_is_shared_only_if_no_text_becomes_a_control_token(more: dict[str, Any], held: bool) -> None:
     assert holds_no_control(vocabulary(**more), {"<x>"}) is held
+
+
+@pytest.mark.parametrize(
+    ("flags", "normalizer", "held"),
+    [
+        ({"single_word": True}, None, False),
+        ({"normalized": True}, {"type": "NFC"}, False),
+        ({"normalized": True}, None, True),
+        ({}, {"type": "NFC"}, True),
+    ],
+)
+def test_a_control_token_that_may_be_overlooked_in_a_text_is_not_shared(
+    flags: dict[str, bool], normalizer: dict[str, str] | None, held: bool
+) -> None:
+    backend = {**vocabulary(), "normalizer": normalizer}
+    backend["added_tokens"][0] |= flags
+    assert holds_no_control(backend, {"<x>"}) is held
+
+
+def test_an_end_of_turn_that_the_search_overlooks_is_no_private_character() -> None:
+    tokenizer = copy.deepcopy(KINDS["llama2"]())
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in backend["added_tokens"]:
+        token["normalized"] = True
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+    made = Renderer(tokenizer)
+    [got] = made.render([(dump_prompt([{"role": "user", "content": "hi"}]), "  </s> k")])
+    assert b"\xf4" not in made.token_bytes(got.completion_ids.tolist())
 
 
 def test_a_piece_outside_the_vocabulary_is_never_reached() -> None:
@@ -180,3 +214,87 @@ def test_a_tokenizer_with_its_own_template_code_is_not_recorded() -> None:
     tokenizer.__class__ = Own
     file = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     assert record(tokenizer, without_vocabulary(parts(tokenizer)[0]), file) is None
+
+
+def test_a_tokenizer_that_cannot_be_made_from_its_record_is_not_recorded() -> None:
+    tokenizer = copy.deepcopy(qwen())
+    tokenizer._set_model_specific_special_tokens({"padding_side": "<side>"})
+    assert record(tokenizer, *_of(tokenizer)) is None
+
+
+def _of(tokenizer: Any) -> tuple[dict[str, Any], Any]:
+    return without_vocabulary(parts(tokenizer)[0]), Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+
+
+def _releases(folder: Path) -> list[Path]:
+    """Two models whose files have the same sizes and times; in the second, two pieces have each other's id."""
+    made = [folder / "v1", folder / "v2"]
+    for one in made:
+        qwen().save_pretrained(one)
+        file = json.loads((one / "tokenizer.json").read_text())
+        if one.name == "v2":
+            vocab = file["model"]["vocab"]
+            vocab["e"], vocab["t"] = vocab["t"], vocab["e"]
+        (one / "tokenizer.json").write_text(json.dumps(file))
+    for path in folder.rglob("*"):
+        os.utime(path, (1, 1))
+    assert len({(one / "tokenizer.json").stat().st_size for one in made}) == 1
+    return made
+
+
+@pytest.mark.parametrize("way", ["link", "copy", "folder"])
+def test_files_of_the_same_size_and_times_at_the_same_path_are_read_again(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MRPO_HOME", str(tmp_path / "home"))
+    releases = _releases(tmp_path / "releases")
+    item = (dump_prompt([{"role": "user", "content": "the"}]), "eet")
+    expected = [Renderer.from_pretrained(str(one)).render([item])[0].completion_ids.tolist() for one in releases]
+    assert expected[0] != expected[1]
+    place = tmp_path / "current"
+    for one, ids in zip(releases, expected, strict=True):
+        if way == "link":
+            place.unlink(missing_ok=True)
+            place.symlink_to(one)
+        elif way == "copy":
+            shutil.copytree(one, place, dirs_exist_ok=True)  # keeps the times
+        else:
+            monkeypatch.chdir(one)
+            place = Path(".")
+        assert Renderer.from_pretrained(str(place)).render([item])[0].completion_ids.tolist() == ids
+
+
+def test_a_template_that_moves_to_another_folder_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MRPO_HOME", str(tmp_path / "home"))
+    model = tmp_path / "model"
+    qwen().save_pretrained(model)
+    (model / "chat_template.jinja").rename(model / "default.jinja")
+    assert Renderer.from_pretrained(str(model)).reading
+    (model / "additional_chat_templates").mkdir()
+    (model / "default.jinja").rename(model / "additional_chat_templates" / "default.jinja")
+    assert not Renderer.from_pretrained(str(model)).reading
+
+
+def test_tokens_that_a_rejected_class_adds_are_not_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MRPO_HOME", str(tmp_path / "home"))
+    qwen().save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "LlamaTokenizer"}))
+    item = (dump_prompt([{"role": "user", "content": "hi"}]), "a <s> b")
+    first, again = (Renderer.from_pretrained(str(tmp_path)).render([item])[0] for _ in range(2))
+    assert first.completion_ids.tolist() == again.completion_ids.tolist()
+
+
+def test_a_file_that_is_removed_meanwhile_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MRPO_HOME", str(tmp_path / "home"))
+    qwen().save_pretrained(tmp_path / "model")
+    Renderer.from_pretrained(str(tmp_path / "model"))
+    find = renderer.find
+
+    def late(key: str) -> Any:
+        (tmp_path / "model" / "tokenizer.json").unlink()
+        return find(key)
+
+    monkeypatch.setattr(renderer, "find", late)
+    with pytest.raises(UserError, match="has no tokenizer"):
+        Renderer.from_pretrained(str(tmp_path / "model"))
