@@ -83,8 +83,7 @@ def preference_loss(
     weights = references.weights
     pairs = policy_chosen_logps.shape
     if not (
-        len(pairs) == 1
-        and policy_rejected_logps.shape == pairs
+        policy_rejected_logps.shape == pairs
         and references.chosen.dim() == 2
         and references.chosen.shape[:1] == pairs
         and references.chosen.shape == references.rejected.shape == weights.shape

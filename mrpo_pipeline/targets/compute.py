@@ -255,7 +255,7 @@ def _weights(
             raise ValueError(f"chosen references of shape {positions.shape}: expected ({pairs},)")
         alpha = np.eye(references)[positions]
     elif not isinstance(method.weights, list):
-        if method.weights == "uniform" or method.is_step_scoped(names) or references == 1:
+        if method.weights == "uniform" or method.is_step_scoped(names):
             alpha = weights.uniform(pairs, references)
         elif method.needs_held_out(names):
             row = None if held_out is None else np.asarray(held_out, dtype=np.float64)

@@ -145,7 +145,7 @@ class TargetSettings(Settings):
 
     def _weights_count(self, names: Sequence[str]) -> bool:
         """Whether weights have an effect."""
-        return self.has_reference and isinstance(self.weights, str) and self.single(names) is None and len(names) > 1
+        return self.has_reference and self.single(names) is None and len(names) > 1
 
     def official(self, names: Sequence[str]) -> bool:
         """Whether the authors' arithmetic applies: requested, and not for a single reference, which has no α."""

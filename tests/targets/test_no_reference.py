@@ -6,6 +6,7 @@ from tiny_methods import settings_of
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.targets.compute import compute_targets
+from mrpo_pipeline.targets.settings import TargetSettings, check_target
 
 CHOSEN, REJECTED = np.array([[-10.0, -11.0], [-12.0, -14.0]]), np.array([[-20.0, -22.0], [-24.0, -26.0]])
 NAMES = ["base", "other"]
@@ -40,3 +41,26 @@ def test_units_are_each_sides_own():
 def test_a_method_that_does_not_fit_the_references_is_refused():
     with pytest.raises(UserError, match="hold a name twice"):
         compute_targets(CHOSEN, REJECTED, settings_of(NAMES)[0], ["base", "base"])
+
+
+@pytest.mark.parametrize("names", [[], NAMES, ["base", "base"]])
+def test_names_of_references_are_ignored(names):
+    check_target(TargetSettings(reference="none", weights=[1.0]), names)
+
+
+def test_nothing_of_references_is_in_use():
+    def none(**given):
+        return TargetSettings(reference="none", **given)
+
+    assert TargetSettings(name="dpo").single(NAMES) == 0 and none(name="dpo").single(NAMES) is None
+    by_column = {"weights": {"column": "domain", "code": "other", "other": "base"}}
+    assert TargetSettings(**by_column).by_column(NAMES) and none(**by_column).by_column(NAMES) is None
+    spans = {"aggregate_over": "span"}
+    assert TargetSettings(**spans).mixes_spans(NAMES) and not none(**spans).mixes_spans(NAMES)
+    assert TargetSettings(weights="sliding-window").is_step_scoped(NAMES)
+    assert not none(weights="sliding-window").is_step_scoped(NAMES)
+    assert TargetSettings(weights="thompson").needs_held_out(NAMES) and not none(weights="thompson").needs_held_out(
+        NAMES
+    )
+    official = {"compatibility": "official-code"}
+    assert TargetSettings(**official).official(NAMES) and not none(**official).official(NAMES)

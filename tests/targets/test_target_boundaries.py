@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 from tiny_methods import settings_of
 
-from mrpo_pipeline.errors import RunError
+from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.targets.aggregate import AGGREGATES, influence
 from mrpo_pipeline.targets.compute import Targets, compute_targets
-from mrpo_pipeline.targets.settings import TrustRegion
+from mrpo_pipeline.targets.settings import TrustRegion, WeightsOptions, check_target
 from mrpo_pipeline.targets.trust_region import band_widths, clip_to_anchor
 from mrpo_pipeline.targets.weights import lift, temper
 
@@ -154,3 +154,30 @@ def test_temperature_1_and_floor_0_change_no_bit():
 def test_at_a_low_temperature_no_pair_underflows_beside_another():
     """0.5 beside 1 in another row: (0.5/1)^10000 would be 0."""
     assert temper(np.array([[0.2, 0.3, 0.5], [0.0, 0.0, 1.0]]), 1e-4).tolist() == [[0, 0, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("settings_class", "key", "allowed", "refused"),
+    [
+        (TrustRegion, "epsilon", 1.0, 1.01),
+        (WeightsOptions, "floor", 0.999, 1.0),
+        (WeightsOptions, "window", 1, 0),
+        (WeightsOptions, "pairs", 1, 0),
+        (WeightsOptions, "every", 1, 0),
+    ],
+)
+def test_an_option_may_be_at_its_bound_and_not_beyond(settings_class, key, allowed, refused):
+    assert getattr(settings_class(**{key: allowed}), key) == allowed
+    with pytest.raises(ValidationError, match=key):
+        settings_class(**{key: refused})
+
+
+def test_numbers_whose_sum_is_infinite_are_refused_as_weights():
+    with pytest.raises(UserError, match="expected finite numbers"):
+        check_target(*settings(weights=[1e308, 1e308]))
+
+
+@pytest.mark.parametrize("weights", ["validation-accuracy", "validation-discrimination"])
+def test_one_reference_needs_no_third_split(weights):
+    found = compute_targets([[-10.0]], [[-11.0]], *settings(["base"], weights=weights))
+    assert found.weights.tolist() == [[1.0]]
