@@ -128,7 +128,7 @@ class LossSettings(Settings):
 
     def loss_in_use(self) -> dict[str, Any]:
         """The keys that determine this loss, given the pairs' log-probs; keys of other losses have no effect."""
-        found = {key: getattr(self, key) for key in sorted(self.settings_read() - {"modpo"})}
+        found = {key: getattr(self, key) for key in sorted(self.settings_read())}
         found |= {"beta": self.beta, "loss": self.losses}
         return found | ({"modpo": self.first_weight} if "modpo" in self.losses else {})
 
