@@ -1,8 +1,9 @@
 """Prompt and completion to token ids: the only place where text becomes tokens."""
 
 import contextlib
+import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -130,6 +131,11 @@ class Renderer:
     @classmethod
     def of(cls, source: ModelSource) -> "Renderer":
         """Renderer of a model. If another process knows it, its vocabulary is parsed once and its identity is not computed again."""
+        with _no_garbage_collection():
+            return cls._of(source)
+
+    @classmethod
+    def _of(cls, source: ModelSource) -> "Renderer":
         refuse_gguf(source.name, source.tokenizer or source.model)
         key = key_of(source)
         known = find(key) if key else None
@@ -245,6 +251,18 @@ class Renderer:
     def record(self) -> TokenizerRecord | None:
         """What loading the tokenizer again needs, if its vocabulary can be shared."""
         return self._record() if self._record else None
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A large vocabulary has half a million lists, none of them garbage, which the collector would visit again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _encode_in_order(escaped_set: Sequence[EscapedTokenizer], texts: Sequence[str]) -> list[Any]:

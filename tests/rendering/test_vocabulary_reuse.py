@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import json
 import os
 import shutil
@@ -298,3 +300,12 @@ def test_a_file_that_is_removed_meanwhile_is_reported(tmp_path: Path, monkeypatc
     monkeypatch.setattr(renderer, "find", late)
     with pytest.raises(UserError, match="has no tokenizer"):
         Renderer.from_pretrained(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_garbage_is_collected_again_after_loading(there: bool, tmp_path: Path) -> None:
+    if there:
+        qwen().save_pretrained(tmp_path)
+    with contextlib.suppress(UserError):
+        Renderer.from_pretrained(str(tmp_path))
+    assert gc.isenabled()
