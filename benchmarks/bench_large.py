@@ -81,12 +81,12 @@ def make_caches(folder: str, references: int) -> dict[str, float]:
 
     from mrpo_pipeline.cache import ReferenceCache
     from mrpo_pipeline.models.source import resolve
-    from mrpo_pipeline.rendering.identity_cache import renderer_of
+    from mrpo_pipeline.rendering import Renderer
 
     draw = np.random.default_rng(0)
     for source in recipe(folder, references, 1).sources():
         cache = ReferenceCache.open(Path(folder) / "cache", source.name)
-        cache.create_or_check(resolve(source, renderer_of(source).identity()))
+        cache.create_or_check(resolve(source, Renderer.of(source).identity()))
         with cache.writer(rows_per_shard=4096, seconds=1e9) as writer:
             for batch in pq.ParquetFile(Path(folder) / "rows.parquet").iter_batches(PART, use_threads=False):
                 for row in batch.to_pylist():

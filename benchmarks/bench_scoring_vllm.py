@@ -39,12 +39,11 @@ of the model; “before” is, for this project, reading the pairs, the policy's
 def ids_of(task: Task) -> list[list[int]]:
     """The distinct completions of the pairs as stage one scores them, prompt and completion in one list."""
     from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
-    from mrpo_pipeline.rendering import tokens_to_score
-    from mrpo_pipeline.rendering.identity_cache import renderer_of
+    from mrpo_pipeline.rendering import Renderer, tokens_to_score
 
     recipe = side_by_side.recipe(task, task.path("unused"), task.path("unused"))
     wanted = wanted_completions(list(prepare_splits(recipe).values()))
-    rendered = renderer_of(recipe.sources()[0]).render(list(wanted.select("prompt", "completion").iter_rows()))
+    rendered = Renderer.of(recipe.sources()[0]).render(list(wanted.select("prompt", "completion").iter_rows()))
     return [
         [*one.prompt_ids.tolist(), *one.completion_ids[: tokens_to_score(one.byte_ends, cut)].tolist()]
         for one, cut in zip(rendered, wanted["cut"], strict=True)

@@ -50,11 +50,10 @@ def recipe_of(args: argparse.Namespace, pairs: Path, cache: str, server: dict[st
 def ids_of(recipe: Any) -> list[list[int]]:
     """Prompt and completion ids of the distinct completions, as stage one requests them."""
     from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
-    from mrpo_pipeline.rendering import tokens_to_score
-    from mrpo_pipeline.rendering.identity_cache import renderer_of
+    from mrpo_pipeline.rendering import Renderer, tokens_to_score
 
     wanted = wanted_completions(list(prepare_splits(recipe).values()))
-    rendered = renderer_of(recipe.sources()[0]).render(list(wanted.select("prompt", "completion").iter_rows()))
+    rendered = Renderer.of(recipe.sources()[0]).render(list(wanted.select("prompt", "completion").iter_rows()))
     return [
         [*one.prompt_ids.tolist(), *one.completion_ids[: tokens_to_score(one.scored_ends, cut)].tolist()]
         for one, cut in zip(rendered, wanted["cut"], strict=True)

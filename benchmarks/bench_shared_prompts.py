@@ -46,12 +46,12 @@ def requests_of(pairs: Path, model: str) -> list[Any]:
     from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
     from mrpo_pipeline.engines import ScoringRequest
     from mrpo_pipeline.recipe import parse_recipe
-    from mrpo_pipeline.rendering.identity_cache import renderer_of
+    from mrpo_pipeline.rendering import Renderer
 
     named = {"pairs": {"train": str(pairs)}, "policy": {"model": model}, "references": {"base": {"model": model}}}
     recipe = parse_recipe(named | {"cache": "unused", "output_dir": "unused"})
     wanted = wanted_completions(list(prepare_splits(recipe).values()))
-    rendered = renderer_of(recipe.sources()[0]).render(list(wanted.select("prompt", "completion").iter_rows()))
+    rendered = Renderer.of(recipe.sources()[0]).render(list(wanted.select("prompt", "completion").iter_rows()))
     return [ScoringRequest(one.prompt_ids, one.completion_ids, one.scored) for one in rendered]
 
 

@@ -28,7 +28,7 @@ from mrpo_pipeline.evaluation import evaluate_recipe
 from mrpo_pipeline.pairs import parse_prompt, read_pairs
 from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.recipe import Recipe, parse_recipe
-from mrpo_pipeline.rendering.identity_cache import renderer_of
+from mrpo_pipeline.rendering import Renderer
 from mrpo_pipeline.scoring import score_references
 from mrpo_pipeline.terminal import quiet_libraries, show_messages, track
 
@@ -89,7 +89,7 @@ def check(recipe: Recipe, count: int) -> None:
     picked = wanted[np.linspace(0, wanted.height - 1, min(count, wanted.height)).astype(int).tolist()]
     for source in recipe.sources():
         model = AutoModelForCausalLM.from_pretrained(source.model, dtype=torch.float32).eval()
-        rendered = renderer_of(source).render(list(picked.select("prompt", "completion").iter_rows()))
+        rendered = Renderer.of(source).render(list(picked.select("prompt", "completion").iter_rows()))
         rows = {
             row["completion_id"]: row for row in ReferenceCache.open(recipe.cache, source.name).rows(picked).to_dicts()
         }

@@ -28,7 +28,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.pairs.completion import text_bytes
 from mrpo_pipeline.recipe import Method, Recipe
-from mrpo_pipeline.rendering.identity_cache import renderer_of
+from mrpo_pipeline.rendering import Renderer
 from mrpo_pipeline.targets.settings import TargetSettings
 from mrpo_pipeline.verify.tolerances import limits_for
 
@@ -116,14 +116,14 @@ def audit_pairs(
 def readers_of(source: ModelSource) -> Readers:
     """The reference's renderer where its tokenizer is available, and the model's own where the recipe names another."""
     try:
-        renderer = renderer_of(source)
+        renderer = Renderer.of(source)
     except UserError as error:
         log.info("%s: ids and prompts are not checked: %s", source.name, str(error).split(".")[0])
         return Readers()
     if source.tokenizer is None and source.template == "auto":
         return Readers(renderer)
     try:
-        return Readers(renderer, renderer_of(source.model_copy(update={"tokenizer": None, "template": "auto"})))
+        return Readers(renderer, Renderer.of(source.model_copy(update={"tokenizer": None, "template": "auto"})))
     except UserError:  # the model has no tokenizer of its own
         return Readers(renderer)
 

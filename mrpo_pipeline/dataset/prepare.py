@@ -19,7 +19,7 @@ from mrpo_pipeline.pairs.counts import require_balance
 from mrpo_pipeline.pairs.sources import PairFile, find_files, looks_right
 from mrpo_pipeline.recipe import Pairs, Recipe
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.identity_cache import ModelReading, renderer_of
+from mrpo_pipeline.rendering.identity_cache import ModelReading
 from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer
 
 log = logging.getLogger("mrpo")
@@ -92,15 +92,7 @@ def hold_out(settings: Pairs, splits: dict[str, PairTable]) -> dict[str, PairTab
 
 def tokenizer_of(source: ModelSource) -> Any:
     """The model's transformers tokenizer: the one that the recipe names, else its adapter's, else its own."""
-    tokenizer, _ = load_tokenizer(
-        source.model,
-        revision=source.revision,
-        tokenizer=source.tokenizer,
-        adapter=source.adapter,
-        trust_remote_code=source.trust_remote_code,
-        name=source.name,
-    )
-    return tokenizer
+    return load_tokenizer(source)[0]
 
 
 def report_reading(name: str, model: Renderer | ModelReading) -> None:
@@ -139,7 +131,7 @@ def prepare_splits(recipe: Recipe, *, report: bool = True) -> dict[str, Prepared
 
 def _read_and_prepare(recipe: Recipe, policy: ModelReading | None) -> dict[str, Prepared]:
     splits = read_splits(recipe.pairs)
-    renderer = policy.renderer if policy else renderer_of(recipe.required_policy())
+    renderer = policy.renderer if policy else Renderer.of(recipe.required_policy())
     report_reading("policy", renderer)
     return {
         split: prepare(

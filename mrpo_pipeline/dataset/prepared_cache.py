@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,14 +23,13 @@ import pyarrow.ipc
 from mrpo_pipeline.dataset.truncate import Prepared
 from mrpo_pipeline.files.atomic import temporary_name
 from mrpo_pipeline.files.hashing import mrpo_home, sha256_of_files
+from mrpo_pipeline.files.unused import remove_unused
 from mrpo_pipeline.pairs.counts import Counts
 
 log = logging.getLogger("mrpo")
 
 # Increase it if the same pairs, limits and tokenizer would be prepared differently.
 RULES = "5"
-
-UNUSED_DAYS = 30
 
 Message = tuple[int, str]  # level and text of a log line
 
@@ -84,7 +82,7 @@ def save(key: str, prepared: Mapping[str, Prepared], messages: Sequence[Message]
     temporary = home / f"{key}.{temporary_name()}"
     try:
         temporary.mkdir(parents=True, mode=0o700)
-        _remove_unused(home)
+        remove_unused(home)  # and incomplete entries of killed processes
         for split, part in prepared.items():
             arrow = part.frame.rechunk().to_arrow()
             with pa.OSFile(str(temporary / f"{split}.arrow"), "wb") as file, pa.ipc.new_file(file, arrow.schema) as out:
@@ -128,12 +126,3 @@ def recorded_log() -> Iterator[list[Message]]:
 
 def _home() -> Path:
     return mrpo_home() / "pairs"
-
-
-def _remove_unused(home: Path) -> None:
-    """Remove entries that were not used for a month, and incomplete ones of killed processes."""
-    oldest = time.time() - UNUSED_DAYS * 86_400
-    for folder in home.iterdir():
-        with suppress(OSError):
-            if folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,6 @@ from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.pairs import PairTable
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.rendering.token_view import LEGEND, view
 from mrpo_pipeline.terminal import printable
 
@@ -36,7 +35,7 @@ def show_row(
     sources = _sources(recipe, names)
     table = _row(recipe, row)
     own = recipe.required_policy()
-    policy = renderer_of(own)
+    policy = Renderer.of(own)
     prepared = prepare(table, policy, recipe.limits, what=f"row {row}")
     if not prepared.frame.height:
         raise UserError(
@@ -46,7 +45,7 @@ def show_row(
     yield from _lines(f"Row {row} of {table.frame['file'][0]}: {LEGEND}.", width, "")
     columns = ("prompt_read", "chosen", "rejected", "chosen_cut", "rejected_cut")
     for source in sources:
-        renderer = policy if source.loads_like(own) else renderer_of(source)
+        renderer = policy if source.loads_like(own) else Renderer.of(source)
         yield ""
         for line in _heading(source, renderer):
             yield from _lines(line, width, "  " * line.startswith(" "))

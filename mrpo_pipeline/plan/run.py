@@ -15,7 +15,7 @@ from mrpo_pipeline.plan.sampling import read_population
 from mrpo_pipeline.plan.stage_one import ReferencePlanner
 from mrpo_pipeline.plan.stage_two import TrainingData, grouping, plan_training
 from mrpo_pipeline.recipe import Recipe
-from mrpo_pipeline.rendering.identity_cache import renderer_of
+from mrpo_pipeline.rendering import Renderer
 
 
 def plan_run(
@@ -39,7 +39,7 @@ def plan_run(
     recipe.required_policy()
     sources = recipe.sources() if recipe.method.has_reference else []
     population = read_population(recipe.pairs, exact=exact)
-    renderer = renderer_of(recipe.required_policy())
+    renderer = Renderer.of(recipe.required_policy())
 
     def prepared_from(frame: pl.DataFrame, what: str) -> Prepared:
         pairs = recipe.pairs

@@ -23,7 +23,6 @@ from mrpo_pipeline.plan.result import ReferencePlan
 from mrpo_pipeline.plan.scoring_memory import scoring_memory
 from mrpo_pipeline.recipe import Scoring
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.identity_cache import renderer_of
 
 T = TypeVar("T")
 
@@ -148,7 +147,7 @@ class ReferencePlanner:
 
 def _renderer(source: ModelSource, unknown: list[str]) -> Renderer | None:
     try:
-        return renderer_of(source)
+        return Renderer.of(source)
     except UserError as error:
         if has_tokenizer(source):  # available, but broken
             raise

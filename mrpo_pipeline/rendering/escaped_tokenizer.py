@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.rendering.byte_offsets import BYTE_PIECE, component_types, gpt2_alphabet
-from mrpo_pipeline.rendering.vocabulary_reuse import on_vocabulary_of, without_vocabulary
+from mrpo_pipeline.rendering.vocabulary_reuse import on_vocabulary_of
 
 _REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 
@@ -115,7 +115,7 @@ class EscapedTokenizers:
 
     def __init__(self, backend: dict[str, Any], controls: Iterable[str], shared: Any = None) -> None:
         self.controls = tuple(sorted(controls, key=lambda control: (-len(control), control)))
-        self._backend = backend if shared is None else without_vocabulary(backend)
+        self._backend = backend
         self._shared = shared
         self._tokenizers: list[EscapedTokenizer] = []
         self._pattern = _alternatives(self.controls)

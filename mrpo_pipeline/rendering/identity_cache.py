@@ -9,11 +9,6 @@ from mrpo_pipeline.rendering.renderer import Renderer
 from mrpo_pipeline.rendering.renderer_cache import find, key_of
 
 
-def renderer_of(source: ModelSource) -> Renderer:
-    """The model's own tokenizer and template; no weights are read."""
-    return Renderer.of(source)
-
-
 class ModelReading:
     """The identity of a model's renderer (``Renderer.identity``), and the renderer itself, which is loaded at first use.
 
@@ -31,7 +26,7 @@ class ModelReading:
 
     @cached_property
     def renderer(self) -> Renderer:
-        return renderer_of(self.source)
+        return Renderer.of(self.source)
 
     def identity(self) -> dict[str, str]:
         """See ``Renderer.identity``."""

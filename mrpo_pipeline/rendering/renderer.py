@@ -4,7 +4,6 @@ import contextlib
 import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from mrpo_pipeline.errors import UserError
@@ -26,7 +25,7 @@ from mrpo_pipeline.rendering.own_rendering_comparison import RenderingCheck
 from mrpo_pipeline.rendering.renderer_cache import KnownRenderer, find, keep, key_of, place_of
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer, with_model_files
 from mrpo_pipeline.rendering.tokenizer_source import load_tokenizer
-from mrpo_pipeline.rendering.vocabulary_reuse import TokenizerRecord, holds_no_control, record, without_vocabulary
+from mrpo_pipeline.rendering.vocabulary_reuse import holds_no_control, record, without_vocabulary
 
 _BATCH = 256  # texts encoded at a time, because offsets take far more memory than ids
 
@@ -83,9 +82,11 @@ class Renderer:
         written = f"{scaffold} {tokenizer.bos_token} {tokenizer.eos_token}"
         controls = control_tokens(backend, tokenizer.all_special_tokens, written)
         controls |= role_markers(backend, scaffold)
-        held = controls.difference(text_pieces(backend, controls))
-        shared = loaded.settings is not None or holds_no_control(backend, held)
-        self._escaped = EscapedTokenizers(backend, controls, tokenizer.backend_tokenizer if shared else None)
+        self._settings = loaded.settings
+        if self._settings is None and holds_no_control(backend, controls.difference(text_pieces(backend, controls))):
+            self._settings = without_vocabulary(backend)
+        shared = tokenizer.backend_tokenizer if self._settings else None
+        self._escaped = EscapedTokenizers(self._settings or backend, controls, shared)
         self.bos = str(tokenizer.bos_token or "")
         stops = [token for token in tokenizer.convert_ids_to_tokens(list(loaded.stops)) if token]
         end = find_turn_end(self._template, self._escaped.for_texts(), stops, tokenizer.eos_token)
@@ -99,7 +100,6 @@ class Renderer:
             known = identity(self, tokenizer, backend, self._template, self._escaped, self._splitter)
         self._identity = known
         self._checking = True
-        self._record = partial(record, tokenizer, without_vocabulary(backend), loaded.own) if shared else None
 
     @classmethod
     def from_pretrained(
@@ -130,7 +130,10 @@ class Renderer:
 
     @classmethod
     def of(cls, source: ModelSource) -> "Renderer":
-        """Renderer of a model. If another process knows it, its vocabulary is parsed once and its identity is not computed again."""
+        """Renderer of a model; no weights are read.
+
+        If another process knows it, its vocabulary is parsed once and its identity is not computed again.
+        """
         with _no_garbage_collection():
             return cls._of(source)
 
@@ -144,21 +147,14 @@ class Renderer:
             renderer.reading = list(known.reading)
             if key == key_of(source):  # files may change meanwhile
                 return renderer
-        found, notices = load_tokenizer(
-            source.model,
-            revision=source.revision,
-            tokenizer=source.tokenizer,
-            adapter=source.adapter,
-            trust_remote_code=source.trust_remote_code,
-            name=source.name,
-        )
-        loaded = with_model_files(found, source.model, source.revision, source.name)
+        found, notices = load_tokenizer(source)
+        loaded = with_model_files(found, source)
         renderer = cls._made(source, loaded)
         renderer.reading += [line for line in notices if source.template == "auto" or "chat template" not in line]
         if known is None and key and key == key_of(source):
+            recorded = record(found, renderer._settings, loaded.own) if renderer._settings else None
             place = place_of(source, str(found.name_or_path))
-            record = renderer.record() if place is not None else None
-            keep(key, KnownRenderer(renderer.identity(), renderer.reading, place or 0, record))
+            keep(key, KnownRenderer(renderer.identity(), renderer.reading, place, recorded))
         return renderer
 
     @classmethod
@@ -247,10 +243,6 @@ class Renderer:
         templates that use one; `rendering` the version of the rules and the model's traits.
         """
         return dict(self._identity)
-
-    def record(self) -> TokenizerRecord | None:
-        """What loading the tokenizer again needs, if its vocabulary can be shared."""
-        return self._record() if self._record else None
 
 
 @contextlib.contextmanager

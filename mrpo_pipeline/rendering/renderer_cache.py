@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from mrpo_pipeline.files.atomic import write_whole
 from mrpo_pipeline.files.hashing import mrpo_home, sha256_of_files
+from mrpo_pipeline.files.unused import remove_unused
 from mrpo_pipeline.models.files import is_folder, locate
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.rendering.tokenizer import LoadedTokenizer, read_file, with_model_files
@@ -28,7 +28,6 @@ from mrpo_pipeline.rendering.vocabulary_reuse import TokenizerRecord
 _LIBRARIES = ("mrpo", "transformers", "tokenizers", "jinja2", "huggingface-hub", "sentencepiece", "mistral-common")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LARGEST = 200_000_000
-UNUSED_DAYS = 30
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 
 
@@ -39,28 +38,30 @@ class KnownRenderer:
     Attributes:
         identity: ``Renderer.identity``.
         reading: ``Renderer.reading``.
-        place: index in ``_places`` of the tokenizer's files.
+        place: index in ``_places`` of the tokenizer's files; None if they are elsewhere.
         tokenizer: record of the tokenizer; None if it must be loaded by transformers.
     """
 
     identity: dict[str, str]
     reading: list[str]
-    place: int = 0
-    tokenizer: TokenizerRecord | None = None
+    place: int | None
+    tokenizer: TokenizerRecord | None
 
     def load(self, source: ModelSource) -> LoadedTokenizer | None:
         """The tokenizer, from `tokenizer.json` and the record; None if it must be loaded by transformers."""
+        if self.tokenizer is None or self.place is None:
+            return None
         name, revision = _places(source)[self.place]
-        folder = locate(name, revision) if name and self.tokenizer else None
+        folder = locate(name, revision) if name else None
         try:
             file = read_file(folder / "tokenizer.json") if folder else None
         except OSError:  # it was just removed
             return None
-        if file is None or self.tokenizer is None:
+        if file is None:
             return None
         tokenizer = self.tokenizer.load(file)
         tokenizer.name_or_path = name
-        loaded = with_model_files(tokenizer, source.model, source.revision, source.name)
+        loaded = with_model_files(tokenizer, source)
         return replace(loaded, settings=self.tokenizer.settings)
 
 
@@ -152,6 +153,4 @@ def keep(key: str, known: KnownRenderer) -> None:
     path = _path(key)
     with suppress(OSError):
         write_whole(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
-        for other in path.parent.iterdir():
-            if other.stat().st_mtime < time.time() - UNUSED_DAYS * 86_400:
-                other.unlink()
+        remove_unused(path.parent)

@@ -16,6 +16,7 @@ from typing import Any
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.checks import reason_of
 from mrpo_pipeline.models.files import is_folder, is_hub_name, locate, read_config
+from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.rendering.template_source import MAX_TEMPLATE_BYTES
 
 # Other files with a chat template: a processor's, or the model's tokenizer configuration if `tokenizer:` is set.
@@ -74,14 +75,15 @@ def load_fast(source: str, revision: str | None, trust_remote_code: bool, name: 
     return _from_file(source, revision, name), [notice]
 
 
-def with_model_files(tokenizer: Any, model: str, revision: str | None, name: str) -> LoadedTokenizer:
+def with_model_files(tokenizer: Any, source: ModelSource) -> LoadedTokenizer:
     """Add information from the files of the tokenizer's and the model's folders."""
-    source = str(getattr(tokenizer, "name_or_path", "") or model)
-    at = revision if source == model else None
-    for one, commit in {(source, at), (model, revision)}:
+    model, revision, name = source.model, source.revision, source.name
+    origin = str(getattr(tokenizer, "name_or_path", "") or model)
+    at = revision if origin == model else None
+    for one, commit in {(origin, at), (model, revision)}:
         _download_beside(one, commit, tokenizer)
-    places = [place for place in (locate(source, at), locate(model, revision)) if place is not None]
-    file = places[0] / "tokenizer.json" if places and locate(source, at) is not None else None
+    places = [place for place in (locate(origin, at), locate(model, revision)) if place is not None]
+    file = places[0] / "tokenizer.json" if places and locate(origin, at) is not None else None
     own = _own(file, tokenizer) if file is not None and file.is_file() else None
     return LoadedTokenizer(tokenizer, own, _template_beside(tokenizer, places, name), _stops(places, name))
 

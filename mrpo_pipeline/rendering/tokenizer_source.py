@@ -7,6 +7,7 @@ from typing import Any
 
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.models.files import download, is_folder, is_hub_name, locate, no_folder, read_config
+from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.rendering.tokenizer import load_fast
 
 _SETTINGS = "tokenizer_config.json"
@@ -29,15 +30,7 @@ def holds_vocabulary(folder: Path) -> bool:
     return any(path.name != _SETTINGS for pattern in _VOCABULARIES for path in folder.glob(pattern) if path.is_file())
 
 
-def load_tokenizer(
-    model: str,
-    *,
-    revision: str | None = None,
-    tokenizer: str | None = None,
-    adapter: str | None = None,
-    trust_remote_code: bool = False,
-    name: str = "",
-) -> tuple[Any, list[str]]:
+def load_tokenizer(source: ModelSource) -> tuple[Any, list[str]]:
     """Load a tokenizer with transformers and set its ``chat_template`` to the one that ``template: auto`` means.
 
     An adapter was trained with the tokenizer and chat template in its folder, so they replace the model's unless ``tokenizer`` is set.
@@ -48,10 +41,12 @@ def load_tokenizer(
     Raises:
         UserError: the folder has no tokenizer, or the adapter's tokenizer assigns other ids to tokens of the model.
     """
-    name = name or model
-    if adapter is None or tokenizer is not None:
-        source = tokenizer or model
-        return _load(source, None if tokenizer else revision, trust_remote_code, name)
+    model, revision, adapter, name = source.model, source.revision, source.adapter, source.name
+    trust_remote_code = source.trust_remote_code
+    if source.tokenizer is not None:
+        return _load(source.tokenizer, None, trust_remote_code, name)
+    if adapter is None:
+        return _load(model, revision, trust_remote_code, name)
     folder = _adapter_folder(adapter, name)
     if not holds_vocabulary(folder):
         own, notices = _load(model, revision, trust_remote_code, name)

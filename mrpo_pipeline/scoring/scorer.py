@@ -27,7 +27,6 @@ from mrpo_pipeline.pairs.read import OnBadRow
 from mrpo_pipeline.pairs.readable_text import readable_completion
 from mrpo_pipeline.recipe import Scoring
 from mrpo_pipeline.rendering import Rendered, Renderer, tokens_to_score
-from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.scoring.report import Counts, count_control_strings, texts_of
 from mrpo_pipeline.verify.served import confirmation, open_served, served_identity
 
@@ -84,7 +83,7 @@ class Scorer:
             starting = None if source.served else start_engine(settings.engine, source, settings.engine_options)
             if starting is not None:
                 opening.callback(starting.close)
-            self.renderer = renderer or renderer_of(source)
+            self.renderer = renderer or Renderer.of(source)
             fingerprint = resolve(source, self.renderer.identity())
             if assignment.fingerprint is not None:
                 _same_files(source.name, assignment.fingerprint, fingerprint)

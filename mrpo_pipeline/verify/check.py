@@ -21,7 +21,6 @@ from mrpo_pipeline.models.source import ModelSource, as_recorded, fetch, resolve
 from mrpo_pipeline.pairs.completion import completion_text
 from mrpo_pipeline.recipe import Recipe
 from mrpo_pipeline.rendering import Rendered, Renderer
-from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.terminal import quiet_libraries, track
 from mrpo_pipeline.verify.comparison import Compared, differences, worst_token
 from mrpo_pipeline.verify.diagnosis import guess_reasons
@@ -66,7 +65,7 @@ def measure_drift(
         RunError: where a shard is damaged, or the model does not fit in memory.
     """
     source = fetch(_source(recipe, name))
-    renderer = renderer_of(source)
+    renderer = Renderer.of(source)
     cache = ReferenceCache.open(recipe.cache, name)
     manifest = cache.manifest()
     if manifest is None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tiny_references import pair, reference, write_pairs
 
-from mrpo_pipeline.dataset import prepare, prepared_cache
+from mrpo_pipeline.dataset import prepare
+from mrpo_pipeline.files.unused import UNUSED_DAYS
 from mrpo_pipeline.recipe import parse_recipe
 
 ROWS = [pair(f"question {i}", f"a good answer {i}", f"a bad one {i}") for i in range(30)]
@@ -140,7 +141,7 @@ def test_what_was_not_used_for_a_month_goes(tmp_path: Path, model: Path, home: P
 
     prepared(tmp_path, model, ROWS)
     (old,) = home.iterdir()
-    long_ago = time.time() - (prepared_cache.UNUSED_DAYS + 1) * 86_400
+    long_ago = time.time() - (UNUSED_DAYS + 1) * 86_400
     os.utime(old, (long_ago, long_ago))
     prepared(tmp_path, model, ROWS[:20])
     assert not old.exists() and len(list(home.iterdir())) == 1

@@ -12,8 +12,8 @@ import pytest
 from tiny_references import reference
 
 from mrpo_pipeline.models.source import ModelSource
-from mrpo_pipeline.rendering import renderer, renderer_cache
-from mrpo_pipeline.rendering.identity_cache import ModelReading, renderer_of
+from mrpo_pipeline.rendering import Renderer, renderer, renderer_cache
+from mrpo_pipeline.rendering.identity_cache import ModelReading
 
 JINJA = (
     "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
@@ -42,7 +42,7 @@ def edit(path: Path, **changes: Any) -> None:
 def test_a_second_reading_loads_nothing_and_says_the_same(model: Path) -> None:
     first, second = read(model), read(model)
     assert loaded(first) and not loaded(second)
-    assert second.identity() == first.identity() == renderer_of(second.source).identity()
+    assert second.identity() == first.identity() == Renderer.of(second.source).identity()
     assert second.reading == first.reading
     assert second.renderer.identity() == first.identity()
 
@@ -69,7 +69,7 @@ def test_changed_files_are_read_again(model: Path, change: Callable[[Path], obje
     read(model)
     change(model)
     again = read(model)
-    assert loaded(again) and again.identity() == renderer_of(again.source).identity()
+    assert loaded(again) and again.identity() == Renderer.of(again.source).identity()
 
 
 def test_settings_are_part_of_the_key(model: Path, tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ from mrpo_pipeline.pairs.table import SCHEMA
 from mrpo_pipeline.policy.collate import lay_out_pairs
 from mrpo_pipeline.policy.forward import PolicyForward
 from mrpo_pipeline.rendering import Renderer
-from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.scoring.scorer import Assignment, Scorer
 from mrpo_pipeline.verify import check_numbers
 
@@ -90,7 +89,7 @@ def test_tools_and_thinking_are_scored_and_trained_on(tmp_path: Path) -> None:
     path = policy_of(tmp_path / "model")
     run = recipe(tmp_path, {"base": path}, write_pairs(tmp_path / "pairs.jsonl", [pair("x", "y", "z")]))
     source = run.sources()[0]
-    renderer, tokenizer = renderer_of(source), AutoTokenizer.from_pretrained(path)
+    renderer, tokenizer = Renderer.of(source), AutoTokenizer.from_pretrained(path)
     prepared = prepare(table([(USED, PLAIN), (THOUGHT, PLAIN), (PLAIN, USED)]), renderer, run.limits)
     frame = prepared.frame
     used = np.array(frame["chosen_ids"][0].to_list())

@@ -26,7 +26,6 @@ from mrpo_pipeline.dataset.shared_prompt import own_prompts
 from mrpo_pipeline.exports import export_targets
 from mrpo_pipeline.policy.run import train_recipe
 from mrpo_pipeline.rendering import Rendered, Renderer
-from mrpo_pipeline.rendering.identity_cache import renderer_of
 from mrpo_pipeline.scoring import score_references
 from mrpo_pipeline.verify import check_numbers
 
@@ -103,7 +102,7 @@ def test_the_cache_holds_the_scored_tokens_and_serves_training(tmp_path: Path, m
     wanted = wanted_completions([prepared])
     cache = ReferenceCache.open(run.cache, "base")
     rows = {row["completion_id"]: row for row in cache.rows(wanted).iter_rows(named=True)}
-    rendered = renderer_of(run.sources()[0]).render(list(wanted.select("prompt", "completion").iter_rows()))
+    rendered = Renderer.of(run.sources()[0]).render(list(wanted.select("prompt", "completion").iter_rows()))
     for identifier, one in zip(wanted["completion_id"], rendered, strict=True):
         row = rows[identifier]
         assert row["token_ids"] == one.scored_ids.tolist() and row["byte_ends"] == one.scored_ends.tolist()

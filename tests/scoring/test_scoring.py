@@ -16,7 +16,7 @@ from tiny_references import HARD_TEXTS, hard_pairs, pair, plain_pairs, reference
 from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.pairs import completion_id, dump_prompt
 from mrpo_pipeline.recipe import parse_recipe
-from mrpo_pipeline.rendering.identity_cache import renderer_of
+from mrpo_pipeline.rendering import Renderer
 from mrpo_pipeline.scoring import ReferenceReport, score_references
 
 # (architecture, tokenizer): byte-level BPE of three families, SentencePiece-style BPE of two, Unigram of two.
@@ -55,7 +55,7 @@ def check_against_oracle(folder: Path, name: str, path: Path, rows: list[dict[st
     from mrpo_pipeline.models.source import ModelSource
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
-    renderer = renderer_of(ModelSource(model=str(path)).named(name))
+    renderer = Renderer.of(ModelSource(model=str(path)).named(name))
     cached = cached_rows(folder / "cache", name)
     tokens = 0
     for row in rows:

@@ -21,7 +21,7 @@ from mrpo_pipeline.errors import UserError
 from mrpo_pipeline.files.hashing import SETTLED_NS
 from mrpo_pipeline.models.source import resolve
 from mrpo_pipeline.recipe import load_recipe
-from mrpo_pipeline.rendering.identity_cache import renderer_of
+from mrpo_pipeline.rendering import Renderer
 
 CHANGES = [*ALTERING, *HARMLESS]
 
@@ -52,7 +52,7 @@ def _hub(patch: pytest.MonkeyPatch, world: World) -> None:
 def begin(world: World) -> None:
     recipe = load_recipe(world.write())
     for source in recipe.sources():
-        ReferenceCache.open(recipe.cache, source.name).create_or_check(resolve(source, renderer_of(source).identity()))
+        ReferenceCache.open(recipe.cache, source.name).create_or_check(resolve(source, Renderer.of(source).identity()))
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.what)

@@ -15,8 +15,7 @@ from mrpo_pipeline.dataset.prepare import prepare_splits, wanted_completions
 from mrpo_pipeline.engines import ScoringRequest, open_engine
 from mrpo_pipeline.models.source import ModelSource, resolve
 from mrpo_pipeline.recipe import Recipe, parse_recipe
-from mrpo_pipeline.rendering import Rendered
-from mrpo_pipeline.rendering.identity_cache import renderer_of
+from mrpo_pipeline.rendering import Rendered, Renderer
 
 Score = Callable[[list[ScoringRequest]], list[np.ndarray]]
 
@@ -71,7 +70,7 @@ def plant(
         change: changes a computed row.
     """
     (source,) = recipe.sources()
-    renderer = renderer_of(source)
+    renderer = Renderer.of(source)
     wanted = wanted_of(recipe)
     rendered = (render or renderer.render)(list(wanted.select("prompt", "completion").iter_rows()))
     requests = [ScoringRequest(fed(one.prompt_ids), one.completion_ids) for one in rendered]

@@ -20,8 +20,7 @@ from mrpo_pipeline.cache import CompletionRow, ReferenceCache
 from mrpo_pipeline.errors import RunError, UserError
 from mrpo_pipeline.models.source import ModelSource
 from mrpo_pipeline.recipe import Recipe
-from mrpo_pipeline.rendering import Rendered
-from mrpo_pipeline.rendering.identity_cache import renderer_of
+from mrpo_pipeline.rendering import Rendered, Renderer
 from mrpo_pipeline.scoring import score_references
 from mrpo_pipeline.verify import check_numbers, measure_drift
 from mrpo_pipeline.verify.oracle import PlainModel
@@ -144,7 +143,7 @@ def test_a_read_only_cache_is_checked(tmp_path: Path, model: Path, monkeypatch: 
 
 def test_bos_doubled_by_the_text_is_named(tmp_path: Path, model: Path) -> None:
     recipe = recipe_of(tmp_path, model)
-    renderer = renderer_of(recipe.sources()[0])
+    renderer = Renderer.of(recipe.sources()[0])
 
     def doubled(items: list[tuple[str, str]]) -> list[Rendered]:
         return [
@@ -176,7 +175,7 @@ def test_bos_missing_is_named(tmp_path: Path, model: Path) -> None:
 def test_the_template_of_another_model_is_named(tmp_path: Path, model: Path) -> None:
     recipe = recipe_of(tmp_path, model)
     (tmp_path / "other.jinja").write_text(tiny_tokenizers.VICUNA)
-    other = renderer_of(ModelSource(model=str(model), template=str(tmp_path / "other.jinja")).named("base"))
+    other = Renderer.of(ModelSource(model=str(model), template=str(tmp_path / "other.jinja")).named("base"))
     plant(recipe, render=other.render)
     message = failure(recipe)
     assert "24 have different token ids" in message and "another tokenizer, template" in message
@@ -187,7 +186,7 @@ def test_a_template_with_a_system_prompt_of_its_own_is_named(tmp_path: Path, mod
     recipe = recipe_of(tmp_path, model)
     system = tiny_tokenizers.LLAMA3.replace("{{- bos_token }}", "{{- bos_token }}You are a helpful assistant.", 1)
     (tmp_path / "system.jinja").write_text(system)
-    other = renderer_of(ModelSource(model=str(model), template=str(tmp_path / "system.jinja")).named("base"))
+    other = Renderer.of(ModelSource(model=str(model), template=str(tmp_path / "system.jinja")).named("base"))
     plant(recipe, render=other.render)
     message = failure(recipe)
     assert "every prompt had" in message and "system prompt" in message
@@ -277,7 +276,7 @@ def test_other_ids_are_named_with_their_position(tmp_path: Path, model: Path) ->
     message = failure(recipe)
     assert "1 have different token ids" in message and "a prompt of another length" not in message
     identifier = wanted_of(recipe)["completion_id"][5]
-    ids = renderer_of(recipe.sources()[0]).render(list(wanted_of(recipe).select("prompt", "completion").iter_rows()))[5]
+    ids = Renderer.of(recipe.sources()[0]).render(list(wanted_of(recipe).select("prompt", "completion").iter_rows()))[5]
     expected = f"token 3: id {ids.completion_ids[3] + 1} in the cache, {ids.completion_ids[3]} in the text"
     assert f"Worst: completion {identifier}" in message and expected in message
 
